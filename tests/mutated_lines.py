@@ -158,17 +158,17 @@ LINES: dict[str, dict[str, list[str]]] = {
     },
     "pyro_mdm/automatic/mixture.py": {
         "test_automatic_mixture.py::test_weights_mean_z_from_a_mixture": [
-            "return log_unit ⟨-→+⟩ _log_parts",
+            "return log_unit ⟨-→+⟩ self._log_parts",
         ],
         (
             "test_automatic_mixture.py::"
             "test_noising_paths_from_a_mixture_are_weighed_as_generated_ones"
-        ): ["torch.multinomial(shares.mT⟨→.sign()⟩, 1)"],
+        ): ["torch.multinomial(shares⟨→.sign()⟩, 1)"],
         "test_automatic_mixture.py::test_repeated_draws_are_no_components": [
             "if distinct is ⟨→not ⟩None"
         ],
         "test_automatic_mixture.py::test_weights_of_the_start_are_those_of_the_mixture": [
-            "(log_shares ⟨-→+⟩ _log_volume(roots))[:, None]"
+            "constant = log_shares ⟨-→+⟩ _log_volume(roots)\n\n"
         ],
         "test_automatic_mixture.py::test_components_are_those_of_the_draws[3]": [
             "means = sums[:, 1 : 1 + dim]⟨ / counts[:, None]→⟩",

@@ -19,6 +19,7 @@ Sources: Dempster, Laird & Rubin, "Maximum likelihood from incomplete data via t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ class Mixture(nn.Module):
             for power in POWERS:
                 weight = float(w.shape[1] ** power)
                 tried = _climbed(learned, _seeded(learned, number), weight)
-                value = float(_log_parts(held_out, *tried).logsumexp(0).mean())
+                value = float(_log_parts(tried)(held_out).logsumexp(1).mean())
                 if value > best + (WORTH if number > self.number else 0.0):
                     best, self.number, fit = value, number, (tried, weight)
             number *= 2
@@ -122,7 +123,7 @@ class Mixture(nn.Module):
 
     def log_density(self, w: Tensor) -> Tensor:
         """log q(w) of w (n, dim), (n,) nats."""
-        return _log_parts(w, *self.components()).logsumexp(0)
+        return _log_parts(self.components())(w).logsumexp(1)
 
     def drawn(self, n: int) -> Component:
         """The map of n paths, whose components are drawn."""
@@ -132,8 +133,8 @@ class Mixture(nn.Module):
     def drawn_at(self, w: Tensor) -> Component:
         """The map of paths that end at w (n, dim), whose components are drawn given their ends."""
         components = self.components()
-        shares = _log_parts(w, *components).softmax(0)
-        return Component(components, torch.multinomial(shares.mT, 1)[:, 0])
+        shares = _log_parts(components)(w).softmax(1)
+        return Component(components, torch.multinomial(shares, 1)[:, 0])
 
 
 class Component(VectorMap):
@@ -149,7 +150,7 @@ class Component(VectorMap):
 
     def __init__(self, components: Components, k: Tensor) -> None:
         super().__init__()
-        self._components = components
+        self._log_parts = _log_parts(components)
         self._mean, self._root, self.log_share = (tensor[k] for tensor in components)
         self.beside = nn.functional.one_hot(k, MOST).to(self._mean)
 
@@ -161,14 +162,21 @@ class Component(VectorMap):
 
     def log_abs_det_jacobian(self, u: Tensor, w: Tensor) -> Tensor:
         log_unit = -(u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi)) / 2
-        return log_unit - _log_parts(w, *self._components).logsumexp(0)
+        return log_unit - self._log_parts(w).logsumexp(1)
 
 
-def _log_parts(w: Tensor, means: Tensor, roots: Tensor, log_shares: Tensor) -> Tensor:
-    """log π_k N(w; m_k, R_k R_kᵀ), (C, n)."""
-    inverse = solved(roots, torch.eye(w.shape[-1]).to(w).expand_as(roots))
-    u = (w - means[:, None]) @ inverse.mT
-    return (log_shares - _log_volume(roots))[:, None] - u.square().sum(-1) / 2
+def _log_parts(components: Components) -> Callable[[Tensor], Tensor]:
+    """The function of w (n, dim) that returns log π_k N(w; m_k, R_k R_kᵀ), (n, C)."""
+    means, roots, log_shares = components
+    inverse = solved(roots, torch.eye(roots.shape[-1]).to(roots).expand_as(roots))
+    matrix, offset = inverse.flatten(0, 1).mT, (inverse @ means[:, :, None]).flatten()
+    constant = log_shares - _log_volume(roots)
+
+    def log_parts(w: Tensor) -> Tensor:
+        u = (w @ matrix - offset).unflatten(1, means.shape)
+        return constant - u.square().sum(-1) / 2
+
+    return log_parts
 
 
 def _seeded(w: Tensor, number: int) -> Components:
