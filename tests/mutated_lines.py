@@ -165,14 +165,18 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_noising_paths_from_a_mixture_are_weighed_as_generated_ones"
         ): ["torch.multinomial(shares⟨→.sign()⟩, 1)"],
         "test_automatic_mixture.py::test_repeated_draws_are_no_components": [
-            "if distinct is ⟨→not ⟩None"
+            "chosen if distinct is ⟨→not ⟩None"
+        ],
+        "test_automatic_mixture.py::test_components_with_two_modes_are_split": [
+            "(1 ⟨-→+⟩ skewness[at] / ",
+            "if not bool(bimodality[at] ⟨>→<⟩ BIMODAL)",
         ],
         "test_automatic_mixture.py::test_weights_of_the_start_are_those_of_the_mixture": [
             "constant = log_shares ⟨-→+⟩ _log_volume(roots)\n\n"
         ],
         "test_automatic_mixture.py::test_components_are_those_of_the_draws[3]": [
             "means = sums[:, 1 : 1 + dim]⟨ / counts[:, None]→⟩",
-            "if value ⟨>→<⟩ best +",
+            "if value ⟨>→<⟩ best:",
         ],
     },
     "pyro_mdm/automatic/ratio.py": {

@@ -115,7 +115,7 @@ def test_components_are_those_of_the_draws(number: int) -> None:
     truth = law() if number == 3 else one
     mixture = Mixture(3)
     mixture.fit(truth.sample((4_000,)))
-    assert mixture.number == {1: 1, 3: 4}[number]
+    assert mixture.number == number
     with torch.no_grad():
         means, roots, log_shares = mixture.components()
     each = dist.MultivariateNormal(means, scale_tril=roots)
@@ -124,6 +124,22 @@ def test_components_are_those_of_the_draws(number: int) -> None:
     apart = (truth.log_prob(x) - fitted.log_prob(x)).mean()
     assert float(log_shares.exp().sum()) == pytest.approx(1, abs=1e-5)
     assert 0 <= apart < 0.03
+
+
+def test_components_with_two_modes_are_split() -> None:
+    """Of 2⁵ modes in ten latents, whose probabilities differ by a factor of 5⁵."""
+    w = torch.randn(16_000, 10)
+    w[:, ::2] = 0.25 * w[:, ::2] + torch.where(torch.rand(16_000, 5) < 5 / 6, 1.0, -1.0)
+    mixture = Mixture(10)
+    mixture.fit(w)
+    with torch.no_grad():
+        means, _, log_shares = mixture.components()
+    modes = (means[:, ::2] > 0).long() @ 2 ** torch.arange(5)
+    assert 25 <= mixture.number <= 40 and len(modes.unique()) >= 25
+    exact = (means[:, ::2] > 0).sum(1) * math.log(5) - 5 * math.log(6)
+    often = exact > math.log(0.05)
+    shares = torch.zeros(32).index_add(0, modes, log_shares.exp())[modes]
+    torch.testing.assert_close(shares[often].log(), exact[often], rtol=0, atol=0.2)
 
 
 def test_repeated_draws_are_no_components() -> None:

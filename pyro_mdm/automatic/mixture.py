@@ -7,19 +7,22 @@ guide. The program is extended by the probability that the mixture q gives to it
 
 so that weights without a chain are those of the mixture, p(w, data) / q(w), and chains move within
 the coordinates u of their components, w = m_k + R_k u. Components are fitted to draws by the EM
-algorithm. Their number, a power of 2, is that with the largest log density of a half of the draws
-that is held out, and so is the weight of the components' mean covariance in that of each. Training
+algorithm, from draws far from each other, or from components that are split where a coordinate has
+two modes. Chosen are those with the largest log density of a half of the draws that is held out.
+Their number is chosen so, and the weight of their mean covariance in that of each. Training
 then moves and widens components, and changes their probabilities by the score function, since
 particles come to a mode in numbers that vary.
 
 Sources: Dempster, Laird & Rubin, "Maximum likelihood from incomplete data via the EM algorithm",
-1977; Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
+1977; Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007; Pelleg & Moore,
+"X-means", 2000, for splits; Sarle, SAS/STAT user's guide, 1990, for the bimodality coefficient.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +37,9 @@ CANDIDATES = 8
 """The number of draws of which one becomes a seed."""
 POWERS = 1, 2, 3
 """Of dim: the numbers of draws that the mean covariance counts for in that of a component."""
+BIMODAL, APART = 0.45, 0.9
+"""The bimodality coefficient above which a component is split, 1/3 for a Gaussian, 5/9 for a
+uniform distribution and 1 for two points; and the distance of both halves, of two points."""
 ITERATIONS, ENOUGH = 50, 1e-3
 """The most iterations of the EM algorithm, and the gain of the mean log density, nats, below which
 they end."""
@@ -42,7 +48,8 @@ FEW = 16_384
 NUMBERS = 2**22
 """The numbers that moments of draws have at a time."""
 WORTH = 0.02
-"""The gain of the mean log density of held-out draws that more components are worth, nats."""
+"""The gain of the mean log density of held-out draws that twice as many components have to bring,
+nats."""
 LEAST_VARIANCE = 1e-9
 """Is added to the variances of components, of draws with a variance of 1."""
 
@@ -94,18 +101,19 @@ class Mixture(nn.Module):
         few, which = w[chosen], chosen if distinct is None else distinct.cpu()[chosen]
         is_learned = (torch.randperm(int(which.max()) + 1) % 2 == 0)[which]
         learned, held_out = few[is_learned], few[~is_learned]
-        best, number, self.number = -math.inf, 1, 1
         if len(held_out) == 0:
             held_out = learned
-        while number <= min(MOST, len(learned) // 4, 4 * self.number):
-            for power in POWERS:
-                weight = float(w.shape[1] ** power)
-                tried = _climbed(learned, _seeded(learned, number), weight)
-                value = float(_log_parts(tried)(held_out).logsumexp(1).mean())
-                if value > best + (WORTH if number > self.number else 0.0):
-                    best, self.number, fit = value, number, (tried, weight)
-            number *= 2
+        most = min(MOST, max(len(learned) // 4, 1))
+        best = -math.inf
+        for components, weight in itertools.chain(
+            _by_splits(learned, most), _by_seeds(learned, most)
+        ):
+            log_density = _log_parts(components)(held_out).logsumexp(1)
+            value = float(log_density.mean()) - WORTH * math.log2(len(components[0]))
+            if value > best:
+                best, fit = value, (components, weight)
         fitted = _climbed(w, *fit)
+        self.number = len(fitted[0])
         for kept, tensor in zip((self.means, self.roots, self.log_shares), fitted, strict=True):
             kept[: self.number] = tensor.to(kept)
         for change in (self.shifts, self.log_scales, self.lower, self.log_factors):
@@ -177,6 +185,57 @@ def _log_parts(components: Components) -> Callable[[Tensor], Tensor]:
         return constant - u.square().sum(-1) / 2
 
     return log_parts
+
+
+def _by_seeds(w: Tensor, most: int) -> Iterator[tuple[Components, float]]:
+    """Components from seeds among the draws w, with the weight of their mean covariance."""
+    number = 1
+    while number <= most:
+        for power in POWERS:
+            weight = float(w.shape[1] ** power)
+            yield _climbed(w, _seeded(w, number), weight), weight
+        number *= 2
+
+
+def _by_splits(w: Tensor, most: int) -> Iterator[tuple[Components, float]]:
+    """The same, from one that is split, and so on while there are two modes in some."""
+    for power in POWERS:
+        weight, number, components = float(w.shape[1] ** power), 0, _seeded(w, 1)
+        while number < len(components[0]) <= most:
+            number, components = len(components[0]), _climbed(w, components, weight)
+            yield components, weight
+            components = _split(w, components)
+
+
+def _split(w: Tensor, components: Components) -> Components:
+    """Components of which those with two modes are split.
+
+    Of draws w (n, dim), in the units of a component, two points with the same skewness take the
+    place of the coordinate with the largest bimodality coefficient.
+    """
+    shares = _log_parts(components)(w).softmax(1)
+    made = []
+    for mean, root, log_share, share in zip(*components, shares.mT, strict=True):
+        u = solved(root, (w - mean).mT).mT
+        share = share / share.sum().clamp_min(1e-6)
+        middle = share @ u
+        spread = (share @ (u - middle).square()).sqrt().clamp_min(1e-6)
+        z = (u - middle) / spread
+        skewness, kurtosis = share @ z**3, share @ z**4
+        bimodality = (skewness.square() + 1) / kurtosis
+        at = bimodality.argmax()
+        if not bool(bimodality[at] > BIMODAL):
+            made.append((mean, root, log_share))
+            continue
+        upper = (1 - skewness[at] / (skewness[at].square() + 4).sqrt()) / 2
+        scale = torch.ones_like(middle)
+        scale[at] = math.sqrt(1 - APART**2)
+        for p, sign in ((upper, 1), (1 - upper, -1)):
+            moved = torch.zeros_like(middle)
+            moved[at] = middle[at] + sign * APART * spread[at] * ((1 - p) / p).sqrt()
+            made.append((mean + root @ moved, root * scale, log_share + p.log()))
+    means, roots, log_shares = map(torch.stack, zip(*made, strict=True))
+    return means, roots, log_shares
 
 
 def _seeded(w: Tensor, number: int) -> Components:
