@@ -242,9 +242,18 @@ def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -
     assert 2.5 < first.std() < 3.5 and abs(float(first.mean()) - 5) < 1
 
 
-@pytest.mark.parametrize("price, number", [(0.5, 4_000), (30.0, 700), (1e4, 256)])
+@pytest.mark.parametrize(
+    "price, seconds, most, number",
+    [
+        (0.5, 72.0, 4_000, 4_000),
+        (0.5, 72.0, None, 16_384),
+        (30.0, 90.0, 4_000, 640),
+        (1e4, 72.0, 4_000, 256),
+        (0.0, 0.01, None, 256),
+    ],
+)
 def test_particles_are_as_many_as_there_is_time_for(
-    price: float, number: int, monkeypatch: pytest.MonkeyPatch
+    price: float, seconds: float, most: int | None, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that 1,000 particles move on."""
     now, sizes = [0.0], []
@@ -255,13 +264,14 @@ def test_particles_are_as_many_as_there_is_time_for(
         return temper(first, *rest, **options)
 
     def program() -> None:
+        now[0] += 1e-3
         pyro.sample("x", dist.Normal(0.0, 3.0))
 
     monkeypatch.setattr("pyro_mdm.automatic.fitting.temper", seen)
     monkeypatch.setattr("pyro_mdm.budgets.monotonic", lambda: now[0])
     guide = made(program, start="particles")
     options = {"updates": 1, "start_updates": 1, "progress": False}
-    guide.fit(particles=4_000, seconds=72.0, **options)
+    guide.fit(particles=most, seconds=seconds, **options)
     assert sizes[0] == 256 and sizes[-1] == pytest.approx(number, abs=16)
 
 

@@ -9,11 +9,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_mdm import CLD, AutoMDM
 from pyro_mdm.automatic.chain import Chain
-from pyro_mdm.automatic.mixture import MOST, Mixture
+from pyro_mdm.automatic.fitting import _clamped
+from pyro_mdm.automatic.mixture import MOST, Mixture, _by_splits, _split
 from pyro_mdm.automatic.ratio import Ratio
 
 MEANS = torch.tensor([[-2.0, 1.0, 0.0], [1.5, 1.0, 0.5], [0.0, -2.0, -1.0]])
@@ -142,6 +144,29 @@ def test_components_with_two_modes_are_split() -> None:
     torch.testing.assert_close(shares[often].log(), exact[often], rtol=0, atol=0.2)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_a_narrow_component_stands_beside_a_wide_one(dim: int) -> None:
+    """By the divergence from a standard normal, and one of a hundredth of its scale."""
+    means = torch.stack([torch.zeros(dim), 3 * torch.ones(dim)])
+    scales = torch.tensor([[1.0], [0.01]]).expand(2, dim)
+    parts = dist.Normal(means, scales).to_event(1)
+    truth = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
+    mixture = Mixture(dim)
+    mixture.fit(truth.sample((4_000,)))
+    x = truth.sample((10_000,))
+    with torch.no_grad():
+        assert (truth.log_prob(x) - mixture.log_density(x)).mean() < 0.05
+
+
+def test_a_latent_that_hardly_moves_hides_no_modes() -> None:
+    w = torch.randn(2_000, 3)
+    w[:, 0] = 0.1 * w[:, 0] + w[:, 0].sign()
+    w[:, 1] *= 1e-12
+    one = next(_by_splits(w.double(), 64))[0]
+    means = _split(w.double(), one, 64)[0]
+    torch.testing.assert_close(means[:, 0].abs(), torch.ones(2).double(), rtol=0.2, atol=0)
+
+
 def test_repeated_draws_are_no_components() -> None:
     """Draws that are there several times explain their copies, which says nothing."""
     w = torch.randn(200, 4)
@@ -177,6 +202,28 @@ def test_shares_are_learned_where_particles_are_in_wrong_numbers() -> None:
     guide.fit(draws={"x": x}, updates=0, start_updates=1_000, progress=False)
     right = (guide.sample_posterior(20_000)["x"][:, 0] > 0).double().mean()
     assert 0.25 < right < 0.7
+
+
+def test_shares_stay_where_svi_trains() -> None:
+    """It has no gradients of discrete draws, and ours are zero on average."""
+    guide = AutoMDM(wells, start="particles", steps=2)
+    guide.fit(updates=1, start_updates=1, particles=512, progress=False)
+    before = guide.shape.components()[2].detach().clone()
+    svi = SVI(wells, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    for _ in range(3):
+        svi.step()
+    torch.testing.assert_close(guide.shape.components()[2].detach(), before)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("often", [0.3, 0.7])
+def test_values_that_are_not_finite_do_not_count(bad: float, often: float) -> None:
+    bound = torch.arange(100.0, requires_grad=True)
+    rest = torch.arange(100) >= 100 * often
+    clamped = _clamped(torch.where(rest, bound, bad))
+    assert clamped.isfinite().all() and torch.equal(clamped[rest], bound[rest])
+    clamped.sum().backward()
+    assert torch.equal(bound.grad, rest.float())
 
 
 def wells() -> None:

@@ -24,7 +24,7 @@ from pyro_mdm.automatic.draws import row, unconstrained
 from pyro_mdm.automatic.mixture import MOST, Mixture
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
-from pyro_mdm.budgets import Outcome
+from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.weights import ImportanceWeights
@@ -258,13 +258,13 @@ class ChainGuide(AutoMultivariateNormal):
         self.set_up(*args, **kwargs)
         return unconstrained(draws, self.latents())
 
-    def become_mixture(self, x: Tensor) -> Tensor:
-        """Take the mixture of draws x (n, latent_dim), and return them in units of their
-        deviations."""
+    def become_mixture(self, x: Tensor, budget: Budget | None) -> Tensor:
+        """Take the mixture of draws x (n, latent_dim), fitted within a budget, and return them in
+        units of their deviations."""
         self.become_gaussian(x.mean(0), torch.diag(x.std(0).clamp_min(1e-6)))
         self.chain.reset()
         w = (x - self.loc) / self.scale
-        self.shape.fit(w, x.unique(dim=0, return_inverse=True)[1])
+        self.shape.fit(w, x.unique(dim=0, return_inverse=True)[1], budget)
         return w
 
     def become_gaussian(self, loc: Tensor, root: Tensor) -> None:

@@ -32,8 +32,8 @@ OF_START = 0.3
 RACED = 0.25
 """The share of the start's training that the usual start and Laplace's approximation have each,
 before the better of them has the rest."""
-OF_TEMPERING = 0.4
-"""The most of the seconds that particles have."""
+OF_PARTICLES, OF_MIXTURE = 0.3, 0.4
+"""The shares of the seconds that particles have, and that they have together with their mixture."""
 PARTICLES, FIRST_PARTICLES, MOST_PARTICLES = 4_096, 256, 16_384
 """The number of particles, which a program sees at once too, and within seconds the number of those
 that are tempered first, which tells how many there is time for, and the most."""
@@ -93,7 +93,7 @@ class Fitting:
                 raise
             self._restore(before)
         self._leave_units()
-        losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
+        losses = self._train(chain.parameters(), self._loss_of_chain, "chain")
         with torch.no_grad():
             gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_start(COMPARED).mean()
         if not bool(gain >= 0):
@@ -139,17 +139,24 @@ class Fitting:
     def _train_start(self, share: float) -> None:
         """Train the start for a share of its updates."""
         what = "Gaussian" if self.guide.shape is None else "start"
-        bound = self._bound_of_start if self.draws is None else self._both_bounds
-        self._train(self._of_start().values(), bound, what, share)
+        self._train(self._of_start().values(), self._loss_of_start, what, share)
 
-    def _both_bounds(self) -> Tensor:
-        """The bound of a mixture, and its log density of draws that it was fitted to, (paths,).
+    def _loss_of_start(self) -> Tensor:
+        """The negative bound of a Gaussian.
 
-        The first alone would leave tails and gaps between modes out, where weights are then large.
+        That of a mixture has gradients of probabilities too, by the score function. To it comes the
+        negative log density of draws that the mixture was fitted to: the bound alone would leave
+        tails and gaps between modes out, where weights are then large.
         """
-        assert self.draws is not None
+        if not isinstance(self.guide.shape, Mixture):
+            return -_clamped(self._bound_of_start()).mean()
+        bound, h = self._drawn_from_start(self.paths)
+        assert self.draws is not None and isinstance(h.shape, Component)
+        bound, log_share = _clamped(bound), h.shape.log_share
+        gain = bound.detach() - bound.detach().mean()
+        bound = bound + gain * (log_share - log_share.detach())
         rows = self.draws[torch.randint(len(self.draws), (self.paths,))]
-        return self._bound_of_start() + self.guide.shape.log_density(rows)
+        return -bound.mean() - _clamped(self.guide.shape.log_density(rows)).mean()
 
     def _of_start(self) -> dict[str, Tensor]:
         """The parameters of the start, of which a mixture has its components alone."""
@@ -182,22 +189,25 @@ class Fitting:
             self.guide.become_gaussian(h.loc, h.scale_tril)
         self.units = None
 
+    def _drawn_from_start(self, n: int) -> tuple[Tensor, Ratio]:
+        """The log weights of n draws of the start, (n,), and the ratio of these."""
+        u = torch.randn(n, self.guide.latent_dim).to(self.guide.loc)
+        h = self._ratio_of_start().of_paths(n)
+        return h.log_density(h.place(u)) - h.log_unit(u), h
+
     def _bound_of_start(self, n: int | None = None) -> Tensor:
-        u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
-        h = self._ratio_of_start().of_paths(len(u))
-        bound = h.log_density(h.place(u)) - h.log_unit(u)
-        if isinstance(h.shape, Component):  # gradients of shares, by the score function
-            gain = _clamped(bound.detach())
-            bound = bound + (gain - gain.mean()) * (h.shape.log_share - h.shape.log_share.detach())
-        return bound
+        return self._drawn_from_start(n or self.paths)[0]
 
     def _bound_of_chain(self, n: int | None = None) -> Tensor:
         return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
 
+    def _loss_of_chain(self) -> Tensor:
+        return -_clamped(self._bound_of_chain()).mean()
+
     def _train(
         self,
         parameters: Iterable[Tensor],
-        bound: Callable[[], Tensor],
+        loss: Callable[[], Tensor],
         what: str,
         share: float = 1.0,
     ) -> Tensor:
@@ -222,7 +232,7 @@ class Fitting:
         )
         losses: list[Tensor] = []
         for _ in trainer:
-            losses.append(_worst_left_out(bound()))
+            losses.append(loss())
             trainer.step(losses[-1])
             losses[-1] = losses[-1].detach()
         trainer.optimizer.zero_grad()
@@ -247,7 +257,7 @@ class Fitting:
         """Particles of the posterior (n, dim), from a Gaussian like the prior.
 
         Args:
-            n: their number, or fewer if there is no time; None: as many as there is time for.
+            n: their number, or within seconds the most; None: the usual one.
         """
         guide = self.guide
         rows = []
@@ -289,25 +299,25 @@ class Fitting:
         left = self.budget.left()
         if left is None:
             return particles(n or PARTICLES)
-        allowed, most = OF_TEMPERING * left, n or MOST_PARTICLES
+        end, most = self.budget.spent + OF_PARTICLES * left, n or MOST_PARTICLES
         tempered = min(most, FIRST_PARTICLES)
         while True:  # few take longer for each than many, so that time may suffice for more
-            before, drawn = left, particles(tempered)
-            left = self.budget.left() or 0.0
-            spent = max(before - left, 1e-9)
-            allowed -= spent
-            affordable = int(tempered * allowed / spent)
+            began, drawn = self.budget.spent, particles(tempered)
+            now = self.budget.spent
+            affordable = int(tempered * (end - now) / max(now - began, 1e-9))
             if tempered == most or affordable < 2 * tempered:
                 return drawn
             tempered = min(most, affordable)
 
-
-def _worst_left_out(bound: Tensor) -> Tensor:
-    """The negative mean of a bound (n,), in which the worst paths do not count."""
-    return -_clamped(bound).mean()
+    def for_mixture(self) -> Budget | None:
+        """The seconds until a mixture has to be fitted; None: no limit."""
+        if self.budget.seconds is None:
+            return None
+        return Budget(OF_MIXTURE * self.budget.seconds, spent=self.budget.spent).start()
 
 
 def _clamped(bound: Tensor) -> Tensor:
-    """A bound (n,) without values far below the median."""
-    value = bound.nan_to_num(nan=-math.inf)
-    return value.clamp_min(value.detach().nanmedian() - WORST)
+    """A bound (n,) whose values far below the median, NaN or infinite do not count."""
+    finite = bound.isfinite()
+    floor = torch.where(finite, bound.detach(), math.nan).nanmedian() - WORST
+    return torch.where(finite, bound, floor).clamp_min(floor)

@@ -104,8 +104,9 @@ class AutoMDM(SubsampledGuide):
                 into three tenths of ``seconds``.
             paths: number of paths drawn for an update; None: 128, or 16 where a plate draws a
                 subsample.
-            particles: number of particles that are tempered; None: 4,096, or as many as fit into
-                two fifths of ``seconds``, from 256 to 16,384.
+            particles: number of particles that are tempered; None: 4,096, or up to 16,384 within
+                ``seconds``. Within seconds there are fewer, 256 at least, if three tenths of them
+                do not suffice.
             learning_rate: learning rate of the chain; that of the start is four times as high.
             draws: draws of the posterior that exist already, by site, (n, *shape) or
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
@@ -154,11 +155,12 @@ class AutoMDM(SubsampledGuide):
         self.outcomes = {}
         if isinstance(self.shape, Mixture):
             with torch.no_grad():
-                fitting.draws = self.become_mixture(
+                x = (
                     fitting.tempered(particles)
                     if draws is None
                     else self.rows(draws, *args, **kwargs)
                 )
+                fitting.draws = self.become_mixture(x, fitting.for_mixture())
         elif draws is not None:
             raise ValueError(
                 f"the guide was set up with start={self.start_name!r}, which does not learn from "

@@ -7,11 +7,11 @@ guide. The program is extended by the probability that the mixture q gives to it
 
 so that weights without a chain are those of the mixture, p(w, data) / q(w), and chains move within
 the coordinates u of their components, w = m_k + R_k u. Components are fitted to draws by the EM
-algorithm, from draws far from each other, or from components that are split where a coordinate has
-two modes. Chosen are those with the largest log density of a half of the draws that is held out.
-Their number is chosen so, and the weight of their mean covariance in that of each. Training
-then moves and widens components, and changes their probabilities by the score function, since
-particles come to a mode in numbers that vary.
+algorithm, from draws far from each other, or by splits of components where a coordinate is flat,
+skewed or has two modes. Of all fits the one with the largest log density of a half of the draws
+that is held out is kept; this also says how many components there are, and how much alike their
+covariances. Training then moves and widens components, and changes their probabilities by the score
+function, since particles come to a mode in numbers that vary.
 
 Sources: Dempster, Laird & Rubin, "Maximum likelihood from incomplete data via the EM algorithm",
 1977; Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007; Pelleg & Moore,
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.automatic.maps import VectorMap, solved
+from pyro_mdm.budgets import Budget
 
 __all__ = ["MOST", "Component", "Mixture"]
 
@@ -36,17 +37,20 @@ MOST = 64
 CANDIDATES = 8
 """The number of draws of which one becomes a seed."""
 POWERS = 1, 2, 3
-"""Of dim: the numbers of draws that the mean covariance counts for in that of a component."""
-BIMODAL, APART = 0.45, 0.9
-"""The bimodality coefficient above which a component is split, 1/3 for a Gaussian, 5/9 for a
-uniform distribution and 1 for two points; and the distance of both halves, of two points."""
+"""Powers of the number of latents, which are the numbers of draws that the mean covariance of all
+components may count for in that of each."""
+BIMODAL, UNSURE, APART = 0.45, 1.5, 0.9
+"""A component is split where a bimodality coefficient is above the first plus the second divided by
+the square root of its number of draws: it is 1/3 for a Gaussian, 5/9 for a uniform distribution and
+1 for two points. The third is the distance of both halves, in that of two points."""
 ITERATIONS, ENOUGH = 50, 1e-3
 """The most iterations of the EM algorithm, and the gain of the mean log density, nats, below which
 they end."""
-FEW = 16_384
-"""The most draws by which the number of components is chosen; all are fitted to."""
-NUMBERS = 2**22
-"""The numbers that moments of draws have at a time."""
+MOST_DRAWS, MOST_MOMENTS = 16_384, 2**22
+"""The most draws that components are fitted to, and the most moments of these; half of them are
+held out at first."""
+MOST_FOR_MOMENTS = 2**22
+"""The most numbers of moments at a time."""
 WORTH = 0.02
 """The gain of the mean log density of held-out draws that twice as many components have to bring,
 nats."""
@@ -88,34 +92,38 @@ class Mixture(nn.Module):
         self.number = state
 
     @torch.no_grad()
-    def fit(self, w: Tensor, distinct: Tensor | None = None) -> None:
+    def fit(self, w: Tensor, distinct: Tensor | None = None, budget: Budget | None = None) -> None:
         """Fit the components to draws.
 
         Args:
             w: the draws, (n, dim).
             distinct: the number of the distinct draw that each of them is, (n,), as particles and
                 chains repeat some, which are held out together; None: all are distinct.
+            budget: the seconds after which no further components are tried; None: no limit.
         """
-        w = w.double()
-        chosen = torch.randperm(len(w))[:FEW]
-        few, which = w[chosen], chosen if distinct is None else distinct.cpu()[chosen]
-        is_learned = (torch.randperm(int(which.max()) + 1) % 2 == 0)[which]
-        learned, held_out = few[is_learned], few[~is_learned]
+        n, dim = w.shape
+        chosen = torch.randperm(n, device="cpu")[: max(min(MOST_DRAWS, MOST_MOMENTS // dim**2), 2)]
+        w = w.double()[chosen]
+        which = chosen if distinct is None else distinct.cpu()[chosen]
+        which = which.unique(return_inverse=True)[1]
+        is_learned = (torch.randperm(int(which.max()) + 1, device="cpu") % 2 == 0)[which]
+        learned, held_out = w[is_learned], w[~is_learned]
         if len(held_out) == 0:
             held_out = learned
-        most = min(MOST, max(len(learned) // 4, 1))
-        best = -math.inf
+        best, most = -math.inf, min(MOST, max(len(learned) // 4, 1))
         for components, weight in itertools.chain(
             _by_splits(learned, most), _by_seeds(learned, most)
         ):
             log_density = _log_parts(components)(held_out).logsumexp(1)
             value = float(log_density.mean()) - WORTH * math.log2(len(components[0]))
             if value > best:
-                best, fit = value, (components, weight)
-        fitted = _climbed(w, *fit)
+                best, kept = value, (components, weight)
+            if budget is not None and budget.share == 1:
+                break
+        fitted = _climbed(w, *kept)
         self.number = len(fitted[0])
-        for kept, tensor in zip((self.means, self.roots, self.log_shares), fitted, strict=True):
-            kept[: self.number] = tensor.to(kept)
+        for buffer, tensor in zip((self.means, self.roots, self.log_shares), fitted, strict=True):
+            buffer[: self.number] = tensor.to(buffer)
         for change in (self.shifts, self.log_scales, self.lower, self.log_factors):
             change.zero_()
 
@@ -149,7 +157,8 @@ class Component(VectorMap):
     """The map w = m_k + R_k u of n paths, both (n, dim), whose components are given.
 
     Its log determinant has the probability of the component too: it is the log density of u less
-    that of the mixture at w. The network sees which component it is.
+    that of the mixture at w. The network sees which component it is. Gradients of probabilities are
+    those of ``log_share`` alone, log π_k (n,): on average log q has none, and by SVI they stay.
 
     Args:
         components: those of a mixture.
@@ -158,7 +167,8 @@ class Component(VectorMap):
 
     def __init__(self, components: Components, k: Tensor) -> None:
         super().__init__()
-        self._log_parts = _log_parts(components)
+        means, roots, log_shares = components
+        self._log_parts = _log_parts((means, roots, log_shares.detach()))
         self._mean, self._root, self.log_share = (tensor[k] for tensor in components)
         self.beside = nn.functional.one_hot(k, MOST).to(self._mean)
 
@@ -177,63 +187,74 @@ def _log_parts(components: Components) -> Callable[[Tensor], Tensor]:
     """The function of w (n, dim) that returns log π_k N(w; m_k, R_k R_kᵀ), (n, C)."""
     means, roots, log_shares = components
     inverse = solved(roots, torch.eye(roots.shape[-1]).to(roots).expand_as(roots))
-    matrix, offset = inverse.flatten(0, 1).mT, (inverse @ means[:, :, None]).flatten()
+    middle = means.mean(0)
+    matrix, offset = inverse.flatten(0, 1).mT, (inverse @ (means - middle)[:, :, None]).flatten()
     constant = log_shares - _log_volume(roots)
 
     def log_parts(w: Tensor) -> Tensor:
-        u = (w @ matrix - offset).unflatten(1, means.shape)
+        u = ((w - middle) @ matrix - offset).unflatten(1, means.shape)
         return constant - u.square().sum(-1) / 2
 
     return log_parts
 
 
+def _weights(w: Tensor) -> list[float]:
+    return sorted({float(w.shape[1] ** power) for power in POWERS})
+
+
 def _by_seeds(w: Tensor, most: int) -> Iterator[tuple[Components, float]]:
     """Components from seeds among the draws w, with the weight of their mean covariance."""
-    number = 1
+    number = 2
     while number <= most:
-        for power in POWERS:
-            weight = float(w.shape[1] ** power)
+        for weight in _weights(w):
             yield _climbed(w, _seeded(w, number), weight), weight
         number *= 2
 
 
 def _by_splits(w: Tensor, most: int) -> Iterator[tuple[Components, float]]:
-    """The same, from one that is split, and so on while there are two modes in some."""
-    for power in POWERS:
-        weight, number, components = float(w.shape[1] ** power), 0, _seeded(w, 1)
-        while number < len(components[0]) <= most:
+    """The same, from one that is split, and so on while there is something to split."""
+    one = _climbed(w, _seeded(w, 1), 0.0)
+    yield one, 0.0
+    for weight in _weights(w):
+        number, components = 1, _split(w, one, most)
+        while len(components[0]) > number:
             number, components = len(components[0]), _climbed(w, components, weight)
             yield components, weight
-            components = _split(w, components)
+            components = _split(w, components, most)
 
 
-def _split(w: Tensor, components: Components) -> Components:
-    """Components of which those with two modes are split.
+def _split(w: Tensor, components: Components, most: int) -> Components:
+    """Components of which those with two modes are split, the clearest first, up to a number.
 
-    Of draws w (n, dim), in the units of a component, two points with the same skewness take the
-    place of the coordinate with the largest bimodality coefficient.
+    In the units of a component, its draws among w (n, dim) have a coordinate with the largest
+    bimodality coefficient. Two narrower components take its place, with the same mean, variance and
+    skewness in that coordinate.
     """
     shares = _log_parts(components)(w).softmax(1)
-    made = []
+    halves, gains = list[list[Components]](), list[float]()
     for mean, root, log_share, share in zip(*components, shares.mT, strict=True):
-        u = solved(root, (w - mean).mT).mT
-        share = share / share.sum().clamp_min(1e-6)
+        count = share.sum().clamp_min(1e-6)
+        u, share = solved(root, (w - mean).mT).mT, share / count
         middle = share @ u
-        spread = (share @ (u - middle).square()).sqrt().clamp_min(1e-6)
-        z = (u - middle) / spread
+        spread = (share @ (u - middle).square()).sqrt()
+        z = (u - middle) / spread.clamp_min(1e-6)
         skewness, kurtosis = share @ z**3, share @ z**4
-        bimodality = (skewness.square() + 1) / kurtosis
+        bimodality = torch.where(spread > 1e-3, (skewness.square() + 1) / kurtosis, 0.0)
         at = bimodality.argmax()
-        if not bool(bimodality[at] > BIMODAL):
-            made.append((mean, root, log_share))
-            continue
+        gains.append(float(bimodality[at] - BIMODAL - UNSURE / count.sqrt()))
         upper = (1 - skewness[at] / (skewness[at].square() + 4).sqrt()) / 2
         scale = torch.ones_like(middle)
         scale[at] = math.sqrt(1 - APART**2)
+        pair = []
         for p, sign in ((upper, 1), (1 - upper, -1)):
             moved = torch.zeros_like(middle)
             moved[at] = middle[at] + sign * APART * spread[at] * ((1 - p) / p).sqrt()
-            made.append((mean + root @ moved, root * scale, log_share + p.log()))
+            pair.append((mean + root @ moved, root * scale, log_share + p.log()))
+        halves.append(pair)
+    clearest = sorted(range(len(gains)), key=lambda k: -gains[k])[: most - len(gains)]
+    made = list[Components]()
+    for k, (pair, *one) in enumerate(zip(halves, *components, strict=True)):
+        made += pair if k in clearest and gains[k] > 0 else [tuple(one)]
     means, roots, log_shares = map(torch.stack, zip(*made, strict=True))
     return means, roots, log_shares
 
@@ -265,7 +286,7 @@ def _climbed(w: Tensor, components: Components, weight: float) -> Components:
     before, dim = -math.inf, w.shape[1]
     for _ in range(ITERATIONS):
         coefficients, sums, total = _of_moments(*components), w.new_zeros(()), w.new_zeros(())
-        for rows in w.split(max(NUMBERS // dim**2, 1)):
+        for rows in w.split(max(MOST_FOR_MOMENTS // dim**2, 1)):
             moments = _moments(rows)
             log_parts = coefficients @ moments.mT
             log_density = log_parts.logsumexp(0)
@@ -279,16 +300,26 @@ def _climbed(w: Tensor, components: Components, weight: float) -> Components:
 
 
 def _of_sums(sums: Tensor, dim: int, weight: float) -> Components:
-    """The components whose shares of the draws have these sums of moments, (C, 1 + dim + dim²)."""
+    """The components whose shares of the draws have these sums of moments, (C, 1 + dim + dim²).
+
+    Of few draws, log variances and correlations are drawn to the mean ones of all components.
+    """
     counts = sums[:, 0].clamp_min(1e-6)
     means = sums[:, 1 : 1 + dim] / counts[:, None]
     covariances = (sums[:, 1 + dim :] / counts[:, None]).view(-1, dim, dim)
-    covariances = covariances - means[:, :, None] * means[:, None]
-    pooled = (counts[:, None, None] * covariances).sum(0) / counts.sum()
-    kept = (counts / (counts + weight))[:, None, None]
-    covariances = kept * covariances + (1 - kept) * pooled
-    roots = torch.linalg.cholesky(covariances + LEAST_VARIANCE * torch.eye(dim).to(sums))
-    return means, roots, (counts / counts.sum()).log()
+    ridge = LEAST_VARIANCE * torch.eye(dim).to(sums)
+    covariances = covariances - means[:, :, None] * means[:, None] + ridge
+    log_variances = covariances.diagonal(0, -2, -1).log()
+    deviations = (log_variances / 2).exp()
+    correlations = covariances / (deviations[:, :, None] * deviations[:, None])
+    shares, kept = counts / counts.sum(), counts / (counts + weight)
+    log_variances, correlations = (
+        torch.lerp((shares.reshape(shape) * values).sum(0), values, kept.reshape(shape))
+        for values, shape in ((log_variances, (-1, 1)), (correlations, (-1, 1, 1)))
+    )
+    deviations = (log_variances / 2).exp()
+    roots = deviations[:, :, None] * torch.linalg.cholesky(correlations + ridge)
+    return means, roots, shares.log()
 
 
 def _moments(w: Tensor) -> Tensor:

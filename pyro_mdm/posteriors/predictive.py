@@ -67,7 +67,9 @@ class PriorPredictive(nn.Module):
         unit = torch.where(spread > 0, spread, 1.0)
         scaled = (near - near.mean(0)) / unit
         n, m = scaled.shape
-        shrunk = (m / (n + m)) ** 3  # a covariance by n < m data would be singular
+        shrunk = m / (n + m)  # a covariance by n < m data would be singular
+        if 10 * m < n:  # of few numbers it is known, and so are directions of little spread
+            shrunk = shrunk**3
         covariance = (1 - shrunk) * scaled.mT @ scaled / n
         covariance = covariance + shrunk * torch.eye(m).to(covariance)
         root = torch.linalg.cholesky(covariance)

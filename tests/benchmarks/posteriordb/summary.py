@@ -84,7 +84,7 @@ def of_posteriors(file: Path, of_truths: Path, root: Path, folder: Path) -> None
         summed(group, name, part[part.method == name])
         for group, part in groups.items()
         for name in METHODS
-        if (part.method == name).sum() == part.posterior.nunique()
+        if (part.method == name).any()
     ]
     whole = {"trusted": "Int64", "right_evidence": "Int64"}  # NUTS has no weights
     save(
@@ -92,7 +92,8 @@ def of_posteriors(file: Path, of_truths: Path, root: Path, folder: Path) -> None
         pd.DataFrame(counts).astype(whole),
         f"{trust}; evidence is right within {RIGHT:g} standard errors and {SLOPPY} nats",
         f"scales are raw where a mean is farther than {FAR:g} from 0 or the condition number of "
-        f"the covariance is above {WIDE:,.0f}; methods are those of all these posteriors",
+        f"the covariance is above {WIDE:,.0f}; number is that of posteriors on which the method "
+        "ended, and medians are over these",
         digits=2,
     )
 
