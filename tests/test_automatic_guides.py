@@ -98,7 +98,7 @@ def test_weights_of_guides_have_the_evidence_as_their_mean(
     assert x.shape == (4_000, 3) and log_weights is not None and log_weights.shape == (4_000,)
     weights = log_weights.exp() / 3
     assert abs(float(weights.mean()) - 1) < 5 * float(weights.std()) / 4_000**0.5 + 1e-4
-    assert fitted.updates > 10 and fitted.seconds >= SECONDS[method]
+    assert fitted.updates > 0 and fitted.seconds >= SECONDS[method]
     one, again, other = (fitted.draw(50, seed).x for seed in (1, 1, 2))
     assert torch.equal(again, one) and not torch.equal(other, one)
 
