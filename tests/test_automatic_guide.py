@@ -247,7 +247,7 @@ def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -
     [
         (0.5, 72.0, 4_000, 4_000),
         (0.5, 72.0, None, 16_384),
-        (30.0, 90.0, 4_000, 640),
+        (30.0, 72.0, 4_000, 704),
         (1e4, 72.0, 4_000, 256),
         (0.0, 0.01, None, 256),
     ],

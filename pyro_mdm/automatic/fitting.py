@@ -32,7 +32,7 @@ OF_START = 0.3
 RACED = 0.25
 """The share of the start's training that the usual start and Laplace's approximation have each,
 before the better of them has the rest."""
-OF_PARTICLES, OF_MIXTURE = 0.3, 0.4
+OF_PARTICLES, OF_MIXTURE = 0.4, 0.5
 """The shares of the seconds that particles have, and that they have together with their mixture."""
 PARTICLES, FIRST_PARTICLES, MOST_PARTICLES = 4_096, 256, 16_384
 """The number of particles, which a program sees at once too, and within seconds the number of those

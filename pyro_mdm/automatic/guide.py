@@ -105,7 +105,7 @@ class AutoMDM(SubsampledGuide):
             paths: number of paths drawn for an update; None: 128, or 16 where a plate draws a
                 subsample.
             particles: number of particles that are tempered; None: 4,096, or up to 16,384 within
-                ``seconds``. Within seconds there are fewer, 256 at least, if three tenths of them
+                ``seconds``. Within seconds there are fewer, 256 at least, if two fifths of them
                 do not suffice.
             learning_rate: learning rate of the chain; that of the start is four times as high.
             draws: draws of the posterior that exist already, by site, (n, *shape) or

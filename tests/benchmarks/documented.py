@@ -28,7 +28,7 @@ def write(
     facts += [("unit", unit)] * (unit is not None) + [("note", note) for note in notes]
     text = "".join(f"# {fact}: {said}\n" for fact, said in facts)
     body = rows.map(lambda cell: f"{cell:.{digits}f}" if isinstance(cell, float) else cell)
-    body = body.mask(rows.isna(), "")
+    body = body.astype(object).mask(rows.isna(), "")
     file.write_text(text + body.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
     print(file)
 
