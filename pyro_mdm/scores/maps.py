@@ -131,6 +131,9 @@ class RandomMaps(MapLaw):
         independent: share of maps with a log SNR for every dimension, at least 0.
         window: log SNRs (b, a), b < a; None: λ is uniform.
         missing: treatment of data with missing entries, "skip" or "leave_out", as above.
+        left_out: whether subsets leave dimensions out. If not, all that are not observed are
+            generated, each with a probability that is uniform, which is all that conditionals of
+            whole data ask for.
 
     Raises:
         ValueError: a share below 0, or all equal to 0; a window that is empty; another word for
@@ -150,6 +153,7 @@ class RandomMaps(MapLaw):
         independent: float = 0.1,
         window: tuple[float, float] | None = None,
         missing: Missing = "skip",
+        left_out: bool = True,
     ) -> None:
         shares = (levels, subsets, independent)
         for name, value in zip(("levels", "subsets", "independent"), shares, strict=True):
@@ -162,7 +166,7 @@ class RandomMaps(MapLaw):
         if missing not in get_args(Missing):
             words = " or ".join(map(repr, get_args(Missing)))
             raise ValueError(f"missing is {missing!r}, expected {words}")
-        self.window, self.missing = window, missing
+        self.window, self.missing, self.left_out = window, missing, left_out
 
     def draw(
         self,
@@ -199,7 +203,10 @@ class RandomMaps(MapLaw):
         kind = uniform().reshape(column) * total
         one_each = uniform(*event)
         # generated, observed or left out, by a uniform point of the simplex
-        first, second = uniform(2).sort(dim=1).values.reshape(n, 2, *[1] * len(event)).unbind(1)
+        ends = uniform(2)
+        if not self.left_out:
+            ends[:, 1] = 1.0
+        first, second = ends.sort(dim=1).values.reshape(n, 2, *[1] * len(event)).unbind(1)
         role, chosen = uniform(*event), uniform(*event)
         some = role < first
         if present is not None:

@@ -110,7 +110,7 @@ class AmortizedJoint(nn.Module):
         score = MixedDenoiser.from_gaussian(
             z, [None] * z.shape[1], hidden=hidden, depth=depth, frequencies=FREQUENCIES
         )
-        score.training_maps = RandomMaps(LEVELS, SUBSETS, 0.0)
+        score.training_maps = RandomMaps(LEVELS, SUBSETS, 0.0, left_out=False)
         diffusion = VPSDE(min_log_snr=MIN_LOG_SNR, max_log_snr=MAX_LOG_SNR)
         self.model = DiffusionModel(diffusion, score)
         self.noising = DiffusionGuide(self.model.diffusion)
