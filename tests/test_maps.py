@@ -17,7 +17,7 @@ from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.base import map_channels
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.maps import LEFT_OUT
+from pyro_mdm.scores.maps import LEFT_OUT, OBSERVED
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.problems import Silent, normal
@@ -109,6 +109,19 @@ def test_random_maps_have_their_shares_and_one_size() -> None:
     for role in (inf, -inf):
         share = (flat[subset] == role).double().mean()
         assert float(share) == pytest.approx(0.343, abs=0.06)
+
+
+@torch.no_grad()
+def test_all_that_is_not_observed_is_generated_where_nothing_is_left_out() -> None:
+    n, law = 4000, RandomMaps(levels=0.0, subsets=1.0, independent=0.0, left_out=False)
+    torch.manual_seed(0)
+    maps = law.draw((n, 6), -5.0, 7.0, torch.device("cpu"))
+    number = maps.log_snr.isfinite().sum(1)
+    assert torch.equal(maps.log_snr.isfinite(), maps.log_snr != OBSERVED)
+    # any number of six is as probable as another, and 0 becomes 1
+    shares = torch.bincount(number, minlength=7).double() / n
+    expected = torch.tensor([0.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]).double() / 7
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.045)
 
 
 @torch.no_grad()
