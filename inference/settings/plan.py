@@ -159,7 +159,7 @@ class Plan:
                 "for each dimension or learns; use a guide of one clock, give --min_log_snr and "
                 "leave out --learn_ends"
             )
-        shares = {} if maps == "mixed" else SHARES | {maps: 1.0}
+        shares: dict[str, Any] = {} if maps == "mixed" else SHARES | {maps: 1.0}
         missing: Missing = "leave_out" if self.gaps == "leave_out" else "skip"
         score.training_maps = RandomMaps(**shares, window=self.problem.window, missing=missing)
 

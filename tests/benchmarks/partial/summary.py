@@ -10,11 +10,6 @@ import pandas as pd
 from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
 from tests.benchmarks.partial.tasks import KINDS, TASKS
 
-COMMAND = "python -m tests.benchmarks.partial --conditions 3 --draws 1000 --out runs/partial.csv"
-COMMANDS = (
-    f"{COMMAND} --tasks tree --methods joint --steps 4000",
-    f"{COMMAND} --tasks tree --methods posterior --steps 1500",
-)
 OF_SOURCE = KINDS[:5]
 """The kinds of mask of the source, which all count as much in its mean."""
 AXIS = {0.5: 89.006594, 1.0: 20.038594}
@@ -49,7 +44,6 @@ def cells_of(part: pd.DataFrame) -> dict[str, object]:
     cells["c2st_se"] = math.hypot(*errors) / len(ours) if whole else math.nan
     for kind, (mean, error) in by_kind.items():
         cells[f"c2st_{kind}"], cells[f"c2st_{kind}_se"] = mean, error
-    cells["steps"] = int(part.steps.max())
     fits = part.groupby("seed").first()
     for name in ("fit_seconds", "sample_seconds"):
         cells[name] = float(fits[name].mean())
@@ -75,5 +69,10 @@ def of_conditionals(file: Path, folder: Path) -> None:
         "the five kinds of the source; seconds are of the processor; published values are the "
         "heights of points in the vector figure all_cond_task.svg of mackelab/simformer",
     ]
-    table = pd.DataFrame(made).astype({"steps": "Int64"}).astype(object)
-    write(folder / "partial-conditionals.csv", table, COMMANDS, seeds_in_words(rows), notes=notes)
+    methods = " ".join(rows.method.unique())
+    command = (
+        f"python -m tests.benchmarks.partial --conditions {conditions} --draws {draws} "
+        f"--out runs/partial.csv --methods {methods}"
+    )
+    target, table = folder / "partial-conditionals.csv", pd.DataFrame(made)
+    write(target, table, [command], seeds_in_words(rows), notes=notes)
