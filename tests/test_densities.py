@@ -171,13 +171,14 @@ def test_a_run_finds_log_z_and_the_shares_of_modes() -> None:
     own = two_modes()
     start = Students(torch.zeros(1, 2), 3 * torch.eye(2)[None])
     log_z, shares, moments = [], [], []
-    for seed in range(5):
+    for seed in range(12):
         x, each = annealed(own, start, 400, 1, seed)
         log_z.append(each)
         shares.append(float((x[:, 0] > 0).float().mean()))
         moments.append(x[x[:, 0] < 0].T.cov()[0, 1])
-    assert within(torch.tensor(log_z).sub(2).exp(), 1.0) and torch.tensor(log_z).std() < 0.3
-    assert within(torch.tensor(shares), 0.7) and within(torch.stack(moments), 0.6)
+    # of twelve runs an estimate is more than nine of its own errors off twice in a million
+    assert within(torch.tensor(log_z).sub(2).exp(), 1.0, 9) and torch.tensor(log_z).std() < 0.3
+    assert within(torch.tensor(shares), 0.7, 9) and within(torch.stack(moments), 0.6, 9)
 
 
 def test_students_are_those_of_pyro() -> None:
