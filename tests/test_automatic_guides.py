@@ -100,7 +100,8 @@ def test_weights_of_guides_have_the_evidence_as_their_mean(
     assert abs(float(weights.mean()) - 1) < 5 * float(weights.std()) / 4_000**0.5 + 1e-4
     assert fitted.updates > 0 and fitted.seconds >= SECONDS[method]
     one, again, other = (fitted.draw(50, seed).x for seed in (1, 1, 2))
-    assert torch.equal(again, one) and not torch.equal(other, one)
+    torch.testing.assert_close(again, one)
+    assert not torch.allclose(other, one)
 
 
 def test_a_gaussian_guide_of_a_gaussian_has_nearly_equal_weights(

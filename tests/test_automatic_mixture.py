@@ -158,6 +158,28 @@ def test_a_narrow_component_stands_beside_a_wide_one(dim: int) -> None:
         assert (truth.log_prob(x) - mixture.log_density(x)).mean() < 0.05
 
 
+def test_halves_have_the_moments_of_their_component() -> None:
+    """Mean, covariance, and a third central moment of 0.9³, as the points are 0.9 as far apart."""
+    w = (
+        torch.randn(5_000, 3).double()
+        @ torch.tensor([[1.0, 0.3, 0], [0, 1, 0], [0, 0.5, 1]]).double()
+    )
+    w[:, 0] += torch.where(torch.rand(5_000) < 0.2, -6.0, 1.0)
+    one = next(_by_splits(w, 64))[0]
+    means, roots, log_shares = _split(w, one, 64)
+    assert len(means) == 2
+    shares, covariances = log_shares.exp(), roots @ roots.mT
+    apart = means - w.mean(0)
+    torch.testing.assert_close(shares.sum(), torch.ones(()).double())
+    torch.testing.assert_close(shares @ means, w.mean(0))
+    outer = torch.einsum("k,ki,kj->ij", shares, apart, apart)
+    total = outer + (shares[:, None, None] * covariances).sum(0)
+    torch.testing.assert_close(total, w.T.cov(correction=0), rtol=1e-6, atol=1e-6)
+    third = shares @ apart[:, 0] ** 3 + 3 * (shares * apart[:, 0] * covariances[:, 0, 0]).sum()
+    exact = 0.9**3 * (w[:, 0] - w[:, 0].mean()).pow(3).mean()
+    torch.testing.assert_close(third, exact)
+
+
 def test_a_latent_that_hardly_moves_hides_no_modes() -> None:
     w = torch.randn(2_000, 3)
     w[:, 0] = 0.1 * w[:, 0] + w[:, 0].sign()

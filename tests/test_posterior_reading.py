@@ -421,35 +421,49 @@ def walk(most: int) -> Program:
     return program
 
 
-def lengths() -> None:
-    a = normal("a")
-    normal("x", a * torch.ones(2 + int(a > 0)))
-
-
 def test_programs_that_change_are_refused_and_may_hide_what_does() -> None:
+    def of_runs(make: Callable[[int], None]) -> Program:
+        """A program that sees the number of its run, as few runs by chance are all alike."""
+        runs = itertools.count()
+        return lambda: make(next(runs))
+
+    def steps(run: int) -> None:
+        a = normal("a")
+        if run % 2:
+            normal("step0", a)
+        normal("x", a)
+
+    def sizes(run: int) -> None:
+        a = normal("a")
+        normal("x", a * torch.ones(2 + run % 2))
+
     def late() -> None:  # in a tenth of its runs
         a = normal("a")
         normal("x", a * torch.ones(2 + int(a > 1.3)))
 
-    def less() -> Program:
-        runs = itertools.count()
-
-        def program() -> None:
-            a = normal("a")
-            if next(runs) == 0:
-                normal("z")
-            normal("x", a)
-
-        return program
+    def less(run: int) -> None:
+        a = normal("a")
+        if run == 0:
+            normal("z")
+        normal("x", a)
 
     expected = "expected the same sites of the same shapes in every run; draw as many"
     refused(
         ValueError,
-        (lambda: read_program(walk(3), ["a"], ["x"]), f"'step.' in some runs?.*, {expected}"),
-        (lambda: read_program(lengths, ["a"], ["x"]), r"draws 'x' of shape \(\d,\) and in another"),
-        (lambda: read_program(less(), ["a"], ["x"]), f"has no site 'z' in some runs, {expected}"),
-        (lambda: simulate(less(), 20, seed=0), f"has no site 'z' in some runs, {expected}"),
-        (lambda: simulate(late, 100, seed=0), r"draws 'x' of shape \(\d,\) and in another"),
+        (
+            lambda: read_program(of_runs(steps), ["a"], ["x"]),
+            f"'step.' in some runs?.*, {expected}",
+        ),
+        (
+            lambda: read_program(of_runs(sizes), ["a"], ["x"]),
+            r"draws 'x' of shape \(\d,\) and in another",
+        ),
+        (
+            lambda: read_program(of_runs(less), ["a"], ["x"]),
+            f"has no site 'z' in some runs, {expected}",
+        ),
+        (lambda: simulate(of_runs(less), 20, seed=0), f"has no site 'z' in some runs, {expected}"),
+        (lambda: simulate(late, 200, seed=0), r"draws 'x' of shape \(\d,\) and in another"),
         (lambda: simulate(walk(3), 100, seed=0), expected),
         (lambda: simulate(walk(9), 100, seed=1, progress=True), expected),
     )

@@ -37,8 +37,8 @@ MOST = 64
 CANDIDATES = 8
 """The number of draws of which one becomes a seed."""
 POWERS = 1, 2, 3
-"""Powers of the number of latents, which are the numbers of draws that the mean covariance of all
-components may count for in that of each."""
+"""Powers of the number of latents, which are the numbers of draws that the means of log variances
+and correlations over components may count for in those of each."""
 BIMODAL, UNSURE, APART = 0.45, 1.5, 0.9
 """A component is split where a bimodality coefficient is above the first plus the second divided by
 the square root of its number of draws: it is 1/3 for a Gaussian, 5/9 for a uniform distribution and
@@ -103,7 +103,7 @@ class Mixture(nn.Module):
         """
         n, dim = w.shape
         chosen = torch.randperm(n, device="cpu")[: max(min(MOST_DRAWS, MOST_MOMENTS // dim**2), 2)]
-        w = w.double()[chosen]
+        w = w[chosen].double()
         which = chosen if distinct is None else distinct.cpu()[chosen]
         which = which.unique(return_inverse=True)[1]
         is_learned = (torch.randperm(int(which.max()) + 1, device="cpu") % 2 == 0)[which]
@@ -199,6 +199,7 @@ def _log_parts(components: Components) -> Callable[[Tensor], Tensor]:
 
 
 def _weights(w: Tensor) -> list[float]:
+    """The weights of the mean covariance that are tried, for draws w (n, dim)."""
     return sorted({float(w.shape[1] ** power) for power in POWERS})
 
 
@@ -227,8 +228,8 @@ def _split(w: Tensor, components: Components, most: int) -> Components:
     """Components of which those with two modes are split, the clearest first, up to a number.
 
     In the units of a component, its draws among w (n, dim) have a coordinate with the largest
-    bimodality coefficient. Two narrower components take its place, with the same mean, variance and
-    skewness in that coordinate.
+    bimodality coefficient. Two narrower components take its place. Together they have the mean of
+    these draws, the variance of the component there, and APART³ of the skewness.
     """
     shares = _log_parts(components)(w).softmax(1)
     halves, gains = list[list[Components]](), list[float]()
