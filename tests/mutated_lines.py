@@ -167,8 +167,11 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_automatic_mixture.py::test_repeated_draws_are_no_components": [
             "chosen if distinct is ⟨→not ⟩None"
         ],
-        "test_automatic_mixture.py::test_components_with_two_modes_are_split": [
+        "test_automatic_mixture.py::test_halves_have_the_moments_of_their_component": [
             "(1 ⟨-→+⟩ skewness[at] / ",
+            "scale[at] = math.sqrt(1 - APART⟨**2→⟩)",
+        ],
+        "test_automatic_mixture.py::test_components_with_two_modes_are_split": [
             "if k in clearest and gains[k] ⟨>→<⟩ 0",
         ],
         "test_automatic_mixture.py::test_weights_of_the_start_are_those_of_the_mixture": [
