@@ -165,7 +165,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_noising_paths_from_a_mixture_are_weighed_as_generated_ones"
         ): ["torch.multinomial(shares⟨→.sign()⟩, 1)"],
         "test_automatic_mixture.py::test_repeated_draws_are_no_components": [
-            "chosen if distinct is ⟨→not ⟩None"
+            "order if distinct is ⟨→not ⟩None"
         ],
         "test_automatic_mixture.py::test_halves_have_the_moments_of_their_component": [
             "(1 ⟨-→+⟩ skewness[at] / ",

@@ -180,6 +180,19 @@ def test_halves_have_the_moments_of_their_component() -> None:
     torch.testing.assert_close(third, exact)
 
 
+def test_all_draws_count_in_many_latents() -> None:
+    """The divergence of a Gaussian with n draws' moments is d (d + 3) / 4 n nats on average."""
+    d, n = 150, 6_000
+    root = torch.eye(d) + 0.1 * torch.randn(d, d).tril(-1)
+    truth = dist.MultivariateNormal(torch.zeros(d), scale_tril=root)
+    mixture = Mixture(d)
+    mixture.fit(truth.sample((n,)))
+    x = truth.sample((4_000,))
+    with torch.no_grad():
+        apart = float((truth.log_prob(x) - mixture.log_density(x)).mean())
+    assert mixture.number == 1 and apart == pytest.approx(d * (d + 3) / 4 / n, rel=0.2)
+
+
 def test_a_latent_that_hardly_moves_hides_no_modes() -> None:
     w = torch.randn(2_000, 3)
     w[:, 0] = 0.1 * w[:, 0] + w[:, 0].sign()

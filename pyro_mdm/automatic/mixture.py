@@ -46,9 +46,9 @@ the square root of its number of draws: it is 1/3 for a Gaussian, 5/9 for a unif
 ITERATIONS, ENOUGH = 50, 1e-3
 """The most iterations of the EM algorithm, and the gain of the mean log density, nats, below which
 they end."""
-MOST_DRAWS, MOST_MOMENTS = 16_384, 2**22
-"""The most draws that components are fitted to, and the most moments of these; half of them are
-held out at first."""
+MOST_DRAWS, FEW_MOMENTS, FEW_DRAWS = 16_384, 2**25, 4
+"""The most draws that components are fitted to. The most moments of those by which they are chosen,
+half of which are held out; there are at least so many times as many draws as latents."""
 MOST_FOR_MOMENTS = 2**22
 """The most numbers of moments at a time."""
 WORTH = 0.02
@@ -102,17 +102,22 @@ class Mixture(nn.Module):
             budget: the seconds after which no further components are tried; None: no limit.
         """
         n, dim = w.shape
-        chosen = torch.randperm(n, device="cpu")[: max(min(MOST_DRAWS, MOST_MOMENTS // dim**2), 2)]
-        w = w[chosen].double()
-        which = chosen if distinct is None else distinct.cpu()[chosen]
-        which = which.unique(return_inverse=True)[1]
+        order = torch.randperm(n, device="cpu")[:MOST_DRAWS]
+        w, which = w[order].double(), order if distinct is None else distinct.cpu()[order]
+        some = slice(max(FEW_MOMENTS // dim**2, FEW_DRAWS * dim))
+        which = which[some].unique(return_inverse=True)[1]
         is_learned = (torch.randperm(int(which.max()) + 1, device="cpu") % 2 == 0)[which]
-        learned, held_out = w[is_learned], w[~is_learned]
+        learned, held_out = w[some][is_learned], w[some][~is_learned]
         if len(held_out) == 0:
             held_out = learned
         best, most = -math.inf, min(MOST, max(len(learned) // 4, 1))
+        kept: tuple[Components, float]
+
+        def worthwhile() -> int:  # more seeds are tried while they gain
+            return min(most, 4 * len(kept[0][0]))
+
         for components, weight in itertools.chain(
-            _by_splits(learned, most), _by_seeds(learned, most)
+            _by_splits(learned, most), _by_seeds(learned, worthwhile)
         ):
             log_density = _log_parts(components)(held_out).logsumexp(1)
             value = float(log_density.mean()) - WORTH * math.log2(len(components[0]))
@@ -203,10 +208,10 @@ def _weights(w: Tensor) -> list[float]:
     return sorted({float(w.shape[1] ** power) for power in POWERS})
 
 
-def _by_seeds(w: Tensor, most: int) -> Iterator[tuple[Components, float]]:
+def _by_seeds(w: Tensor, most: Callable[[], int]) -> Iterator[tuple[Components, float]]:
     """Components from seeds among the draws w, with the weight of their mean covariance."""
     number = 2
-    while number <= most:
+    while number <= most():
         for weight in _weights(w):
             yield _climbed(w, _seeded(w, number), weight), weight
         number *= 2
