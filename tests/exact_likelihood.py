@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -56,10 +57,13 @@ class NormalLaw(FactorLaw):
         return self.center(theta) + NOISE * torch.randn(len(theta), k, 1)
 
 
-def exact_likelihood() -> AmortizedLikelihood:
-    """The likelihood of :func:`trials` with its own law."""
-    draws = simulate(trials, 1000, seed=0, vectorized=True)
-    likelihood = AmortizedLikelihood(trials, ["theta"], ["x"], draws, hidden=4, depth=1)
-    likelihood.laws[0] = NormalLaw(likelihood.mean.clone(), likelihood.scale.clone())
+def exact_likelihood(
+    program: Callable[[], None] = trials, latent: Sequence[str] = ("theta",)
+) -> AmortizedLikelihood:
+    """The likelihood of a program whose data are those of :func:`trials`, with their own law."""
+    draws = simulate(program, 1000, seed=0, vectorized=True)
+    likelihood = AmortizedLikelihood(program, latent, ["x"], draws, hidden=4, depth=1)
+    of_theta = likelihood._places["theta"]
+    likelihood.laws[0] = NormalLaw(likelihood.mean[of_theta], likelihood.scale[of_theta])
     likelihood.simulations = draws
     return likelihood.eval().requires_grad_(False)

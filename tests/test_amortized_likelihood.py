@@ -23,6 +23,7 @@ from pyro_mdm.posteriors.prior import ParameterPrior
 from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.measured import Measured
+from tests.exact_likelihood import NOISE, exact_likelihood
 from tests.mistakes import refused
 from tests.problems import normal
 
@@ -583,6 +584,72 @@ def test_the_posterior_and_the_evidence_of_data_are_those_of_a_conjugate_law(
     assert found.log_evidence.standard_error < 0.1
     assert found.log_evidence.mean == pytest.approx(float(exact), abs=0.7)
     assert 0.15 < found.acceptance < 0.5 and 0.3 < found.effective <= 1
+
+
+def below() -> None:
+    """The data of :func:`trials` about a parameter with another above it."""
+    above = pyro.sample("above", dist.Normal(1.0, 2.0))
+    theta = pyro.sample("theta", dist.Normal(above, 1.0))
+    with pyro.plate("trials", 4):
+        pyro.sample("x", dist.Normal(theta, NOISE))
+
+
+def in_interval() -> None:
+    """The same, with a parameter above that is in an interval."""
+    above = pyro.sample("above", dist.Uniform(0.0, 2.0))
+    theta = pyro.sample("theta", dist.Normal(above, 1.0))
+    with pyro.plate("trials", 4):
+        pyro.sample("x", dist.Normal(theta, NOISE))
+
+
+X = torch.tensor([0.7, math.nan, 1.6, math.nan])
+
+
+def on_grid(program: Any, name: str, value: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of the other parameter, (n,), and log p(both, x) of it on a grid, (n,)."""
+    other = torch.linspace(-6, 8, 4001).double()
+    values = {name: value.expand(len(other)).double()}
+    values[{"above": "theta", "theta": "above"}[name]] = other
+    if program is below:
+        first = log_normal(values["above"], 1.0, 2.0)
+    else:
+        inside = (values["above"] > 0) & (values["above"] < 2)
+        first = torch.where(inside, -math.log(2), -math.inf).double()
+    data = log_normal(x[~x.isnan()], values["theta"].unsqueeze(1), NOISE).sum(1)
+    return other, first + log_normal(values["theta"], values["above"]) + data
+
+
+@pytest.mark.parametrize("x", [X, X * math.nan], ids=["data", "no data"])
+@pytest.mark.parametrize("name", ["above", "theta"])
+@pytest.mark.parametrize("program", [below, in_interval])
+def test_given_parameters_count_as_known(program: Any, name: str, x: Tensor) -> None:
+    """The draws of the other parameter, and the joint density of the given one and the data."""
+    value, likelihood = torch.tensor(1.8), exact_likelihood(program, ["above", "theta"])
+    found = likelihood.posterior({"x": x}, 2000, given={name: value}, particles=4000, moves=3)
+    assert list(found.draws) == ["above", "theta"] and bool((found.draws[name] == value).all())
+    other, log_joint = on_grid(program, name, value, x)
+    step = float(other[1] - other[0])
+    weight = log_joint.softmax(0)
+    mean = float((weight * other).sum())
+    deviation = float((weight * (other - mean).square()).sum().sqrt())
+    drawn = found.draws[{"above": "theta", "theta": "above"}[name]].double()
+    assert float(drawn.mean()) == pytest.approx(mean, abs=0.15 * deviation)
+    assert float(drawn.std()) == pytest.approx(deviation, rel=0.15)
+    exact = float(log_joint.logsumexp(0)) + math.log(step)
+    assert found.log_evidence.mean == pytest.approx(exact, abs=0.15)
+
+
+def test_given_parameters_are_refused_where_they_cannot_be_known() -> None:
+    likelihood, x = exact_likelihood(in_interval, ["above", "theta"]), {"x": X}
+    ask, one = partial(likelihood.posterior, x, 10), torch.tensor(1.0)
+    refused(
+        ValueError,
+        (lambda: ask(given={"beside": one}), "given has 'beside', expected sites of param"),
+        (lambda: ask(given={"above": one.expand(3)}), r"of shape \(3,\), expected one value, of"),
+        (lambda: ask(given={"above": 3 * one}), "the value 3.0 of 'above', expected one inside"),
+        (lambda: ask(given={"theta": one * math.nan}), "the value nan of 'theta', expected one"),
+        (lambda: ask(given={"above": one, "theta": one}), "given has all parameters"),
+    )
 
 
 def test_simulators_are_compared_by_their_evidence(learned: AmortizedLikelihood) -> None:

@@ -53,13 +53,14 @@ from pyro_mdm.posteriors.folders import (
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian
 from pyro_mdm.posteriors.laws import STEPS, DataBounds, FactorLaw
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
-from pyro_mdm.posteriors.prior import ParameterPrior
+from pyro_mdm.posteriors.prior import RemainingPrior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
     Draws,
     Names,
     ParameterSite,
     Plates,
+    is_interior,
     read_program,
 )
 from pyro_mdm.posteriors.simulation import simulate
@@ -555,11 +556,15 @@ class AmortizedLikelihood(LearnedLikelihood):
         data: Mapping[str, Tensor],
         n: int = 10_000,
         *,
+        given: Mapping[str, Tensor] | None = None,
         particles: int | None = None,
         moves: float | None = None,
         seed: int = 0,
     ) -> PosteriorDraws:
         """Draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
+
+        With ``given`` they are draws of the other parameters given these and x, and the evidence is
+        the joint log density of x and the given parameters.
 
         Particles go from the program's prior to the posterior under the Gaussian distributions,
         and, where there are diffusions, from there to the posterior under these
@@ -569,6 +574,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         Args:
             data: the datum by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
+            given: the values of parameters that are known, (*shape) by site, of some sites; None:
+                none is.
             particles: the number of particles; by default n, but at least 20,000, or 4,000 where a
                 diffusion is part of the likelihood.
             moves: the mean number of accepted moves of a particle at each temperature, and at the
@@ -577,9 +584,11 @@ class AmortizedLikelihood(LearnedLikelihood):
 
         Raises:
             ValueError: data with density 0 at all particles; several data; parameters whose prior
-                depends on sites that are not among them; as for :meth:`data`.
+                depends on sites that are not among them; given values of all parameters, of an
+                unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
         check_count("n", n, "the number of draws")
+        fixed = self._fixed(given or {})
         corrected = any(law.is_corrected for _, law in self._factors)
         particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
         moves = MOVES[corrected] if moves is None else moves
@@ -590,43 +599,57 @@ class AmortizedLikelihood(LearnedLikelihood):
                 f"there are {max(map(len, x))} data, expected one; data along a plate are one "
                 "datum, of shape (*shape), and for others there is another call each"
             )
-        prior = ParameterPrior(self._program, self.latent)
+        law = RemainingPrior(self._program, self.sites, fixed)
         in_group = 2 * math.ceil(particles / (2 * GROUPS))
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
-            start = prior.sample(GROUPS * in_group)
-            prior.check(start)
-            u, _ = self.sites.unconstrained(start)
+            u = law.sample(GROUPS * in_group)
             accuracies = (0, FEW_STEPS, STEPS) if corrected else (0,)
-            likelihoods = [self._density(x, steps) for steps in accuracies]
-            result = temper(
-                u.reshape(GROUPS, in_group, -1),
-                self._unconstrained(prior),
-                likelihoods,
-                moves=moves,
-            )
+            likelihoods = [self._density(x, steps, law) for steps in accuracies]
+            result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, likelihoods, moves=moves)
             chosen = result.draws(n)
-        values = self.sites.by_site(chosen)[0]
+        values = law.values(chosen)
         if self.domain is not None:
             warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
         return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
 
-    def _unconstrained(self, prior: ParameterPrior) -> Density:
-        """The prior's log density as a function of unconstrained numbers (n, d)."""
-
-        def density(u: Tensor) -> Tensor:
-            values, log_det = self.sites.by_site(u)
-            return torch.where(
-                self.sites.inside(values), prior.log_prob(values) + log_det, -math.inf
+    def _fixed(self, given: Mapping[str, Tensor]) -> Draws:
+        """The checked values of given parameters by site, (*shape)."""
+        names = [site.name for site in self.sites]
+        if unknown := [name for name in given if name not in names]:
+            raise ValueError(
+                f"given has {unknown[0]!r}, expected sites of parameters, of {', '.join(names)}"
             )
+        fixed, free = Draws(), [name for name in names if name not in given]
+        for site in self.sites:
+            if site.name in free:
+                continue
+            value = torch.as_tensor(given[site.name]).to(self.mean)
+            if value.shape != site.shape:
+                raise ValueError(
+                    f"given has {site.name!r} of shape {tuple(value.shape)}, expected one value, "
+                    f"of shape {tuple(site.shape)}"
+                )
+            if not bool(is_interior(site.support, value.unsqueeze(0))):
+                raise ValueError(
+                    f"given has the value {value.tolist()} of {site.name!r}, expected one inside "
+                    f"of its support, {site.support}"
+                )
+            fixed[site.name] = value
+        if not free:
+            raise ValueError(
+                "given has all parameters, so none is left to draw; expected some, or the density "
+                "of the data by log_prob"
+            )
+        return fixed
 
-        return density
-
-    def _density(self, x: Sequence[Tensor], steps: int) -> Density:
-        """The log likelihood as a function of unconstrained numbers (n, d)."""
+    def _density(self, x: Sequence[Tensor], steps: int, law: RemainingPrior) -> Density:
+        """The log likelihood of the data and of the given parameters, as a function of the
+        unconstrained numbers of the others, (n, d)."""
 
         def density(u: Tensor) -> Tensor:
-            return self._log_prob(x, self.sites.by_site(u)[0], steps)
+            values = law.values(u)
+            return self._log_prob(x, values, steps) + law.log_given(values)
 
         return density
 

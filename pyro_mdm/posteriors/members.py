@@ -273,6 +273,7 @@ class LikelihoodMembers(LearnedLikelihood):
         data: Mapping[str, Tensor],
         n: int = 10_000,
         *,
+        given: Mapping[str, Tensor] | None = None,
         particles: int | None = None,
         moves: float | None = None,
         seed: int = 0,
@@ -280,7 +281,7 @@ class LikelihoodMembers(LearnedLikelihood):
         """Draws of p(θ | x) for one datum, an equal number by each member, and log p(x).
 
         Args:
-            data, particles, moves: as for :meth:`AmortizedLikelihood.posterior`.
+            data, given, particles, moves: as for :meth:`AmortizedLikelihood.posterior`.
             n: the number of draws.
             seed: the seed of the draws.
 
@@ -288,10 +289,9 @@ class LikelihoodMembers(LearnedLikelihood):
             ValueError: as for :meth:`AmortizedLikelihood.posterior`.
         """
         check_count("n", n, "the number of draws", len(self))
+        how: dict[str, Any] = {"given": given, "particles": particles, "moves": moves}
         posteriors = [
-            member.posterior(
-                data, -(-n // len(self)), particles=particles, moves=moves, seed=seed + place
-            )
+            member.posterior(data, -(-n // len(self)), **how, seed=seed + place)
             for place, member in enumerate(self)
         ]
         order = torch.randperm(

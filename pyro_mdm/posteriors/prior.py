@@ -6,6 +6,7 @@ be drawn in a plate, n draws take one run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -17,10 +18,11 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_mdm.posteriors.parameters import Parameters
 from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, nodes_of, rows_of, sites_of
 from pyro_mdm.support.checks import check_count
 
-__all__ = ["ParameterPrior", "log_prior"]
+__all__ = ["ParameterPrior", "RemainingPrior", "log_prior"]
 
 TESTED = 4
 """The number of parameters in the comparison of a run in a plate with a run for each."""
@@ -176,6 +178,59 @@ class ParameterPrior:
             return False
         self.vectorized = False
         return torch.allclose(together, self.log_prob(values))
+
+
+class RemainingPrior:
+    """The prior of the parameters that are not given, unconstrained.
+
+    It is that of a program in which the given ones have their values. So a parameter is drawn given
+    those before it, and those after it count as data (:meth:`log_given`).
+
+    Args:
+        program: the simulator.
+        sites: all parameters.
+        fixed: the values of the given ones by site, (*shape).
+    """
+
+    def __init__(self, program: Program, sites: Parameters, fixed: Draws) -> None:
+        self.fixed = fixed
+        self.names = [site.name for site in sites]
+        self.free = Parameters([site for site in sites if site.name not in fixed])
+        self.all = self.free_law = ParameterPrior(program, self.names)
+        if fixed:
+            conditioned = pyro.condition(program, fixed)
+            self.free_law = ParameterPrior(conditioned, [site.name for site in self.free])
+
+    def sample(self, n: int) -> Tensor:
+        """Unconstrained draws, (n, d).
+
+        Raises:
+            ValueError: the distribution of parameters depends on sites that are not among them.
+        """
+        drawn = self.free_law.sample(n)
+        self.all.check(self._with_fixed(drawn, n))
+        return self.free.unconstrained(drawn)[0]
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """The log density, (n,)."""
+        values, log_det = self.free.by_site(u)
+        inside = self.free.inside(values)
+        return torch.where(inside, self.free_law.log_prob(values) + log_det, -math.inf)
+
+    def values(self, u: Tensor) -> Draws:
+        """The values of all parameters by site, (n, *shape)."""
+        return self._with_fixed(self.free.by_site(u)[0], len(u))
+
+    def log_given(self, values: Draws) -> Tensor:
+        """log p(given | others), (n,), of values by site, (n, *shape)."""
+        if not self.fixed:
+            return torch.zeros((), dtype=torch.float64)
+        free = {site.name: values[site.name] for site in self.free}
+        return self.all.log_prob(values) - self.free_law.log_prob(free)
+
+    def _with_fixed(self, drawn: Draws, n: int) -> Draws:
+        fixed = {name: value.expand(n, *value.shape) for name, value in self.fixed.items()}
+        return {name: (drawn | fixed)[name] for name in self.names}
 
 
 def _nesting(program: Program) -> int:

@@ -7,7 +7,8 @@ reads the problem in the folder and writes the answer there, in a process of its
     joint       p(any | any): AmortizedJoint
     table       p(any | any): a Table of parameters and data, which draws what is missing in a row
     posterior   p(θ | any part of x): AmortizedPosterior with ``missing=``
-    likelihood  p(x | θ), and p(θ | some of the data) by sequential Monte Carlo: AmortizedLikelihood
+    likelihood  p(any | any) where data are given whole or not at all: AmortizedLikelihood, with
+                parameters by sequential Monte Carlo, and data given these
     marginals   each number by itself, as in the simulations: what a method that learned no
                 dependence scores
 """
@@ -87,13 +88,15 @@ def likelihood(problem: Problem, z: Tensor) -> Conditional:
 
     def draw(given: Tensor, n: int) -> Tensor:
         values = task.by_site(given)
-        if bool(given[: task.parameters].isnan().any()):
-            data = {name: values[name] for name in observed}
-            theta = fitted.posterior(data, n, seed=problem.seed).draws
-            return torch.cat([flat(theta, latent), given[task.parameters :].expand(n, -1)], 1)
-        theta = {name: values[name].expand(n, *values[name].shape) for name in latent}
+        data = {name: values[name] for name in observed}
+        fixed = {name: values[name] for name in latent if not bool(values[name].isnan().any())}
+        if len(fixed) < len(latent):
+            theta = fitted.posterior(data, n, given=fixed, seed=problem.seed).draws
+        else:
+            theta = {name: value.expand(n, *value.shape) for name, value in fixed.items()}
         torch.manual_seed(problem.seed)
-        return torch.cat([flat(theta, latent), flat(fitted.sample(theta), observed)], 1)
+        drawn = flat({**theta, **fitted.sample(theta)}, task.sites)
+        return torch.where(given.isnan(), drawn, given)
 
     return draw
 
@@ -121,10 +124,9 @@ def answers(method: str, task: str, kind: str) -> bool:
     """Whether a method has conditionals of a kind of mask."""
     if method == "posterior":
         return kind in ("posterior", "part")
-    if method == "likelihood":
-        # the two numbers of two moons are one datum, of which a part is not asked for
-        kinds = ("posterior", "likelihood", *(() if task == "two_moons" else ("part",)))
-        return kind in kinds
+    if method == "likelihood" and task == "two_moons":
+        # its parameters are one site and its two numbers one datum, of which a part may be given
+        return kind in ("joint", "posterior", "likelihood")
     return True
 
 

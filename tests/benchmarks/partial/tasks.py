@@ -89,7 +89,8 @@ def covariance(theta: Tensor) -> Tensor:
 def slcp() -> None:
     """Four draws of a Gaussian distribution in the plane, whose covariance has two scales, which
     are squares of parameters, and a correlation."""
-    theta = pyro.sample("theta", dist.Uniform(torch.full((5,), -BOX), BOX).to_event(1))
+    numbers = [pyro.sample(f"theta{i}", dist.Uniform(-BOX, BOX)) for i in range(5)]
+    theta = torch.stack(torch.broadcast_tensors(*numbers), -1)
     root = torch.linalg.cholesky(covariance(theta[..., 2:].double())).to(theta)
     with pyro.plate("data", 4):
         pyro.sample("x", dist.MultivariateNormal(theta[..., :2], scale_tril=root))
@@ -149,7 +150,7 @@ TASKS = {
     "tree": Task(_TREE, log_tree, 3, 7),
     "hmm": Task(_HIDDEN, log_hidden_markov, LENGTH, 2 * LENGTH),
     "two_moons": Task(TWO_MOONS, log_two_moons, 2, 4),
-    "slcp": Task(_simulator(slcp, ("theta",), ("x",)), log_slcp, 5, 13, together=2),
+    "slcp": Task(_simulator(slcp, _walk("theta", 0, 5), ("x",)), log_slcp, 5, 13, together=2),
 }
 
 # -- conditions ------------------------------------------------------------------------------------
