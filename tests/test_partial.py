@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from inference.simulators.two_moons import OFFSET, RADIUS, WIDTH, shift
+from pyro_mdm.posteriors import likelihood as posteriors
 from tests.benchmarks.partial import __main__ as command
 from tests.benchmarks.partial import checks, methods, references, summary
 from tests.benchmarks.partial.problem import Problem, load_answer, save_answer
@@ -251,9 +252,30 @@ def test_methods_are_asked_for_what_they_have() -> None:
         "posterior",
         "part",
     ]
-    assert not methods.answers("likelihood", "two_moons", "part")
-    assert methods.answers("likelihood", "slcp", "part")
+    assert [kind for kind in KINDS if methods.answers("likelihood", "two_moons", kind)] == [
+        "joint",
+        "posterior",
+        "likelihood",
+    ]
+    assert all(methods.answers("likelihood", "slcp", kind) for kind in KINDS)
     assert all(methods.answers("table", "slcp", kind) for kind in KINDS)
+
+
+@pytest.mark.parametrize("absent", [[0], [1, 4], [3, 6], [0, 1, 2], [3, 4, 5, 6], list(range(7))])
+def test_a_learned_likelihood_draws_all_numbers_that_are_not_given(
+    absent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posteriors, "LEAST_PARTICLES", {False: 160, True: 160})
+    z = TASKS["tree"].draws(200, seed=0)
+    at_once = {"draws": 20, "steps": 2, "given": np.ones((1, 7), bool), "values": z[:1].numpy()}
+    problem = Problem(
+        task="tree", method="likelihood", seed=0, parameters=3, z=z.double().numpy(), **at_once
+    )
+    given = z[0].index_fill(0, torch.tensor(absent), torch.nan)
+    drawn = methods.likelihood(problem, z)(given, 20)
+    there = ~given.isnan()
+    assert drawn.shape == (20, 7) and torch.equal(drawn[:, there], given[there].expand(20, -1))
+    assert bool((drawn[:, ~there].std(0) > 0).all())
 
 
 def test_published_values_are_read_off_the_axis_of_the_figure() -> None:
