@@ -504,6 +504,11 @@ def values(name: str, which: str, **names: str) -> list[float]:
     return [e.value for e in column(name, which, **names) if e.value is not None]
 
 
+def conditional(name: str) -> float:
+    """Mean C2ST of a task and a method."""
+    return values("partial-conditionals", "c2st", conditional=name)[0]
+
+
 def sums(*counts: tuple[int, int, int]) -> tuple[int, ...]:
     return tuple(map(sum, zip(*counts, strict=True)))
 
@@ -740,6 +745,25 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
             ]
             == [(1, 0, 0)] * 2 + [(0, 0, 1)] * 4
             and sides("posteriors-rules-10000", "less_npe", method="ours")[2] == 0
+        ),
+    ),
+    (
+        "partial",
+        "a classifier does not separate its draws from exact ones",
+        lambda: all(
+            abs((value.value or 0.0) - 0.5) < 2 * (value.se or 0.0)
+            for value in column("partial-conditionals", "c2st", conditional="tree, likelihood")
+        ),
+    ),
+    (
+        "partial",
+        "On the tree it is level with Simformer, and on the other tasks behind",
+        lambda: (
+            conditional("tree, joint") < conditional("tree, simformer, published")
+            and all(
+                conditional(f"{task}, joint") > conditional(f"{task}, simformer, published")
+                for task in ("hmm", "two_moons", "slcp")
+            )
         ),
     ),
     (
