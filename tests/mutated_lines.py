@@ -730,6 +730,15 @@ LINES: dict[str, dict[str, list[str]]] = {
             "(⟨width - →-⟩(above + below))"
         ],
     },
+    "pyro_mdm/posteriors/likelihood.py": {
+        (
+            "test_amortized_likelihood.py::"
+            "test_given_parameters_count_as_known[below-theta-no data]"
+        ): ["self._log_prob(x, values, steps)⟨ + law.log_given(values)→⟩"],
+        "test_amortized_likelihood.py::test_draws_share_no_memory_with_given_parameters": [
+            "{name: value⟨.clone()→⟩ for name, value in law.values(chosen).items()}"
+        ],
+    },
     "pyro_mdm/posteriors/members.py": {
         "test_likelihood_errors.py::test_the_evidence_of_any_program_has_both_errors": [
             "math.sqrt(1 ⟨+→-⟩ 1 / M)"
@@ -740,6 +749,16 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_posterior_checks.py::"
             "test_p_values_are_uniform_for_simulations_and_small_for_odd_data"
         ): ["⟨(1 + farther.double()) / (1 + self.compared)→farther.double() / self.compared⟩"]
+    },
+    "pyro_mdm/posteriors/prior.py": {
+        (
+            "test_amortized_likelihood.py::"
+            "test_given_parameters_and_others_have_the_densities_of_their_sites[of_simplex-a]"
+        ): ["log_p ⟨+→-⟩ log_det", "of=⟨self._given→None⟩)"],
+        (
+            "test_amortized_likelihood.py::"
+            "test_given_parameters_and_others_have_the_densities_of_their_sites[by_branches-a]"
+        ): ["run.log_probs[name].sum() for name in ⟨of→self._shapes⟩])"],
     },
     "pyro_mdm/posteriors/reading.py": {
         "test_amortized.py::test_a_density_is_of_the_parameters_as_they_are": [

@@ -19,7 +19,9 @@ from torch import Tensor
 from pyro_mdm.posteriors import AmortizedLikelihood, LinearGaussian, log_prior, simulate
 from pyro_mdm.posteriors.laws import ContinuousLaw
 from pyro_mdm.posteriors.likelihood import ConditionalGaussian
-from pyro_mdm.posteriors.prior import ParameterPrior
+from pyro_mdm.posteriors.parameters import Parameters
+from pyro_mdm.posteriors.prior import ParameterPrior, RemainingPrior
+from pyro_mdm.posteriors.reading import read_program
 from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.measured import Measured
@@ -79,6 +81,76 @@ def test_parameters_are_drawn_in_a_plate_where_that_is_possible(program: Any) ->
     scale = 1.0 if program is several else 2.0
     first = draws["a"].reshape(400, -1)[:, 0]
     assert float(first.std()) == pytest.approx(scale, rel=5 / 800**0.5)  # standard errors
+
+
+def stacked() -> None:
+    """A parameter that others are stacked for, which takes a batch of all or of none."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.LogNormal(a, 1.0))
+    c = pyro.sample("c", dist.Normal(torch.stack([a, b], -1), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(c.sum(-1), 1.0))
+
+
+def of_simplex() -> None:
+    """Probabilities that a scale leads to, and that lead to a number in an interval."""
+    a = pyro.sample("a", dist.Gamma(2.0, 1.0))
+    b = pyro.sample("b", dist.Dirichlet(torch.ones(3) * (a.unsqueeze(-1) + 0.5)))
+    c = pyro.sample("c", dist.Beta(1.0 + b[..., 0], 2.0))
+    pyro.sample("x", dist.Normal(b[..., 1] * c, 1.0))
+
+
+def in_plates() -> None:
+    """Parameters in two plates, with what they have in common, and a factor beside them."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.factor("f", -a)
+    with pyro.plate("groups", 3, dim=-1):
+        b = pyro.sample("b", dist.Normal(pyro.deterministic("twice", 2 * a), 1.0))
+        with pyro.plate("times", 2, dim=-2):
+            c = pyro.sample("c", dist.LogNormal(b, 0.5))
+            pyro.sample("x", dist.Normal(c, 1.0))
+
+
+def of_matrices() -> None:
+    """A correlation, scales, and a vector that has both."""
+    a = pyro.sample("a", dist.LKJCholesky(3, 1.0))
+    b = pyro.sample("b", dist.LogNormal(torch.zeros(3), 1.0).to_event(1))
+    c = pyro.sample("c", dist.MultivariateNormal(torch.zeros(3), scale_tril=b.unsqueeze(-1) * a))
+    pyro.sample("x", dist.Normal(c.sum(-1), 1.0))
+
+
+def by_branches() -> None:
+    """Parameters of code that takes no batch."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(2.0 if float(a) > 0 else -2.0, 1.0))
+    c = pyro.sample("c", dist.HalfNormal(b.exp()))
+    pyro.sample("x", dist.Normal(c, 1.0))
+
+
+@pytest.mark.parametrize("given", ["a", "b", "c", "ab", "bc", "ac", ""])
+@pytest.mark.parametrize("program", [stacked, of_simplex, in_plates, of_matrices, by_branches])
+def test_given_parameters_and_others_have_the_densities_of_their_sites(
+    program: Any, given: str
+) -> None:
+    names = ["a", "b", "c"]
+    sites = Parameters(read_program(program, names, ["x"]).parameters)
+    law = ParameterPrior(program, names)
+    assert law.vectorized == (program is not by_branches)
+    known = {name: law.sample(1, seed=3)[name][0] for name in given}
+    prior = RemainingPrior(program, sites, known)
+    u = prior.sample(4)
+    values = prior.values(u)
+    assert all(bool((values[name] == known[name]).all()) for name in given)
+    free = Parameters([site for site in sites if site.name not in given])
+    expected, of_given = free.by_site(u)[1].double(), torch.zeros(4).double()
+    for i in range(4):
+        one = {name: values[name][i] for name in names}
+        trace = pyro.poutine.trace(pyro.poutine.condition(program, one)).get_trace()
+        trace.compute_log_prob()
+        terms = {name: trace.nodes[name]["log_prob_sum"].double() for name in names}
+        expected[i] += sum(terms[name] for name in names if name not in given)
+        of_given[i] += sum(terms[name] for name in given)
+    torch.testing.assert_close(prior.log_prob(u), expected, **SINGLE)
+    torch.testing.assert_close(prior.log_given(values).expand(4), of_given, **SINGLE)
 
 
 def test_a_run_ends_with_the_last_parameter() -> None:
@@ -536,7 +608,7 @@ def test_mistakes_are_named(random: Any) -> None:
         (lambda: likelihood.posterior(rows(draws, 0), particles=3), "particles is 3"),
         (
             lambda: likelihood.posterior(rows(draws, 0) | {"y": -torch.ones(1)}, particles=80),
-            "the data have the density 0 at all",
+            "the data, or the given parameters, have the density 0 at all",
         ),
     )
 
@@ -620,8 +692,9 @@ def on_grid(program: Any, name: str, value: Tensor, x: Tensor) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("x", [X, X * math.nan], ids=["data", "no data"])
-@pytest.mark.parametrize("name", ["above", "theta"])
-@pytest.mark.parametrize("program", [below, in_interval])
+@pytest.mark.parametrize(
+    ("program", "name"), [(below, "above"), (below, "theta"), (in_interval, "theta")]
+)
 def test_given_parameters_count_as_known(program: Any, name: str, x: Tensor) -> None:
     """The draws of the other parameter, and the joint density of the given one and the data."""
     value, likelihood = torch.tensor(1.8), exact_likelihood(program, ["above", "theta"])
@@ -644,12 +717,19 @@ def test_given_parameters_are_refused_where_they_cannot_be_known() -> None:
     ask, one = partial(likelihood.posterior, x, 10), torch.tensor(1.0)
     refused(
         ValueError,
-        (lambda: ask(given={"beside": one}), "given has 'beside', expected sites of param"),
-        (lambda: ask(given={"above": one.expand(3)}), r"of shape \(3,\), expected one value, of"),
-        (lambda: ask(given={"above": 3 * one}), "the value 3.0 of 'above', expected one inside"),
-        (lambda: ask(given={"theta": one * math.nan}), "the value nan of 'theta', expected one"),
+        (lambda: ask(given={"beside": one}), "no parameter 'beside', expected parameters among"),
+        (lambda: ask(given={"above": one.expand(3)}), r"has shape \(3,\), expected one value, "),
+        (lambda: ask(given={"above": 3 * one}), "'above' is 3.0, expected a value inside of its"),
+        (lambda: ask(given={"theta": one * math.nan}), "'theta' is nan, expected numbers; leave"),
         (lambda: ask(given={"above": one, "theta": one}), "given has all parameters"),
     )
+
+
+def test_draws_share_no_memory_with_given_parameters() -> None:
+    likelihood, given = exact_likelihood(below, ["above", "theta"]), torch.tensor(1.8)
+    drawn = likelihood.posterior({"x": X}, 5, given={"above": given}, particles=160).draws["above"]
+    drawn[0] = 9.0
+    assert float(given) == pytest.approx(1.8) and bool((drawn[1:] == given).all())
 
 
 def test_simulators_are_compared_by_their_evidence(learned: AmortizedLikelihood) -> None:

@@ -216,7 +216,7 @@ def test_the_evidence_of_any_program_has_both_errors(members: Any) -> None:
     assert found.monte_carlo == pytest.approx(0.3 / math.sqrt(3))
     drawn = members.posterior({"x": torch.zeros(4)}, 31, particles=160, moves=0.5)
     assert drawn.draws["theta"].shape == (31,) and "(learning)" in str(drawn.log_evidence)
-    with pytest.raises(ValueError, match="given has all parameters"):
+    with pytest.raises(ValueError, match="given has all parameters"):  # of each member
         members.posterior({"x": torch.zeros(4)}, 31, given={"theta": torch.tensor(1.0)})
 
 

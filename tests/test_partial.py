@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from inference.simulators.two_moons import OFFSET, RADIUS, WIDTH, shift
-from pyro_mdm.posteriors import likelihood as posteriors
+from pyro_mdm.posteriors import likelihood
 from tests.benchmarks.partial import __main__ as command
 from tests.benchmarks.partial import checks, methods, references, summary
 from tests.benchmarks.partial.problem import Problem, load_answer, save_answer
@@ -261,19 +261,32 @@ def test_methods_are_asked_for_what_they_have() -> None:
     assert all(methods.answers("table", "slcp", kind) for kind in KINDS)
 
 
+@pytest.fixture(scope="module")
+def of_tree() -> tuple[Tensor, methods.Conditional]:
+    """Simulations of the tree, and the conditionals of a likelihood of a few steps."""
+    z = TASKS["tree"].draws(200, seed=0)
+    problem = Problem(
+        task="tree",
+        method="likelihood",
+        seed=0,
+        parameters=3,
+        draws=20,
+        steps=2,
+        z=z.double().numpy(),
+        given=np.ones((1, 7), bool),
+        values=z[:1].double().numpy(),
+    )
+    return z, methods.likelihood(problem, z)
+
+
 @pytest.mark.parametrize("absent", [[0], [1, 4], [3, 6], [0, 1, 2], [3, 4, 5, 6], list(range(7))])
 def test_a_learned_likelihood_draws_all_numbers_that_are_not_given(
-    absent: list[int], monkeypatch: pytest.MonkeyPatch
+    of_tree: tuple[Tensor, methods.Conditional], absent: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(posteriors, "LEAST_PARTICLES", {False: 160, True: 160})
-    z = TASKS["tree"].draws(200, seed=0)
-    at_once = {"draws": 20, "steps": 2, "given": np.ones((1, 7), bool), "values": z[:1].numpy()}
-    problem = Problem(
-        task="tree", method="likelihood", seed=0, parameters=3, z=z.double().numpy(), **at_once
-    )
+    monkeypatch.setattr(likelihood, "LEAST_PARTICLES", {False: 160, True: 160})
+    z, draw = of_tree
     given = z[0].index_fill(0, torch.tensor(absent), torch.nan)
-    drawn = methods.likelihood(problem, z)(given, 20)
-    there = ~given.isnan()
+    drawn, there = draw(given, 20), ~given.isnan()
     assert drawn.shape == (20, 7) and torch.equal(drawn[:, there], given[there].expand(20, -1))
     assert bool((drawn[:, ~there].std(0) > 0).all())
 

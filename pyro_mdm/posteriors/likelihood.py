@@ -95,7 +95,7 @@ class PosteriorDraws(NamedTuple):
     """Draws of a posterior by sequential Monte Carlo, with the evidence."""
 
     draws: Draws  # (n, *shape) by site
-    log_evidence: Measured  # log p(x), nats; ±1.96 errors are Student's 95% interval of 8 groups
+    log_evidence: Measured  # log p(x, given), nats; ±1.96 errors are Student's 95% of 8 groups
     effective: float  # the least effective fraction of the particles at a step of the temperature
     acceptance: float  # the accepted fraction of the moves at the posterior
 
@@ -574,8 +574,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         Args:
             data: the datum by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
-            given: the values of parameters that are known, (*shape) by site, of some sites; None:
-                none is.
+            given: the values of known parameters by site, (*shape); None: none are known.
             particles: the number of particles; by default n, but at least 20,000, or 4,000 where a
                 diffusion is part of the likelihood.
             moves: the mean number of accepted moves of a particle at each temperature, and at the
@@ -588,7 +587,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
         check_count("n", n, "the number of draws")
-        fixed = self._fixed(given or {})
+        known = self._checked_given(given or {})
         corrected = any(law.is_corrected for _, law in self._factors)
         particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
         moves = MOVES[corrected] if moves is None else moves
@@ -599,7 +598,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 f"there are {max(map(len, x))} data, expected one; data along a plate are one "
                 "datum, of shape (*shape), and for others there is another call each"
             )
-        law = RemainingPrior(self._program, self.sites, fixed)
+        law = RemainingPrior(self._program, self.sites, known)
         in_group = 2 * math.ceil(particles / (2 * GROUPS))
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
@@ -608,40 +607,46 @@ class AmortizedLikelihood(LearnedLikelihood):
             likelihoods = [self._density(x, steps, law) for steps in accuracies]
             result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, likelihoods, moves=moves)
             chosen = result.draws(n)
-        values = law.values(chosen)
+        values = {name: value.clone() for name, value in law.values(chosen).items()}
         if self.domain is not None:
             warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
         return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
 
-    def _fixed(self, given: Mapping[str, Tensor]) -> Draws:
-        """The checked values of given parameters by site, (*shape)."""
+    def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:
+        """The values of given parameters by site, (*shape)."""
         names = [site.name for site in self.sites]
         if unknown := [name for name in given if name not in names]:
             raise ValueError(
-                f"given has {unknown[0]!r}, expected sites of parameters, of {', '.join(names)}"
+                f"there is no parameter {unknown[0]!r}, expected parameters among {names}; give "
+                "those by name"
             )
-        fixed, free = Draws(), [name for name in names if name not in given]
+        known = Draws()
         for site in self.sites:
-            if site.name in free:
+            if site.name not in given:
                 continue
             value = torch.as_tensor(given[site.name]).to(self.mean)
             if value.shape != site.shape:
                 raise ValueError(
-                    f"given has {site.name!r} of shape {tuple(value.shape)}, expected one value, "
-                    f"of shape {tuple(site.shape)}"
+                    f"the given {site.name!r} has shape {tuple(value.shape)}, expected one value, "
+                    f"{tuple(site.shape)}; a site is given whole, or left out and drawn"
+                )
+            if bool(value.isnan().any()):
+                raise ValueError(
+                    f"the given {site.name!r} is {value.tolist()}, expected numbers; leave out a "
+                    "site that is to be drawn"
                 )
             if not bool(is_interior(site.support, value.unsqueeze(0))):
                 raise ValueError(
-                    f"given has the value {value.tolist()} of {site.name!r}, expected one inside "
-                    f"of its support, {site.support}"
+                    f"the given {site.name!r} is {value.tolist()}, expected a value inside of its "
+                    f"support, {site.support}; check its units"
                 )
-            fixed[site.name] = value
-        if not free:
+            known[site.name] = value
+        if len(known) == len(names):
             raise ValueError(
-                "given has all parameters, so none is left to draw; expected some, or the density "
-                "of the data by log_prob"
+                f"given has all parameters, {names}, expected some, so that others are drawn; "
+                "log_prob has the density of the data, and sample draws data"
             )
-        return fixed
+        return known
 
     def _density(self, x: Sequence[Tensor], steps: int, law: RemainingPrior) -> Density:
         """The log likelihood of the data and of the given parameters, as a function of the

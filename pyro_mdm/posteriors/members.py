@@ -278,7 +278,7 @@ class LikelihoodMembers(LearnedLikelihood):
         moves: float | None = None,
         seed: int = 0,
     ) -> MemberDraws:
-        """Draws of p(θ | x) for one datum, an equal number by each member, and log p(x).
+        """Draws of p(θ | x) for one datum, an equal number by each member, with the evidence.
 
         Args:
             data, given, particles, moves: as for :meth:`AmortizedLikelihood.posterior`.

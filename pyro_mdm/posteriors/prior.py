@@ -7,7 +7,7 @@ be drawn in a plate, n draws take one run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -115,63 +115,76 @@ class ParameterPrior:
                 "among them, so that its density is not known; name those in latent too"
             )
 
-    def sample(self, n: int, *, seed: int | None = None) -> Draws:
+    def sample(self, n: int, *, seed: int | None = None, given: Draws | None = None) -> Draws:
         """Draws of the parameters by site, (n, *shape).
 
         Args:
             n: the number of draws.
             seed: the seed of the draws, with which the caller's random state is kept; None: the
                 global generator.
+            given: the values of known parameters by site, (*shape). Others are drawn given those
+                before them.
         """
         check_count("n", n, "the number of parameters")
+        given = {k: value.expand(n, *value.shape) for k, value in (given or {}).items()}
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             if self.vectorized:
-                return self._drawn(n)
-            runs = [_Parameters(self._shapes).after(self._program).values for _ in range(n)]
-        return {name: torch.stack([run[name] for run in runs]) for name in self._shapes}
+                return self._drawn(n, given)
+            runs = [self._run({k: value[i] for k, value in given.items()}) for i in range(n)]
+        return {name: torch.stack([run.values[name] for run in runs]) for name in self._shapes}
 
-    def _drawn(self, n: int) -> Draws:
-        drawn = _Parameters(self._shapes).after(self._program, n, self._nesting).values
+    def _drawn(self, n: int, given: Draws) -> Draws:
+        drawn = self._run_in_plate(n, given).values
         return {name: drawn[name].reshape(n, *shape) for name, shape in self._shapes.items()}
 
-    def log_prob(self, draws: Mapping[str, Tensor], seed: int = 0) -> Tensor:
+    def log_prob(
+        self, draws: Mapping[str, Tensor], seed: int = 0, of: Collection[str] | None = None
+    ) -> Tensor:
         """The log densities log p(θ), (n,) float64, nats.
 
         Args:
             draws: parameters by site, (n, *shape).
             seed: the seed of the program's other draws.
+            of: the sites whose densities, given those before them, are multiplied; None: all.
         """
-        values = self.values(draws)
+        values, of = self.values(draws), self._shapes if of is None else of
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.vectorized:
-                return self._log_prob_in_plate(values)
+                return self._log_prob_in_plate(values, of)
             n, log_probs = len(next(iter(values.values()))), []
             for i in range(n):
-                given = {name: value[i] for name, value in values.items()}
-                run = _Parameters(self._shapes).after(poutine.condition(self._program, given))
-                log_probs.append(torch.stack([term.sum() for term in run.log_probs]).sum())
+                run = self._run({name: value[i] for name, value in values.items()})
+                log_probs.append(torch.stack([run.log_probs[name].sum() for name in of]).sum())
         return torch.stack(log_probs)
 
-    def _log_prob_in_plate(self, values: Mapping[str, Tensor]) -> Tensor:
-        given = {}
-        for name, value in values.items():
-            ones = [1] * (self._nesting - self._batches[name])
-            given[name] = value.reshape(len(value), *ones, *value.shape[1:])
+    def _log_prob_in_plate(self, values: Draws, of: Collection[str]) -> Tensor:
         n = len(next(iter(values.values())))
-        conditioned = poutine.condition(self._program, given)
-        run = _Parameters(self._shapes).after(conditioned, n, self._nesting)
-        return torch.stack([term.reshape(n, -1).sum(1) for term in run.log_probs]).sum(0)
+        run = self._run_in_plate(n, values)
+        return torch.stack([run.log_probs[name].reshape(n, -1).sum(1) for name in of]).sum(0)
+
+    def _run(self, given: Draws) -> _Parameters:
+        """One run, with values of some sites, (*shape)."""
+        return _Parameters(self._shapes).after(poutine.condition(self._program, given))
+
+    def _run_in_plate(self, n: int, given: Draws) -> _Parameters:
+        """A run of n draws in a plate, with values of some sites, (n, *shape)."""
+        rows = {}
+        for name, value in given.items():
+            ones = [1] * (self._nesting - self._batches[name])
+            rows[name] = value.reshape(n, *ones, *value.shape[1:])
+        conditioned = poutine.condition(self._program, rows)
+        return _Parameters(self._shapes).after(conditioned, n, self._nesting)
 
     def _can_be_in_a_plate(self) -> bool:
         """Whether a few draws in a plate differ, and have the densities of a run for each."""
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(0)
             try:
-                values = self._drawn(TESTED)
-                together = self._log_prob_in_plate(values)
+                values = self._drawn(TESTED, {})
+                together = self._log_prob_in_plate(values, self._shapes)
             except Exception:  # a program that takes no batch may raise any error
                 return False
         if any(bool((value == value.roll(1, 0)).all()) for value in values.values()):
@@ -181,56 +194,60 @@ class ParameterPrior:
 
 
 class RemainingPrior:
-    """The prior of the parameters that are not given, unconstrained.
+    """The prior of parameters that are not given, as a density of unconstrained numbers u.
 
-    It is that of a program in which the given ones have their values. So a parameter is drawn given
-    those before it, and those after it count as data (:meth:`log_given`).
+    They are drawn by the program, in which the given ones have their values. So a parameter is
+    drawn given those before it. Given ones that come after it count as data (:meth:`log_given`).
 
     Args:
         program: the simulator.
         sites: all parameters.
-        fixed: the values of the given ones by site, (*shape).
+        given: the values of the given ones by site, (*shape).
+
+    Raises:
+        ValueError: as for :class:`ParameterPrior`.
     """
 
-    def __init__(self, program: Program, sites: Parameters, fixed: Draws) -> None:
-        self.fixed = fixed
-        self.names = [site.name for site in sites]
-        self.free = Parameters([site for site in sites if site.name not in fixed])
-        self.all = self.free_law = ParameterPrior(program, self.names)
-        if fixed:
-            conditioned = pyro.condition(program, fixed)
-            self.free_law = ParameterPrior(conditioned, [site.name for site in self.free])
+    def __init__(self, program: Program, sites: Parameters, given: Draws) -> None:
+        self._names = [site.name for site in sites]
+        self._law = ParameterPrior(program, self._names)
+        self._free = Parameters([site for site in sites if site.name not in given])
+        self._given = given
 
     def sample(self, n: int) -> Tensor:
-        """Unconstrained draws, (n, d).
+        """Draws of u, (n, d).
 
         Raises:
             ValueError: the distribution of parameters depends on sites that are not among them.
         """
-        drawn = self.free_law.sample(n)
-        self.all.check(self._with_fixed(drawn, n))
-        return self.free.unconstrained(drawn)[0]
+        drawn = self._law.sample(n, given=self._given)
+        self._law.check(drawn)
+        return self._free.unconstrained(drawn)[0]
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """The log density, (n,)."""
-        values, log_det = self.free.by_site(u)
-        inside = self.free.inside(values)
-        return torch.where(inside, self.free_law.log_prob(values) + log_det, -math.inf)
+        """The log density of u (n, d), (n,) float64, nats."""
+        free, log_det = self._free.by_site(u)
+        log_p = self._law.log_prob(self._with_given(free, len(u)), of=free)
+        return torch.where(self._free.inside(free), log_p + log_det, -math.inf)
 
     def values(self, u: Tensor) -> Draws:
         """The values of all parameters by site, (n, *shape)."""
-        return self._with_fixed(self.free.by_site(u)[0], len(u))
+        return self._with_given(self._free.by_site(u)[0], len(u))
 
     def log_given(self, values: Draws) -> Tensor:
-        """log p(given | others), (n,), of values by site, (n, *shape)."""
-        if not self.fixed:
-            return torch.zeros((), dtype=torch.float64)
-        free = {site.name: values[site.name] for site in self.free}
-        return self.all.log_prob(values) - self.free_law.log_prob(free)
+        """The log density of the given parameters, each given those before it, (n,) float64, nats;
+        0 if none is given.
 
-    def _with_fixed(self, drawn: Draws, n: int) -> Draws:
-        fixed = {name: value.expand(n, *value.shape) for name, value in self.fixed.items()}
-        return {name: (drawn | fixed)[name] for name in self.names}
+        Args:
+            values: the values of all parameters by site, (n, *shape).
+        """
+        if not self._given:
+            return torch.zeros((), dtype=torch.float64)
+        return self._law.log_prob(values, of=self._given)
+
+    def _with_given(self, free: Draws, n: int) -> Draws:
+        both = free | {name: value.expand(n, *value.shape) for name, value in self._given.items()}
+        return {name: both[name] for name in self._names}
 
 
 def _nesting(program: Program) -> int:
@@ -251,7 +268,7 @@ class _Parameters(Messenger):
 
     def __init__(self, names: Mapping[str, Any]) -> None:
         super().__init__()
-        self.names, self.values, self.log_probs = names, Draws(), list[Tensor]()
+        self.names, self.values, self.log_probs = names, Draws(), Draws()
 
     def after(self, program: Callable[[], Any], n: int = 0, nesting: int = 0) -> _Parameters:
         """The same object after a run, in a plate of n outside of the program's plates."""
@@ -268,6 +285,7 @@ class _Parameters(Messenger):
             return
         log_prob = msg["fn"].log_prob(msg["value"])
         self.values[msg["name"]] = msg["value"]
-        self.log_probs.append(scale_and_mask(log_prob, msg["scale"], msg["mask"]).double())
+        log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+        self.log_probs[msg["name"]] = log_prob.double()
         if len(self.values) == len(self.names):
             raise _AllDrawn

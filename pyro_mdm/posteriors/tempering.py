@@ -122,9 +122,9 @@ def temper(
         law.aim_at(likelihood)
         if not bool((law.gain > -math.inf).any(1).all()):
             raise ValueError(
-                "the data have the density 0 at all parameters that were drawn from the prior, "
-                "expected data that the program can make; check their units, or draw more "
-                "particles"
+                "the data, or the given parameters, have the density 0 at all parameters that were "
+                "drawn from the prior, expected values that the program can make; check their "
+                "units, or draw more particles"
             )
         whole, beta = float(_effective(law.gain).mean()), 0.0
         while beta < 1:

@@ -90,7 +90,7 @@ def slcp() -> None:
     """Four draws of a Gaussian distribution in the plane, whose covariance has two scales, which
     are squares of parameters, and a correlation."""
     numbers = [pyro.sample(f"theta{i}", dist.Uniform(-BOX, BOX)) for i in range(5)]
-    theta = torch.stack(torch.broadcast_tensors(*numbers), -1)
+    theta = torch.stack(numbers, -1)
     root = torch.linalg.cholesky(covariance(theta[..., 2:].double())).to(theta)
     with pyro.plate("data", 4):
         pyro.sample("x", dist.MultivariateNormal(theta[..., :2], scale_tril=root))
