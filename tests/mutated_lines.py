@@ -754,11 +754,11 @@ LINES: dict[str, dict[str, list[str]]] = {
         (
             "test_amortized_likelihood.py::"
             "test_given_parameters_and_others_have_the_densities_of_their_sites[of_simplex-a]"
-        ): ["log_p ⟨+→-⟩ log_det", "of=⟨self._given→None⟩)"],
+        ): ["log_p ⟨+→-⟩ log_det", "sites=⟨self._given→None⟩)"],
         (
             "test_amortized_likelihood.py::"
             "test_given_parameters_and_others_have_the_densities_of_their_sites[by_branches-a]"
-        ): ["run.log_probs[name].sum() for name in ⟨of→self._shapes⟩])"],
+        ): ["run.log_probs[name].sum() for name in ⟨sites→self._shapes⟩])"],
     },
     "pyro_mdm/posteriors/reading.py": {
         "test_amortized.py::test_a_density_is_of_the_parameters_as_they_are": [

@@ -587,7 +587,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
         check_count("n", n, "the number of draws")
-        known = self._checked_given(given or {})
+        conditions = self._checked_given(given or {})
         corrected = any(law.is_corrected for _, law in self._factors)
         particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
         moves = MOVES[corrected] if moves is None else moves
@@ -598,7 +598,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 f"there are {max(map(len, x))} data, expected one; data along a plate are one "
                 "datum, of shape (*shape), and for others there is another call each"
             )
-        law = RemainingPrior(self._program, self.sites, known)
+        law = RemainingPrior(self._program, self.sites, conditions)
         in_group = 2 * math.ceil(particles / (2 * GROUPS))
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
@@ -620,7 +620,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 f"there is no parameter {unknown[0]!r}, expected parameters among {names}; give "
                 "those by name"
             )
-        known = Draws()
+        conditions = Draws()
         for site in self.sites:
             if site.name not in given:
                 continue
@@ -640,13 +640,13 @@ class AmortizedLikelihood(LearnedLikelihood):
                     f"the given {site.name!r} is {value.tolist()}, expected a value inside of its "
                     f"support, {site.support}; check its units"
                 )
-            known[site.name] = value
-        if len(known) == len(names):
+            conditions[site.name] = value
+        if len(conditions) == len(names):
             raise ValueError(
                 f"given has all parameters, {names}, expected some, so that others are drawn; "
                 "log_prob has the density of the data, and sample draws data"
             )
-        return known
+        return conditions
 
     def _density(self, x: Sequence[Tensor], steps: int, law: RemainingPrior) -> Density:
         """The log likelihood of the data and of the given parameters, as a function of the

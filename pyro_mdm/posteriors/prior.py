@@ -140,30 +140,30 @@ class ParameterPrior:
         return {name: drawn[name].reshape(n, *shape) for name, shape in self._shapes.items()}
 
     def log_prob(
-        self, draws: Mapping[str, Tensor], seed: int = 0, of: Collection[str] | None = None
+        self, draws: Mapping[str, Tensor], seed: int = 0, sites: Collection[str] | None = None
     ) -> Tensor:
         """The log densities log p(θ), (n,) float64, nats.
 
         Args:
             draws: parameters by site, (n, *shape).
             seed: the seed of the program's other draws.
-            of: the sites whose densities, given those before them, are multiplied; None: all.
+            sites: the sites whose densities, given those before them, are multiplied; None: all.
         """
-        values, of = self.values(draws), self._shapes if of is None else of
+        values, sites = self.values(draws), self._shapes if sites is None else sites
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.vectorized:
-                return self._log_prob_in_plate(values, of)
+                return self._log_prob_in_plate(values, sites)
             n, log_probs = len(next(iter(values.values()))), []
             for i in range(n):
                 run = self._run({name: value[i] for name, value in values.items()})
-                log_probs.append(torch.stack([run.log_probs[name].sum() for name in of]).sum())
+                log_probs.append(torch.stack([run.log_probs[name].sum() for name in sites]).sum())
         return torch.stack(log_probs)
 
-    def _log_prob_in_plate(self, values: Draws, of: Collection[str]) -> Tensor:
+    def _log_prob_in_plate(self, values: Draws, sites: Collection[str]) -> Tensor:
         n = len(next(iter(values.values())))
         run = self._run_in_plate(n, values)
-        return torch.stack([run.log_probs[name].reshape(n, -1).sum(1) for name in of]).sum(0)
+        return torch.stack([run.log_probs[name].reshape(n, -1).sum(1) for name in sites]).sum(0)
 
     def _run(self, given: Draws) -> _Parameters:
         """One run, with values of some sites, (*shape)."""
@@ -227,7 +227,7 @@ class RemainingPrior:
     def log_prob(self, u: Tensor) -> Tensor:
         """The log density of u (n, d), (n,) float64, nats."""
         free, log_det = self._free.by_site(u)
-        log_p = self._law.log_prob(self._with_given(free, len(u)), of=free)
+        log_p = self._law.log_prob(self._with_given(free, len(u)), sites=free)
         return torch.where(self._free.inside(free), log_p + log_det, -math.inf)
 
     def values(self, u: Tensor) -> Draws:
@@ -243,7 +243,7 @@ class RemainingPrior:
         """
         if not self._given:
             return torch.zeros((), dtype=torch.float64)
-        return self._law.log_prob(values, of=self._given)
+        return self._law.log_prob(values, sites=self._given)
 
     def _with_given(self, free: Draws, n: int) -> Draws:
         both = free | {name: value.expand(n, *value.shape) for name, value in self._given.items()}
