@@ -329,8 +329,3 @@ def test_summaries_average_seeds_and_pair_observations(tmp_path: Path) -> None:
     assert other.c2st_less_ours == 0.075
     half = 12.706 * 0.025
     assert other.c2st_less_ours_high == pytest.approx(0.075 + half, abs=1e-3)
-    sizes = pd.read_csv(tmp_path / "posteriors-sizes.csv", comment="#").set_index("posterior")
-    assert sizes.index.tolist() == ["slcp, ours"]  # what all sizes have
-    cells = sizes.loc["slcp, ours"]
-    assert (cells.c2st_1000, cells.c2st_10000) == (0.8, 0.7)
-    assert cells.c2st_10000_se == pytest.approx(0.1 / math.sqrt(3), abs=1e-3)

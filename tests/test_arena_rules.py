@@ -147,6 +147,12 @@ def test_published_results_are_compared_by_observation(tmp_path: Path) -> None:
     assert peers.run_less_published.to_dict() == {"slcp": pytest.approx(0.02)}
     missing = pd.read_csv(tmp_path / "posteriors-missing.csv", comment="#").set_index("method")
     assert missing.fits.tolist() == [0, 3, 0] and missing.missing.tolist() == [90, 87, 90]
+    sizes = table("sizes").loc["slcp"]
+    assert (sizes.c2st_10000, sizes.best_10000, sizes.best_1000) == (0.66, 0.81, 0.81)
+    assert sizes.c2st_10000_se == pytest.approx(
+        0.02 * np.std(range(10), ddof=1) / 10**0.5, abs=1e-3
+    )
+    assert np.isnan(sizes.c2st_1000) and np.isnan(sizes.best_100000)
     steps = 30 * usual_steps(1_000, 1_000) + 27_000 + 30 * usual_steps(1_000, 100_000)
     of_step = (50.0 + 50.5) / 2 / 1_000
     hours = (steps * of_step + 87 * 15) / 3600

@@ -85,6 +85,7 @@ def write_tables(file: Path, folder: Path, environment: Path = ENVIRONMENT) -> N
     write_peers(theirs, folder)
     rows = complete(pd.read_csv(file))
     write_missing(rows, folder)
+    write_sizes(rows, means, folder)
     for simulations, part in rows.groupby("simulations"):
         write_rules(part, theirs, folder / f"posteriors-rules-{simulations}.csv")
 
@@ -130,6 +131,35 @@ def _steps(n: int) -> int:
     from pyro_mdm.posteriors.training import usual_steps
 
     return usual_steps(1_000, n)
+
+
+def write_sizes(rows: pd.DataFrame, means: pd.DataFrame, folder: Path) -> None:
+    """posteriors-sizes: the likelihood beside the best published method, by simulations.
+
+    Args:
+        rows: rows of our runs.
+        means: mean published C2ST by task and number of simulations.
+        folder: the folder of the table.
+    """
+    likelihood = rows[rows.method == "likelihood"]
+    best = means.set_index(KEYS[:2])[[*LEARNING]].min(axis=1)
+    made = []
+    for task, part in likelihood.groupby("task"):
+        cells: dict[str, object] = {"task": task}
+        for n in SIMULATIONS.values():
+            ours = part[part.simulations == n].groupby("observation").c2st.mean()
+            cells[f"c2st_{n}"], cells[f"c2st_{n}_se"] = mean_and_error(ours)
+            cells[f"best_{n}"] = best.get((task, n), math.nan)
+        made.append(cells)
+    sizes = " ".join(str(n) for n in SIMULATIONS.values() if n in {*likelihood.simulations})
+    commands = [*COMMANDS, f"{RUN} --simulations {sizes} --methods likelihood"]
+    notes = [
+        "c2st: of the likelihood, means over observations and seeds, with errors over "
+        "observations; best: of the best of the six published methods that learn"
+    ]
+    seeds = ", ".join(map(str, sorted(likelihood.seed.unique())))
+    target = folder / "posteriors-sizes.csv"
+    write(target, in_order(pd.DataFrame(made)), commands, seeds, notes=notes)
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,6 @@ COMMAND = (
     "python -m tests.benchmarks.posteriors --seeds 1 --folds 1 --densities 100 --new 100 "
     "--out runs/posteriors.csv"
 )
-LOOKED_AT = "--tasks two_moons slcp gaussian_mixture bernoulli_glm"
 OF_SIZE = (
     PEERS,
     f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods ours likelihood npe",
@@ -27,45 +26,14 @@ OF_SIZE = (
     f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods fmpe npse "
     "--tasks two_moons slcp",
 )
-OF_SIZES = (
-    PEERS,
-    f"{COMMAND} --simulations 1000 10000 30000 --observations 1 2 3 --methods ours likelihood npe "
-    f"{LOOKED_AT}",
-)
 GROUP = ["task", "simulations", "method"]
 SIZE = 10_000
 
 
 def of_posteriors(file: Path, folder: Path) -> None:
-    """posteriors-arena, a row for each task and method; posteriors-sizes, by simulations."""
+    """posteriors-arena, a row for each task and method, from one number of simulations."""
     every = pd.read_csv(file)
     rows = every[every.simulations == SIZE]
-    if not rows.empty:
-        of_size(rows, folder)
-    if (every.simulations != SIZE).any():
-        of_sizes(every, folder)
-
-
-def of_sizes(rows: pd.DataFrame, folder: Path) -> None:
-    """C2ST by the number of simulations, of the fits and observations that all sizes have."""
-    keys = ["task", "method", "seed", "observation"]
-    of_each = rows.pivot(index=keys, columns="simulations", values="c2st").dropna().reset_index()
-    sizes = sorted(rows.simulations.unique())
-    made = []
-    for (task, method), part in of_each.groupby(["task", "method"], sort=False):
-        cells: dict[str, object] = {"task": task, "method": method}
-        for n in sizes:
-            cells[f"c2st_{n}"], cells[f"c2st_{n}_se"] = mean_and_error(part[n])
-        made.append(cells)
-    table = pd.DataFrame(made).sort_values(["task", "method"], key=_places, kind="stable")
-    table.insert(0, "posterior", table.task + ", " + table.method)
-    table = table.drop(columns=["task", "method"])
-    notes = ["means over observations, and their standard errors"]
-    write(folder / "posteriors-sizes.csv", table, OF_SIZES, seeds_in_words(of_each), notes=notes)
-
-
-def of_size(rows: pd.DataFrame, folder: Path) -> None:
-    """A row for each task and method, from one number of simulations."""
     made = [cells_of(part, rows) for _, part in rows.groupby(GROUP, sort=False)]
     notes = [
         "means over observations and seeds; errors are over observations, of log_prob over "
