@@ -728,7 +728,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
                 )
             ]
             == [(1, 0, 0)] * 6 + [(0, 1, 0)] * 2
-            and sides("posteriors-rules-10000", "less_snle", task="bernoulli_glm")[2] == 2
+            and sides("posteriors-rules-10000", "less_snle", task="bernoulli_glm") == (0, 1, 2)
         ),
     ),
     (
