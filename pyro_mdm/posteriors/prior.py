@@ -27,6 +27,10 @@ __all__ = ["ParameterPrior", "RemainingPrior", "log_prior"]
 TESTED = 4
 """The number of parameters in the comparison of a run in a plate with a run for each."""
 
+ROUNDING = 1e-4, 1e-3
+"""The relative and absolute differences of log densities of float32 numbers, nats, that may be
+rounding."""
+
 OTHER = 1000
 """The seed of a second run, in which all sites but parameters are drawn anew."""
 
@@ -109,7 +113,7 @@ class ParameterPrior:
             ValueError: their distribution depends on other sites.
         """
         few = {name: value[:SUPPORT_RUNS] for name, value in self.values(draws).items()}
-        if not torch.allclose(self.log_prob(few), self.log_prob(few, OTHER)):
+        if not torch.allclose(self.log_prob(few), self.log_prob(few, OTHER), *ROUNDING):
             raise ValueError(
                 f"the distribution of {', '.join(self._shapes)} depends on sites that are not "
                 "among them, so that its density is not known; name those in latent too"
@@ -190,7 +194,7 @@ class ParameterPrior:
         if any(bool((value == value.roll(1, 0)).all()) for value in values.values()):
             return False
         self.vectorized = False
-        return torch.allclose(together, self.log_prob(values))
+        return torch.allclose(together, self.log_prob(values), *ROUNDING)
 
 
 class RemainingPrior:
