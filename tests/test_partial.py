@@ -320,3 +320,25 @@ def test_rows_are_added_and_summed_up(tmp_path: Path, monkeypatch: pytest.Monkey
     error = rows[rows.kind == "few"].c2st.std() / math.sqrt(2)
     assert row.c2st_few_se == pytest.approx(error, abs=1e-3)
     assert table.loc["slcp, simformer, published"].c2st == pytest.approx(0.739, abs=1e-3)
+    assert not (tmp_path / "partial-draws.csv").exists()
+
+
+def test_numbers_of_draws_are_compared_on_the_same_conditions(tmp_path: Path) -> None:
+    few = [("few", 0, 0.5), ("few", 1, 0.6), ("many", 0, 0.7), ("many", 1, 0.9)]
+    more = [("few", 0, 0.7), ("few", 1, 0.8), ("many", 0, 0.6)]
+    common = {"task": "slcp", "simulations": 10, "seed": 0, "method": "joint", "fit_seconds": 1.0}
+    names = ("kind", "condition", "c2st")
+    rows = [
+        common | {"draws": n, "sample_seconds": 1.0} | dict(zip(names, row, strict=True))
+        for n, of_number in ((100, few), (1000, more))
+        for row in of_number
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    summary.of_conditionals(tmp_path / "rows.csv", tmp_path)
+    tables = [
+        pd.read_csv(tmp_path / f"partial-{name}.csv", comment="#").set_index("conditional")
+        for name in ("conditionals", "draws")
+    ]
+    assert tables[0].loc["slcp, joint"].c2st_many == pytest.approx(0.8)
+    by_draws = tables[1].loc["slcp, joint"]
+    assert by_draws.to_dict() == {"c2st_100": 0.625, "c2st_1000": 0.675}

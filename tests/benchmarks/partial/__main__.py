@@ -35,8 +35,8 @@ from tests.benchmarks.partial.tasks import KINDS, TASKS, Condition, condition_of
 PEER = "simformer"
 NAMES = (*methods.METHODS, PEER, "reference")
 FIT = ("task", "simulations", "seed", "method")
-KEY = (*FIT, "kind", "condition")
-VALUES = ("numbers", "c2st", "fit_seconds", "sample_seconds", "draws", "steps")
+KEY = (*FIT, "kind", "condition", "draws")
+VALUES = ("numbers", "c2st", "fit_seconds", "sample_seconds", "steps")
 REFERENCE_SEED, OTHER_SEED = 3_000_000, 4_000_000
 """Are the seeds of the reference, and of other draws of it, which are scored as a method."""
 
@@ -91,14 +91,14 @@ def do(fit: runs.Row, rows: runs.Rows, options: argparse.Namespace) -> None:
         if condition.kind == "part":  # which asks for parameters alone
             drawn[TASKS[fit["task"]].parameters :] = False
         score = c2st(exact[k][:, drawn], draws[k][:, drawn])
-        costs = {"draws": options.draws, "steps": options.steps}
-        rows.add(row | {"numbers": int(drawn.sum()), "c2st": score} | seconds | costs)
+        scores = {"numbers": int(drawn.sum()), "c2st": score, "steps": options.steps}
+        rows.add(row | scores | seconds)
 
 
 def rows_of(fit: runs.Row, options: argparse.Namespace) -> list[runs.Row]:
     """The conditions of a fit that its method answers."""
     return [
-        fit | {"kind": kind, "condition": number}
+        fit | {"kind": kind, "condition": number, "draws": options.draws}
         for kind in options.kinds
         if methods.answers(fit["method"], fit["task"], kind)
         for number in range(1 if kind == "joint" else options.conditions)

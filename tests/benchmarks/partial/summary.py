@@ -51,8 +51,10 @@ def cells_of(part: pd.DataFrame) -> dict[str, object]:
 
 
 def of_conditionals(file: Path, folder: Path) -> None:
-    """partial-conditionals: a row for each task and method."""
-    rows = pd.read_csv(file)
+    """partial-conditionals, a row for each task and method, from the smallest number of draws, and
+    partial-draws, by the number of draws."""
+    every = pd.read_csv(file)
+    rows = every[every.draws == every.draws.min()]
     made = []
     for task in TASKS:
         of_task = rows[rows.task == task]
@@ -60,19 +62,49 @@ def of_conditionals(file: Path, folder: Path) -> None:
             made.append({"conditional": f"{task}, {method}"} | cells_of(part))
         for name, value in published(task).items():
             made.append({"conditional": f"{task}, {name}", "c2st": value})
-    draws = ", ".join(map(str, sorted(rows.draws.unique())))
-    simulations = ", ".join(f"{n:,}" for n in sorted(rows.simulations.unique()))
-    conditions = rows[rows.kind != "joint"].condition.max() + 1
     notes = [
-        f"{simulations} simulations; {draws} draws of each conditional; {conditions} conditions of "
-        "each kind of mask, and one of joint; errors are over conditions; c2st is the mean over "
-        "the five kinds of the source; seconds are of the processor; published values are the "
-        "heights of points in the vector figure all_cond_task.svg of mackelab/simformer",
+        f"{in_words(rows.simulations)} simulations; {in_words(rows.draws)} draws of each "
+        f"conditional; {conditions_of(rows)} conditions of each kind of mask, and one of joint; "
+        "errors are over conditions; c2st is the mean over the five kinds of the source; seconds "
+        "are of the processor; published values are the heights of points in the vector figure "
+        "all_cond_task.svg of mackelab/simformer"
     ]
-    methods = " ".join(rows.method.unique())
-    command = (
-        f"python -m tests.benchmarks.partial --conditions {conditions} --draws {draws} "
-        f"--out runs/partial.csv --methods {methods}"
-    )
     target, table = folder / "partial-conditionals.csv", pd.DataFrame(made)
-    write(target, table, [command], seeds_in_words(rows), notes=notes)
+    write(target, table, [command_of(rows)], seeds_in_words(rows), notes=notes)
+    if every.draws.nunique() > 1:
+        of_draws(every, folder)
+
+
+def of_draws(rows: pd.DataFrame, folder: Path) -> None:
+    """C2ST by the number of draws of each conditional, over the conditions that all have."""
+    keys = ["task", "simulations", "seed", "method", "kind", "condition"]
+    both = rows.pivot(index=keys, columns="draws", values="c2st").dropna().reset_index()
+    made = []
+    for (task, method), part in both.groupby(["task", "method"], sort=False):
+        cells: dict[str, object] = {"conditional": f"{task}, {method}"}
+        for n in sorted(rows.draws.unique()):
+            cells[f"c2st_{n}"] = float(part.groupby("kind")[n].mean().mean())
+        made.append(cells)
+    most = rows[rows.draws == rows.draws.max()]
+    notes = ["means over kinds of mask, of the conditions that were scored by both numbers"]
+    target = folder / "partial-draws.csv"
+    commands = [command_of(most)]
+    write(target, pd.DataFrame(made), commands, seeds_in_words(most), notes=notes)
+
+
+def in_words(numbers: pd.Series) -> str:
+    return ", ".join(f"{n:,}" for n in sorted(numbers.unique()))
+
+
+def conditions_of(rows: pd.DataFrame) -> int:
+    """The number of conditions of a kind of mask."""
+    return int(rows[rows.kind != "joint"].condition.max()) + 1
+
+
+def command_of(rows: pd.DataFrame) -> str:
+    """The command that makes the rows."""
+    return (
+        f"python -m tests.benchmarks.partial --conditions {conditions_of(rows)} "
+        f"--draws {rows.draws.iloc[0]} --out runs/partial.csv "
+        f"--methods {' '.join(rows.method.unique())}"
+    )
