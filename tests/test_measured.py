@@ -819,6 +819,18 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "partial",
+        "On the same masks, more draws change little",
+        lambda: all(
+            abs(few - many) < 0.01
+            for few, many in zip(
+                values("partial-draws", "c2st_1000"),
+                values("partial-draws", "c2st_10000"),
+                strict=True,
+            )
+        ),
+    ),
+    (
+        "partial",
         "On the tree it is level with Simformer, and on the other tasks behind",
         lambda: (
             abs(conditional("tree, joint") - conditional("tree, simformer, published")) < 0.03
