@@ -281,7 +281,7 @@ class Falling(Exact):
     also where H sees nothing, does not make positive."""
 
     def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
-        return super().x_hat(z, log_snr) - 30 * (z - z.detach())
+        return super().x_hat(z, log_snr) - 1e4 * (z - z.detach())
 
 
 @torch.no_grad()

@@ -279,6 +279,7 @@ def of_tree() -> tuple[Tensor, methods.Conditional]:
     return z, methods.likelihood(problem, z)
 
 
+@pytest.mark.filterwarnings("ignore:.*draws of the parameters are unlike")  # of few steps
 @pytest.mark.parametrize("absent", [[0], [1, 4], [3, 6], [0, 1, 2], [3, 4, 5, 6], list(range(7))])
 def test_a_learned_likelihood_draws_all_numbers_that_are_not_given(
     of_tree: tuple[Tensor, methods.Conditional], absent: list[int], monkeypatch: pytest.MonkeyPatch
