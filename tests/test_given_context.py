@@ -370,8 +370,8 @@ def test_samples_are_of_their_class(name: str) -> None:
     for k in range(3):
         own, law = x[labels == k].double(), of_class(problem, k)
         scale = law.covariance.diagonal().sqrt()
-        assert float(((own.mean(0) - law.mean) / scale).abs().max()) < 0.2
-        assert float((own.T.cov() - law.covariance).abs().max()) < 0.06
+        assert float(((own.mean(0) - law.mean) / scale).abs().max()) < 0.3
+        assert float((own.T.cov() - law.covariance).abs().max()) < 0.13  # the error is 0.02
 
 
 @torch.no_grad()

@@ -452,7 +452,7 @@ def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: st
         assert not error >= 0.3, "0.02 to 0.06 mostly; NaN where one in 32 is a tenth of the sum"
         mean, of_mean = found.posterior_mean
         assert bool(((mean - law.mean).abs() < 5.5 * of_mean).all())
-        assert bool((of_mean < 0.2 * law.covariance.diagonal().sqrt()).all())
+        assert bool((of_mean < 0.4 * law.covariance.diagonal().sqrt()).all())
     x, seen = torch.tensor([0.3, -0.2]).double(), torch.tensor([0, 1, 0, 1]).bool()
     given = condition_on_measurements(model, Mask(seen), x, 0.0, **OWN)
     found = twisted_smc(given, 512, steps=steps, repeats=32)

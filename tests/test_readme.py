@@ -73,6 +73,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*draws of the parameters are unlike")  # of brief trainings
 @pytest.mark.usefixtures("few_pictures")
 @pytest.mark.parametrize(("block", "page"), EXAMPLES)
 def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -> None:
