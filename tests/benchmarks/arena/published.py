@@ -151,8 +151,7 @@ def write_sizes(rows: pd.DataFrame, means: pd.DataFrame, folder: Path) -> None:
             cells[f"c2st_{n}"], cells[f"c2st_{n}_se"] = mean_and_error(ours)
             cells[f"best_{n}"] = best.get((task, n), math.nan)
         made.append(cells)
-    sizes = " ".join(str(n) for n in SIMULATIONS.values() if n in {*likelihood.simulations})
-    commands = [*COMMANDS, f"{RUN} --simulations {sizes} --methods likelihood"]
+    commands = [*COMMANDS, *(command_of(part) for _, part in likelihood.groupby("simulations"))]
     notes = [
         "c2st: of the likelihood, means over observations and seeds, with errors over "
         "observations; best: of the best of the six published methods that learn"
@@ -175,17 +174,23 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def command_of(rows: pd.DataFrame) -> str:
+    """The command that makes rows of one number of simulations."""
+    names = {"methods": rows.method, "tasks": rows.task}
+    places = {"methods": [*NAMES], "tasks": [*TASKS]}
+    chosen = [
+        f"--{name} {' '.join(sorted(column.unique(), key=places[name].index))}"
+        for name, column in names.items()
+        if column.nunique() < len(places[name])
+    ]
+    sizes = f"--simulations {rows.simulations.iloc[0]} --seeds {rows.seed.max() + 1}"
+    return " ".join([RUN, sizes, *chosen])
+
+
 def write_rules(rows: pd.DataFrame, theirs: pd.DataFrame, file: Path) -> None:
     """posteriors-rules-N: our C2ST by the benchmark's rules, beside what it published."""
     cells = [cells_of(part, theirs) for _, part in rows.groupby(["task", "method"])]
-    simulations = rows.simulations.iloc[0]
-    methods = " ".join(sorted(rows.method.unique(), key=NAMES.index))
-    commands = [
-        PEERS,
-        *COMMANDS,
-        f"{RUN} --simulations {simulations} --seeds {rows.seed.max() + 1} --methods {methods}",
-        f"{RUN} --published docs/measured/data",
-    ]
+    commands = [PEERS, *COMMANDS, command_of(rows), f"{RUN} --published docs/measured/data"]
     notes = [
         "five folds of the benchmark's classifier, 10,000 draws against 10,000, ten observations; "
         "means over observations and seeds, with errors over observations; differences from "

@@ -103,8 +103,15 @@ def conditions_of(rows: pd.DataFrame) -> int:
 
 def command_of(rows: pd.DataFrame) -> str:
     """The command that makes the rows."""
+    names = {"methods": rows.method.unique(), "tasks": rows.task.unique()}
+    names["kinds"] = rows.kind.unique()
+    every = {"tasks": len(TASKS), "kinds": len(KINDS)}
+    chosen = [
+        f"--{name} {' '.join(values)}"
+        for name, values in names.items()
+        if len(values) != every.get(name)
+    ]
     return (
         f"python -m tests.benchmarks.partial --conditions {conditions_of(rows)} "
-        f"--draws {rows.draws.iloc[0]} --out runs/partial.csv "
-        f"--methods {' '.join(rows.method.unique())}"
+        f"--draws {rows.draws.iloc[0]} --out runs/partial.csv {' '.join(chosen)}"
     )
