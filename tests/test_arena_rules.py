@@ -155,5 +155,40 @@ def test_published_results_are_compared_by_observation(tmp_path: Path) -> None:
     assert np.isnan(sizes.c2st_1000) and np.isnan(sizes.best_100000)
     steps = 30 * usual_steps(1_000, 1_000) + 27_000 + 30 * usual_steps(1_000, 100_000)
     of_step = (50.0 + 50.5) / 2 / 1_000
-    hours = (steps * of_step + 87 * 15) / 3600
+    hours = (steps * of_step + 87 * 10) / 3600
     assert missing.missing_hours["likelihood"] == pytest.approx(hours, abs=1e-3)
+
+
+def test_tables_keep_what_has_more_seeds(tmp_path: Path) -> None:
+    file = published.rules_file(tmp_path, 1_000)
+    theirs = pd.DataFrame(
+        {"task": task, "simulations": 1_000, "observation": k}
+        | dict.fromkeys(published.COLUMNS, 0.6)
+        for task in ("slcp", "sir")
+        for k in range(1, 11)
+    )
+
+    def written(*fits: tuple[str, int], c2st: float) -> pd.DataFrame:
+        same = {"simulations": 1_000, "method": "likelihood", "c2st": c2st, "log_prob": -1.0}
+        same |= {"log_prob_se": 0.1, "coverage": 0.9, "coverage_se": 0.02}
+        same |= {"fit_seconds": 9.0, "sample_seconds": 1.0}
+        rows = pd.DataFrame(
+            {"task": task, "seed": seed, "observation": k} | same
+            for task, seeds in fits
+            for seed in range(seeds)
+            for k in range(1, 11)
+        )
+        published.write_rules(rows, theirs, file)
+        return pd.read_csv(file, comment="#").set_index("task")
+
+    assert written(("slcp", 2), c2st=0.7).c2st.to_dict() == {"slcp": 0.7}
+    assert written(("sir", 1), c2st=0.8).c2st.to_dict() == {"slcp": 0.7, "sir": 0.8}
+    rules = written(("slcp", 1), ("sir", 1), c2st=0.9)
+    assert rules.c2st.to_dict() == {"slcp": 0.7, "sir": 0.9}
+    assert written(("slcp", 2), c2st=0.9).c2st.to_dict() == {"slcp": 0.9, "sir": 0.9}
+    commands = [line for line in file.read_text().splitlines() if "--methods likelihood" in line]
+    assert [line.partition("--simulations ")[2] for line in commands] == [
+        "1000 --seeds 2 --methods likelihood --tasks slcp",
+        "1000 --seeds 1 --methods likelihood --tasks sir",
+    ]
+    assert "# seeds: 0, 1\n" in file.read_text()

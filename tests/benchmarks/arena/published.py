@@ -83,11 +83,26 @@ def write_tables(file: Path, folder: Path, environment: Path = ENVIRONMENT) -> N
         notes=notes,
     )
     write_peers(theirs, folder)
-    rows = complete(pd.read_csv(file))
-    write_missing(rows, folder)
-    write_sizes(rows, means, folder)
-    for simulations, part in rows.groupby("simulations"):
-        write_rules(part, theirs, folder / f"posteriors-rules-{simulations}.csv")
+    for simulations, rows in complete(pd.read_csv(file)).groupby("simulations"):
+        write_rules(rows, theirs, rules_file(folder, int(simulations)))
+    rules = read_rules(folder)
+    write_missing(rules, folder)
+    write_sizes(rules, means, folder)
+
+
+def rules_file(folder: Path, simulations: int) -> Path:
+    return folder / f"posteriors-rules-{simulations}.csv"
+
+
+def read_rules(folder: Path) -> pd.DataFrame:
+    """The rows of all tables posteriors-rules-N, with their numbers of simulations."""
+    files = {n: rules_file(folder, n) for n in SIMULATIONS.values()}
+    tables = [
+        pd.read_csv(file, comment="#").assign(simulations=n)
+        for n, file in files.items()
+        if file.exists()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
@@ -97,33 +112,39 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.groupby(fit).observation.transform("nunique") == len(OBSERVATIONS)]
 
 
-def write_missing(rows: pd.DataFrame, folder: Path) -> None:
-    """posteriors-missing: the fits that the whole comparison has beyond those of rows."""
+def write_missing(rules: pd.DataFrame, folder: Path) -> None:
+    """posteriors-missing: the fits that the whole comparison has beyond those of its tables.
+
+    Args:
+        rules: rows of the tables posteriors-rules-N, which are means over ``seeds`` fits.
+        folder: the folder of the table.
+    """
     made = []
     for method in WHOLE:
-        fits = rows[rows.method == method].groupby(["task", "simulations", "seed"]).first()
-        fits = fits.reset_index()
+        means = rules[rules.method == method]
+        fits = int(means.seeds.sum())
         whole = len(TASKS) * len(SIMULATIONS) * SEEDS
-        cells = {"method": method, "fits": len(fits), "missing": whole - len(fits)}
-        if len(fits):
-            steps = fits.simulations.map(_steps)
-            of_step = (fits.fit_seconds / steps).groupby(fits.task).mean().mean()
-            of_data = len(OBSERVATIONS) * (fits.sample_seconds + fits.density_seconds)
-            by_size = fits.groupby("simulations").size()
-            seconds = cells["missing"] * of_data.groupby(fits.task).mean().mean()
+        cells = {"method": method, "fits": fits, "missing": whole - fits}
+        if fits:
+            of_step = (means.fit_seconds / means.simulations.map(_steps)).groupby(means.task)
+            of_data = len(OBSERVATIONS) * means.sample_seconds
+            by_size = means.groupby("simulations").seeds.sum()
+            seconds = cells["missing"] * of_data.groupby(means.task).mean().mean()
             for n in SIMULATIONS.values():
                 absent = len(TASKS) * SEEDS - int(by_size.get(n, 0))
-                seconds += absent * of_step * _steps(n)
-            cells["hours_of_fit"] = float((fits.fit_seconds + of_data).mean() / 3600)
+                seconds += absent * of_step.mean().mean() * _steps(n)
+            total = ((means.fit_seconds + of_data) * means.seeds).sum()
+            cells["hours_of_fit"] = float(total / fits / 3600)
             cells["missing_hours"] = seconds / 3600
         made.append(cells)
     notes = [
         f"the whole comparison has {len(TASKS)} tasks, {len(SIMULATIONS)} numbers of simulations "
-        f"and {SEEDS} seeds; hours are of the processor, without those of C2ST; a missing fit is "
-        "taken to need as long for a step as the mean of the tasks that there are"
+        f"and {SEEDS} seeds; hours are of the processor, with those of posteriors and without "
+        "those of C2ST; a missing fit is taken to need as long for a step as the mean of the tasks "
+        "that there are"
     ]
     commands = [f"{RUN} --published docs/measured/data"]
-    seeds = ", ".join(map(str, sorted(rows.seed.unique())))
+    seeds = seeds_of(rules)
     write(folder / "posteriors-missing.csv", pd.DataFrame(made), commands, seeds, notes=notes)
 
 
@@ -133,32 +154,34 @@ def _steps(n: int) -> int:
     return usual_steps(1_000, n)
 
 
-def write_sizes(rows: pd.DataFrame, means: pd.DataFrame, folder: Path) -> None:
+def write_sizes(rules: pd.DataFrame, means: pd.DataFrame, folder: Path) -> None:
     """posteriors-sizes: the likelihood beside the best published method, by simulations.
 
     Args:
-        rows: rows of our runs.
+        rules: rows of the tables posteriors-rules-N.
         means: mean published C2ST by task and number of simulations.
         folder: the folder of the table.
     """
-    likelihood = rows[rows.method == "likelihood"]
+    likelihood = rules[rules.method == "likelihood"]
     best = means.set_index(KEYS[:2])[[*LEARNING]].min(axis=1)
     made = []
-    for task, part in likelihood.groupby("task"):
+    for task, of_task in likelihood.groupby("task"):
+        by_size = of_task.set_index("simulations")
         cells: dict[str, object] = {"task": task}
         for n in SIMULATIONS.values():
-            ours = part[part.simulations == n].groupby("observation").c2st.mean()
-            cells[f"c2st_{n}"], cells[f"c2st_{n}_se"] = mean_and_error(ours)
+            for name in ("c2st", "c2st_se"):
+                cells[name.replace("c2st", f"c2st_{n}")] = by_size[name].get(n, math.nan)
             cells[f"best_{n}"] = best.get((task, n), math.nan)
         made.append(cells)
-    commands = [*COMMANDS, *(command_of(part) for _, part in likelihood.groupby("simulations"))]
+    commands = [*COMMANDS]
+    for _, of_size in likelihood.groupby("simulations"):
+        commands += commands_of(of_size)
     notes = [
         "c2st: of the likelihood, means over observations and seeds, with errors over "
         "observations; best: of the best of the six published methods that learn"
     ]
-    seeds = ", ".join(map(str, sorted(likelihood.seed.unique())))
     target = folder / "posteriors-sizes.csv"
-    write(target, in_order(pd.DataFrame(made)), commands, seeds, notes=notes)
+    write(target, in_order(pd.DataFrame(made)), commands, seeds_of(likelihood), notes=notes)
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -174,23 +197,39 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def command_of(rows: pd.DataFrame) -> str:
-    """The command that makes rows of one number of simulations."""
-    names = {"methods": rows.method, "tasks": rows.task}
-    places = {"methods": [*NAMES], "tasks": [*TASKS]}
-    chosen = [
-        f"--{name} {' '.join(sorted(column.unique(), key=places[name].index))}"
-        for name, column in names.items()
-        if column.nunique() < len(places[name])
-    ]
-    sizes = f"--simulations {rows.simulations.iloc[0]} --seeds {rows.seed.max() + 1}"
-    return " ".join([RUN, sizes, *chosen])
+def commands_of(rules: pd.DataFrame) -> list[str]:
+    """The commands that make the rows of one number of simulations, one for each method."""
+    commands = []
+    for (method, seeds), rows in in_order(rules).groupby(["method", "seeds"], sort=False):
+        sizes = f"--simulations {rows.simulations.iloc[0]} --seeds {seeds} --methods {method}"
+        tasks = [f"--tasks {' '.join(rows.task)}"] if len(rows) < len(TASKS) else []
+        commands.append(" ".join([RUN, sizes, *tasks]))
+    return commands
+
+
+def seeds_of(rules: pd.DataFrame) -> str:
+    return ", ".join(map(str, range(rules.seeds.max())))
 
 
 def write_rules(rows: pd.DataFrame, theirs: pd.DataFrame, file: Path) -> None:
-    """posteriors-rules-N: our C2ST by the benchmark's rules, beside what it published."""
-    cells = [cells_of(part, theirs) for _, part in rows.groupby(["task", "method"])]
-    commands = [PEERS, *COMMANDS, command_of(rows), f"{RUN} --published docs/measured/data"]
+    """posteriors-rules-N: our C2ST by the benchmark's rules, beside what it published.
+
+    A table that is there keeps its rows, but those of tasks and methods that have now been
+    measured with as many seeds or more.
+
+    Args:
+        rows: rows of our runs, of one number of simulations.
+        theirs: published C2ST by observation.
+        file: the table.
+    """
+    pair = ["task", "method"]
+    rules = pd.DataFrame([cells_of(of_pair, theirs) for _, of_pair in rows.groupby(pair)])
+    if file.exists():
+        rules = pd.concat([pd.read_csv(file, comment="#"), rules])
+        rules = rules.sort_values("seeds", kind="stable").drop_duplicates(pair, keep="last")
+    rules = in_order(rules)
+    commands = commands_of(rules.assign(simulations=rows.simulations.iloc[0]))
+    commands = [PEERS, *COMMANDS, *commands, f"{RUN} --published docs/measured/data"]
     notes = [
         "five folds of the benchmark's classifier, 10,000 draws against 10,000, ten observations; "
         "means over observations and seeds, with errors over observations; differences from "
@@ -200,8 +239,7 @@ def write_rules(rows: pd.DataFrame, theirs: pd.DataFrame, file: Path) -> None:
         "100 simulations; seconds are of the processor. The second of two rounds is trained for "
         "each observation, in sample_seconds",
     ]
-    seeds = sorted(rows.seed.unique())
-    write(file, in_order(pd.DataFrame(cells)), commands, ", ".join(map(str, seeds)), notes=notes)
+    write(file, rules, commands, seeds_of(rules), notes=notes)
 
 
 def cells_of(part: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, object]:
