@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors import AmortizedLikelihood, LinearGaussian, log_prior, simulate
+from pyro_mdm.posteriors import AmortizedLikelihood, LinearGaussian, laws, log_prior, simulate
 from pyro_mdm.posteriors.laws import ContinuousLaw
 from pyro_mdm.posteriors.likelihood import ConditionalGaussian
 from pyro_mdm.posteriors.parameters import Parameters
@@ -324,6 +324,40 @@ def test_the_residual_of_a_gaussian_is_an_affine_map_of_data() -> None:
     assert float(torch.linalg.slogdet(jacobian.reshape(3, 3))[1]) == pytest.approx(
         float(log_det[0].detach()), abs=1e-5
     )
+
+
+def test_few_steps_of_many_numbers_take_few_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    m, calls, gradient = laws.MOST_EXACT + 1, [0], torch.autograd.grad
+
+    def counted(outputs: Any, inputs: Any, along: Any = None, **options: Any) -> Any:
+        calls[0] += len(along) if options.get("is_grads_batched") else 1
+        return gradient(outputs, inputs, along, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    torch.manual_seed(0)
+    law = ContinuousLaw(1, m, hidden=8, depth=1)
+    torch.nn.init.normal_(law.model.score_function.network.outlet.weight, std=0.3)
+    law.gain = Measured(1.0, 0.1)
+    x, theta = torch.randn(5, 1, m), torch.randn(5, 1)
+
+    def density(steps: int) -> tuple[Tensor, int]:
+        calls[0] = 0
+        with torch.no_grad():
+            return law.by_datum(x, theta, steps)[:, 0], calls[0]
+
+    (rough, few), (whole, many) = density(2), density(laws.STEPS)
+    assert few == 4 * 2 * laws.PROBES and many == 4 * laws.STEPS * m
+    # the probes are those of the datum's numbers, not of its place
+    with torch.no_grad():
+        backward = law.by_datum(x.flip(0), theta.flip(0), 2)[:, 0].flip(0)
+    torch.testing.assert_close(rough, backward, **SINGLE)
+    monkeypatch.setattr(laws, "PROBES", 128)
+    better, _ = density(2)
+    monkeypatch.setattr(laws, "MOST_EXACT", m)
+    (exact, _), (again, _), (gaussian, _) = density(2), density(laws.STEPS), density(0)
+    torch.testing.assert_close(whole, again, **SINGLE)
+    by_flow = float((exact - gaussian).abs().mean())
+    assert 1e-4 * by_flow < float((better - exact).abs().mean()) < 0.5 * by_flow
 
 
 def test_a_network_can_have_the_distribution_of_a_linear_gaussian() -> None:
