@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoding", "center_and_unit"]
+__all__ = ["Encoding", "center_and_unit", "middle_and_width"]
 
 FAR_TAILS = 1.5
 """The ratio of the standard deviation to half the width of the central 68%, 1 for a Gaussian, above
@@ -26,6 +26,15 @@ def center_and_unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """The means and standard deviations of numbers x (n, m), (m,) each; 1 for a constant one."""
     spread = x.std(0)
     return x.mean(0), torch.where(spread > 0, spread, 1.0)
+
+
+def middle_and_width(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The medians of numbers x (n, m), and half the widths of their central 68%, (m,) each."""
+    ordered = x.sort(0).values
+    low, middle, high = (
+        ordered[int(quantile * (len(x) - 1))] for quantile in (CENTRAL[0], 0.5, CENTRAL[1])
+    )
+    return middle, (high - low) / 2
 
 
 class Encoding(nn.Module):
@@ -87,11 +96,7 @@ class Encoding(nn.Module):
             x: their data, (n, m), finite.
             missing: whether numbers of other data may be missing.
         """
-        ordered, (center, unit) = x.sort(0).values, center_and_unit(x)
-        low, middle, high = (
-            ordered[int(quantile * (len(x) - 1))] for quantile in (CENTRAL[0], 0.5, CENTRAL[1])
-        )
-        width = (high - low) / 2
+        (center, unit), (middle, width) = center_and_unit(x), middle_and_width(x)
         bent = (width > 0) & (unit > FAR_TAILS * width)
         new = cls(torch.where(bent, middle, center), torch.where(bent, width, unit), bent)
         if missing:

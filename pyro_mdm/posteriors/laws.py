@@ -2,10 +2,12 @@ r"""Distributions of the data of one factor given the parameters θ, learned fro
 
 The real numbers of a datum first have a Gaussian distribution N(x; m(θ), S(θ)), whose mean and
 covariance a network computes, unless a mean linear in θ and a constant covariance are better on
-held-out simulations. The residual r = S^{-½} (x − m) has a diffusion model given θ if this
-is better on held-out simulations; otherwise it is N(0, I). Its density is that of the probability
-flow in a few steps (:class:`ContinuousLaw`). Numbers with bounds are transformed to numbers without
-them. Distributions of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
+held-out simulations. Where residuals r = S^{-½} (x − m) have heavy tails, a map that shortens them
+is learned too (:mod:`pyro_mdm.posteriors.tails`). The residual has a diffusion model given θ if
+this is better on held-out simulations; otherwise it is N(0, I). Its density is that of the
+probability flow in a few steps (:class:`ContinuousLaw`). Numbers with bounds are transformed to
+numbers without them. Distributions of discrete numbers are in
+:mod:`pyro_mdm.posteriors.discrete`.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
-from pyro_mdm.posteriors.encoding import center_and_unit
+from pyro_mdm.posteriors.encoding import center_and_unit, middle_and_width
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
+from pyro_mdm.posteriors.tails import HeavyTails, has_heavy_tails
 from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.measured import Measured
@@ -183,11 +186,16 @@ class ContinuousLaw(FactorLaw):
         self.register_buffer("unit", torch.ones(outputs))
         self.register_buffer("lower", torch.full((outputs,), -math.inf))
         self.register_buffer("upper", torch.full((outputs,), math.inf))
-        self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
+        self.inputs, self.hidden, self.depth = inputs, hidden, depth
+        self.gaussian = self._untrained()
+        self.tails = HeavyTails(outputs)
         context = Vectors(torch.zeros(inputs), torch.ones(inputs))
         network = MLP(outputs + context.size, hidden, depth, outputs)
         score = Denoiser(network, torch.zeros(outputs), torch.ones(outputs))
         self.model = DiffusionModel(VPSDE(max_log_snr=MAX_LOG_SNR), score, context=context)
+
+    def _untrained(self) -> ConditionalGaussian:
+        return ConditionalGaussian(self.inputs, len(self.center), self.hidden, self.depth)
 
     def trainings(self, diffusion: bool) -> int:
         return 1 + diffusion
@@ -200,22 +208,17 @@ class ContinuousLaw(FactorLaw):
         self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
         self.upper.copy_(torch.where((flat < upper).all(0), upper, math.inf))
         flat = self._unbounded(flat)[0]
-        center, unit = center_and_unit(flat)
-        self.center.copy_(center)
-        self.unit.copy_(unit)
+        (center, unit), (middle, width) = center_and_unit(flat), middle_and_width(flat)
+        heavy = has_heavy_tails(flat)
+        self.center.copy_(torch.where(heavy, middle, center))
+        self.unit.copy_(torch.where(heavy, width, unit))
         x = self._scaled(x)[0]
 
-        def of_gaussian(rows: Tensor) -> Tensor:
-            r, log_det = self.gaussian.residual(x[rows], theta[rows])
-            return -(_normal(r).mean(1) + log_det).mean()
-
-        outcomes = [train(self.gaussian, of_gaussian, n, options, largest_gradient=20.0)]
-        if (linear_loss := self._linear_loss(x, theta)) is not None:
-            outcomes[0] = outcomes[0]._replace(best_step=0, best=linear_loss)
+        outcomes = [self._fit_residuals(x, theta, options)]
         if not diffusion:
             return outcomes
         with torch.no_grad():
-            r = self.gaussian.residual(x, theta)[0]
+            r = self._residual(x, theta)[0]
         loss = MDM_ELBO()(self.model, DiffusionGuide(self.model.diffusion))
 
         def chosen(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,6 +234,39 @@ class ContinuousLaw(FactorLaw):
             rows = torch.arange(n - held_out, n)
             self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
         return outcomes
+
+    def _fit_residuals(self, x: Tensor, theta: Tensor, options: TrainingOptions) -> Outcome:
+        """Train the Gaussian, and the map of heavy tails where residuals have them.
+
+        Args:
+            x: the data in the networks' coordinates, (n, k, m).
+            theta: the inputs, (n, inputs).
+            options: the options of the training.
+        """
+
+        def loss(rows: Tensor) -> Tensor:
+            r, log_det = self._residual(x[rows], theta[rows])
+            return -(_normal(r) + log_det).mean()
+
+        outcome = train(self.gaussian, loss, len(x), options, largest_gradient=20.0)
+        if (linear_loss := self._linear_loss(x, theta)) is not None:
+            outcome = outcome._replace(best_step=0, best=linear_loss)
+        with torch.no_grad():
+            heavy = has_heavy_tails(self._residual(x, theta)[0].flatten(0, 1))
+        if outcome.best is None or not bool(heavy.any()):
+            return outcome
+        # a Gaussian is led astray by the farthest numbers, so it is learned anew with the map
+        gaussian, self.gaussian = self.gaussian, self._untrained()
+        self.tails.bent.copy_(heavy)
+        if options.budget is not None:
+            options.budget.trainings += 1
+        both = nn.ModuleList([self.gaussian, self.tails])
+        bent = train(both, loss, len(x), options, largest_gradient=20.0)
+        if bent.best is not None and bent.best < outcome.best:
+            return bent
+        self.gaussian = gaussian
+        self.tails.bent.fill_(False)
+        return outcome
 
     @torch.no_grad()
     def _linear_loss(self, x: Tensor, theta: Tensor) -> float | None:
@@ -257,6 +293,18 @@ class ContinuousLaw(FactorLaw):
             return None
         self.gaussian.become(linear)
         return -by_linear
+
+    def _residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The residuals of k data of each θ, (n, k, m), without heavy tails, and log|det| of the
+        map, (n, k).
+
+        Args:
+            x: the data in the networks' coordinates, (n or 1, k, m).
+            theta: the inputs, (n, inputs).
+        """
+        r, log_det = self.gaussian.residual(x, theta)
+        z, of_tails = self.tails(r)
+        return z, log_det.unsqueeze(1) + of_tails
 
     @property
     def bounds(self) -> DataBounds:
@@ -311,9 +359,9 @@ class ContinuousLaw(FactorLaw):
         present = ~x.isnan().any(2)
         x, of_scale = self._scaled(x)
         given = ~of_scale.isnan() & present
-        r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
+        r, log_det = self._residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
         # float64, as the densities of many data are summed
-        log_p = _normal(r).double() + log_det.double().unsqueeze(1)
+        log_p = _normal(r).double() + log_det.double()
         log_p = log_p + torch.where(given, of_scale, 0.0).double()
         if steps and self.is_corrected and bool(given.any()):
             given = given.expand(log_p.shape)
@@ -344,4 +392,5 @@ class ContinuousLaw(FactorLaw):
             r = model(batch_size=n * k).reshape(n, k, m)
         else:
             r = torch.randn(n, k, m)
-        return self._bounded(self.gaussian.data(r, theta) * self.unit + self.center)
+        x = self.gaussian.data(self.tails.inverse(r), theta)
+        return self._bounded(x * self.unit + self.center)

@@ -335,7 +335,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
             new._make_laws(lattices)
         for name, value in new.state_dict().items():
-            if name.endswith((".upper", ".slope")):  # an earlier version saved none
+            if name.endswith((".upper", ".slope", ".bent", ".log_knee")):  # not in earlier versions
                 state.setdefault(name, value)
         with damage_of(path.with_name(TENSORS)):
             new.load_state_dict(state)
