@@ -729,6 +729,16 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_amortized_likelihood.py::test_numbers_inside_of_bounds_have_a_density_there_alone": [
             "(⟨width - →-⟩(above + below))"
         ],
+        "test_amortized_likelihood.py::test_few_steps_of_many_numbers_take_few_derivatives": [
+            "randomness.alike(⟨1, len(y)→len(y), 1⟩, seed=0)"
+        ],
+        "test_heavy_tails.py::test_densities_of_heavy_tails_are_near_exact_ones[cauchy-alone]": [
+            "bent.best ⟨<→>⟩ outcome.best",
+            "log_det.unsqueeze(1)⟨ + of_tails→⟩",
+        ],
+        "test_heavy_tails.py::test_draws_and_folders_keep_heavy_tails": [
+            "data(⟨self.tails.inverse(r)→r⟩, theta)"
+        ],
     },
     "pyro_mdm/posteriors/likelihood.py": {
         (
@@ -777,6 +787,11 @@ LINES: dict[str, dict[str, list[str]]] = {
     "pyro_mdm/posteriors/site.py": {
         "test_likelihood_sites.py::test_parameters_that_are_no_numbers_are_impossible": [
             "v.nan_to_num(nan=⟨math.inf→0.0⟩,"
+        ]
+    },
+    "pyro_mdm/posteriors/tails.py": {
+        "test_heavy_tails.py::test_the_map_of_heavy_tails_has_its_determinant_and_its_inverse": [
+            "⟨-0.5→0.5⟩ * (r / knee)"
         ]
     },
     "pyro_mdm/posteriors/tempering.py": {

@@ -114,7 +114,7 @@ def test_densities_of_heavy_tails_are_near_exact_ones(noise: str, kind: str) -> 
         simulator, ["theta"], {"theta": new["theta"]}, vectorized=True
     )
     lost = (exact - likelihood.log_prob(new, new)) / (3 if kind == "plate" else 1)
-    assert float(lost.mean()) < 0.4
+    assert -0.1 < float(lost.mean()) < 0.4
 
 
 def test_the_map_of_heavy_tails_has_its_determinant_and_its_inverse() -> None:
