@@ -146,5 +146,5 @@ def test_draws_and_folders_keep_heavy_tails(tmp_path: Path) -> None:
     assert inside == pytest.approx([0.5, 0.937], abs=0.06)
     likelihood.save_pretrained(tmp_path / "new")
     again = AmortizedLikelihood.from_pretrained(tmp_path / "new", simulator)
-    data = {"x": drawn}
-    torch.testing.assert_close(again.log_prob(data, theta), likelihood.log_prob(data, theta))
+    log_p = (law.log_prob({"x": drawn}, theta) for law in (again, likelihood))
+    torch.testing.assert_close(*log_p, atol=1e-3, rtol=1e-4)
