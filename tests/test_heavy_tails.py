@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors import AmortizedLikelihood, log_prior, simulate
-from pyro_mdm.posteriors.tails import HeavyTails, has_heavy_tails
+from pyro_mdm.posteriors.tails import HeavyTails, Scales, has_heavy_tails
+from pyro_mdm.tables import AmortizedJoint
 
 
 class Noise:
@@ -136,6 +138,16 @@ def test_tails_are_heavy_where_one_number_is_very_far() -> None:
     x[0, 0], x[0, 1] = -19.5 * width, -20.5 * width
     x[:, 2] = 1.0  # a constant, which has no width
     assert has_heavy_tails(x).tolist() == [False, True, False]
+    center, unit = Scales.of(x)
+    assert center.tolist() == pytest.approx([float(x[:, 0].mean()), 0.0, 1.0], abs=1e-5)
+    assert unit.tolist() == pytest.approx([float(x[:, 0].std()), width, 1.0], abs=1e-5)
+
+
+def test_a_joint_distribution_has_the_scales_of_the_middle() -> None:
+    simulator = partial(alone, NOISES["cauchy"])
+    draws = simulate(simulator, 2000, seed=1, vectorized=True)
+    joint = AmortizedJoint(simulator, ["theta"], ["x"], draws, hidden=4, depth=1)
+    assert float(draws["x"].std()) > 10 and float(joint.unit[1]) < 5
 
 
 def test_draws_and_folders_keep_heavy_tails(tmp_path: Path) -> None:

@@ -28,9 +28,8 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
-from pyro_mdm.posteriors.encoding import center_and_unit, middle_and_width
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
-from pyro_mdm.posteriors.tails import HeavyTails, has_heavy_tails
+from pyro_mdm.posteriors.tails import HeavyTails, Scales, has_heavy_tails
 from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.measured import Measured
@@ -208,10 +207,9 @@ class ContinuousLaw(FactorLaw):
         self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
         self.upper.copy_(torch.where((flat < upper).all(0), upper, math.inf))
         flat = self._unbounded(flat)[0]
-        (center, unit), (middle, width) = center_and_unit(flat), middle_and_width(flat)
-        heavy = has_heavy_tails(flat)
-        self.center.copy_(torch.where(heavy, middle, center))
-        self.unit.copy_(torch.where(heavy, width, unit))
+        scales = Scales.of(flat)
+        self.center.copy_(scales.center)
+        self.unit.copy_(scales.unit)
         x = self._scaled(x)[0]
 
         outcomes = [self._fit_residuals(x, theta, options)]

@@ -9,12 +9,14 @@ Source of the family: Jones & Pewsey, "Sinh-arcsinh distributions", Biometrika 2
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.posteriors.encoding import middle_and_width
+from pyro_mdm.posteriors.encoding import center_and_unit, middle_and_width
 
-__all__ = ["HeavyTails", "has_heavy_tails"]
+__all__ = ["HeavyTails", "Scales", "has_heavy_tails"]
 
 HEAVY = 20.0
 """The distance of the farthest of some numbers from their median, in half widths of the central 68%
@@ -25,6 +27,20 @@ def has_heavy_tails(x: Tensor) -> Tensor:
     """Whether numbers x (n, m) have heavy tails, (m,) bool."""
     middle, width = middle_and_width(x)
     return (width > 0) & ((x - middle).abs().amax(0) > HEAVY * width)
+
+
+class Scales(NamedTuple):
+    """The scales of numbers, which the farthest of them do not determine."""
+
+    center: Tensor  # (m,), the mean, or the median where tails are heavy
+    unit: Tensor  # (m,), the standard deviation, or half the width of the central 68%
+
+    @classmethod
+    def of(cls, x: Tensor) -> Scales:
+        """The scales of numbers x (n, m)."""
+        (center, unit), (middle, width) = center_and_unit(x), middle_and_width(x)
+        heavy = has_heavy_tails(x)
+        return cls(torch.where(heavy, middle, center), torch.where(heavy, width, unit))
 
 
 class HeavyTails(nn.Module):

@@ -26,9 +26,9 @@ from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.posteriors.encoding import center_and_unit
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
+from pyro_mdm.posteriors.tails import Scales
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
@@ -103,9 +103,9 @@ class AmortizedJoint(nn.Module):
                 )
         numbers = self._numbers(draws)
         spread_of(numbers)
-        center, unit = center_and_unit(numbers)
-        self.register_buffer("center", center)
-        self.register_buffer("unit", unit)
+        scales = Scales.of(numbers)
+        self.register_buffer("center", scales.center)
+        self.register_buffer("unit", scales.unit)
         z = (numbers - self.center) / self.unit
         score = MixedDenoiser.from_gaussian(
             z, [None] * z.shape[1], hidden=hidden, depth=depth, frequencies=FREQUENCIES
