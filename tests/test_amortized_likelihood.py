@@ -351,13 +351,9 @@ def test_few_steps_of_many_numbers_take_few_derivatives(monkeypatch: pytest.Monk
     with torch.no_grad():
         backward = law.by_datum(x.flip(0), theta.flip(0), 2)[:, 0].flip(0)
     torch.testing.assert_close(rough, backward, **SINGLE)
-    monkeypatch.setattr(laws, "PROBES", 128)
-    better, _ = density(2)
     monkeypatch.setattr(laws, "MOST_EXACT", m)
-    (exact, _), (again, _), (gaussian, _) = density(2), density(laws.STEPS), density(0)
+    again, _ = density(laws.STEPS)
     torch.testing.assert_close(whole, again, **SINGLE)
-    by_flow = float((exact - gaussian).abs().mean())
-    assert 1e-4 * by_flow < float((better - exact).abs().mean()) < 0.5 * by_flow
 
 
 def test_a_network_can_have_the_distribution_of_a_linear_gaussian() -> None:
@@ -563,7 +559,7 @@ def test_a_saved_likelihood_is_the_same(random: Any, tmp_path: Path) -> None:
     names = json.loads((tmp_path / "likelihood.json").read_text())
     tensors = safetensors.torch.load_file(tmp_path / "likelihood.safetensors")
     earlier.mkdir()
-    later = (".upper", ".slope", ".bent", ".log_knee")
+    later = (".upper", ".slope", ".tails.bent", ".tails.log_knee")
     of_them = {name: value for name, value in tensors.items() if not name.endswith(later)}
     assert len(of_them) == len(tensors) - 8
     content = safetensors.torch.save(of_them)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors import AmortizedLikelihood, log_prior, simulate
-from pyro_mdm.posteriors.tails import HeavyTails, Scales, has_heavy_tails
+from pyro_mdm.posteriors.tails import HeavyTails, scales_of
 from pyro_mdm.tables import AmortizedJoint
 
 
@@ -36,7 +36,7 @@ NOISES = {
     "normal": Noise(lambda center: dist.Normal(center, 0.3), False),
     "laplace": Noise(lambda center: dist.Laplace(center, 0.3), False),
     "cauchy": Noise(lambda center: dist.Cauchy(center, 1.0), True),
-    "narrow cauchy": Noise(lambda center: dist.Cauchy(center, 0.02), True),
+    "narrow cauchy": Noise(lambda center: dist.Cauchy(center, 0.1), True),
     "outliers": Noise(with_outliers, True),
     "positive": Noise(
         lambda center: dist.TransformedDistribution(
@@ -90,7 +90,7 @@ def fitted(noise: str, kind: str) -> tuple[AmortizedLikelihood, Callable[[], Non
         ["theta"],
         observed,
         simulations=3000,
-        steps=500,
+        steps=400,
         hidden=24,
         depth=1,
         diffusion=False,
@@ -130,6 +130,9 @@ def test_the_map_of_heavy_tails_has_its_determinant_and_its_inverse() -> None:
     assert z[1] == r[1] and z[0] != r[0] and z[2] != r[2]
     jacobian: Any = torch.autograd.functional.jacobian(lambda r: tails(r)[0], r)
     torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian)[1])
+    far, log_det = tails.float()(torch.tensor([1e15, 0.0, -1e15]))
+    assert bool(far.isfinite().all()) and float(log_det.detach()) < -40
+    assert bool(tails.inverse(torch.tensor([1e9, 0.0, -1e9])).isfinite().all())
 
 
 def test_tails_are_heavy_where_one_number_is_very_far() -> None:
@@ -137,17 +140,22 @@ def test_tails_are_heavy_where_one_number_is_very_far() -> None:
     width = 0.68
     x[0, 0], x[0, 1] = -19.5 * width, -20.5 * width
     x[:, 2] = 1.0  # a constant, which has no width
-    assert has_heavy_tails(x).tolist() == [False, True, False]
-    center, unit = Scales.of(x)
+    center, unit, heavy = scales_of(x)
+    assert heavy.tolist() == [False, True, False]
     assert center.tolist() == pytest.approx([float(x[:, 0].mean()), 0.0, 1.0], abs=1e-5)
     assert unit.tolist() == pytest.approx([float(x[:, 0].std()), width, 1.0], abs=1e-5)
 
 
-def test_a_joint_distribution_has_the_scales_of_the_middle() -> None:
-    simulator = partial(alone, NOISES["cauchy"])
+def test_a_joint_distribution_is_of_numbers_without_heavy_tails() -> None:
+    simulator = partial(alone, NOISES["normal"])
     draws = simulate(simulator, 2000, seed=1, vectorized=True)
+    draws["x"][0] = 1e6
     joint = AmortizedJoint(simulator, ["theta"], ["x"], draws, hidden=4, depth=1)
-    assert float(draws["x"].std()) > 10 and float(joint.unit[1]) < 5
+    assert joint.tails.bent.tolist() == [False, True]
+    spread = joint.model.score_function.data_variance.sqrt()
+    assert float(spread.max()) < 3
+    drawn = joint.sample({"theta": torch.tensor(0.5)}, 100, seed=0)["x"]
+    assert drawn.isfinite().all() and float(drawn.median()) == pytest.approx(0.96, abs=1.0)
 
 
 def test_draws_and_folders_keep_heavy_tails(tmp_path: Path) -> None:
@@ -155,7 +163,7 @@ def test_draws_and_folders_keep_heavy_tails(tmp_path: Path) -> None:
     theta = {"theta": torch.zeros(4000)}
     drawn = likelihood.sample(theta)["x"]
     inside = [float((drawn.abs() < x).double().mean()) for x in (1.0, 10.0)]
-    assert inside == pytest.approx([0.5, 0.937], abs=0.06)
+    assert inside == pytest.approx([0.5, 0.937], abs=0.1)
     likelihood.save_pretrained(tmp_path / "new")
     again = AmortizedLikelihood.from_pretrained(tmp_path / "new", simulator)
     log_p = (law.log_prob({"x": drawn}, theta) for law in (again, likelihood))

@@ -2,16 +2,17 @@ r"""Distributions of the data of one factor given the parameters θ, learned fro
 
 The real numbers of a datum first have a Gaussian distribution N(x; m(θ), S(θ)), whose mean and
 covariance a network computes, unless a mean linear in θ and a constant covariance are better on
-held-out simulations. Where residuals r = S^{-½} (x − m) have heavy tails, a map that shortens them
-is learned too (:mod:`pyro_mdm.posteriors.tails`). The residual has a diffusion model given θ if
-this is better on held-out simulations; otherwise it is N(0, I). Its density is that of the
-probability flow in a few steps (:class:`ContinuousLaw`). Numbers with bounds are transformed to
-numbers without them. Distributions of discrete numbers are in
+held-out simulations. Where data have heavy tails, a map that shortens those of the residual
+r = S^{-½} (x − m) is learned too (:mod:`pyro_mdm.posteriors.tails`). The residual has a diffusion
+model given θ if this is better on held-out simulations; otherwise it is N(0, I). Its density is
+that of the probability flow in a few steps (:class:`ContinuousLaw`). Numbers with bounds are
+transformed to numbers without them. Distributions of discrete numbers are in
 :mod:`pyro_mdm.posteriors.discrete`.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import randomness
-from pyro_mdm.budgets import Outcome
+from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.contexts import Vectors
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
@@ -29,7 +30,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
-from pyro_mdm.posteriors.tails import HeavyTails, Scales, has_heavy_tails
+from pyro_mdm.posteriors.tails import HeavyTails, scales_of
 from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.measured import Measured
@@ -185,16 +186,12 @@ class ContinuousLaw(FactorLaw):
         self.register_buffer("unit", torch.ones(outputs))
         self.register_buffer("lower", torch.full((outputs,), -math.inf))
         self.register_buffer("upper", torch.full((outputs,), math.inf))
-        self.inputs, self.hidden, self.depth = inputs, hidden, depth
-        self.gaussian = self._untrained()
+        self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
         self.tails = HeavyTails(outputs)
         context = Vectors(torch.zeros(inputs), torch.ones(inputs))
         network = MLP(outputs + context.size, hidden, depth, outputs)
         score = Denoiser(network, torch.zeros(outputs), torch.ones(outputs))
         self.model = DiffusionModel(VPSDE(max_log_snr=MAX_LOG_SNR), score, context=context)
-
-    def _untrained(self) -> ConditionalGaussian:
-        return ConditionalGaussian(self.inputs, len(self.center), self.hidden, self.depth)
 
     def trainings(self, diffusion: bool) -> int:
         return 1 + diffusion
@@ -207,12 +204,12 @@ class ContinuousLaw(FactorLaw):
         self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
         self.upper.copy_(torch.where((flat < upper).all(0), upper, math.inf))
         flat = self._unbounded(flat)[0]
-        scales = Scales.of(flat)
-        self.center.copy_(scales.center)
-        self.unit.copy_(scales.unit)
+        center, unit, _ = scales_of(flat)
+        self.center.copy_(center)
+        self.unit.copy_(unit)
         x = self._scaled(x)[0]
 
-        outcomes = [self._fit_residuals(x, theta, options)]
+        outcomes = self._fit_residuals(x, theta, options)
         if not diffusion:
             return outcomes
         with torch.no_grad():
@@ -233,68 +230,80 @@ class ContinuousLaw(FactorLaw):
             self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
         return outcomes
 
-    def _fit_residuals(self, x: Tensor, theta: Tensor, options: TrainingOptions) -> Outcome:
-        """Train the Gaussian, and the map of heavy tails where residuals have them.
+    def _fit_residuals(self, x: Tensor, theta: Tensor, options: TrainingOptions) -> list[Outcome]:
+        """Train the Gaussian, and where its residuals have heavy tails, another with their map.
+
+        That with the lowest validation loss is kept, also of a Gaussian with a mean linear in θ.
 
         Args:
             x: the data in the networks' coordinates, (n, k, m).
             theta: the inputs, (n, inputs).
             options: the options of the training.
         """
+        (n, k), held_out = x.shape[:2], min(VALIDATED, len(x) // 10)
+        budget = options.budget or Budget()
+        options = options._replace(budget=budget)
 
         def loss(rows: Tensor) -> Tensor:
             r, log_det = self._residual(x[rows], theta[rows])
             return -(_normal(r) + log_det).mean()
 
-        outcome = train(self.gaussian, loss, len(x), options, largest_gradient=20.0)
-        if (linear_loss := self._linear_loss(x, theta)) is not None:
-            outcome = outcome._replace(best_step=0, best=linear_loss)
+        def trained(*modules: nn.Module) -> Outcome:
+            return train(nn.ModuleList(modules), loss, n, options, largest_gradient=20.0)
+
+        if not held_out:
+            return [trained(self.gaussian)]
+        first = min(n - held_out, max(1, MOST_ROWS // k))
+        data, inputs = x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0)
+        linear = LinearGaussian.fit(data, inputs)
+        apart = data if linear is None else data - linear.mean(inputs)
+        may_have_tails = bool(scales_of(apart)[2].any())
+        budget.trainings += may_have_tails
+        untrained = copy.deepcopy(self.gaussian)
+        outcomes = [trained(self.gaussian)]
+        if linear is not None:
+            outcomes[0] = self._linear_or(outcomes[0], linear, x[-held_out:], theta[-held_out:])
+        if not may_have_tails:
+            return outcomes
         with torch.no_grad():
-            heavy = has_heavy_tails(self._residual(x, theta)[0].flatten(0, 1))
-        if outcome.best is None or not bool(heavy.any()):
-            return outcome
-        # a Gaussian is led astray by the farthest numbers, so it is learned anew with the map
-        gaussian, self.gaussian = self.gaussian, self._untrained()
+            heavy = scales_of(self._residual(x[:first], theta[:first])[0].flatten(0, 1))[2]
+        if not bool(heavy.any()):
+            budget.trainings -= 1
+            return outcomes
+        # anew, as the farthest numbers lead a Gaussian astray
+        kept = self.gaussian, self.tails
+        self.gaussian, self.tails = untrained, HeavyTails(x.shape[2])
         self.tails.bent.copy_(heavy)
-        if options.budget is not None:
-            options.budget.trainings += 1
-        both = nn.ModuleList([self.gaussian, self.tails])
-        bent = train(both, loss, len(x), options, largest_gradient=20.0)
-        if bent.best is not None and bent.best < outcome.best:
-            return bent
-        self.gaussian = gaussian
-        self.tails.bent.fill_(False)
-        return outcome
+        outcomes.append(trained(self.gaussian, self.tails))
+        losses = [outcome.best for outcome in outcomes if outcome.best is not None]
+        if not losses[-1] < losses[0]:
+            self.gaussian, self.tails = kept
+        return outcomes
 
     @torch.no_grad()
-    def _linear_loss(self, x: Tensor, theta: Tensor) -> float | None:
-        """The validation loss, nats, of a Gaussian with a mean linear in θ, which replaces the
-        learned one if it is better; None: it is not.
+    def _linear_or(
+        self, outcome: Outcome, linear: LinearGaussian, x: Tensor, theta: Tensor
+    ) -> Outcome:
+        """Take a Gaussian with a mean linear in θ, if it is better than the learned one.
 
         Args:
-            x: the data in the networks' coordinates, (n, k, m).
+            outcome: how the training of the learned one ended.
+            linear: the Gaussian.
+            x: the validation data in the networks' coordinates, (n, k, m).
             theta: the inputs, (n, inputs).
         """
-        n, k = x.shape[:2]
-        held_out = min(VALIDATED, n // 10)
-        if not held_out:
-            return None
-        first = min(n - held_out, max(1, MOST_ROWS // k))
-        linear = LinearGaussian.fit(x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0))
-        if linear is None:
-            return None
-        x, theta = x[n - held_out :], theta[n - held_out :]
-        r, log_det = self.gaussian.residual(x, theta)
-        learned = float((_normal(r).mean(1) + log_det).double().mean())
-        by_linear = float(linear.log_prob(x.flatten(0, 1), theta.repeat_interleave(k, 0)).mean())
+        r, log_det = self._residual(x, theta)
+        learned = float((_normal(r) + log_det).double().mean())
+        log_p = linear.log_prob(x.flatten(0, 1), theta.repeat_interleave(x.shape[1], 0))
+        by_linear = float(log_p.mean())
         if not by_linear > learned:
-            return None
+            return outcome
         self.gaussian.become(linear)
-        return -by_linear
+        return outcome._replace(best_step=0, best=-by_linear)
 
     def _residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The residuals of k data of each θ, (n, k, m), without heavy tails, and log|det| of the
-        map, (n, k).
+        """The residuals of k data of each θ after the map of heavy tails, (n, k, m), and log|det|
+        of the whole, (n, k).
 
         Args:
             x: the data in the networks' coordinates, (n or 1, k, m).
@@ -328,8 +337,8 @@ class ContinuousLaw(FactorLaw):
         x = torch.where(low & high, between, torch.where(low | high, one_sided, u))
         # rounding may reach a bound, where the density is 0
         inside = self.upper.new_tensor(math.inf)
-        first = torch.where(low, self.lower.nextafter(inside), self.lower)
-        last = torch.where(high, self.upper.nextafter(-inside), self.upper)
+        # and float32 ends, where tails are heavy
+        first, last = self.lower.nextafter(inside), self.upper.nextafter(-inside)
         return torch.minimum(torch.maximum(x, first), last)
 
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:

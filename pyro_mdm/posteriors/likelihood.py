@@ -5,8 +5,9 @@ p(x | θ) is a product of factors. Each factor is learned by itself, and data th
 along a plate are learned one by one: 10,000 simulations of four data are 40,000 examples of one
 distribution. For any number of data the log densities are added, with the same networks.
 
-Real numbers have a Gaussian distribution whose mean and covariance a network computes, and a
-diffusion of the residuals; discrete numbers have probabilities (:mod:`pyro_mdm.posteriors.laws`).
+Real numbers have a Gaussian distribution whose mean and covariance a network computes, with a map
+of heavy tails, and a diffusion of the residuals; discrete numbers have probabilities
+(:mod:`pyro_mdm.posteriors.laws`).
 
 Sequential Monte Carlo from the prior gives draws of the posterior p(θ | x) ∝ p(θ) p(x | θ), and the
 evidence p(x). It is not amortized over x, but the distribution of a few numbers is learned well
@@ -76,6 +77,9 @@ __all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
 
 NAMES, TENSORS = "likelihood.json", "likelihood.safetensors"
 """The files of a likelihood: of the names of sites and the sizes of networks, and of weights."""
+
+LATER = (".upper", ".slope", ".tails.bent", ".tails.log_knee")
+"""The ends of the names of tensors that earlier versions did not save."""
 
 FEW_STEPS = 2
 """The steps of the flow that particles meet first. Later weights correct its small error."""
@@ -335,7 +339,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
             new._make_laws(lattices)
         for name, value in new.state_dict().items():
-            if name.endswith((".upper", ".slope", ".bent", ".log_knee")):  # not in earlier versions
+            if name.endswith(LATER):
                 state.setdefault(name, value)
         with damage_of(path.with_name(TENSORS)):
             new.load_state_dict(state)

@@ -28,7 +28,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
-from pyro_mdm.posteriors.tails import Scales
+from pyro_mdm.posteriors.tails import HeavyTails, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
@@ -103,10 +103,12 @@ class AmortizedJoint(nn.Module):
                 )
         numbers = self._numbers(draws)
         spread_of(numbers)
-        scales = Scales.of(numbers)
-        self.register_buffer("center", scales.center)
-        self.register_buffer("unit", scales.unit)
-        z = (numbers - self.center) / self.unit
+        center, unit, heavy = scales_of(numbers)
+        self.register_buffer("center", center)
+        self.register_buffer("unit", unit)
+        self.tails = HeavyTails(len(center)).requires_grad_(False)
+        self.tails.bent.copy_(heavy)
+        z = self._standardized(numbers)
         score = MixedDenoiser.from_gaussian(
             z, [None] * z.shape[1], hidden=hidden, depth=depth, frequencies=FREQUENCIES
         )
@@ -163,7 +165,7 @@ class AmortizedJoint(nn.Module):
             program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
             joint = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
-            z = (joint._numbers(chosen) - joint.center) / joint.unit
+            z = joint._standardized(joint._numbers(chosen))
             elbo = MDM_ELBO()(joint.model, joint.noising)
             options = options.for_simulations(len(z))
 
@@ -179,6 +181,11 @@ class AmortizedJoint(nn.Module):
         """Unconstrained parameters and data of simulations, (n, d)."""
         u = self.sites.unconstrained(draws)[0]
         return torch.cat([u, *(draws[name].reshape(len(u), -1) for name in self.observed)], 1)
+
+    def _standardized(self, numbers: Tensor) -> Tensor:
+        """Numbers (n, d) of about unit scale, those with heavy tails by asinh."""
+        z: Tensor = self.tails((numbers - self.center) / self.unit)[0]
+        return z
 
     @torch.no_grad()
     def sample(
@@ -208,10 +215,10 @@ class AmortizedJoint(nn.Module):
         values = self._values(given)
         u = torch.cat([_unconstrained(site, values[site.name]) for site in self.sites])
         data = torch.cat([values[name].flatten() for name in self.observed])
-        row = ((torch.cat([u, data]) - self.center) / self.unit).unsqueeze(0)
+        row = self._standardized(torch.cat([u, data]).unsqueeze(0))
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         z = impute(self.model, row, num=n, batch_size=batch_size, seed=seed)[:, 0]
-        numbers = z * self.unit + self.center
+        numbers = self.tails.inverse(z) * self.unit + self.center
         drawn, first = self.sites.by_site(numbers[:, : len(u)])[0], len(u)
         for name in self.observed:
             size = self._shapes[name].numel()

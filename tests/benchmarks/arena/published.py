@@ -9,7 +9,9 @@ Inference", AISTATS 2021, whose results are in that repository (of which the com
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -106,10 +108,12 @@ def read_rules(folder: Path) -> pd.DataFrame:
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of fits that have all folds of all ten observations."""
+    """The rows of fits that have all folds of all ten observations, of the seeds 0, 1, … until one
+    is missing."""
     rows = rows[rows.folds == FOLDS]
     fit = ["task", "simulations", "method", "seed"]
-    return rows[rows.groupby(fit).observation.transform("nunique") == len(OBSERVATIONS)]
+    rows = rows[rows.groupby(fit).observation.transform("nunique") == len(OBSERVATIONS)]
+    return rows[rows.seed == rows.groupby(fit[:3]).seed.rank("dense") - 1]
 
 
 def write_missing(rules: pd.DataFrame, folder: Path) -> None:
@@ -122,18 +126,20 @@ def write_missing(rules: pd.DataFrame, folder: Path) -> None:
     made = []
     for method in WHOLE:
         means = rules[rules.method == method]
-        fits = int(means.seeds.sum())
+        seeds = means.seeds.clip(upper=SEEDS)
+        fits = int(seeds.sum())
         whole = len(TASKS) * len(SIMULATIONS) * SEEDS
         cells = {"method": method, "fits": fits, "missing": whole - fits}
         if fits:
-            of_step = (means.fit_seconds / means.simulations.map(_steps)).groupby(means.task)
+            of_step = means.fit_seconds / means.simulations.map(_steps)
+            of_step = of_step.groupby(means.task).mean().mean()
             of_data = len(OBSERVATIONS) * means.sample_seconds
-            by_size = means.groupby("simulations").seeds.sum()
+            by_size = seeds.groupby(means.simulations).sum()
             seconds = cells["missing"] * of_data.groupby(means.task).mean().mean()
             for n in SIMULATIONS.values():
                 absent = len(TASKS) * SEEDS - int(by_size.get(n, 0))
-                seconds += absent * of_step.mean().mean() * _steps(n)
-            total = ((means.fit_seconds + of_data) * means.seeds).sum()
+                seconds += absent * of_step * _steps(n)
+            total = ((means.fit_seconds + of_data) * seeds).sum()
             cells["hours_of_fit"] = float(total / fits / 3600)
             cells["missing_hours"] = seconds / 3600
         made.append(cells)
@@ -144,8 +150,8 @@ def write_missing(rules: pd.DataFrame, folder: Path) -> None:
         "that there are"
     ]
     commands = [f"{RUN} --published docs/measured/data"]
-    seeds = seeds_of(rules)
-    write(folder / "posteriors-missing.csv", pd.DataFrame(made), commands, seeds, notes=notes)
+    file = folder / "posteriors-missing.csv"
+    write(file, pd.DataFrame(made), commands, seeds_of(rules), notes=notes)
 
 
 def _steps(n: int) -> int:
@@ -198,7 +204,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def commands_of(rules: pd.DataFrame) -> list[str]:
-    """The commands that make the rows of one number of simulations, one for each method."""
+    """The commands that make the rows of one number of simulations, by method and seeds."""
     commands = []
     for (method, seeds), rows in in_order(rules).groupby(["method", "seeds"], sort=False):
         sizes = f"--simulations {rows.simulations.iloc[0]} --seeds {seeds} --methods {method}"
@@ -224,8 +230,13 @@ def write_rules(rows: pd.DataFrame, theirs: pd.DataFrame, file: Path) -> None:
     """
     pair = ["task", "method"]
     rules = pd.DataFrame([cells_of(of_pair, theirs) for _, of_pair in rows.groupby(pair)])
+    rules["measured"] = datetime.date.today().isoformat()
     if file.exists():
-        rules = pd.concat([pd.read_csv(file, comment="#"), rules])
+        before = pd.read_csv(file, comment="#")
+        dated = re.search("^# date: (.*)$", file.read_text("utf-8"), re.MULTILINE)
+        assert dated is not None
+        before["measured"] = before.get("measured", dated.group(1))
+        rules = pd.concat([before, rules])
         rules = rules.sort_values("seeds", kind="stable").drop_duplicates(pair, keep="last")
     rules = in_order(rules)
     commands = commands_of(rules.assign(simulations=rows.simulations.iloc[0]))
