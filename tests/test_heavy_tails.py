@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors import AmortizedLikelihood, log_prior, simulate
-from pyro_mdm.posteriors.tails import HeavyTails, scales_of
+from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.tables import AmortizedJoint
 
 
@@ -101,7 +101,7 @@ def fitted(noise: str, kind: str) -> tuple[AmortizedLikelihood, Callable[[], Non
 
 def bent(likelihood: AmortizedLikelihood) -> list[bool]:
     """Whether the numbers of all data are mapped."""
-    maps = [module for module in likelihood.modules() if isinstance(module, HeavyTails)]
+    maps = [module for module in likelihood.modules() if isinstance(module, TailMap)]
     return torch.cat([module.bent for module in maps]).tolist()
 
 
@@ -121,7 +121,7 @@ def test_densities_of_heavy_tails_are_near_exact_ones(noise: str, kind: str) -> 
 
 def test_the_map_of_heavy_tails_has_its_determinant_and_its_inverse() -> None:
     torch.manual_seed(0)
-    tails = HeavyTails(3).double()
+    tails = TailMap(3).double()
     tails.bent.copy_(torch.tensor([True, False, True]))
     torch.nn.init.normal_(tails.log_knee)
     r = 5 * torch.randn(3, dtype=torch.float64)

@@ -30,7 +30,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
-from pyro_mdm.posteriors.tails import HeavyTails, scales_of
+from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.measured import Measured
@@ -187,7 +187,7 @@ class ContinuousLaw(FactorLaw):
         self.register_buffer("lower", torch.full((outputs,), -math.inf))
         self.register_buffer("upper", torch.full((outputs,), math.inf))
         self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
-        self.tails = HeavyTails(outputs)
+        self.tails = TailMap(outputs)
         context = Vectors(torch.zeros(inputs), torch.ones(inputs))
         network = MLP(outputs + context.size, hidden, depth, outputs)
         score = Denoiser(network, torch.zeros(outputs), torch.ones(outputs))
@@ -272,7 +272,7 @@ class ContinuousLaw(FactorLaw):
             return outcomes
         # anew, as the farthest numbers lead a Gaussian astray
         kept = self.gaussian, self.tails
-        self.gaussian, self.tails = untrained, HeavyTails(x.shape[2])
+        self.gaussian, self.tails = untrained, TailMap(x.shape[2])
         self.tails.bent.copy_(heavy)
         outcomes.append(trained(self.gaussian, self.tails))
         losses = [outcome.best for outcome in outcomes if outcome.best is not None]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pyro_mdm.posteriors.encoding import center_and_unit, middle_and_width
 
-__all__ = ["HeavyTails", "scales_of"]
+__all__ = ["TailMap", "scales_of"]
 
 HEAVY = 20.0
 """The distance of the farthest of some numbers from their median, in half widths of the central 68%
@@ -41,7 +41,7 @@ def scales_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(heavy, middle, center), torch.where(heavy, width, unit), heavy
 
 
-class HeavyTails(nn.Module):
+class TailMap(nn.Module):
     """The map of residuals r to z, which have no heavy tails; at first z = r.
 
     Args:

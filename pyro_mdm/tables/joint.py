@@ -28,7 +28,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
-from pyro_mdm.posteriors.tails import HeavyTails, scales_of
+from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
@@ -106,7 +106,7 @@ class AmortizedJoint(nn.Module):
         center, unit, heavy = scales_of(numbers)
         self.register_buffer("center", center)
         self.register_buffer("unit", unit)
-        self.tails = HeavyTails(len(center)).requires_grad_(False)
+        self.tails = TailMap(len(center)).requires_grad_(False)
         self.tails.bent.copy_(heavy)
         z = self._standardized(numbers)
         score = MixedDenoiser.from_gaussian(
