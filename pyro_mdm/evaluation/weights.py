@@ -1,26 +1,26 @@
 r"""The evidence by importance weights: the log of their mean, and its error where it has one.
 
-The mean of weights w_1, …, w_S is unbiased for the evidence Z, but its spread among them knows only
-of the weights that were drawn. Of a heavy tail the largest are missing in most runs: then the mean
-is too low, and so is its spread. The error of log Z is
+The mean of weights w_1, …, w_S is unbiased for the evidence Z. The error of log Z is their spread,
 
-    error² = spread² + (c (w_max / Σ w - 1/S))²,    spread² = Var w / (S (mean w)²).
+    error² = Σ (w_j - mean)² / (S mean)²,
 
-The second term is the mass beyond the largest weight. About one weight of S would be expected
-there, and of a tail of index k it exceeds w_max by w_max k / (1 - k) on average: by c = 10 for an
-index of 0.91. That is not the index k̂ of the weights, but a heavier one, since k̂ comes from the
-same draws, and is too low wherever the mean is. From k̂ = ½ on the variance is not finite, and c is
-20. Both were chosen by coverage (tests/benchmarks/importance_errors.py).
+widened by Student's t with the degrees of freedom of that sum of squares, 2 S / (κ - 1) for weights
+of kurtosis κ (Satterthwaite 1946): where a few weights make it up, it has few. Weights of a
+defensive mixture (:mod:`pyro_mdm.evaluation.defensive`) have their spread about the means of the
+two kinds of draws.
 
-The error is NaN where too few weights count: where k̂ is above its limit (Vehtari et al.,
-"Pareto Smoothed Importance Sampling", JMLR 2024), and where the largest weight is more than a tenth
-of the sum. k̂ does not know the scale of weights, and says nothing where none is more than twice the
-mean. A mode that no draw has come near changes no weight.
+Weights alone know only of what was drawn. Of a heavy tail the largest are missing in most runs:
+then the mean is too low, and so is its spread. So there is no error, but NaN, where k̂ is above its
+limit (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024), and where the largest
+weight is more than a tenth of the sum. k̂ comes from the same draws, and passes in runs that have
+missed a tail. It does not know the scale of weights either, and says nothing where none is more
+than twice the mean.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,13 +28,11 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyro_mdm.paths.likelihood import log_mean_weight
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Measured, student_factor
 
 __all__ = ["LARGEST", "LEVEL", "Evidence", "evidence", "of_repeats", "pareto_k", "pareto_limit"]
+__all__ += ["spread_of"]
 
-BEYOND, BEYOND_HEAVY = 10.0, 20.0
-"""The mass of the tail beyond the largest weight, in units of that weight: k / (1 - k) for an index
-k of 0.91, and of 0.95 where k̂ is above a half."""
 LARGEST = 0.1
 """The largest share of the sum that one weight may have beyond an equal share."""
 LEVEL = 2.0
@@ -66,13 +64,29 @@ def evidence(log_weights: Tensor) -> Evidence:
     value = log_mean_weight(log_weights)
     relative = (log_weights - value).exp()
     largest = (relative.amax(0) - 1) / S
-    spread = relative.std(0) / math.sqrt(S) if S > 1 else value * math.nan
     k = pareto_k(log_weights)
     is_level = relative.amax(0) <= LEVEL
     counts = (largest <= LARGEST) & (is_level | ~(k.to(value) > pareto_limit(S)))
-    beyond = torch.where(k.to(value) > 0.5, BEYOND_HEAVY, BEYOND)
-    error = torch.hypot(spread, beyond * largest)
+    error = spread_of([relative])
     return Evidence(value, torch.where(counts, error, math.nan), k)
+
+
+def spread_of(strata: Sequence[Tensor]) -> Tensor:
+    """The standard error of the mean of weights in strata, (*n,), widened by Student's t.
+
+    Args:
+        strata: the weights of each kind of draw, (S_i, *n), whose numbers are fixed. NaN for a
+            stratum of one.
+    """
+    S = sum(map(len, strata))
+    off = torch.cat([w - w.mean(0) for w in strata])
+    by_stratum = [w.var(0) * len(w) if len(w) > 1 else w[0] * math.nan for w in strata]
+    error = torch.stack(by_stratum).sum(0).sqrt() / S
+    squares, fourths = off.square().sum(0), off.square().square().sum(0)
+    kurtosis = S * fourths / squares.square()
+    degrees = (2 * S / (kurtosis - 1).clamp_min(1e-9)).clamp_max(S - len(strata))
+    widened = error * student_factor(degrees).to(error)
+    return torch.where(error > 0, widened, error)  # equal weights have no kurtosis
 
 
 def of_repeats(log_means: Tensor) -> Measured:
