@@ -209,7 +209,8 @@ class Difference:
         mean, error = self.bits_per_dim
         if not error > 0:
             return 1.0 if mean == 0 else 0.0
-        return 2 * float(stdtr(self.degrees, -abs(mean) / error * student_factor(self.degrees)))
+        t = abs(mean) / error * float(student_factor(self.degrees))
+        return 2 * float(stdtr(self.degrees, -t))
 
 
 @dataclass(frozen=True, repr=False)

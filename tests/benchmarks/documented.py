@@ -51,5 +51,5 @@ def mean_and_error(values: pd.Series) -> tuple[float, float]:
 
 def interval(differences: pd.Series) -> tuple[float, float, float]:
     """The mean and the 95% interval of Student's t, NaN of a single value."""
-    found = Measured.from_values(torch.from_numpy(differences.dropna().to_numpy(float)))
+    found = Measured.from_values(torch.tensor(differences.dropna().tolist()))
     return found.mean, *found.interval
