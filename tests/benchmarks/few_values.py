@@ -125,24 +125,24 @@ def main() -> None:
     few = pd.DataFrame(
         [(n, *means(n)) for n in (2, 3, 4, 8, 16, 64)], columns=["values", "covered", "plain"]
     )
-    numbers, rows = (4, 8, 16, 64), []
-    for name, law in ESTIMATES.items():
-        row: dict[str, object] = {"law": name}
-        for R in numbers:
-            row[f"covered_{R}"] = covered(law, R, seed=R)
-            row[f"spread_{R}"], row[f"given_{R}"] = of_spread(law, R, seed=R)
-        rows.append(row)
-    repeats = pd.DataFrame(rows)
+    rows = [
+        (name, R, covered(law, R, seed=R), *of_spread(law, R, seed=R))
+        for name, law in ESTIMATES.items()
+        for R in (4, 8, 16, 64)
+    ]
+    repeats = pd.DataFrame(rows, columns=["law", "estimates", "covered", "by_spread", "given"])
     print(few.to_string(index=False), repeats.to_string(index=False), sep="\n\n")
     if options.summary:
         share = f"shares of {RUNS:,} samples that hold the truth"
         notes = [f"{share}, of normal values; covered: by ±1.96 standard errors, plain: ±1.96 s/√n"]
-        write(options.summary / "errors-values.csv", few, [COMMAND], "2 to 64", notes=notes)
+        file = options.summary / "likelihoods-few-values.csv"
+        write(file, few, [COMMAND], "2 to 64", notes=notes)
         notes = [
-            f"{share}, by the number of estimates; covered: by ±1.96 standard errors, spread: by "
-            "the spread of estimates alone where it is not flagged, given: the share where it is not"
+            f"{share}; covered: by ±1.96 standard errors, by spread: by the spread of estimates "
+            "alone, of the samples that the largest estimate does not flag, whose share is given"
         ]
-        write(options.summary / "errors-repeats.csv", repeats, [COMMAND], "4 to 64", notes=notes)
+        file = options.summary / "likelihoods-repeats.csv"
+        write(file, repeats, [COMMAND], "4 to 64", notes=notes)
 
 
 if __name__ == "__main__":
