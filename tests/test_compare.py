@@ -27,8 +27,7 @@ from inference.settings.names import own_names
 from inference.settings.options import Training
 from inference.settings.plan import build
 from pyro_mdm import evaluation
-from pyro_mdm.evaluation.estimates import Z95
-from pyro_mdm.support.measured import ALL_TERMS
+from pyro_mdm.support.measured import ALL_TERMS, Z95
 from tests.mistakes import refused
 from tests.programs import TINY, run_program
 

@@ -33,7 +33,7 @@ from pyro_mdm.measurements.looseness import simulated_measurement
 from pyro_mdm.measurements.retained import Kept, Retained
 from pyro_mdm.measurements.twisted import weighted_particles
 from pyro_mdm.networks import MLP
-from pyro_mdm.support.measured import reach
+from pyro_mdm.support.measured import Z95
 from tests.chains import affine, chain_law
 from tests.mistakes import refused
 from tests.problems import ENDS, D, GaussianMixture, fixed, given_measurement, program
@@ -179,7 +179,7 @@ def test_its_error_covers_the_gap() -> None:
     inside = 0
     for seed in range(runs):
         gap = bound_gap(model, guide, simulated=n, times=TIMES, seed=seed).gap
-        inside += abs(gap.mean - known) < float(reach(n - 1)) * gap.standard_error
+        inside += abs(gap.mean - known) < Z95 * gap.standard_error
     assert inside > 160, "190 on average if gaps were normal; 136 for errors of half the size"
 
 

@@ -25,6 +25,7 @@ from inference.settings.options import Training
 from inference.settings.plan import build
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.support.measured import Measured
 from tests.problems import normal
 from tests.processes import Program, finish
 from tests.programs import run_program
@@ -74,7 +75,7 @@ def test_vpsde_against_closed_forms() -> None:
     bits = kl(DATA.square().mean(1), b)
     assert found.prior_kl is not None
     assert found.prior_kl[0] == pytest.approx(float(bits.mean()), rel=1e-6)
-    assert found.prior_kl[1] == pytest.approx(float(bits.std()) / math.sqrt(300), rel=1e-6)
+    assert found.prior_kl[1] == pytest.approx(Measured.from_values(bits).standard_error, rel=1e-6)
     mixed = brentq(lambda b: float(kl(DATA.square().mean(), b)) - 1e-3, 0.1, 10.0)
     assert found.mixing_time == pytest.approx(time_of(mixed), rel=1e-6)
     assert found.eigenvalues == [pytest.approx(-0.5)]

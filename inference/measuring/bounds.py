@@ -19,7 +19,7 @@ from pyro_mdm.evaluation.estimates import Estimate, Weighted
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.seeing.path_information import path_information_gap
 from pyro_mdm.simulated.evaluation import step_size_bias
-from pyro_mdm.support.measured import ALL_TERMS, TERMS
+from pyro_mdm.support.measured import ALL_TERMS, TERMS, student_factor
 from pyro_mdm.support.splits import spread
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ def in_bits(
     drawn = estimate.per_datum_error.isfinite()
     drawn = drawn if bool(drawn.any()) else ~drawn  # by one weight each: drawn, of unknown error
     both = torch.stack([estimate.per_datum[drawn], log_det.double().cpu()[drawn]])
-    more = float(log_det.double().var() + 2 * both.cov()[0, 1]) / (d * math.log(2)) ** 2 / n
+    factor = float(student_factor(both.shape[1] - 1)) / (d * math.log(2))
+    more = float(log_det.double().var() + 2 * both.cov()[0, 1]) * factor**2 / n
     return float(bits.mean()), math.sqrt(max(estimate.bits_per_dim_error**2 + more, 0.0))
 
 

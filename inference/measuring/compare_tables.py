@@ -12,8 +12,8 @@ from torch import Tensor
 from inference.folders.output import Row, aligned
 from inference.measuring.bounds import RunBound, bound_of
 from inference.measuring.compared_runs import Entry
-from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference, Estimate
-from pyro_mdm.support.measured import ALL_TERMS, TERMS
+from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate
+from pyro_mdm.support.measured import ALL_TERMS, TERMS, Z95, Measured
 
 PRINTED = 15
 """The most differences that are printed; with more pairs, those from the best run."""
@@ -72,6 +72,7 @@ def tables(
 
 def _bound_row(entry: Entry, estimate: Estimate, bound: RunBound) -> Row:
     (value, error), (low, high) = bound.bits_per_dim, entry.log_snr_range
+    interval = Measured(value, error).interval
     return {
         "run": entry.name,
         "folder": str(entry.folder),
@@ -84,8 +85,8 @@ def _bound_row(entry: Entry, estimate: Estimate, bound: RunBound) -> Row:
         "log_snr_max": high,
         "bits_per_dim": value,
         "standard_error_bits_per_dim": error,
-        "low_95_bits_per_dim": value - Z95 * error,
-        "high_95_bits_per_dim": value + Z95 * error,
+        "low_95_bits_per_dim": interval[0],
+        "high_95_bits_per_dim": interval[1],
         "monte_carlo_half_width_95_bits_per_dim": Z95 * bound.monte_carlo_error,
         **_by_term(bound),
         "num_data": estimate.num_data,

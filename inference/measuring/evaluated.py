@@ -24,9 +24,9 @@ from pyro_mdm import bits_per_dim
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.contexts import Labels
 from pyro_mdm.evaluation.comparison import log_likelihood
-from pyro_mdm.evaluation.estimates import Z95, Estimate
+from pyro_mdm.evaluation.estimates import Estimate
 from pyro_mdm.paths.flow import Solver
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Z95, Measured
 from pyro_mdm.tables.calibration import table_calibration
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.frames import PIECE

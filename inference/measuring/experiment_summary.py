@@ -19,11 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import Row, csv_bytes, png
 from inference.folders.records import read_lines, read_sealed
-from pyro_mdm.evaluation.estimates import Z95
-from pyro_mdm.support.measured import reach
+from pyro_mdm.support.measured import Measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,9 +137,9 @@ def _difference(
     values = [value for value, _ in pairs]
     mean, error = statistics.fmean(values), _error(values)
     images = statistics.fmean(error for _, error in pairs)
-    half = math.hypot(float(reach(len(pairs) - 1)) * error, Z95 * images)
+    low, high = Measured(mean, math.hypot(error, images)).interval
     row: Row = {name: mean, f"{name}_standard_error": error, f"{name}_images": images}
-    return row | {f"{name}_low_95": mean - half, f"{name}_high_95": mean + half}
+    return row | {f"{name}_low_95": low, f"{name}_high_95": high}
 
 
 def learned_rows(
@@ -317,6 +318,4 @@ def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, f
 
 def _error(values: Sequence[float]) -> float:
     """The standard error of the mean; NaN for one value, or of NaN."""
-    if len(values) < 2 or any(map(math.isnan, values)):
-        return math.nan
-    return statistics.stdev(values) / math.sqrt(len(values))
+    return Measured.from_values(torch.tensor(values)).standard_error

@@ -43,6 +43,7 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
 from pyro_mdm.evaluation import GaussianPosterior, auxiliary_information, auxiliary_use
 from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.support.measured import Measured
 
 CUT = 1e-3  # of T: where the noising starts in most published code, whatever the log SNR there
 MIXED = 1e-3  # bits/dim
@@ -138,7 +139,7 @@ def _look_between(seen: Inspection, diffusion: LinearDiffusion, x: Tensor, start
 
     def prior() -> tuple[float, float]:
         bits = prior_kl(diffusion, x, x.dim() - 1) / (d * math.log(2))
-        return bits.mean().item(), bits.std().item() / math.sqrt(len(x))
+        return Measured.from_values(bits)
 
     seen.prior_kl = attempt(prior)
     if seen.prior_kl is not None and seen.terminal_log_snr is not None:

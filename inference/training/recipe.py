@@ -12,6 +12,7 @@ from inference.settings.options import Optimization
 from inference.training.optimizers import Muon, hidden_weights
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.measured import student_factor
 
 
 def optimizer(
@@ -65,8 +66,8 @@ class LossWindow:
         """The mean and its standard error."""
         n = self.number
         mean = self.total / n
-        variance = max(0.0, self.squares / n - mean**2) * n / (n - 1) if n > 1 else math.nan
-        return mean, math.sqrt(variance / n)
+        variance = max(0.0, self.squares / n - mean**2) / (n - 1) if n > 1 else math.nan
+        return mean, math.sqrt(variance) * float(student_factor(n - 1))
 
 
 def open_range(*models: DiffusionModel) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pyro_mdm.elbo import elbo_terms
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
-from pyro_mdm.evaluation.estimates import FEWEST, Z95, Estimate, Noise
+from pyro_mdm.evaluation.estimates import FEWEST, Estimate, Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import warn_of_prior
 from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_data
-from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, reach, table
+from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, student_factor, table
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
@@ -191,7 +191,7 @@ def _averaged(
     per_datum_error = torch.full((n,), math.nan, dtype=torch.float64)
     if draws > 1:  # by Student's t, so that 1.96 errors hold 95%; clamped, as rounding goes below 0
         variance = (square - draws * mean.square()).clamp_min(0).sum(1) / (draws - 1) / draws
-        of_mean = variance.sqrt() / n * (reach(n * (draws - 1)) / Z95)
+        of_mean = variance.sqrt() / n * student_factor(n * (draws - 1))
         per_datum_error = Noise.from_draws(elbo).error
     terms = {
         name: Measured.from_values(mean[i])

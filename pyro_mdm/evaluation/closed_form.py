@@ -16,7 +16,6 @@ from pyro_mdm.diffusions.base import Cap, Marginal
 from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.evaluation.estimates import (
-    Z95,
     Comparison,
     Difference,
     Estimate,
@@ -39,7 +38,7 @@ from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import floating_dtypes
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Z95, Measured
 from pyro_mdm.support.progress import Progress, progress_bar
 
 __all__ = ["ClosedFormComparison", "Pair", "SAFETY", "EstimateSettings", "Share", "precisions"]
@@ -517,6 +516,7 @@ class ClosedFormComparison:
             terms.monte_carlo_error,
             self.unit,
             rounding(estimates[names[0]], estimates[names[1]], dtypes),
+            len(total) - 1,
         )
 
 

@@ -33,7 +33,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.measured import Measured, reach
+from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["Particles", "checked_score", "twisted_smc", "weighted_particles"]
@@ -71,8 +71,8 @@ class Particles(NamedTuple):
         """log p(obs) of the chain, nats, with its standard error over repeats.
 
         It is the logarithm of the mean of unbiased estimates. The error is NaN for one repeat, and
-        where one estimate exceeds its equal share of the sum by more than a tenth of the sum: then
-        more particles or repeats are needed. That of the process is :attr:`extrapolated`.
+        where no particle of a repeat can have given obs. That of the process is
+        :attr:`extrapolated`.
         """
         return of_repeats(self.log_weights.logsumexp(1) - math.log(self.log_weights.shape[1]))
 
@@ -104,14 +104,8 @@ class Particles(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of log p(obs), nats, from :attr:`extrapolated`; NaN where it has no error.
-
-        It is by Student's t with R - 1 degrees of freedom, since the standard error comes from R
-        repeats.
-        """
-        mean, error = self.extrapolated
-        half = float(reach(len(self.log_weights) - 1)) * error
-        return mean - half, mean + half
+        """95% interval of :attr:`extrapolated`, nats; NaN where it has no error."""
+        return self.extrapolated.interval
 
     @property
     def weights(self) -> Tensor:
@@ -125,8 +119,7 @@ class Particles(NamedTuple):
         """E[x | obs] and its standard error, (*event_shape) each; NaN for one repeat.
 
         The error has the spread over repeats, and the change of the mean by the grid, to first
-        order, with its own error. Below 16 steps the grid's is not known and is left out. For an
-        interval use Student's t, as :attr:`interval` does.
+        order, with its own error. Below 16 steps the grid's is not known and is left out.
         """
         mean, error = self._mean
         if self.coarse is None:
@@ -147,7 +140,7 @@ class Particles(NamedTuple):
         off = sums - by_repeat.reshape(-1, *[1] * event) * mean  # of a ratio estimate
         R = len(by_repeat)
         error = (R / (R - 1) * off.square().sum(0)).sqrt() if R > 1 else mean * math.nan
-        return mean, error
+        return mean, error * float(student_factor(R - 1))
 
     def one_of_each(self) -> Tensor:
         """One particle of each repeat, drawn by its weights, (R, *event_shape).

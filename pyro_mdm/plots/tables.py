@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_mdm.plots.figures import new_figure
+from pyro_mdm.support.measured import Z95, student_factor
 from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
@@ -589,8 +590,9 @@ def _draw_coverage(axes: Axes, u: Values, name: str, color: str = "C0") -> None:
         low, high = _binomial_band(number, levels)
     else:  # entries of a row go together
         of_row = inside.sum(1) - levels * present.sum(1)[:, None]
-        error = np.sqrt(((of_row - of_row.mean(0)) ** 2).sum(0)) / number
-        low, high = levels - 1.96 * error, levels + 1.96 * error
+        n = len(of_row)
+        half = Z95 * float(student_factor(n - 1)) * np.sqrt(n) * of_row.std(0, ddof=1) / number
+        low, high = levels - half, levels + half
     axes.fill_between(levels, low, high, color="0.85", lw=0)
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     axes.plot(levels, share, color=color, lw=1.5)
@@ -625,7 +627,7 @@ def _draw_reliability(axes: Axes, p: Values, true: NDArray[np.int64], name: str)
     )
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     axes.errorbar(
-        mean, share, 1.96 * spread, fmt="o-", color="C2", ms=3, lw=1, capsize=1.5, clip_on=False
+        mean, share, Z95 * spread, fmt="o-", color="C2", ms=3, lw=1, capsize=1.5, clip_on=False
     )
     chosen = sorting.argmax(1)
     right, sure = (

@@ -99,7 +99,7 @@ class PosteriorDraws(NamedTuple):
     """Draws of a posterior by sequential Monte Carlo, with the evidence."""
 
     draws: Draws  # (n, *shape) by site
-    log_evidence: Measured  # log p(x, given), nats; ±1.96 errors are Student's 95% of 8 groups
+    log_evidence: Measured  # log p(x, given), nats, with its error by 8 groups
     effective: float  # the least effective fraction of the particles at a step of the temperature
     acceptance: float  # the accepted fraction of the moves at the posterior
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.budgets import Budget
-from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.posteriors.laws import DataBounds
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
@@ -29,7 +28,7 @@ from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.measured import Measured, reach
+from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
@@ -56,8 +55,8 @@ class LearnedEvidence(NamedTuple):
         values = torch.tensor([member.mean for member in members], dtype=torch.float64)
         M = len(members)
         of_draws = math.hypot(*(member.standard_error for member in members)) / M
-        learning = float(values.std() * reach(M - 1)) / Z95 * math.sqrt(1 + 1 / M)
-        return cls(float(values.mean()), of_draws, learning)
+        mean, error = Measured.from_values(values)
+        return cls(mean, of_draws, error * math.sqrt(M + 1))
 
     @property
     def whole(self) -> Measured:

@@ -31,9 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import of_repeats
-from pyro_mdm.support.measured import Measured, reach
+from pyro_mdm.support.measured import Measured
 
 __all__ = ["GROUPS", "Density", "TemperedParticles", "temper"]
 
@@ -70,13 +69,8 @@ class TemperedParticles(NamedTuple):
 
     @property
     def log_constant(self) -> Measured:
-        """The log normalizing constant, nats, with its error.
-
-        The error is such that ±1.96 of it is a 95% interval, by Student's t as groups are few. It
-        is NaN where groups differ too much (:func:`~pyro_mdm.evaluation.weights.of_repeats`).
-        """
-        value, error = of_repeats(self.log_weights)
-        return Measured(value, float(error * reach(len(self.log_weights) - 1)) / Z95)
+        """The log normalizing constant, nats, with its error by the spread among groups."""
+        return of_repeats(self.log_weights)
 
     def draws(self, n: int) -> Tensor:
         """Draws from all groups by systematic resampling, in random order, (n, d).

@@ -10,10 +10,9 @@ import torch
 from pyro.infer import Importance
 from torch import Tensor
 
-from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import LARGEST, LEVEL, evidence, pareto_k, pareto_limit
 from pyro_mdm.posteriors.dependence import is_computed
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Z95, Measured
 
 __all__ = ["ImportanceWeights"]
 

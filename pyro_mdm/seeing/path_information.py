@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
 from pyro_mdm.support.checks import check_count, check_data, check_instance
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["PathInformation", "path_information_gap"]
@@ -90,6 +90,7 @@ def path_information_gap(
 
     def measured(value: Tensor) -> Measured:
         error = (value.var(1) / draws).sum().sqrt() / levels
+        error = error * student_factor(levels * (draws - 1))
         return Measured(value.mean().item(), error.item())
 
     return PathInformation(measured(total), measured(total - gap), measured(gap))

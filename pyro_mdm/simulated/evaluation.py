@@ -25,7 +25,6 @@ from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.evaluation.closed_form import SAFETY, EstimateSettings, Pair, precisions
 from pyro_mdm.evaluation.comparison import compare_paths
 from pyro_mdm.evaluation.estimates import (
-    Z95,
     Comparison,
     Difference,
     Estimate,
@@ -39,7 +38,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.paths import SimulatedPath, arrival
-from pyro_mdm.support.measured import TERMS, Measured
+from pyro_mdm.support.measured import TERMS, Z95, Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
 
@@ -78,8 +77,7 @@ class StepSizeBias:
     @property
     def interval(self) -> tuple[float, float]:
         """95% interval of the difference, nats."""
-        half = Z95 * self.standard_error
-        return self.difference - half, self.difference + half
+        return Measured(self.difference, self.standard_error).interval
 
 
 def step_size_bias(
@@ -235,7 +233,7 @@ class _Rounds:
         n = totals.shape[1]
         per_datum = totals.mean(0)
         noise = Noise.from_draws(totals)
-        monte_carlo_error = _mean_error(noise.variance)
+        monte_carlo_error = _mean_error(noise.variance, len(totals))
         number, total, squares = self.histogram
         density = total / number.clamp_min(1)
         # rounding may take a difference of squares below 0
@@ -360,7 +358,8 @@ def _difference(
         apart = [Measured(a[0] - b[0], math.hypot(a[1], b[1])) for a, b in ends]
         terms = dict(zip(TERMS, apart, strict=True))
     floor = rounding(first, second, dtypes)
-    return Difference.from_nats(pair, total, terms, error, first.num_dims * math.log(2), floor)
+    unit, degrees = first.num_dims * math.log(2), first.num_data - 1
+    return Difference.from_nats(pair, total, terms, error, unit, floor, degrees)
 
 
 def _pair_noise(
@@ -370,15 +369,16 @@ def _pair_noise(
     both = [simulated[name].totals() for name in pair if name in simulated]
     if len(both) == 2 and both[0].shape == both[1].shape:
         variance = Noise.from_draws(both[0] - both[1]).variance
-        return variance, _mean_error(variance)
+        return variance, _mean_error(variance, len(both[0]))
     first, second = (estimates[name] for name in pair)
     variance = first.per_datum_error.square() + second.per_datum_error.square()
     return variance, math.hypot(first.monte_carlo_error, second.monte_carlo_error)
 
 
-def _mean_error(variance: Tensor) -> float:
-    """The error of the mean of data whose noise has these variances, (n,)."""
-    return math.sqrt(float(variance.sum())) / len(variance)
+def _mean_error(variance: Tensor, rounds: int) -> float:
+    """The error of the mean of data whose noise has these variances by so many rounds, (n,)."""
+    n = len(variance)
+    return math.sqrt(float(variance.sum())) / n * float(student_factor(n * (rounds - 1)))
 
 
 def _seed(*numbers: int) -> int:

@@ -62,7 +62,8 @@ class TableCalibration:
             shares = inside.sum(1) / present.sum(1).clip(1)  # entries of a row go together
             share = inside.sum() / present.sum()
             weight = present.sum(1) / present.sum()
-            error = float(np.sqrt((weight**2 * (shares - share) ** 2).sum()))
+            off = torch.from_numpy(len(weight) * weight * (shares - share))  # of a ratio estimate
+            error = Measured.from_values(off).standard_error
             by_chance = self.ranks.smallest > 0.05
             word = "uniform, as far as this test shows" if by_chance else "NOT uniform"
             lines.append(

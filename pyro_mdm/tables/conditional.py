@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.measured import student_factor
 from pyro_mdm.tables import density
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.columns.dates import days_of
@@ -250,4 +251,5 @@ def _shares(bounds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     count = len(log_p)
     without = ((log_p.sum(0) - log_p) / (count - 1)).softmax(-1)
     spread = (without - without.mean(0)).square().sum(0)
-    return log_p.mean(0).softmax(-1).numpy(), (spread * (count - 1) / count).sqrt().numpy()
+    errors = (spread * (count - 1) / count).sqrt() * student_factor(count - 1)
+    return log_p.mean(0).softmax(-1).numpy(), errors.numpy()

@@ -22,10 +22,10 @@ from inference.folders.loading import load_trained
 from inference.measuring.bounds import baseline
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import compare
-from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.scores.base import Score
+from pyro_mdm.support.measured import Z95
 
 __all__ = ["Lognormal", "coverage", "lognormal"]
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
+import torch
+
+from pyro_mdm.support.measured import Measured
 
 MACHINE = "machine E"
 
@@ -49,7 +51,5 @@ def mean_and_error(values: pd.Series) -> tuple[float, float]:
 
 def interval(differences: pd.Series) -> tuple[float, float, float]:
     """The mean and the 95% interval of Student's t, NaN of a single value."""
-    mean, error = mean_and_error(differences)
-    number = differences.notna().sum()
-    half = float(stats.t.ppf(0.975, number - 1)) * error if number > 1 else math.nan
-    return mean, mean - half, mean + half
+    found = Measured.from_values(torch.tensor(differences.dropna().tolist()))
+    return found.mean, *found.interval

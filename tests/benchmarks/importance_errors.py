@@ -26,8 +26,8 @@ from torch.nn.functional import logsigmoid
 
 from inference.folders.output import aligned
 from pyro_mdm.automatic import AutoMDM
-from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import evidence
+from pyro_mdm.support.measured import Z95
 
 __all__ = ["CHOSEN_ON", "HELD_OUT", "Covered", "Law", "covered"]
 

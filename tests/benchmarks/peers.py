@@ -49,7 +49,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, also for workers
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from inference.commands.decisions import decide, with_recipe
@@ -63,9 +62,9 @@ from inference.training import recipe
 from inference.training.trainee import Trainee
 from models.base import ImageProblem
 from pyro_mdm import bound
-from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.plots.pictures import image_grid, pictures_figure
 from pyro_mdm.support.files import replacing
+from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.training import MovingAverage, indices
 from tests.benchmarks.peer_models import (
@@ -398,10 +397,9 @@ def mean_and_error(x: Any) -> tuple[float, float]:
 
 def mean_and_interval(x: Any) -> tuple[float, float, float]:
     """Mean and 95% interval of x (seeds, images), for other images and other seeds."""
-    reach = Z95 * _over_images(x)
-    if len(x) > 1:
-        reach = math.hypot(reach, stats.t.ppf(0.975, len(x) - 1) * _over_seeds(x))
-    return float(x.mean()), float(x.mean()) - reach, float(x.mean()) + reach
+    over_seeds = float(student_factor(len(x) - 1)) * _over_seeds(x) if len(x) > 1 else 0.0
+    found = Measured(float(x.mean()), math.hypot(_over_images(x), over_seeds))
+    return found.mean, *found.interval
 
 
 def _over_images(x: Any) -> float:

@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from scipy import stats
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
@@ -40,8 +39,8 @@ from models.fashion_mnist import FashionMNIST
 from models.mnist5k import Mnist5k
 from pyro_mdm import VPSDE, DiffusionGuide
 from pyro_mdm.evaluation import log_likelihood
-from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.progress import progress_bar
 from tests.benchmarks.ladder.rungs import RUNGS, Rung
 
@@ -162,10 +161,9 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
             n, m = gap.shape
             by_image, by_seed = gap.mean(0).var() / m, torch.zeros(())
             if n > 1:
-                t = float(stats.t.ppf(0.975, n - 1))
-                by_seed = (t / Z95) ** 2 * gap.mean(1).var() / n
-            half = Z95 * math.sqrt(float(by_image) + float(by_seed))
-            low, high = float(gap.mean()) - half, float(gap.mean()) + half
+                by_seed = student_factor(n - 1) ** 2 * gap.mean(1).var() / n
+            error = math.sqrt(float(by_image) + float(by_seed))
+            low, high = Measured(float(gap.mean()), error).interval
             less = f"{gap.mean():+.3f} ({low:+.3f} to {high:+.3f})"
             less = f"**{less}**" if n > 1 and low * high > 0 else less
         objective, steps, spent = (
