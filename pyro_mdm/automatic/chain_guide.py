@@ -27,6 +27,7 @@ from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.evaluation.defensive import Scored, defended
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 
@@ -39,6 +40,8 @@ COMPARED = 1_000
 """The number of paths by which a chain is judged."""
 AT_A_TIME = 1_000
 """The number of paths that are drawn together."""
+ENOUGH = 30
+"""The number of draws for each latent by which correlations are estimated."""
 STORED = (
     "of Pyro's parameter store, where another guide has left them; call pyro.clear_param_store() "
     "before a new guide"
@@ -286,42 +289,113 @@ class ChainGuide(AutoMultivariateNormal):
         x = law.rsample()
         return x, self.log_density(x, *args, **kwargs) - law.log_prob(x)
 
-    def log_weights_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The same by all rows of the program's plates."""
-        return self.log_weights(n, *args, **kwargs)
+    def of_all_rows(
+        self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """log p(x, data) of draws x (n, latent_dim) by all rows of the program's plates, (n,), and
+        the draws as :meth:`by_site` takes them: with the latents of all rows, where kept."""
+        return self.log_density(x, *args, **kwargs), x
 
-    def draws_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The same with the latents of all rows beside each draw, (n, …), as :meth:`by_site` takes
-        them."""
-        return self.log_weights_of_all(n, *args, **kwargs)
+    def paths(
+        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
+    ) -> Scored:
+        """n draws with the densities of their paths."""
+        law = self.get_posterior(*args, **kwargs).expand((n,))
+        x = law.rsample()
+        log_q = law.log_prob(x)
+        return Scored(x, *self._scored(x, log_q, args, kwargs, keep))
+
+    def paths_to(
+        self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
+    ) -> Scored:
+        """Noising paths from unconstrained latents x (n, latent_dim) with their densities."""
+        ratio, u = self.ratio(*args, **kwargs).ending_at(x)
+        log_q = self.chain.noising_cost(ratio, u) + ratio.log_unit(u)
+        return Scored(x, *self._scored(x, log_q, args, kwargs, keep))
+
+    def _scored(
+        self, x: Tensor, log_q: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        log_p, kept = self.of_all_rows(x, args, kwargs, keep=keep)
+        return log_p.double(), log_q.double(), kept
 
     def by_site(self, x: Tensor) -> dict[str, Tensor]:
         """All latents in their supports by site, (n, *shape), of draws x (n, …)."""
         return self.program_density.by_site(x)
 
     def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self._in_pieces(self.log_weights_of_all, n, args, kwargs)
+        """n draws of the guide alone, and their log weights, whose mean is the bound."""
+        drawn = self._in_pieces(self.paths, torch.arange(n), args, kwargs, False)
+        log_weights = drawn.log_target - drawn.log_proposal
+        return drawn.x, log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
 
     @torch.no_grad()
     def _in_pieces(
         self,
-        draw: Callable[..., tuple[Tensor, Tensor]],
-        n: int,
+        made: Callable[..., Scored],
+        rows: Tensor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor]:
-        """n draws and their log weights, by a function that has these of a few at a time."""
+        keep: bool,
+    ) -> Scored:
+        """What is made of a number of draws, or of points, a few at a time."""
         self.set_up(*args, **kwargs)
-        sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
-        pieces = [draw(size, *args, **kwargs) for size in sizes]
-        x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
-        if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
+        pieces = [
+            made(piece if piece.dim() > 1 else len(piece), args, kwargs, keep=keep)
+            for piece in rows.split(AT_A_TIME)
+        ]
+        scored = Scored(*(torch.cat(tensors) for tensors in zip(*pieces, strict=True)))
+        if rows.dim() == 1 and (lost := int(scored.is_impossible.sum())):
             warnings.warn(
-                f"{lost:,} of {n:,} draws have a density that is NaN or infinite, expected none, "
-                "and count as impossible; mend the program",
-                stacklevel=4,
+                f"{lost:,} of {len(rows):,} draws have a density that is NaN or infinite, expected "
+                "none, and count as impossible; mend the program",
+                stacklevel=5,
             )
-        return x, log_weights.double().nan_to_num(-math.inf, -math.inf, -math.inf)
+        return scored
+
+    @torch.no_grad()
+    def weighed(
+        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
+    ) -> tuple[Tensor, ImportanceWeights]:
+        """n draws, and their weights, a quarter of which have heavy tails.
+
+        These are so in the latents, or in units of the start, where it has a shape, or where draws
+        are too few for correlations. All are the guide's where no path leads back from given
+        latents, or of fewer than 16 draws.
+        """
+        self.set_up(*args, **kwargs)
+        units = self.ratio(*args, **kwargs)
+        if units.shape is None and n > ENOUGH * self.latent_dim:
+            units = Ratio(units.log_density, 0 * self.loc, torch.eye(len(self.loc)).to(self.loc))
+
+        def in_units(scored: Scored, u: Tensor) -> Scored:
+            log_det = units.log_volume(u).double()
+            log_p, log_q = scored.log_target + log_det, scored.log_proposal + log_det
+            return Scored(u, log_p, log_q, scored.kept)
+
+        def drawn(few: int) -> Scored:
+            scored = self._in_pieces(self.paths, torch.arange(few), args, kwargs, keep)
+            return in_units(scored, units.units(scored.x))
+
+        def at(u: Tensor) -> Scored:
+            u = u.to(self.loc)
+            return in_units(self._in_pieces(self.paths_to, units.place(u), args, kwargs, keep), u)
+
+        if n >= 16 and self._leads_back(args, kwargs):
+            kept, log_weights, defence = defended(drawn, at, n)
+            return kept, ImportanceWeights(log_weights, defence)
+        scored = self._in_pieces(self.paths, torch.arange(n), args, kwargs, keep)
+        log_weights = scored.log_target - scored.log_proposal
+        log_weights = log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
+        return scored.kept, ImportanceWeights(log_weights)
+
+    def _leads_back(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the start has an inverse, so that a path leads from given latents to noise."""
+        try:
+            self.ratio(*args, **kwargs).units(self.loc[None])
+        except NotImplementedError:
+            return False
+        return True
 
     @torch.no_grad()
     def two_sided(
@@ -343,12 +417,15 @@ class ChainGuide(AutoMultivariateNormal):
 
     def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Log weights of noising paths from unconstrained latents x (n, latent_dim), (n,) nats."""
-        ratio, u = self.ratio(*args, **kwargs).ending_at(x)
-        log_q = self.chain.noising_cost(ratio, u) + ratio.log_unit(u)
-        return (self.log_density(x, *args, **kwargs) - log_q).double()
+        noised = self.paths_to(x, args, kwargs)
+        return noised.log_target - noised.log_proposal
 
     def importance(self, num_samples: int, /, *args: Any, **kwargs: Any) -> ImportanceWeights:
-        """Importance weights of draws, with how many count, k̂ and log p(data).
+        """Importance weights of draws, with how many count and log p(data).
+
+        A quarter of the draws are not the guide's, but have heavy tails, so that the evidence is
+        right where the guide's tails are lighter than the posterior's
+        (:mod:`pyro_mdm.evaluation.defensive`).
 
         Args:
             num_samples: number of draws.
@@ -356,7 +433,7 @@ class ChainGuide(AutoMultivariateNormal):
             kwargs: keyword arguments of the program.
         """
         check_count("num_samples", num_samples, "the number of draws")
-        weights = ImportanceWeights(self.weighted(num_samples, *args, **kwargs)[1])
+        _, weights = self.weighed(num_samples, args, kwargs)
         weights.warn(OF_TAILS, stacklevel=3)
         return weights
 
@@ -374,12 +451,12 @@ class ChainGuide(AutoMultivariateNormal):
             resample: whether draws are resampled by their weights, from ten times as many.
         """
         check_count("num_samples", num_samples, "the number of draws")
-        n = num_samples * (10 if resample else 1)
-        x, log_weights = self._in_pieces(self.draws_of_all, n, args, kwargs)
         if resample:
-            weights = ImportanceWeights(log_weights)
+            x, weights = self.weighed(10 * num_samples, args, kwargs, keep=True)
             weights.warn(OF_TAILS, stacklevel=3)
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
+        else:
+            x = self._in_pieces(self.paths, torch.arange(num_samples), args, kwargs, True).kept
         return self.by_site(x)
 
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:

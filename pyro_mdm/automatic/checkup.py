@@ -14,7 +14,6 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
-from pyro_mdm.evaluation.weights import LEVEL
 from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
@@ -83,12 +82,10 @@ class Second:
 
 @dataclass(frozen=True)
 class Checkup:
-    """The result of :meth:`AutoMDM.check`; printed, it is four lines, a verdict and a remedy.
+    """The result of :meth:`AutoMDM.check`; printed, it is three lines, a verdict and a remedy.
 
     Args:
-        weights: the weights of all batches together.
-        tails: k̂ of each batch.
-        doubtful: number of batches whose weights mislead.
+        weights: the weights of its draws.
         kept: the part that the fit kept: "chain", or "Gaussian" or another "start".
         second: the other fit; None if there is none.
         distance: the largest distance of two means, in deviations; NaN without another fit.
@@ -98,8 +95,6 @@ class Checkup:
     """
 
     weights: ImportanceWeights
-    tails: tuple[float, ...]
-    doubtful: int
     kept: str
     second: Second | None
     distance: float
@@ -114,9 +109,8 @@ class Checkup:
 
     @property
     def is_thin(self) -> bool:
-        """Whether too few draws count, or the weights of most batches mislead."""
-        heavy = self.doubtful > len(self.tails) / 2
-        return bool(self.weights.doubt) or heavy or self.weights.effective < FEWEST
+        """Whether too few draws count, or the weights mislead."""
+        return bool(self.weights.doubt) or self.weights.effective < FEWEST
 
     @property
     def disagrees(self) -> bool:
@@ -133,15 +127,8 @@ class Checkup:
         return evidence_differs or self.is_apart
 
     def __repr__(self) -> str:
-        weights, n = self.weights, len(self.weights.log_weights)
-        tails = ", ".join(f"{k:.2f}" for k in self.tails)
-        limit = _limit(n // len(self.tails))
-        level = any(k > limit for k in self.tails) and not self.doubtful
         lines = [
-            f"weights: k̂ {tails} in {len(self.tails)} batches, expected at most {limit:.2f}"
-            + (f", or no weight above {LEVEL:g} times the mean, as here" if level else ""),
-            f"draws: {weights.effective:,.0f} of {n:,} count; log evidence {weights.log_evidence}"
-            + (f" ({weights.doubt})" if weights.doubt else ""),
+            f"weights: {self.weights}",
             self._of_second(),
             f"kept: the {self.kept}",
             "trust: " + ("yes" if self.is_trusted else "no"),
@@ -166,8 +153,7 @@ def second(
 ) -> Second:
     """The means and the evidence by n draws of another guide, or by draws of the posterior."""
     if isinstance(other, ChainGuide):
-        x, log_weights = other.weighted(n, *args, **kwargs)
-        weights = ImportanceWeights(log_weights)
+        x, weights = other.weighed(n, args, kwargs)
         return Second(f"start {other.start_name!r}", Moments.from_weights(x, weights), weights)
     x = guide.rows(other, *args, **kwargs)
     return Second("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
@@ -176,17 +162,12 @@ def second(
 def checked(
     guide: ChainGuide,
     other: Second | None,
-    batches: int,
     num_samples: int,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Checkup:
     """The check of a guide that has been fitted."""
-    pieces = [guide.weighted(num_samples, *args, **kwargs) for _ in range(batches)]
-    x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
-    weights = ImportanceWeights(log_weights)
-    by_batch = [ImportanceWeights(piece[1]) for piece in pieces]
-    tails, doubtful = tuple(w.pareto_k for w in by_batch), sum(bool(w.doubt) for w in by_batch)
+    x, weights = guide.weighed(num_samples, args, kwargs)
     first = Moments.from_weights(x, weights)
     distance, distant, is_apart = math.nan, "", False
     if other is not None:
@@ -197,7 +178,7 @@ def checked(
         distance, distant = float(gaps[at]), repr(names[at])
         error = math.sqrt(1 / first.effective + 1 / moments.effective)
         is_apart = not distance <= max(APART, ERRORS * error)  # NaN: the other has no mean
-    result = Checkup(weights, tails, doubtful, _kept(guide), other, distance, distant, is_apart, ())
+    result = Checkup(weights, _kept(guide), other, distance, distant, is_apart, ())
     if result.is_trusted:
         return result
     remedies = tuple(remedies_of(guide, result, args, kwargs))
@@ -326,7 +307,3 @@ def _kept(guide: ChainGuide) -> str:
     chain = guide.chain
     start = "Gaussian" if guide.shape is None else "start"
     return start if chain.is_at_rest else "chain"
-
-
-def _limit(n: int) -> float:
-    return ImportanceWeights(torch.zeros(n)).pareto_limit

@@ -211,13 +211,12 @@ class AutoMDM(SubsampledGuide):
         self,
         *args: Any,
         other: object = "fit",
-        batches: int = 4,
-        num_samples: int = 1_000,
+        num_samples: int | None = None,
         progress: bool = True,
         **kwargs: Any,
     ) -> Checkup:
-        """Whether to trust the guide: tails and number of draws that count, agreement with a second
-        fit, and what was kept. Where something is wrong, the first remedy by what is seen.
+        """Whether to trust the guide: the number of draws that count, agreement with a second fit,
+        and what was kept. Where something is wrong, the first remedy by what is seen.
 
         Args:
             args, kwargs: arguments of the program.
@@ -225,17 +224,15 @@ class AutoMDM(SubsampledGuide):
                 latents, otherwise a Gaussian from another seed), by the budget of the last fit;
                 a guide of the same program that has been fitted; draws of the posterior, as in
                 :meth:`fit`; None: none.
-            batches: number of batches of draws, each with its own k̂.
-            num_samples: number of draws in a batch.
+            num_samples: number of draws; None: 4,000, or 400 for each latent.
             progress: whether a progress bar of the second fit is shown.
 
         Returns:
             A :class:`~pyro_mdm.automatic.Checkup`, to be printed.
         """
-        check_count("batches", batches, "of draws")
-        check_count("num_samples", num_samples, "the number of draws in a batch", least=25)
         self.set_up(*args, **kwargs)
-        n = batches * num_samples
+        n = max(4_000, 400 * self.latent_dim) if num_samples is None else num_samples
+        check_count("num_samples", n, "the number of draws", least=100)
         fitted = None
         if isinstance(other, str) and other == "fit":
             few = self.latent_dim <= MOST_FOR_PARTICLES and self.start != "particles"
@@ -246,4 +243,4 @@ class AutoMDM(SubsampledGuide):
                 fitted = second(self, again, n, args, kwargs)
         elif other is not None:
             fitted = second(self, other, n, args, kwargs)
-        return checked(self, fitted, batches, num_samples, args, kwargs)
+        return checked(self, fitted, n, args, kwargs)

@@ -50,9 +50,17 @@ class Ratio:
 
     def ending_at(self, x: Tensor) -> tuple[Ratio, Tensor]:
         """The same for paths that end at x (n, d), and their u (n, d)."""
+        same = self if self.mixture is None else self._with(self.mixture.drawn_at(self.units(x)))
+        return same, same.units(x)
+
+    def units(self, x: Tensor) -> Tensor:
+        """u of x (n, d); of a mixture, w."""
         w = solved(self.scale_tril, (x - self.loc).mT).mT
-        same = self if self.mixture is None else self._with(self.mixture.drawn_at(w))
-        return same, w if same.shape is None else same.shape.inv(w)
+        return w if self.shape is None else self.shape.inv(w)
+
+    def log_volume(self, u: Tensor) -> Tensor:
+        """log |dx/du|, (n,)."""
+        return self.placed(u)[1] + self.scale_tril.diagonal().log().sum()
 
     def _with(self, component: Component) -> Ratio:
         made = copy.copy(self)
@@ -74,8 +82,7 @@ class Ratio:
     def log_unit(self, u: Tensor) -> Tensor:
         """log density of x for u of N(0, I), (n,)."""
         constant = u.shape[-1] * math.log(2 * math.pi)
-        unit = -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
-        return unit - self.placed(u)[1]
+        return -(u.square().sum(-1) + constant) / 2 - self.log_volume(u)
 
     def __call__(self, u: Tensor) -> Tensor:
         x, log_det = self.placed(u)

@@ -194,11 +194,13 @@ class SubsampledGuide(ChainGuide):
         assert self.plate is not None
         return self.plate
 
-    def of_all(
+    def of_all_rows(
         self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """log p(x) Π_i w_i of globals x (n, dim), (n,), and, to keep, a draw of all rows' latents
-        by their weights, (n, N, row_dim)."""
+        """log p(x) Π_i w_i of globals x (n, dim), (n,), and x; where kept, with a draw of all rows'
+        latents by their weights, (n, dim + N row_dim)."""
+        if self.plate is None:
+            return super().of_all_rows(x, args, kwargs)
         paths, pieces = self.row_paths, []
         at_a_time = max(1, ROWS_AT_A_TIME // (self._plate.batch * paths))
         for some in x.split(at_a_time):
@@ -213,19 +215,7 @@ class SubsampledGuide(ChainGuide):
             total = total + alone.double()[::paths]
             pieces.append((total, torch.cat(drawn, 1) if keep else total[:, None, None]))
         log_p, z = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
-        return log_p, z
-
-    def log_weights_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.plate is None:
-            return super().log_weights_of_all(n, *args, **kwargs)
-        x, _, log_weights = self._whole(n, args, kwargs)
-        return x, log_weights
-
-    def draws_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.plate is None:
-            return super().draws_of_all(n, *args, **kwargs)
-        x, z, log_weights = self._whole(n, args, kwargs, keep=True)
-        return torch.cat([x, z.flatten(1)], 1), log_weights
+        return log_p, torch.cat([x, z.flatten(1)], 1) if keep else x
 
     def by_site(self, x: Tensor) -> dict[str, Tensor]:
         result = super().by_site(x[:, : self.latent_dim])
@@ -233,15 +223,6 @@ class SubsampledGuide(ChainGuide):
             return result
         z = x[:, self.latent_dim :].view(len(x), self.plate.size, self.plate.row_dim)
         return result | self.plate.rows_by_site(z)
-
-    def _whole(
-        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """n draws of the globals, those of all rows, to keep, and log weights."""
-        law = self.get_posterior(*args, **kwargs).expand((n,))
-        x = law.rsample()
-        log_p, z = self.of_all(x, args, kwargs, keep=keep)
-        return x, z, log_p - law.log_prob(x)
 
     @torch.no_grad()
     def row_weights(self, paths: int, /, *args: Any, **kwargs: Any) -> RowWeights:
@@ -348,7 +329,7 @@ class SubsampledFitting(Fitting):
 
     def _bound_of_rows(self, x: Tensor) -> Tensor:
         """The mean bound on log p(x, data) of globals x (n, dim); -inf where it is NaN."""
-        return self.guide.of_all(x, self.args, self.kwargs)[0].mean().nan_to_num(-math.inf)
+        return self.guide.of_all_rows(x, self.args, self.kwargs)[0].mean().nan_to_num(-math.inf)
 
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         ratio = self.guide.ratio(*self.args, **self.kwargs)
@@ -359,13 +340,14 @@ class SubsampledFitting(Fitting):
         x = ratio.place(u)
         if n is None:
             return ratio.log_density(x) - ratio.log_unit(u)
-        return self.guide.of_all(x, self.args, self.kwargs)[0] - ratio.log_unit(u)
+        return self.guide.of_all_rows(x, self.args, self.kwargs)[0] - ratio.log_unit(u)
 
     def _bound_of_chain(self, n: int | None = None) -> Tensor:
         if n is None:
             return super()._bound_of_chain()
         paths = min(n, COMPARED_BY_ALL)
-        return self.guide.log_weights_of_all(paths, *self.args, **self.kwargs)[1]
+        drawn = self.guide.paths(paths, self.args, self.kwargs)
+        return drawn.log_target - drawn.log_proposal
 
 
 def _batches(plate: PlateDensity) -> list[tuple[Tensor, int]]:

@@ -16,7 +16,7 @@ draws of q. Draws come in two halves, and each half is weighed with the h of the
 
 What h covers is seen by its own draws: by the effective number of those weighed by γ/h. A part of
 the target in one dimension far out has about a tenth of the β of h that is there; so the number is
-asked to be 80 max(1, d/3). Below it there are too few draws for an error.
+asked to be 60 max(1, d/3). Below it there are too few draws for an error.
 
 Sources: Hesterberg, "Weighted Average Importance Sampling and Defensive Mixture Distributions",
 Technometrics 1995; Owen & Zhou, "Safe and Effective Importance Sampling", JASA 2000.
@@ -37,7 +37,7 @@ SHARE = 0.25
 """The share α of draws with heavy tails."""
 HEAVY = 3
 """The number of dimensions, on average, in which a draw of h is Cauchy."""
-FEWEST = 80
+FEWEST = 60
 """The least effective number of draws of h, in up to three dimensions."""
 PARTS = 4
 """The number of parts of the draws of h, the worst of which is counted for all: an effective
@@ -56,23 +56,35 @@ class Scored(NamedTuple):
     log_proposal: Tensor  # log q(x), or log q(path) / r(path | x), (n,) nats
     kept: Tensor  # what the caller keeps of each draw, (n, …)
 
+    @property
+    def is_impossible(self) -> Tensor:
+        """Whether a draw's density is NaN or infinite, (n,)."""
+        return self.log_target.isnan() | (self.log_target == math.inf)
+
 
 class Defence(NamedTuple):
-    """The draws of h among the last of a mixture's draws, and how many of them count."""
+    """The draws of h, the last ones of a mixture, and how many of them count.
 
-    log_ratios: Tensor  # log γ/h of each, (m,) nats
+    Their effective number has two estimates. That of their own weights γ/h is too high in samples
+    that lack the largest of them, so it is that of the worst of four parts. The other is by all
+    draws: m / E[γ/h] under the target, in units of the evidence, which draws of q know better where
+    h has little.
+    """
+
+    log_ratios: Tensor  # log γ/h of the draws of h, (m,) nats
+    by_target: float  # the effective number by all draws
     dim: int  # the number d of dimensions
 
     @property
     def effective(self) -> float:
-        """The effective number of draws of h, from 0 to m: that of the worst of four parts."""
+        """The effective number of draws of h, from 0 to m: the lower one of its estimates."""
         parts = self.log_ratios[: len(self.log_ratios) // PARTS * PARTS].view(PARTS, -1)
-        by_part = (2 * parts.logsumexp(1) - (2 * parts).logsumexp(1)).exp()
-        return PARTS * float(by_part.nan_to_num(0.0).min()) if parts.numel() else 0.0
+        by_part = (2 * parts.logsumexp(1) - (2 * parts).logsumexp(1)).exp().nan_to_num(0.0)
+        return min(PARTS * float(by_part.min()), self.by_target) if parts.numel() else 0.0
 
     @property
     def fewest(self) -> float:
-        """The effective number that is expected, 80 max(1, d/3)."""
+        """The effective number that is expected, 60 max(1, d/3)."""
         return FEWEST * max(1.0, self.dim / HEAVY)
 
 
@@ -134,22 +146,22 @@ def defended(
     sizes = [n - n // 2, n // 2]
     heavy = [round(SHARE * size) for size in sizes]
     light = [draw(size - few) for size, few in zip(sizes, heavy, strict=True)]
-    log_weights, log_ratios, tails = [], [], []
+    tails, log_weights, log_ratios = [], [], []
     for i in range(2):
         h = Defensive(light[1 - i].x.double())
         tails.append(at(h.sample(heavy[i])))
         share = heavy[i] / sizes[i]
-        of_half = []
         for scored in (light[i], tails[i]):
             log_h = h.log_prob(scored.x.double())
             log_q = scored.log_proposal.double().nan_to_num(-math.inf)
             log_mixture = torch.logaddexp(math.log1p(-share) + log_q, math.log(share) + log_h)
             target = scored.log_target.double().nan_to_num(-math.inf, -math.inf, -math.inf)
-            of_half.append(target - log_mixture)
-        log_weights.append(of_half)
-        log_ratios.append(target - log_h)
-    return (
-        torch.cat([scored.kept for scored in (*light, *tails)]),
-        torch.cat([of_half[i] for i in range(2) for of_half in log_weights]),
-        Defence(torch.cat(log_ratios), light[0].x.shape[1]),
+            log_weights.append(target - log_mixture)
+            log_ratios.append(target - log_h)
+    kept = torch.cat([scored.kept for scored in (*light, *tails)])
+    log_w, ratios = (
+        torch.cat([rows[i] for i in (0, 2, 1, 3)]) for rows in (log_weights, log_ratios)
     )
+    mean_ratio = (log_w.softmax(0).log() + ratios).logsumexp(0) - log_w.logsumexp(0) + math.log(n)
+    by_target = sum(heavy) * math.exp(-float(mean_ratio))
+    return kept, log_w, Defence(ratios[-sum(heavy) :], by_target, light[0].x.shape[1])

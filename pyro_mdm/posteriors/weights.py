@@ -10,7 +10,16 @@ import torch
 from pyro.infer import Importance
 from torch import Tensor
 
-from pyro_mdm.evaluation.weights import LARGEST, LEVEL, evidence, pareto_k, pareto_limit
+from pyro_mdm.evaluation.defensive import Defence
+from pyro_mdm.evaluation.weights import (
+    LARGEST,
+    LEVEL,
+    evidence,
+    pareto_k,
+    pareto_limit,
+    spread_of,
+)
+from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.support.measured import Z95, Measured
 
@@ -23,9 +32,13 @@ class ImportanceWeights:
 
     Args:
         log_weights: the log weights log p(θ, x) − log q(θ | x) of S draws, (S,), nats.
+        defence: for weights of a mixture, whose last draws have heavy tails
+            (:mod:`pyro_mdm.evaluation.defensive`): how these count. None: weights of q alone, which
+            do not show a tail that none of them has reached.
     """
 
     log_weights: Tensor
+    defence: Defence | None = None
 
     @classmethod
     def from_importance(cls, importance: Importance) -> ImportanceWeights:
@@ -86,7 +99,15 @@ class ImportanceWeights:
             return f"all of {S:,} weights are 0, expected some above"
         if S == 1:
             return "there is a single weight, expected more"
-        if self.pareto_k > self.pareto_limit:
+        if (defence := self.defence) is not None:
+            if not self._is_covered:
+                number = math.ceil(S * defence.fewest / max(defence.effective, 1))
+                return (
+                    f"{defence.effective:,.0f} of {len(defence.log_ratios):,} draws with heavy "
+                    f"tails count, expected {defence.fewest:,.0f}, as about {number:,} draws may "
+                    "have"
+                )
+        elif self.pareto_k > self.pareto_limit:
             limit = self.pareto_limit
             return f"the weights have a tail of k̂ {self.pareto_k:.2f}, expected at most {limit:.2f}"
         largest, most = float(self.normalized.max()), LARGEST + 1 / S
@@ -140,9 +161,21 @@ class ImportanceWeights:
     @property
     def log_evidence(self) -> Measured:
         """The log evidence log p(x), the log of the mean weight, nats, with its standard error, NaN
-        where too few weights count (:func:`~pyro_mdm.evaluation.weights.evidence`)."""
-        value, error, _ = evidence(self.log_weights.unsqueeze(1))
-        return Measured(float(value), float(error))
+        where too few weights count (:mod:`~pyro_mdm.evaluation.weights`)."""
+        if self.defence is None:
+            value, error, _ = evidence(self.log_weights.unsqueeze(1))
+            return Measured(float(value), float(error))
+        S, heavy = len(self.log_weights), len(self.defence.log_ratios)
+        mean = log_mean_weight(self.log_weights)
+        relative = (self.log_weights - mean).exp()
+        counts = self._is_covered and float(relative.max() - 1) / S <= LARGEST
+        error = float(spread_of(relative.split([S - heavy, heavy]))) if counts else math.nan
+        return Measured(float(mean), error)
+
+    @property
+    def _is_covered(self) -> bool:
+        """Whether enough of the draws with heavy tails count."""
+        return self.defence is None or self.defence.effective >= self.defence.fewest
 
     def __repr__(self) -> str:
         counts = f"{len(self.log_weights):,} weights count as {self.effective:,.0f} draws"
@@ -151,9 +184,12 @@ class ImportanceWeights:
                 f"{counts}, too few for an error of log evidence {self.log_evidence.mean:.1f} "
                 f"nats: {self.doubt}; take more draws, or a better guide"
             )
+        if self.defence is not None:
+            heavy = f", {self.defence.effective:,.0f} of those with heavy tails"
+            return f"{counts}{heavy}; log evidence {self.log_evidence} nats"
         tail = ""
         if self.pareto_k > self.pareto_limit:
             tail = f", none above {LEVEL:g} times the mean"
         elif not math.isnan(self.pareto_k):
             tail = f", k̂ {self.pareto_k:.2f} of at most {self.pareto_limit:.2f}"
-        return f"{counts}{tail}; log evidence {self.log_evidence} nats"
+        return f"{counts}{tail}; log evidence {self.log_evidence} nats, by what they have reached"
