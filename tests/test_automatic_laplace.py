@@ -16,6 +16,7 @@ from pyro_mdm import AutoMDM
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.laplace import FLAT, MOST_LATENTS, laplace
 from pyro_mdm.budgets import Budget
+from pyro_mdm.posteriors import ImportanceWeights
 
 ROWS = 30
 X = torch.stack(
@@ -55,7 +56,7 @@ def test_latents_of_raw_scales_are_found_at_once() -> None:
 
 def test_a_fit_of_raw_scales_keeps_what_it_has() -> None:
     guide = AutoMDM(raw, steps=2).fit(updates=5, start_updates=60, progress=False)
-    result = guide.importance(500)
+    result = ImportanceWeights(guide.weighted(500)[1])
     assert result.effective > 300 and abs(result.log_evidence.mean - evidence()) < 0.3
 
 

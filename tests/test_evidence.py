@@ -7,31 +7,17 @@ import re
 
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, t
 from torch import Tensor
 
 from pyro_mdm.evaluation.importance import weighted
-from pyro_mdm.evaluation.weights import evidence, of_repeats, pareto_k
+from pyro_mdm.evaluation.weights import evidence, of_repeats, pareto_k, spread_of
 from pyro_mdm.measurements import Particles
 from pyro_mdm.posteriors import ImportanceWeights, tempering
 from pyro_mdm.support.measured import Measured
 from tests.benchmarks.importance_errors import CHOSEN_ON, HELD_OUT, covered
 
 LAWS = {**CHOSEN_ON, **HELD_OUT}
-HEAVY = (
-    "lognormal 1.8",
-    "lognormal 2",
-    "gaussian 0.3, d 1",
-    "gaussian 0.4, d 2",
-    "gaussian 0.6, d 20",
-    "student 3",
-    "student 5",
-    "interval 1.3, d 1",
-    "interval 1.6, d 3",
-    "pareto 0.6",
-    "pareto 0.7",
-    "pareto 0.8",
-)
 LIGHT = (
     "equal",
     "lognormal 0.3",
@@ -45,13 +31,13 @@ LIGHT = (
     "zeros 0.05",
     "zeros 0.3, lognormal 1",
 )
-"""Laws by their tails; of others in the benchmark errors are too rarely right, or given."""
+"""Laws with light tails; of others weights alone know too little."""
 
 
 # -- coverage --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", HEAVY + LIGHT)
+@pytest.mark.parametrize("name", LIGHT)
 def test_errors_hold_the_truth(name: str) -> None:
     """Nine in ten of 200 runs each of 200 and 1,000 weights, of those that have an error.
 
@@ -62,18 +48,18 @@ def test_errors_hold_the_truth(name: str) -> None:
     few, many = (covered(LAWS[name], S, seed=seed + S) for S in (200, 1_000))
     right, given = few.right + many.right, few.with_error + many.with_error
     assert float(binom.cdf(right, given, 0.9)) > 1e-6, f"{right} of {given}"
-    if name in LIGHT:
-        assert many.with_error > 0.8 * many.runs  # 93% or more, and of 200 rarely fewer than 85%
+    assert many.with_error > 0.8 * many.runs  # 93% or more, and of 200 rarely fewer than 85%
 
 
+@pytest.mark.parametrize("S", [256, 1_000])
 @pytest.mark.parametrize(
-    ("name", "most"), [("lognormal 0.3", 2.5), ("gaussian 2, d 3", 2), ("lognormal 1", 5)]
+    "name", ["lognormal 0.3", "lognormal 1", "gaussian 2, d 3", "gaussian 0.7, d 1"]
 )
-def test_errors_of_light_tails_are_not_careful_for_nothing(name: str, most: float) -> None:
-    """Half of the errors are at most so many spreads of the values, which 200 runs tell to 5%."""
+def test_errors_of_light_tails_are_at_most_half_again_too_large(name: str, S: int) -> None:
+    """Of 400 runs, which tell the spread to 7%, beside the median error."""
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    value, error, _ = evidence(LAWS[name](generator, 1_000, 200))
-    assert 0.7 < float(error.nanmedian() / value.std()) < most
+    value, error, _ = evidence(LAWS[name](generator, S, 400))
+    assert 0.7 < float(error.nanmedian() / value.std()) < 1.5
 
 
 # -- errors and tails by hand ----------------------------------------------------------------------
@@ -84,27 +70,29 @@ def columns(*weights: list[float]) -> Tensor:
 
 
 def test_an_error_by_hand() -> None:
-    """Forty weights, one of them 2 and the others 1."""
+    """Forty weights, one of them 2 and the others 1, by Student's t with 80 / (κ - 1) degrees."""
     found = evidence(columns([2.0] + [1.0] * 39, [3.0] * 40))
     mean = 41 / 40
-    spread = math.sqrt((2 - mean) ** 2 + 39 * (1 - mean) ** 2) / math.sqrt(39 * 40) / mean
-    beyond = 10 * (2 / 41 - 1 / 40)
+    squares = (2 - mean) ** 2 + 39 * (1 - mean) ** 2
+    spread = math.sqrt(squares / 39 / 40) / mean
+    kurtosis = 40 * ((2 - mean) ** 4 + 39 * (1 - mean) ** 4) / squares**2
+    widened = float(t.ppf(0.975, 80 / (kurtosis - 1))) / 1.959964
     assert found.value.tolist() == pytest.approx([math.log(mean), math.log(3)])
-    assert found.error.tolist() == pytest.approx([math.hypot(spread, beyond), 0], abs=1e-12)
+    assert found.error.tolist() == pytest.approx([spread * widened, 0], abs=1e-12)
+    assert widened > 2, "one weight is almost all of the spread"
     assert found.pareto_k.isnan().all(), "of equal weights, but for one, there is no tail"
 
 
-def test_the_error_doubts_a_heavy_tail_twice_as_much() -> None:
-    """Of k̂ below and above a half, by the quantiles of Pareto's laws."""
-    u = (torch.arange(2_000, dtype=torch.float64) + 0.5) / 2_000
-    for index, beyond in ((0.3, 10), (0.6, 20)):
-        found = evidence(-index * u.log().unsqueeze(1))
-        assert float(found.pareto_k) == pytest.approx(index, abs=0.09)
-        w = u**-index / (u**-index).mean()
-        expected = math.hypot(
-            float(w.std()) / math.sqrt(2_000), beyond * float(w.max() - 1) / 2_000
-        )
-        assert float(found.error) == pytest.approx(expected)
+def test_the_error_of_strata_is_that_of_their_sum() -> None:
+    """Of three weights and of five, by their variances about their own means."""
+    strata = [torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([9.0, 8, 7, 9, 6]).double()]
+    variances = [3 * 7 / 3, 5 * 6.8 / 4]
+    assert [3 * float(strata[0].var()), 5 * float(strata[1].var())] == pytest.approx(variances)
+    off = torch.cat([w - w.mean() for w in strata])
+    kurtosis = 8 * float(off.pow(4).sum() / off.square().sum() ** 2)
+    degrees = min(16 / (kurtosis - 1), 6)
+    widened = float(t.ppf(0.975, degrees)) / 1.959964
+    assert float(spread_of(strata)) == pytest.approx(math.sqrt(sum(variances)) / 8 * widened)
 
 
 @pytest.mark.parametrize(

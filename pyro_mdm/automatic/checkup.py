@@ -192,7 +192,8 @@ def remedies_of(
     if result.disagrees and not result.is_thin:
         yield _of_disagreement(guide)
     yield from _of_shape(guide, args, kwargs)
-    if result.disagrees and result.is_thin:
+    other = None if result.second is None else result.second.weights
+    if result.is_thin and (result.disagrees or (other is not None and not other.doubt)):
         yield _of_disagreement(guide)
     if (rise := _rise(guide.losses)) > RISING:
         yield (

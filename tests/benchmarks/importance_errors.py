@@ -2,13 +2,12 @@
 
     python -m tests.benchmarks.importance_errors              laws that constants were chosen on
     python -m tests.benchmarks.importance_errors --held_out   others of the same kinds
-    python -m tests.benchmarks.importance_errors --program schools --seed 1
 
 Weights are drawn from laws whose evidence is 1. Of each law and number of weights the table has the
 part of runs whose ± 1.96 errors hold the truth, of those that have an error, and in brackets the
-part that has none. A program is fitted by AutoMDM and weighs many draws, from which runs are drawn.
-Its truth is by quadrature. What no draw comes near is not to be seen: `modes 10` are two Gaussians
-ten standard deviations apart on each side, of which one has a thousandth of the draws.
+part that has none. What no draw comes near is not to be seen: `modes 10` are two Gaussians ten
+standard deviations apart on each side, of which one has a thousandth of the draws. Weights of a
+defensive mixture are in tests/benchmarks/defended.py.
 """
 
 from __future__ import annotations
@@ -18,14 +17,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from inference.folders.output import aligned
-from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.evaluation.weights import evidence
 from pyro_mdm.support.measured import Z95
 
@@ -205,80 +201,13 @@ HELD_OUT: Mapping[str, Law] = {
 """Others, on which they were not."""
 
 
-# -- programs --------------------------------------------------------------------------------------
-
-EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-SPREADS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-SEEN = torch.tensor([0.1, 0.5, 0.9, 1.2, 0.3])
-
-
-def schools() -> None:
-    """Eight schools, centred: a funnel."""
-    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
-    scale = pyro.sample("scale", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", 8):
-        effect = pyro.sample("effect", dist.Normal(mean, scale))
-        pyro.sample("seen", dist.Normal(effect, SPREADS), obs=EFFECTS)
-
-
-def of_schools() -> float:
-    """log p of the eight schools, by quadrature over the scale."""
-    quantile = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    scale = 5 * torch.tan(math.pi / 2 * quantile).unsqueeze(1)
-    variance = SPREADS.double() ** 2 + scale**2
-    precision = variance.reciprocal().sum(1) + 1 / 25
-    pull = (EFFECTS.double() / variance).sum(1)
-    squares = (EFFECTS.double() ** 2 / variance + (2 * math.pi * variance).log()).sum(1)
-    each = (pull**2 / precision - (25 * precision).log() - squares) / 2
-    return float(each.logsumexp(0)) - math.log(len(each))
-
-
-def uniforms() -> None:
-    """Five numbers with uniform priors."""
-    with pyro.plate("numbers", 5):
-        value = pyro.sample("value", dist.Uniform(0.0, 1.0))
-        pyro.sample("seen", dist.Normal(value, 1.0), obs=SEEN)
-
-
-def of_uniforms() -> float:
-    """log p of the five numbers."""
-    standard = torch.distributions.Normal(torch.tensor(0.0).double(), 1.0)
-    return float((standard.cdf(1 - SEEN.double()) - standard.cdf(-SEEN.double())).log().sum())
-
-
-PROGRAMS: Mapping[str, tuple[Callable[[], None], Callable[[], float]]] = {
-    "schools": (schools, of_schools),
-    "uniforms": (uniforms, of_uniforms),
-}
-
-
-def law_of(name: str, seed: int, draws: int) -> Law:
-    """Weights of a program's guide, less its log p: draws from many, each taken once for a run."""
-    program, truth = PROGRAMS[name]
-    torch.manual_seed(seed)
-    guide = AutoMDM(program).fit(progress=False)
-    weights = guide.importance(draws)
-    print(f"{weights}; exactly {truth():.3f}")
-    log_weights = weights.log_weights - truth()
-
-    def law(g: torch.Generator, S: int, n: int) -> Tensor:
-        rows = [torch.randperm(draws, generator=g)[:S] for _ in range(n)]
-        return log_weights[torch.stack(rows, 1)]
-
-    return law
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--held_out", action="store_true")
-    parser.add_argument("--program", choices=PROGRAMS)
-    parser.add_argument("--draws", type=int, default=200_000, help="of a program's guide")
     parser.add_argument("--numbers", type=int, nargs="+", default=[64, 200, 1_000, 5_000, 20_000])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     laws = HELD_OUT if options.held_out else CHOSEN_ON
-    if options.program:
-        laws = {options.program: law_of(options.program, options.seed, options.draws)}
     rows = [("weights", *map(str, options.numbers))]
     total, right = 0, 0
     for i, (name, law) in enumerate(laws.items()):
