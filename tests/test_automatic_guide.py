@@ -339,7 +339,7 @@ def test_weights_that_mislead_are_said() -> None:
             pyro.sample("x", dist.Cauchy(0.0, 1.0))
 
     guide = made(heavy)
-    with pytest.warns(UserWarning, match="of 250 draws with heavy tails count, expected 200"):
+    with pytest.warns(UserWarning, match="of 250 draws with heavy tails count, expected 267"):
         guide.importance(1_000)
     with pytest.warns(UserWarning, match="heavy tails count"):
         guide.sample_posterior(100, resample=True)

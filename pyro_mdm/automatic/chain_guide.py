@@ -27,7 +27,7 @@ from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
-from pyro_mdm.evaluation.defensive import Scored, defended
+from pyro_mdm.evaluation.defensive import Defensive, Scored, defended
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 
@@ -359,13 +359,15 @@ class ChainGuide(AutoMultivariateNormal):
     ) -> tuple[Tensor, ImportanceWeights]:
         """n draws, and their weights, a quarter of which have heavy tails.
 
-        These are so in the latents, or in units of the start, where it has a shape, or where draws
-        are too few for correlations. All are the guide's where no path leads back from given
-        latents, or of fewer than 16 draws.
+        These are around the components of a mixture, or in units of a start with a shape, or else
+        in the latents. All draws are the guide's where no path leads back from given latents, and
+        where there are fewer than 16.
         """
         self.set_up(*args, **kwargs)
-        units = self.ratio(*args, **kwargs)
-        if units.shape is None and n > ENOUGH * self.latent_dim:
+        units, h = self.ratio(*args, **kwargs), None
+        if units.mixture is not None:
+            h = Defensive(*(tensor.double() for tensor in units.mixture.components()))
+        elif units.shape is None and n > ENOUGH * self.latent_dim:
             units = Ratio(units.log_density, 0 * self.loc, torch.eye(len(self.loc)).to(self.loc))
 
         def in_units(scored: Scored, u: Tensor) -> Scored:
@@ -382,7 +384,7 @@ class ChainGuide(AutoMultivariateNormal):
             return in_units(self._in_pieces(self.paths_to, units.place(u), args, kwargs, keep), u)
 
         if n >= 16 and self._leads_back(args, kwargs):
-            kept, log_weights, defence = defended(drawn, at, n)
+            kept, log_weights, defence = defended(drawn, at, n, h)
             return kept, ImportanceWeights(log_weights, defence)
         scored = self._in_pieces(self.paths, torch.arange(n), args, kwargs, keep)
         log_weights = scored.log_target - scored.log_proposal

@@ -16,7 +16,7 @@ draws of q. Draws come in two halves, and each half is weighed with the h of the
 
 What h covers is seen by its own draws: by the effective number of those weighed by γ/h. A part of
 the target in one dimension far out has about a tenth of the β of h that is there; so the number is
-asked to be 60 max(1, d/3). Below it there are too few draws for an error.
+asked to be 80 max(1, d/3). Below it there are too few draws for an error.
 
 Sources: Hesterberg, "Weighted Average Importance Sampling and Defensive Mixture Distributions",
 Technometrics 1995; Owen & Zhou, "Safe and Effective Importance Sampling", JASA 2000.
@@ -37,7 +37,7 @@ SHARE = 0.25
 """The share α of draws with heavy tails."""
 HEAVY = 3
 """The number of dimensions, on average, in which a draw of h is Cauchy."""
-FEWEST = 60
+FEWEST = 80
 """The least effective number of draws of h, in up to three dimensions."""
 PARTS = 4
 """The number of parts of the draws of h, the worst of which is counted for all: an effective
@@ -84,53 +84,66 @@ class Defence(NamedTuple):
 
     @property
     def fewest(self) -> float:
-        """The effective number that is expected, 60 max(1, d/3)."""
+        """The effective number that is expected, 80 max(1, d/3)."""
         return FEWEST * max(1.0, self.dim / HEAVY)
 
 
 class Defensive:
-    """The distribution h around the middle of draws.
+    """The distribution h, or a mixture of such distributions.
 
     Args:
-        x: draws of a proposal, (n, d), in float64.
+        loc: the middles m, (C, d), in float64.
+        root: the scales L, lower triangular, (C, d, d).
+        log_shares: the logarithms of probabilities of the C parts, (C,).
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, loc: Tensor, root: Tensor, log_shares: Tensor) -> None:
+        self.loc, self.root, self.log_shares = loc, root, log_shares
+        self.heavy = min(1.0, HEAVY / loc.shape[1])
+
+    @classmethod
+    def around(cls, x: Tensor) -> Defensive:
+        """h around the middle of draws x (n, d) of a proposal, in float64."""
         n, d = x.shape
         middle = x.median(0).values
         spread = (x - middle).abs().median(0).values / 0.6745  # of a normal distribution, one
         spread = torch.where(spread > 0, spread, x.std(0).clamp_min(1e-12))
         z = ((x - middle) / spread).clamp(-WIDEST, WIDEST)
-        mean = z.mean(0)
-        scale = z.std(0).clamp_min(1e-3)
+        mean, scale = z.mean(0), z.std(0).clamp_min(1e-3)
         z = (z - mean) / scale
-        correlation = (z.mT @ z / n + d / n * torch.eye(d).to(z)) / (1 + d / n)
-        root = torch.linalg.cholesky(correlation)
+        one = torch.eye(d).to(z)
+        root = torch.linalg.cholesky((z.mT @ z / n + d / n * one) / (1 + d / n))
         by_chance = d * (d - 1) / (4 * n)
         if float(-root.diagonal().log().sum()) < CORRELATED + by_chance:
-            root = torch.eye(d).to(z)
-        self.loc, self.root = middle + spread * mean, (spread * scale)[:, None] * root
-        self.heavy = min(1.0, HEAVY / d)
+            root = one
+        root = (spread * scale)[:, None] * root
+        return cls((middle + spread * mean)[None], root[None], torch.zeros(1).to(z))
 
     def sample(self, n: int) -> Tensor:
         """n draws, (n, d)."""
-        z = torch.randn(n, len(self.loc)).to(self.loc)
+        part = torch.multinomial(self.log_shares.exp(), n, replacement=True)
+        z = torch.randn(n, self.loc.shape[1]).to(self.loc)
         tails = torch.empty_like(z).cauchy_()
         z = torch.where(torch.rand(z.shape).to(z) < self.heavy, tails, z)
-        return self.loc + z @ self.root.mT
+        return self.loc[part] + (self.root[part] @ z[..., None])[..., 0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density of x (n, d), (n,) nats."""
-        z = torch.linalg.solve_triangular(self.root, (x - self.loc).mT, upper=False).mT
+        off = (x - self.loc[:, None]).mT  # (C, d, n)
+        z = torch.linalg.solve_triangular(self.root, off, upper=False)
         log_p = math.log(self.heavy / math.pi) - torch.log1p(z.square())
         if self.heavy < 1:
             normal = -(z.square() + math.log(2 * math.pi)) / 2
             log_p = torch.logaddexp(log_p, math.log(1 - self.heavy) + normal)
-        return log_p.sum(1) - self.root.diagonal().log().sum()
+        log_volume = self.root.diagonal(0, -2, -1).log().sum(-1)
+        return (log_p.sum(1) + (self.log_shares - log_volume)[:, None]).logsumexp(0)
 
 
 def defended(
-    draw: Callable[[int], Scored], at: Callable[[Tensor], Scored], n: int
+    draw: Callable[[int], Scored],
+    at: Callable[[Tensor], Scored],
+    n: int,
+    heavy_tailed: Defensive | None = None,
 ) -> tuple[Tensor, Tensor, Defence]:
     """n draws of the mixture, those of h last.
 
@@ -138,6 +151,7 @@ def defended(
         draw: function of a number that draws so many of the proposal.
         at: function that scores points x (n, d) which it did not draw.
         n: number of draws, 16 at least.
+        heavy_tailed: h; None: around the draws, each half by the other.
 
     Returns:
         What is kept of the draws, (n, …), their log weights, (n,) nats, and the :class:`Defence`.
@@ -148,7 +162,7 @@ def defended(
     light = [draw(size - few) for size, few in zip(sizes, heavy, strict=True)]
     tails, log_weights, log_ratios = [], [], []
     for i in range(2):
-        h = Defensive(light[1 - i].x.double())
+        h = heavy_tailed or Defensive.around(light[1 - i].x.double())
         tails.append(at(h.sample(heavy[i])))
         share = heavy[i] / sizes[i]
         for scored in (light[i], tails[i]):
