@@ -337,6 +337,7 @@ def as_functions(**options: Any) -> TimeVaryingSDE:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the prior KL")
 @pytest.mark.parametrize("columns", [1, 2, 3])
 @pytest.mark.parametrize("K", [1, 2, 3])
 def test_any_number_of_sources_of_noise_is_taken_by_both(K: int, columns: int) -> None:
@@ -480,6 +481,10 @@ def test_mistakes_are_answered_with_the_time_and_the_fix() -> None:
         (lambda: VE(prior_variance=-1.0), "prior_variance is .*expected positive"),
         (lambda: GeometricBeta(2.0, 1.0), "start is 2 and end 1, expected start < end"),
         (lambda: LinearSDE([[0.0]], [[1.0], [1.0]]), r"G is \(2, 1\), expected \(K, K\) and"),
+        (
+            lambda: TimeVaryingSDE(lambda s: s[..., None, None], line),
+            "expected .* or any number of columns",
+        ),
         (lambda: LinearSDE([[0.0]], [[math.nan]]), "G has entries that are not finite"),
     )
     refused(
@@ -488,10 +493,6 @@ def test_mistakes_are_answered_with_the_time_and_the_fix() -> None:
         (lambda: Interpolant(0.5, same), "alpha is 0.5, expected a function of times"),  # type: ignore[arg-type]
         (lambda: LearnedDiffusion.from_diffusion(VE()), "VE is given by .* no Q and D, expected"),
         (lambda: MomentumVE().Q, r"MomentumVE is given by .* use drift_matrix\(s\)"),
-        (
-            lambda: TimeVaryingSDE(lambda s: s[..., None, None], line),
-            "expected .* or any number of columns",
-        ),
         (lambda: TimeVaryingSDE([[1.0]], line), "expected a function .* use LinearSDE"),  # type: ignore[arg-type]
         (lambda: SubVP(beta=3.0), "beta is 3.0"),
     )

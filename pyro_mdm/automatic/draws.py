@@ -79,9 +79,9 @@ def warn_of_same(x: Tensor, fitted: Tensor | None) -> None:
     share = float(torch.isin(x[:, 0], fitted).double().mean())
     if share > SAME:
         warnings.warn(
-            f"{share:.0%} of the draws are those that the guide was fitted to, expected others: "
-            "the guide is near these by its fit, so that they cannot show what it misses; fit it to "
-            "one half of the draws, and hand over the other",
+            f"{share:.0%} of the draws are those that the guide was fitted to, expected others, as "
+            "these cannot show what the guide misses; fit it to one half of the draws, and hand "
+            "over the other",
             stacklevel=4,
         )
 
