@@ -134,7 +134,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
         (
             "test_few_values.py::"
-            "test_no_sample_of_repeats_is_flagged_and_errors_cover[lognormal 0.8-8]"
+            "test_no_sample_of_repeats_is_flagged_and_errors_cover[lognormal 1.5-8]"
         ): ["error = ⟨torch.maximum(of_logs, spread)→spread⟩"],
     },
     "pyro_mdm/automatic/fitting.py": {
