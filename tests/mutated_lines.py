@@ -65,14 +65,8 @@ LINES: dict[str, dict[str, list[str]]] = {
         ]
     },
     "inference/measuring/experiment_summary.py": {
-        "test_experiment.py::test_the_summary_is_over_seeds_paired_and_of_student": [
-            "reach(len(pairs)⟨ - 1→⟩)"
-        ],
         "test_experiment.py::test_learned_diffusions_are_set_beside_fixed_ones": [
-            (
-                "half = ⟨math.hypot(float(reach(len(pairs) - 1)) * error, Z95 * "
-                "images)→float(reach(len(pairs) - 1)) * error⟩"
-            )
+            "Measured(mean, ⟨math.hypot(error, images)→error⟩)"
         ],
     },
     "inference/measuring/inspection.py": {
@@ -138,6 +132,10 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_evidence.py::test_weights_that_hardly_differ_have_an_error_whatever_their_tail": [
             "(is_level ⟨|→&⟩ ~(k.to(value)"
         ],
+        (
+            "test_few_values.py::"
+            "test_no_sample_of_repeats_is_flagged_and_errors_cover[lognormal 1.5-8]"
+        ): ["error = ⟨torch.maximum(of_logs, spread)→spread⟩"],
     },
     "pyro_mdm/automatic/fitting.py": {
         "test_automatic_laplace.py::test_the_gaussian_leaves_its_units[gaussian]": [
@@ -477,7 +475,10 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/evaluation/estimates.py": {
-        "test_evaluation.py::test_holm": ["error_rate / ⟨(len(p_values) - rank)→len(p_values)⟩"]
+        "test_evaluation.py::test_holm": ["error_rate / ⟨(len(p_values) - rank)→len(p_values)⟩"],
+        "test_few_values.py::test_its_errors_cover[population_error-2]": [
+            "return ⟨factor * →⟩math.sqrt(monte_carlo_error**2"
+        ],
     },
     "pyro_mdm/likelihoods/discrete.py": {
         "test_scores.py::test_baseline_kl_by_quadrature[17]": [
@@ -749,9 +750,19 @@ LINES: dict[str, dict[str, list[str]]] = {
             "{name: value⟨.clone()→⟩ for name, value in law.values(chosen).items()}"
         ],
     },
+    "pyro_mdm/support/measured.py": {
+        "test_few_values.py::test_its_errors_cover[Measured-4]": [
+            "values.std() * ⟨student_factor(n - 1) / →1 / ⟩math.sqrt(n)"
+        ],
+    },
+    "pyro_mdm/distribution.py": {
+        "test_flow_mass.py::test_its_mass_is_1_and_no_mean_is_off[two, narrower-9.0]": [
+            "if off < AGREE⟨ and low > -MEAN and high < MEAN→⟩:"
+        ],
+    },
     "pyro_mdm/posteriors/members.py": {
         "test_likelihood_errors.py::test_the_evidence_of_any_program_has_both_errors": [
-            "math.sqrt(1 ⟨+→-⟩ 1 / M)"
+            "error * math.sqrt(M ⟨+→-⟩ 1)"
         ]
     },
     "pyro_mdm/posteriors/predictive.py": {

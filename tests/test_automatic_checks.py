@@ -418,3 +418,31 @@ def test_a_fit_ends_after_its_seconds() -> None:
 def test_its_graph_can_be_drawn() -> None:
     relations = get_model_relations(made(conjugate))
     assert "mean" in relations["sample_sample"]
+
+
+# -- draws of the fit ------------------------------------------------------------------------------
+
+
+def look(guide: AutoMDM, how: str, draws: dict[str, Tensor]) -> None:
+    if how == "gap":
+        guide.gap(draws=draws, paths=100)
+    else:
+        guide.check(other=draws, batches=2, num_samples=100)
+
+
+@pytest.mark.parametrize("how", ["gap", "check"])
+@pytest.mark.parametrize("which", ["all", "some", "mixed", "others"])
+def test_draws_of_the_fit_are_warned_of(how: str, which: str) -> None:
+    """Whether all of them are handed over, some of them in another order, or beside others."""
+    fitted, others = exact(200), exact(200)
+    guide = AutoMDM(conjugate, steps=2)
+    guide.fit(draws=fitted, updates=2, start_updates=2, progress=False)
+    few = {"mean": fitted["mean"][torch.randperm(200)[:50]]}
+    both = {"mean": torch.cat([few["mean"], others["mean"]])}
+    draws = {"all": fitted, "some": few, "mixed": both, "others": others}[which]
+    if which == "others":
+        look(guide, how, draws)
+    else:
+        share = "20%" if which == "mixed" else "100%"
+        with pytest.warns(UserWarning, match=f"{share} of the draws are those .* expected others"):
+            look(guide, how, draws)

@@ -227,7 +227,7 @@ def test_evidences_of_poor_guides_are_right(
     value, error = estimates.double().unbind(1)
     given = error.isfinite()
     right = (value - truth).abs() <= 1.96 * error
-    assert given.sum() >= 10 or options == {} and program is two_modes  # between the modes
+    assert given.sum() >= 10 or (options == {} and program is two_modes)  # between the modes
     assert float(binom.cdf(int(right.sum()), int(given.sum()), 0.9)) > 1e-6
     mean = value.exp().mean() / math.exp(truth)
     spread = value.exp().std() / math.exp(truth) / math.sqrt(20)

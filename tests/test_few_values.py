@@ -145,6 +145,6 @@ def test_a_difference_has_a_p_value_of_5_percent_at_the_end_of_its_interval(n: i
 @pytest.mark.parametrize("R", [4, 8, 16])
 @pytest.mark.parametrize("law", ESTIMATES)
 def test_no_sample_of_repeats_is_flagged_and_errors_cover(law: str, R: int) -> None:
-    """The error by the spread alone covers 64% to 81% of what it did not flag, of 8 lognormal
+    """The error by the spread alone covers 68% of what it did not flag, of 8 lognormal
     estimates of σ = .8, and ever less beyond."""
     assert covered(ESTIMATES[law], R, RUNS) > 0.9 - 3 * math.sqrt(0.09 / RUNS)

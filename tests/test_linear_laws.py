@@ -337,6 +337,32 @@ def as_functions(**options: Any) -> TimeVaryingSDE:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the prior KL")
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("K", [1, 2, 3])
+def test_any_number_of_sources_of_noise_is_taken_by_both(K: int, columns: int) -> None:
+    """By constant matrices, and by functions of time that are constant."""
+    A = torch.diag(torch.full((K,), -1.0)) + torch.diag(torch.ones(max(K - 1, 0)), 1)[:K, :K]
+    G = torch.eye(3)[3 - K :, :columns].flip(1) + torch.linspace(0.5, 1.0, columns)
+    A, G = A.double(), G.double()
+    constant = LinearSDE(A, G)
+    varying = TimeVaryingSDE(
+        lambda s: A.expand(*s.shape, K, K), lambda s: G.expand(*s.shape, K, columns), cells=16
+    )
+    s = torch.tensor([0.1, 0.6, 1.0]).double()
+    for one, other in zip(varying.marginal(s), constant.marginal(s), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    root = varying.matrices.root(s)
+    assert root.shape == (3, K, K)
+    torch.testing.assert_close(root @ root.mT, (G @ G.mT).expand(3, K, K))
+    x, bounds = normal(0, 9, 3), []
+    for diffusion in (constant, varying):
+        model = DiffusionModel(diffusion, Denoiser(Bent(), torch.zeros(3), torch.ones(3)))
+        bounds.append(bound(model, DiffusionGuide(diffusion), x, draws=1).elbo.mean)
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
+
+
+@torch.no_grad()
 def test_functions_of_time_agree_with_closed_forms() -> None:
     varying, closed = as_functions(), SubVP()
     torch.testing.assert_close(varying.terminal_log_snr, closed.terminal_log_snr, rtol=1e-7, atol=0)
@@ -455,6 +481,10 @@ def test_mistakes_are_answered_with_the_time_and_the_fix() -> None:
         (lambda: VE(prior_variance=-1.0), "prior_variance is .*expected positive"),
         (lambda: GeometricBeta(2.0, 1.0), "start is 2 and end 1, expected start < end"),
         (lambda: LinearSDE([[0.0]], [[1.0], [1.0]]), r"G is \(2, 1\), expected \(K, K\) and"),
+        (
+            lambda: TimeVaryingSDE(lambda s: s[..., None, None], line),
+            "expected .* or any number of columns",
+        ),
         (lambda: LinearSDE([[0.0]], [[math.nan]]), "G has entries that are not finite"),
     )
     refused(

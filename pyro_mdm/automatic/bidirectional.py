@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_mdm.automatic.density import run
-from pyro_mdm.automatic.draws import row
+from pyro_mdm.automatic.draws import row, warn_of_same
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.support.checks import check_count
@@ -44,6 +44,8 @@ PATHS = 64
 
 class TwoSided(Protocol):
     """A guide with weights of its own paths, and of noising paths."""
+
+    learned_from: Tensor | None
 
     def rows(self, draws: object, /, *args: Any, **kwargs: Any) -> Tensor: ...
 
@@ -121,6 +123,7 @@ def gap_by_draws(
     """The gap of a guide for its program's data, by draws of the posterior, taken with
     replacement."""
     x = guide.rows(draws, *args, **kwargs)
+    warn_of_same(x, guide.learned_from)
     x = x[torch.randint(len(x), (paths,))]
     lower = Measured.from_values(guide.weighted(paths, *args, **kwargs)[1])
     upper = Measured.from_values(guide.noised(x, *args, **kwargs))

@@ -96,6 +96,9 @@ class ChainGuide(AutoMultivariateNormal):
     Its arguments are those of :class:`AutoMDM`, which can be fitted and checked.
     """
 
+    learned_from: Tensor | None = None
+    """The first unconstrained latents of the draws that the guide learned from, (n,)."""
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
+from pyro_mdm.automatic.draws import warn_of_same
 from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
@@ -156,6 +157,7 @@ def second(
         x, weights = other.weighed(n, args, kwargs)
         return Second(f"start {other.start_name!r}", Moments.from_weights(x, weights), weights)
     x = guide.rows(other, *args, **kwargs)
+    warn_of_same(x, guide.learned_from)
     return Second("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
 
 

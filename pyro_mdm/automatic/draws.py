@@ -12,12 +12,14 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["MIXED", "row", "unconstrained"]
+__all__ = ["MIXED", "row", "unconstrained", "warn_of_same"]
 
 MIXED = 1.05
 """The split R̂ up to which chains count as mixed."""
 FEWEST = 16
 """Draws at least, of all chains together."""
+SAME = 0.1
+"""The largest share of draws that are equal to others by chance, or by a chain that stayed."""
 FEWEST_OF_CHAIN = 4
 """Draws at least of a chain, whose halves R̂ compares."""
 
@@ -67,6 +69,21 @@ def unconstrained(draws: object, latents: Iterable[tuple[str, Site]]) -> Tensor:
         )
     _warn_unless_mixed(rows, names)
     return x.flatten(0, 1)
+
+
+def warn_of_same(x: Tensor, fitted: Tensor | None) -> None:
+    """Warn if draws x (n, dim) are among those that a guide learned from, whose first unconstrained
+    latents are ``fitted`` (m,); None: it learned from none."""
+    if fitted is None or not len(x):
+        return
+    share = float(torch.isin(x[:, 0], fitted).double().mean())
+    if share > SAME:
+        warnings.warn(
+            f"{share:.0%} of the draws are those that the guide was fitted to, expected others, as "
+            "these cannot show what the guide misses; fit it to one half of the draws, and hand "
+            "over the other",
+            stacklevel=4,
+        )
 
 
 def row(values: Mapping[str, Tensor], latents: Iterable[tuple[str, Site]]) -> Tensor:

@@ -160,6 +160,7 @@ class AutoMDM(SubsampledGuide):
                     if draws is None
                     else self.rows(draws, *args, **kwargs)
                 )
+                self.learned_from = None if draws is None else x[:, 0].clone()
                 fitting.draws = self.become_mixture(x, fitting.for_mixture())
         elif draws is not None:
             raise ValueError(
@@ -187,8 +188,8 @@ class AutoMDM(SubsampledGuide):
             args, kwargs: arguments of the program.
             simulated: number of simulated data sets.
             draws: draws of the posterior of the program's own data, as in :meth:`fit`, in place of
-                simulated data. The gap is right as far as they are, and they should not be those
-                of the fit; errors take them as independent.
+                simulated data. The gap is right as far as they are; those of the fit are warned
+                of. Errors take them as independent.
             paths: number of paths of each kind: for a data set, or of all draws.
 
         Returns:
@@ -223,7 +224,7 @@ class AutoMDM(SubsampledGuide):
             other: the second fit. "fit": one is made from the other start (particles for up to 50
                 latents, otherwise a Gaussian from another seed), by the budget of the last fit;
                 a guide of the same program that has been fitted; draws of the posterior, as in
-                :meth:`fit`; None: none.
+                :meth:`fit` but other ones; None: none.
             num_samples: number of draws; None: 4,000, or 400 for each latent.
             progress: whether a progress bar of the second fit is shown.
 

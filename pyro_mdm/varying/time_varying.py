@@ -380,10 +380,13 @@ class Functions(Varying):
                 f"{name}(s) is {got}, expected a tensor of torch.float64, like s; make its "
                 "constants torch.float64 and compute in the dtype of s"
             )
-        if matrix.shape != (*s.shape, K, K):
+        # a column for each source of noise: any number of them
+        m = matrix.shape[-1] if name == "G" and matrix.dim() and matrix.numel() else K
+        if matrix.shape != (*s.shape, K, m):
+            wanted = f"{(*s.shape, K, K)}" + " or any number of columns" * (name == "G")
             raise ValueError(
                 f"{name}(s) has shape {tuple(matrix.shape)} for times of shape {tuple(s.shape)}, "
-                f"expected {(*s.shape, K, K)}; write functions of time with s[..., None, None]"
+                f"expected {wanted}; write functions of time with s[..., None, None]"
             )
         finite = matrix.detach().isfinite().flatten(-2).all(-1)
         if not bool(finite.all()):
@@ -421,7 +424,9 @@ class DriftAndDispersionFunctions(Functions):
         return G @ G.mT
 
     def root_at(self, s: Tensor) -> Tensor:
-        return self.evaluate("G", s)
+        G = self.evaluate("G", s)
+        K, m = G.shape[-2:]
+        return super().root_at(s) if m > K else nn.functional.pad(G, (0, K - m))
 
     def fast(self) -> float:
         noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.check_times).detach(), ord=2)
@@ -539,8 +544,8 @@ class TimeVaryingSDE(LinearSDE):
 
     Args:
         A, G: functions or ``nn.Module`` of times s (…) in float64 within [0, T], which return
-            (…, K, K) in float64. Columns of zeros make a G of lower rank. What is learned must be a
-            module's parameter.
+            (…, K, K) and (…, K, m) in float64, with a column of G for each source of noise. What is
+            learned must be a module's parameter.
         cells: the number of cells, as for :class:`TimeVaryingDiffusion`.
         options: options of :class:`~pyro_mdm.LinearSDE`: ``prior_variance``, the ends, the clock.
 
