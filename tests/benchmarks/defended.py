@@ -1,34 +1,37 @@
 """Do the errors of evidences by defensive mixtures hold the truth? By hand.
 
-    python -m tests.benchmarks.defended                       known targets by a Gaussian proposal
-    python -m tests.benchmarks.defended --programs --runs 600 programs fitted by AutoMDM
+    python -m tests.benchmarks.defended --summary docs/measured/data
+    python -m tests.benchmarks.defended --programs --summary docs/measured/data
 
-Of each target, number of dimensions and number of draws the table has the part of runs that have an
-error, the part of these whose ± 1.96 errors hold the truth, the spread of the estimates, and the
-median error. All evidences are 1, but for that of the schools, which is by quadrature. The Gaussian
-proposals have the deviation that stands behind the target's name; "by it alone" are the weights of
-as many of their draws, without a defence.
+The first is of known targets by a Gaussian proposal, the second of programs fitted by AutoMDM. Of
+each target, number of dimensions and number of draws the table has the share of runs that have an
+error (given), the share of these whose ±1.96 errors hold the truth (covered), the spread of the
+estimates, and the median error. All evidences are 1, but for that of the schools, which is by
+quadrature. The Gaussian proposals have the deviation that stands behind the target's name; "alone"
+are the weights of as many of their draws, without a defence.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import time
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from inference.folders.output import aligned
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.evaluation.defensive import Scored, defended
 from pyro_mdm.posteriors import ImportanceWeights
 from pyro_mdm.support.measured import Z95, Measured
+from tests.benchmarks.documented import write
 
 __all__ = ["TARGETS", "Covered", "by_gaussian", "covered", "of_schools", "schools"]
 
@@ -83,11 +86,10 @@ class Covered(NamedTuple):
     error: float
 
     @property
-    def cells(self) -> tuple[str, ...]:
-        """The cells of a table."""
-        share = f"{self.right / self.with_error:.3f}" if self.with_error else "-"
-        given = f"{self.with_error / self.runs:.2f}"
-        return given, share, f"{self.spread:.3f}", f"{self.error:.3f}"
+    def cells(self) -> tuple[float, float, float, float]:
+        """The columns of a table."""
+        share = self.right / self.with_error if self.with_error else math.nan
+        return self.with_error / self.runs, share, self.spread, self.error
 
 
 def covered(estimate: Callable[[], Measured], truth: float, runs: int) -> Covered:
@@ -197,22 +199,35 @@ PROGRAMS: Mapping[str, tuple[Callable[[int], Callable[[], None]], str]] = {
 """Functions of the number of latents that make a program, with the start of its guide."""
 
 
-def _of_programs(options: argparse.Namespace) -> None:
+Row = tuple[object, ...]
+
+
+def _of_programs(options: argparse.Namespace) -> Iterator[Row]:
     for name in options.names or PROGRAMS:
         make, start = PROGRAMS[name]
         truth = of_schools() if name == "schools" else 0.0
         for d in options.dims if name != "schools" else (10,):
             pyro.clear_param_store()
             pyro.set_rng_seed(options.seed)
-            began = time.time()
             guide = AutoMDM(make(d), start=start, steps=8)
             guide.fit(updates=options.updates, start_updates=options.updates, progress=False)
-            fitted = time.time() - began
             for n in options.draws:
-                found = covered(
-                    lambda n=n, g=guide: g.weighed(n, (), {})[1].log_evidence, truth, options.runs
-                )
-                print(name, d, n, *found.cells, f"{fitted:.0f} s", sep="  ", flush=True)
+
+                def estimate(guide: AutoMDM = guide, n: int = n) -> Measured:
+                    return guide.weighed(n, (), {})[1].log_evidence
+
+                yield name, d, n, *covered(estimate, truth, options.runs).cells
+
+
+def _of_targets(options: argparse.Namespace) -> Iterator[Row]:
+    for name in options.names or TARGETS:
+        target, scale = TARGETS[name]
+        for d in options.dims:
+            for n in options.draws:
+                problem = target, scale, d, n
+                found = covered(lambda p=problem: by_gaussian(*p).log_evidence, 0.0, options.runs)
+                alone = covered(lambda p=problem: _alone(*p), 0.0, options.runs)
+                yield name, d, n, *found.cells, *alone.cells[:2]
 
 
 def main() -> None:
@@ -224,21 +239,30 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=600)
     parser.add_argument("--updates", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--summary", type=Path, help="folder of the tables")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(options.seed)
-    print("target, dimensions, draws, with an error, right, spread, error")
-    if options.programs:
-        return _of_programs(options)
-    for name in options.names or TARGETS:
-        target, scale = TARGETS[name]
-        for d in options.dims:
-            for n in options.draws:
-                problem = target, scale, d, n
-                found = covered(lambda p=problem: by_gaussian(*p).log_evidence, 0.0, options.runs)
-                alone = covered(lambda p=problem: _alone(*p), 0.0, options.runs)
-                print(aligned([(name, str(d), str(n), *found.cells)]), flush=True)
-                print(aligned([("  by it alone", "", "", *alone.cells)]), flush=True)
+    rows = []
+    for row in _of_programs(options) if options.programs else _of_targets(options):
+        print(*(f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row), flush=True)
+        rows.append(row)
+    name = "program" if options.programs else "target"
+    columns = [name, "latents", "draws", "given", "covered", "spread", "error"]
+    columns += [] if options.programs else ["given_alone", "covered_alone"]
+    if options.summary:
+        notes = [
+            f"shares of {options.runs:,} runs with an error (given), and of these with the truth"
+        ]
+        if options.programs:
+            notes.append(f"{options.updates} updates of the start and of a chain of 8 steps")
+        write(
+            options.summary / f"automatic-evidence-{name}s.csv",
+            pd.DataFrame(rows, columns=columns),
+            [f"python -m tests.benchmarks.defended {' '.join(sys.argv[1:])}"],
+            str(options.seed),
+            notes=notes,
+        )
 
 
 if __name__ == "__main__":
