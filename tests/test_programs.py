@@ -37,6 +37,7 @@ from inference.train import decide, train, with_recipe
 from inference.training import recipe, report
 from pyro_mdm import DiffusionGuide, DiffusionModel, elbo_terms, training
 from pyro_mdm.networks import MLP
+from pyro_mdm.support.measured import Measured
 from pyro_mdm.training import trainer
 from tests.brief import be_brief
 from tests.mistakes import refused
@@ -681,5 +682,4 @@ def test_mean_and_error_from_sums() -> None:
     values, window = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64), recipe.LossWindow()
     for value in values.tolist():
         window.add(value)
-    mean, error = window.mean_and_error
-    assert mean == values.mean() and error == pytest.approx(values.std().item() / 2)
+    assert window.mean_and_error == pytest.approx(Measured.from_values(values))
