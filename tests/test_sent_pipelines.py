@@ -20,7 +20,11 @@ from pyro_mdm.imported.pipelines import NETWORK_CLASSES, SCHEDULER_CLASSES
 from tests.test_imported_pipelines import data, diffusers, unet
 
 EVIL = "import pathlib\npathlib.Path({marker!r}).touch()\n"
-PARTS = {"unet": "UNet2DModel", "transformer": "DiTTransformer2DModel", "scheduler": "DDPMScheduler"}
+PARTS = {
+    "unet": "UNet2DModel",
+    "transformer": "DiTTransformer2DModel",
+    "scheduler": "DDPMScheduler",
+}
 CLASSES: dict[str, Any] = {
     "the pipeline of all": ["diffusers", "DiffusionPipeline"],
     "a pipeline": ["diffusers", "DDPMPipeline"],
@@ -71,7 +75,9 @@ def test_no_class_opens_a_part_but_those_of_the_list(
     for name in ("ConfigMixin", "ModelMixin", "DiffusionPipeline"):
         loading = {"load_config", "from_pretrained"} & vars(getattr(diffusers, name)).keys()
         for method in loading:
-            monkeypatch.setattr(getattr(diffusers, name), method, lambda *_, **__: opened.append(""))
+            monkeypatch.setattr(
+                getattr(diffusers, name), method, lambda *_, **__: opened.append("")
+            )
     rename(pipeline, **{place: kind})
     with pytest.raises(ValueError, match=f"the {place} in .* expected a class of diffusers among"):
         from_pipeline(pipeline, data())

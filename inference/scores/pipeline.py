@@ -12,6 +12,7 @@ from models.problem import Problem
 from pyro_mdm import Diffusion
 from pyro_mdm.imported import ImportedDenoiser, from_pipeline
 
+
 @dataclass(frozen=True)
 class PipelineScore:
     """A function of the data set and the diffusion: the denoiser of a pipeline in a folder.
