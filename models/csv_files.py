@@ -39,6 +39,8 @@ TRUTH |= {word.lower(): value for word, value in TRUTH.items()}
 """Words for true and false."""
 WHOLE = re.compile(r"[+-]?(?:0|[1-9]\d*)")
 NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:inf|infinity)")
+PLAIN_WHOLES = re.compile(r"(?:[+-]?(?:0|[1-9]\d{0,14})\n)*")
+PLAIN_NUMBERS = re.compile(r"(?:[+-]?(?:0|[1-9]\d{0,99})(?:\.\d*)?(?:[eE][+-]?\d\d?)?\n)*")
 DAY = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ].*)?")
 EXACT = 2**53
 """The whole number up to which float64 has all."""
@@ -99,7 +101,7 @@ class CellTypes:
                 zip(*block, strict=True), self._forms, self._words, strict=True
             ):
                 distinct = set(cells)
-                forms.update(map(_form, distinct))
+                forms |= _forms_of(distinct)
                 if wanting := distinct & MISSING:
                     words.update(cell for cell in cells if cell in wanting)
         self.kinds = [
@@ -140,6 +142,18 @@ class CellTypes:
         return table
 
 
+def _forms_of(cells: set[str]) -> set[str]:
+    """What the texts of cells may stand for; plain numbers are matched all at once, for speed."""
+    forms = {_form(cell) for cell in ("", *MISSING) if cell in cells}
+    there = cells - {"", *MISSING}
+    lines = "".join(f"{cell}\n" for cell in there)
+    if there and lines.count("\n") == len(there):
+        for form, pattern in (("whole", PLAIN_WHOLES), ("number", PLAIN_NUMBERS)):
+            if pattern.fullmatch(lines):
+                return forms | {form}
+    return forms | {*map(_form, there)}
+
+
 def _form(cell: str) -> str:
     """What the text of one cell may stand for."""
     if not cell or cell in MISSING:
@@ -176,7 +190,7 @@ def _series(cells: Sequence[str], kind: str, forms: set[str]) -> pd.Series[Any]:
         if forms == {"whole"}:
             return pd.Series(np.array([*map(int, cells)], dtype=np.int64))
         numbers = ["nan" if missing else cell for cell, missing in zip(cells, gone, strict=True)]
-        return pd.Series(np.array(numbers, dtype=str).astype(np.float64))
+        return pd.Series(np.array([*map(float, numbers)]))
     if kind == "true or false":
         truths: list[Any] = [
             math.nan if missing else TRUTH[cell.strip(" ")]
