@@ -176,10 +176,11 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
     )
     verb, done = ("open", "opened") if path.name == INDEX else ("run", "run")
     return (
-        f"{rule.source} names {name} as {option}, which would {verb} {path} (SHA-256 {digest[:12]}…). "
-        f"You have not named that file on this command line, nor trained with it{changed}, so it "
-        "is not run. Read it first, and what it imports. If you trust it, add --trust, once: that "
-        "very file is then remembered (in Python: with inference.trust.trusting()). Or name it "
+        f"{rule.source} names {name} as {option}, which would {verb} {path} (SHA-256 "
+        f"{digest[:12]}…). You have not named that file on this command line, nor trained with "
+        f"it{changed}, so it is not {done}. Read it first, and what it imports. If you trust it, "
+        "add --trust, once: that very file is then remembered (in Python: with "
+        "inference.trust.trusting()). Or name it "
         f"yourself, --{option} {column}{full_name}, where a program takes that; what you train "
         "with is remembered too"
     )

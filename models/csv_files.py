@@ -38,7 +38,9 @@ TRUTH = {word: word.lower() == "true" for word in ("True", "False", "TRUE", "FAL
 TRUTH |= {word.lower(): value for word, value in TRUTH.items()}
 """Words for true and false."""
 WHOLE = re.compile(r"[+-]?(?:0|[1-9]\d*)")
-NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:inf|infinity)")
+NUMBER = re.compile(
+    r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:inf|infinity)"
+)
 PLAIN_WHOLES = re.compile(r"(?:[+-]?(?:0|[1-9]\d{0,14})\n)*")
 PLAIN_NUMBERS = re.compile(r"(?:[+-]?(?:0|[1-9]\d{0,99})(?:\.\d*)?(?:[eE][+-]?\d\d?)?\n)*")
 DAY = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ].*)?")
@@ -60,9 +62,7 @@ def rows_of(path: Path) -> Iterator[Row]:
             rows = (row for row in csv.reader(file, strict=True) if row)
             names = next(rows, None)
             if names is None:
-                raise DataError(
-                    f"{path} is empty, expected a table whose first row has the names"
-                )
+                raise DataError(f"{path} is empty, expected a table whose first row has the names")
             check_names([name for name in names if name], str(path))
             separator = next((mark for mark in ";\t|" if mark in names[0]), None)
             if len(names) == 1 and separator is not None:

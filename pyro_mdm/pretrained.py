@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
-from pyro_mdm.support.files import digest_of, replacing
+from pyro_mdm.support.files import digest_of, json_of, read_file, read_json, replacing
 from pyro_mdm.support.places import ROOT
 from pyro_mdm.support.settings import Recorded, is_plain
 from pyro_mdm.support.wings import WINGS, load_wing
@@ -300,7 +300,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
     folder, given = trained_folder(folder), folder
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         version = content["pyro_mdm_format"]
         if not isinstance(version, int):
             raise TypeError(f"pyro_mdm_format is {version!r}, expected a number")
@@ -322,7 +322,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
                 f"expected {str(content['sha256'][TREE])[:12]}…; save the model again"
             )
         path = folder / TENSORS
-        data = path.read_bytes()
+        data = read_file(path)
         if (digest := hashlib.sha256(data).hexdigest()) != expected:
             raise PretrainedError(
                 f"{path} is damaged, or another than {CONFIG} was saved with: its {len(data):,} "
@@ -330,7 +330,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
                 "model again"
             )
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json_of(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tree, tensors, dict(header.get("__metadata__", {})), folder / CONFIG
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PretrainedError(

@@ -113,7 +113,9 @@ def schema_without(data: str, names: Sequence[str]) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
-    return pa.schema([field for field in parquet.read_schema(regular(path)) if field.name not in names])
+    return pa.schema(
+        [field for field in parquet.read_schema(regular(path)) if field.name not in names]
+    )
 
 
 def _range(schema: pa.Schema) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.posteriors.zarr_arrays import arrays_in, read_array
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.files import json_of, read_json, regular, replacing
 from pyro_mdm.support.places import installing
 
 __all__ = ["Batch", "Store", "read_draws"]
@@ -168,7 +168,7 @@ def _header(folder: Path) -> dict[str, Any] | None:
     path = folder / HEADER
     if path.is_file():
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return dict(read_json(path))
         except ValueError as error:
             raise ValueError(
                 f"{path} is damaged ({error}), expected what simulate wrote; give another folder"
@@ -184,8 +184,8 @@ def _header(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> Batch:
     try:
-        with safe_open(path, "pt") as file:
-            failed = json.loads(file.metadata()[FAILED])
+        with safe_open(regular(path), "pt") as file:
+            failed = json_of(file.metadata()[FAILED])
         values = safetensors.torch.load_file(path)
         runs = values.pop(RUNS)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -252,7 +252,7 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
     try:
         import pandas as pd
 
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(regular(path))
     except ImportError as error:
         raise ImportError(
             f"{path} is read by pandas and pyarrow, which are not installed: "

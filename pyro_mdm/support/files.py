@@ -16,7 +16,7 @@ from typing import Any
 __all__ = [
     "DEPTH",
     "Write",
-    "check_depth",
+    "check_content",
     "check_place",
     "digest_of",
     "json_of",
@@ -61,6 +61,9 @@ def check_place(path: Path) -> None:
 DEPTH = 200
 """The most lists and objects within each other of a file, which readers follow by recursion."""
 
+MOST = 10**7
+"""The most lists and objects at one depth."""
+
 
 def regular(path: Path) -> Path:
     """The path of a file, if reading it comes to an end: that of a pipe or a device may not.
@@ -99,42 +102,54 @@ def json_of(text: bytes | str) -> Any:
         content = json.loads(text, parse_int=_whole, parse_float=_finite)
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
-    check_depth(content)
+    check_content(content)
     return content
 
 
-def check_depth(content: object) -> None:
-    """Raise ValueError where more than :data:`DEPTH` lists and dicts are within each other."""
-    level = [content]
-    for _ in range(DEPTH + 1):
-        inner = [
-            value
-            for outer in level
-            if isinstance(outer, dict | list)
-            for value in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(value, dict | list)
-        ]
+def check_content(content: object) -> None:
+    """Raise ValueError where a content, of JSON or YAML, is what no program can follow.
+
+    These are more than :data:`DEPTH` lists and dicts within each other, more than :data:`MOST` of
+    them, where YAML repeats one by its name, and whole numbers of more than 64 bits.
+    """
+    level: dict[int, tuple[Any, int]] = {0: ([content], 1)}
+    for _ in range(DEPTH + 2):
+        inner: dict[int, tuple[Any, int]] = {}
+        for outer, times in level.values():
+            for value in outer.values() if isinstance(outer, dict) else outer:
+                if isinstance(value, dict | list):
+                    before = inner[id(value)][1] if id(value) in inner else 0
+                    inner[id(value)] = value, before + times
+                elif type(value) is int and not -(2**63) <= value < 2**64:
+                    raise ValueError(_too_large(str(value)))
         if not inner:
             return
-        level = [*{id(value): value for value in inner}.values()]  # YAML may repeat one
+        level = inner
+        if sum(times for _, times in level.values()) > MOST:
+            break
     raise ValueError(TOO_DEEP)
 
 
-TOO_DEEP = f"more than {DEPTH} lists and objects are within each other, expected fewer"
+TOO_DEEP = f"more than {DEPTH} lists and objects are within each other, or far too many in all"
 
 
 def _whole(text: str) -> int | float:
     """A whole number, as a float beyond 64 bits."""
-    return int(text) if len(text) < 20 or abs(int(text[:40])) < 2**64 else _finite(text)
+    number = int(text[:40])
+    return number if len(text) <= 40 and -(2**63) <= number < 2**64 else _finite(text)
 
 
 def _finite(text: str) -> float:
     if math.isinf(value := float(text)):
-        raise ValueError(
-            f"a number of {len(text)} characters, {text[:12]}…, is beyond what float64 holds, "
-            "expected at most 1.8e308"
-        )
+        raise ValueError(_too_large(text))
     return value
+
+
+def _too_large(text: str) -> str:
+    return (
+        f"a number of {len(text)} characters, {text[:12]}…, is beyond what is computed with; "
+        "expected whole numbers of 64 bits, and others up to 1.8e308"
+    )
 
 
 def digest_of(content: object) -> str:
