@@ -95,7 +95,7 @@ def _size(name: str, usual: int) -> int:
     """A number of processes that torchrun puts into the environment, which also has their ranks."""
     size, rank = (os.environ.get(one, "") for one in (name, name.replace("WORLD_SIZE", "RANK")))
     number = int(size or usual) if re.fullmatch(r"\d{0,6}", size) else 0
-    if number < 1 or usual % number and usual > 1:
+    if number < 1 or (usual > 1 and usual % number):
         expected = f"a divisor of WORLD_SIZE, {usual}" if usual > 1 else "a positive number"
         raise ValueError(
             f"{name} is {size!r}, expected {expected}; start several processes by torchrun, or "

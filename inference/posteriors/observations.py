@@ -120,7 +120,7 @@ def content_of(path: Path) -> dict[str, Any]:
     return content
 
 
-def numbers_of(entries: Any) -> Tensor:
+def numbers_of(entries: object) -> Tensor:
     """Nested lists of numbers as a tensor of the default type, NaN for what is missing.
 
     Raises:
@@ -132,11 +132,15 @@ def numbers_of(entries: Any) -> Tensor:
     return values
 
 
-def _floats(value: Any) -> Any:
+def _floats(value: object) -> Any:
     if isinstance(value, list):
         return [_floats(one) for one in value]
     missing = value is None or (isinstance(value, str) and not value.strip())
-    return math.nan if missing else float(value)
+    if missing:
+        return math.nan
+    if not isinstance(value, int | float | str):
+        raise TypeError(f"it is {describe(value)}")
+    return float(value)
 
 
 def is_incomplete(values: Mapping[str, Tensor]) -> bool:
