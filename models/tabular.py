@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -175,7 +176,10 @@ class _Categories(Container[str]):
     """The names of columns that are said to be of categories."""
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
-        self._kinds = {name: parse_spec(name, text).kind for name, text in kinds.items()}
+        self._kinds: dict[str, str | None] = {}
+        for name, text in kinds.items():
+            with contextlib.suppress(DataError):  # a name with a sign, which the table will know
+                self._kinds[name] = parse_spec(name, text).kind
 
     def __contains__(self, name: object) -> bool:
         kind = self._kinds.get(str(name), self._kinds.get(OTHERS))
