@@ -42,7 +42,7 @@ NUMBER = re.compile(
     r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:inf|infinity)"
 )
 PLAIN_WHOLES = re.compile(r"(?:[+-]?(?:0|[1-9]\d{0,14})\n)*")
-PLAIN_NUMBERS = re.compile(r"(?:[+-]?(?:0|[1-9]\d{0,99})(?:\.\d*)?(?:[eE][+-]?\d\d?)?\n)*")
+PLAIN_NUMBERS = re.compile(r"(?:[+-]?(?:0|[1-9]\d{0,14})(?:\.\d*)?(?:[eE][+-]?\d\d?)?\n)*")
 DAY = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ].*)?")
 EXACT = 2**53
 """The whole number up to which float64 has all."""
