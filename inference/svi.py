@@ -26,7 +26,7 @@ from tqdm.auto import trange
 
 from inference.settings.diffusion import build_diffusion
 from inference.settings.options import Guide
-from models.base import Problem
+from models import Problem, tabular
 from pyro_mdm import MDM_ELBO, DiffusionGuide, bound, elbo_terms
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.plots.tensorboard import image_grid, write_layout, write_terms
@@ -41,7 +41,7 @@ elif args.data == "tumours":
 elif args.data.endswith(".npy"):
     data = np.load(args.data, allow_pickle=False)
 else:
-    data = np.loadtxt(args.data, delimiter=",", skiprows=1, ndmin=2)  # numbers below names
+    data = tabular.read_table(args.data).to_numpy(float)
 data = data if data.ndim == 4 else (data - data.mean(0)) / data.std(0).clip(1e-9)  # or vectors
 
 

@@ -1,8 +1,9 @@
 """The rules for which code a program runs.
 
 The settings of a run folder, and options from a file, may name code: ``file.py:Name`` or
-``module:Name``. Such a folder may be somebody else's. :mod:`inference.settings.names` looks up
-every name, and passes the bytes that it is about to run to :func:`check`. They are run if
+``module:Name``. They may name the folder of a pipeline, which names classes of diffusers. Such a
+folder may be somebody else's. :mod:`inference.settings.names` looks up every name, and passes the
+bytes that it is about to run, or the pipeline's index, to :func:`check`. They are run or read if
 
 - the user named that file or module on this command line, or in a Python program; or
 - the user has trained with that very file, or trusted it before: its absolute path without links
@@ -30,6 +31,9 @@ from pyro_mdm.support import places
 
 FOLDER = "PYRO_MDM_TRUSTED"
 """The environment variable that puts :func:`folder` elsewhere."""
+
+INDEX = "model_index.json"
+"""The file in the folder of a pipeline of diffusers that names its classes."""
 
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators", "columns")
 LIBRARY = ["automatic", "conditioning", "diffusions", "evaluation", "imported", "likelihoods"]
@@ -116,9 +120,17 @@ def _ruled(rule: _Rule) -> Iterator[None]:
 
 
 def key(name: str) -> str:
-    """The module of ``module:Name``, or the absolute path, without links, of ``file.py:Name``."""
+    """The module of ``module:Name``, or the absolute path, without links, of ``file.py:Name``,
+    or of the index in a pipeline's folder."""
+    if is_pipeline(name):
+        return str(Path(name).resolve() / INDEX)  # which may be a link into a cache
     place = name.rpartition(":")[0]
     return str(Path(place).resolve()) if place.endswith(".py") else place
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether a name is that of a folder that a pipeline wrote."""
+    return (Path(name) / INDEX).is_file()
 
 
 # -- the gate --------------------------------------------------------------------------------------
@@ -129,14 +141,14 @@ def check(option: str, name: str, path: Path | None, content: bytes) -> None:
 
     Args:
         option: the option that names it, without hyphens.
-        name: ``module:Name`` or ``file.py:Name``.
+        name: ``module:Name``, ``file.py:Name``, or the folder of a pipeline.
         path: its file, absolute and without links, or that of a package around it; None for a
             module that is built into Python.
-        content: the bytes that are run if this returns.
+        content: the bytes that are run or read if this returns.
     """
     rule, digest = _current(), hashlib.sha256(content).hexdigest()
     place = name.rpartition(":")[0]
-    if path is not None and place.endswith(".py"):
+    if path is not None and (place.endswith(".py") or path.name == INDEX):
         place = str(path)  # the file that was read, wherever the name leads by now
     if not (
         rule.named is None
@@ -162,11 +174,13 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
     full_name = (
         f"{path}:{name.rpartition(':')[2]}" if name.rpartition(":")[0].endswith(".py") else name
     )
+    verb, done = ("open", "opened") if path.name == INDEX else ("run", "run")
     return (
-        f"{rule.source} names {name} as {option}, which would run {path} (SHA-256 {digest[:12]}…). "
-        f"You have not named that file on this command line, nor trained with it{changed}, so it "
-        "is not run. Read it first, and what it imports. If you trust it, add --trust, once: that "
-        "very file is then remembered (in Python: with inference.trust.trusting()). Or name it "
+        f"{rule.source} names {name} as {option}, which would {verb} {path} (SHA-256 "
+        f"{digest[:12]}…). You have not named that file on this command line, nor trained with "
+        f"it{changed}, so it is not {done}. Read it first, and what it imports. If you trust it, "
+        "add --trust, once: that very file is then remembered (in Python: with "
+        "inference.trust.trusting()). Or name it "
         f"yourself, --{option} {column}{full_name}, where a program takes that; what you train "
         "with is remembered too"
     )

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from models.files import DataError, Published
 from models.mnist import MNIST
+from pyro_mdm.support.files import read_file
 
 IMAGES = (
     Published("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a", size=47_040_016),
@@ -54,7 +55,7 @@ class FashionMNIST(MNIST):
             published.check(path, place, f"{self.fetch}, or on Debian and Ubuntu {INSTALL}")
             return path.read_bytes(), place
         try:
-            content = gzip.decompress(packed.read_bytes())
+            content = gzip.decompress(read_file(packed))
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{packed} is damaged ({error}), expected to unpack to {published}. Delete it and "

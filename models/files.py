@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_mdm.support.checks import DataError as DataError
-from pyro_mdm.support.files import replacing, temporary
+from pyro_mdm.support.files import read_json, regular, replacing, temporary
 
 CHUNK = 2**22  # bytes read at a time
 LARGE = 2**28  # bytes from which reading a file shows its progress
@@ -265,7 +265,7 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
         DataError: the pickle has other names, is damaged, or is no dict.
     """
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             values = _Unpickler(file, encoding="latin1").load()
         arrays = {}
         for key, value in values.items():
@@ -338,7 +338,7 @@ def cached(
 def _read(path: Path, wanted: Mapping[str, Any]) -> Tensor | str:
     """The images of ``path``, or the reason why they cannot be used."""
     try:
-        record = json.loads(path.with_suffix(".json").read_bytes())
+        record = read_json(path.with_suffix(".json"))
         if record["about"] != wanted:
             return f"is about {record['about']}, expected {dict(wanted)}"
         status = path.stat()

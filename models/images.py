@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from models.base import FINE, PAPER, PUBLISHED, SMALL, ImageProblem
 from models.data import SHOWN_CLASSES
 from models.files import IDX_BYTES, DataError, check_npz, idx_array
+from pyro_mdm.support.files import read_file, regular
 
 FEWEST = 20
 """The fewest images that a model is trained on."""
@@ -358,7 +359,7 @@ def read_pixels(path: Path, image_size: int | None = None) -> Pixels:
         DataError: no image that can be read, or one that has not 8 bits per channel.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(regular(path), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(
                     f"{path} has {image.width:,}×{image.height:,} pixels, expected at most "
@@ -454,7 +455,7 @@ def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict
             f"{root} has {', '.join(path.name for path in files)} but no file of training images"
         )
     arrays = {
-        part_name: _planes(idx_array(path.read_bytes(), str(path)), path, "images")
+        part_name: _planes(idx_array(read_file(path), str(path)), path, "images")
         for part_name, path in parts.items()
     }
     return _sized(arrays, root, image_size)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from models.checks import check_shape
+from models.csv_files import read_csv, text_columns
 from models.files import DataError
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
+from pyro_mdm.support.files import read_file, regular
+from pyro_mdm.tables.columns import Categorical
 from pyro_mdm.tables.columns.kept import table_bytes, table_of
-from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of
-from pyro_mdm.tables.frames import check_names, named
+from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of, parse_spec
+from pyro_mdm.tables.columns.spec import OTHERS
+from pyro_mdm.tables.frames import named
 from pyro_mdm.tables.rows import DEPTH, FEWEST, WIDTH, TableRows, without_dropped
 
 if TYPE_CHECKING:
@@ -125,7 +129,8 @@ class Tabular(TableRows, Problem):
         if facts is not None:
             self.take_columns(facts)
         try:
-            table = read_table(self.source) if self.kept is None else table_of(self.kept)
+            texts = _Categories(self._kinds) if facts is None else text_columns(self.columns)
+            table = read_table(self.source, texts) if self.kept is None else table_of(self.kept)
             return self.divided(table, holdout=holdout)
         except DataError as error:
             if facts is None:
@@ -167,8 +172,27 @@ class Tabular(TableRows, Problem):
         return self.new_denoiser() if kind is MixedDenoiser else None
 
 
-def read_table(source: Path | str) -> DataFrame:
+class _Categories(Container[str]):
+    """The names of columns that are said to be of categories."""
+
+    def __init__(self, kinds: Mapping[str, str]) -> None:
+        self._kinds: dict[str, str | None] = {}
+        for name, text in kinds.items():
+            with contextlib.suppress(DataError):  # a name with a sign, which the table will know
+                self._kinds[name] = parse_spec(name, text).kind
+
+    def __contains__(self, name: object) -> bool:
+        kind = self._kinds.get(str(name), self._kinds.get(OTHERS))
+        return kind == Categorical.kind
+
+
+def read_table(source: Path | str, as_text: Container[str] = ()) -> DataFrame:
     """The table of a .csv or .parquet file, or of a name.
+
+    Args:
+        source: the file or the name.
+        as_text: the names of columns whose cells are text in a .csv file, also where all are
+            numbers; see :mod:`models.csv_files`.
 
     Raises:
         DataError: a file that cannot be read, or an unknown name.
@@ -183,9 +207,9 @@ def read_table(source: Path | str) -> DataFrame:
         return SHIPPED[str(source)]()
     path = Path(source).expanduser()
     readers: dict[str, Callable[[Path], DataFrame]] = {
-        ".csv": _read_csv,
+        ".csv": lambda file: read_csv(file, as_text),
         ".parquet": _read_parquet,
-        ".json": lambda file: table_of(file.read_bytes()),
+        ".json": lambda file: table_of(read_file(file)),
     }
     if path.suffix not in readers or not path.is_file():
         problem = "is not there" if path.suffix in readers else "is no table that can be read"
@@ -200,24 +224,7 @@ def read_table(source: Path | str) -> DataFrame:
     return named(table, path)
 
 
-def _read_csv(path: Path) -> DataFrame:
-    import pandas as pd
-
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next((row for row in csv.reader(file) if row), None)
-    if names is None:
-        raise DataError(f"{path} is empty, expected a table whose first row has the names")
-    check_names([name for name in names if name], str(path))  # pandas would call the second a.1
-    separator = next((mark for mark in ";\t|" if mark in names[0]), None)
-    if len(names) == 1 and separator is not None:
-        raise DataError(
-            f"{path} has one column, {names[0]!r}, expected commas between columns, and it has "
-            f"{separator!r} there; write it with commas"
-        )
-    return pd.read_csv(path)
-
-
 def _read_parquet(path: Path) -> DataFrame:
     import pandas as pd
 
-    return pd.read_parquet(path)
+    return pd.read_parquet(regular(path))

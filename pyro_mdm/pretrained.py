@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
-from pyro_mdm.support.files import digest_of, replacing
+from pyro_mdm.support.files import digest_of, json_of, read_file, read_json, replacing
 from pyro_mdm.support.places import ROOT
 from pyro_mdm.support.settings import Recorded, is_plain
 from pyro_mdm.support.wings import WINGS, load_wing
@@ -54,6 +54,10 @@ FORMER_ARGUMENTS = {"CoordinateNetwork": {"told": "untransformed"}}
 """Present names of arguments by class and former name, which files of earlier versions have."""
 SPARE, TIMES = 2**26, 8
 """The number of tensor entries that constructors may make, and that number per saved entry."""
+CALLS, FEW = 100, 200
+"""The number of operations of constructors per saved tensor, and of tensors that are not saved."""
+WORK = 4
+"""The number of entries that constructors may compute per entry that they may make."""
 
 TRAINED = ROOT / "models" / "trained"
 """The folder of trained models."""
@@ -258,7 +262,7 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
     reader = _Reader(file, tensors, {**requested, **classes})
     most = SPARE + TIMES * sum(tensor.numel() for tensor in tensors.values())
     # constructors draw weights that are replaced
-    with torch.random.fork_rng(devices=[]), _AtMost(most):
+    with torch.random.fork_rng(devices=[]), _AtMost(most, CALLS * (FEW + len(tensors))):
         model = reader.decode(tree, "model")
     if not isinstance(model, cls):
         raise PretrainedError(
@@ -300,7 +304,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
     folder, given = trained_folder(folder), folder
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         version = content["pyro_mdm_format"]
         if not isinstance(version, int):
             raise TypeError(f"pyro_mdm_format is {version!r}, expected a number")
@@ -322,7 +326,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
                 f"expected {str(content['sha256'][TREE])[:12]}…; save the model again"
             )
         path = folder / TENSORS
-        data = path.read_bytes()
+        data = read_file(path)
         if (digest := hashlib.sha256(data).hexdigest()) != expected:
             raise PretrainedError(
                 f"{path} is damaged, or another than {CONFIG} was saved with: its {len(data):,} "
@@ -330,7 +334,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
                 "model again"
             )
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json_of(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tree, tensors, dict(header.get("__metadata__", {})), folder / CONFIG
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PretrainedError(
@@ -348,16 +352,33 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
         raise PretrainedError(f"{path} is damaged ({error}); save the model again") from error
 
 
-class _AtMost(TorchDispatchMode):
-    """Makes no tensors of more than ``most`` entries in all.
+def _sizes(func: Callable[..., Any], args: tuple[Any, ...]) -> object:
+    """The shape of the tensor that an operation makes from numbers; anything else of others."""
+    aten, packet = torch.ops.aten, getattr(func, "overloadpacket", None)
+    if packet in (aten.eye, aten.tril_indices, aten.triu_indices):
+        return [args[0], args[min(1, len(args) - 1)]]
+    if packet in (aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros):
+        return args[1]
+    if packet in (aten.linspace, aten.logspace):
+        return [args[2]]
+    if packet is aten.arange:
+        start, end, step = (0, args[0], 1) if len(args) == 1 else (*args[:3], 1)[:3]
+        return [max(0, int((end - start) / step))]
+    return args[0] if args else None
 
-    A configuration may name any sizes, and constructors take the memory before their tensors are
-    compared with those of the file.
+
+class _AtMost(TorchDispatchMode):
+    """Makes no tensors of more than ``most`` entries in all, by no more than ``calls`` operations.
+
+    A configuration may name any sizes and numbers of layers, and constructors take the memory and
+    the time before their tensors are compared with those of the file.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, calls: int) -> None:
         super().__init__()
         self.most = self.left = most
+        self.calls = self.calls_left = calls
+        self.work_left = WORK * most
 
     def __torch_dispatch__(
         self,
@@ -366,9 +387,7 @@ class _AtMost(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        sizes = args[0] if args else None
-        if getattr(func, "overloadpacket", None) is torch.ops.aten.eye:
-            sizes = [args[0], args[-1]]
+        sizes = _sizes(func, args)
         if isinstance(sizes, list | tuple) and all(isinstance(n, int) for n in sizes):
             self.left -= math.prod(sizes)
             if self.left < 0:
@@ -376,7 +395,15 @@ class _AtMost(TorchDispatchMode):
                     f"a tensor of shape {tuple(sizes)} is far larger than what {TENSORS} holds; "
                     f"all in all at most {self.most:,} entries are made for it"
                 )
-        return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        self.calls_left -= 1
+        self.work_left -= made.numel() if isinstance(made, Tensor) else 0
+        if min(self.calls_left, self.work_left) < 0:
+            raise PretrainedError(
+                f"it takes more than {self.calls - self.calls_left - 1:,} operations to build it, "
+                f"far more than for what {TENSORS} holds"
+            )
+        return made
 
 
 class _Reader:
@@ -445,9 +472,10 @@ class _Reader:
         try:
             return given(**decoded)
         except Exception as error:  # arguments of any kind meet constructors of any kind
+            reason = str(error).partition("\nException raised from")[0]  # torch's own stack
             raise PretrainedError(
                 f"{self.file}: {place} cannot be built of the arguments "
-                f"{', '.join(decoded) or '(none)'}: {error}"
+                f"{', '.join(decoded) or '(none)'}: {reason}"
             ) from error
 
     def _make(self, given: Callable[..., Any], name: str, place: str) -> Any:

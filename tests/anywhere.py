@@ -30,9 +30,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 INSTRUCTIONS = ["default", "avx2", "avx512"]  # of torch on x86, each more than those before
 
-# Python and what pip is asked for beside the wheel; torch 2.4 has no build for Python 3.13
+# Python and what pip is asked for beside the wheel
 ENVIRONMENTS: dict[str, tuple[str, list[str]]] = {
-    "Python 3.11, torch 2.4": ("3.11", ["torch==2.4.*", "torchvision==0.19.*"]),
+    "Python 3.11, torch 2.6": ("3.11", ["torch==2.6.*", "torchvision==0.21.*"]),
     "Python 3.11, newest torch": ("3.11", []),
     "Python 3.13, newest torch": ("3.13", []),
 }

@@ -206,8 +206,11 @@ def test_a_configuration_of_millions_of_features_takes_no_memory(
 
 
 def test_so_many_layers_as_take_too_much_together_are_refused() -> None:
-    with pytest.raises(PretrainedError, match="at most 1,000 entries"), pretrained._AtMost(1000):
+    with (
+        pytest.raises(PretrainedError, match="at most 1,000 entries"),
+        pretrained._AtMost(1000, 100),
+    ):
         for _ in range(11):
             torch.empty(10, 10)
-    with pytest.raises(PretrainedError, match="at most 99 entries"), pretrained._AtMost(99):
+    with pytest.raises(PretrainedError, match="at most 99 entries"), pretrained._AtMost(99, 100):
         torch.eye(10)

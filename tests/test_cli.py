@@ -64,7 +64,7 @@ def call(*words: str, unnamed: str | None = "runs", function: Callable[..., None
         ("", {}),
         ("--steps 3", {"steps": 3}),
         ("--steps=1e3", {"steps": 1000}),
-        ("--steps 123456789012345678901", {"steps": 123456789012345678901}),
+        ("--steps 1234567890123456789", {"steps": 1234567890123456789}),
         ("--rate -1e-3", {"rate": -1e-3}),
         ("--rate 2", {"rate": 2.0}),
         ("--steps null --kind fancy", {"kind": "fancy"}),

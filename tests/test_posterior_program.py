@@ -59,7 +59,7 @@ def test_files_that_are_no_observation_are_refused(tmp_path: Path) -> None:
         (told("b.csv", b"x\n\xff"), r"b\.csv is damaged"),
         (told("c.json", "[1]"), r"holds \[1\], expected values by site"),
         (told("d.json", '{"y": 1}'), r"has no 'x', expected the sites of the data, x; it has y"),
-        (told("e.csv", ""), "it has nothing"),
+        (told("e.csv", ""), "e.csv is empty, expected"),
         (told("f.json", '{"x": [1, 2]}'), r"'x' has 2 values, expected 8, of shape .*2, 4"),
         (told("g.csv", "x\n" + "1\n" * 9), "'x' has 9 values, expected 8"),
         (told("h.json", '{"x": ["one"]}'), "'x' has a value that is no number"),

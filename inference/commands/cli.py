@@ -14,6 +14,7 @@ import difflib
 import errno
 import inspect
 import json
+import math
 import os
 import re
 import signal
@@ -36,6 +37,7 @@ from inference.settings.names import ASKED, NAMED, NameNotFoundError, kinds_name
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.support.files import regular
 from pyro_mdm.support.text import Terminal, shown
 
 MISTAKES = (
@@ -129,9 +131,23 @@ def _run(
         )
     _look_of_our_own()
     values = {name: _lowered(options[name]) for name in parser.hints}
+    for name, value in values.items():
+        _check_numbers(name, value)
     with trust.command(_code(values, named, listed), trusts=trusts):
         function(**values)
     sys.stdout.flush()  # a pipe that is closed, or a disk that is full, is told now
+
+
+def _check_numbers(name: str, value: object) -> None:
+    """Raise OptionError for a number that is infinite, or a whole one beyond 64 bits."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, float) and not math.isfinite(one):
+            raise OptionError(f"--{name} is {one}, expected finite numbers; give a smaller one")
+        if isinstance(one, int) and not -(2**63) <= one < 2**64:
+            raise OptionError(
+                f"--{name} is {str(one)[:12]}…, a number of {len(str(one))} characters, expected "
+                "whole numbers of 64 bits; give a smaller one"
+            )
 
 
 def _look_of_our_own() -> None:
@@ -267,8 +283,10 @@ class _Config(ActionConfigFile):
         option_string: str | None = None,
     ) -> None:
         try:
+            if isinstance(values, str | Path) and Path(values).exists():
+                regular(Path(values))
             super().__call__(parser, cfg, values, option_string)
-        except (OptionError, RunError, TypeError) as error:
+        except (OptionError, RunError, TypeError, OSError) as error:
             reason = str(error).removeprefix('Parser key "config": ')
             raise OptionError(f"--config {values}: {reason}") from error
 

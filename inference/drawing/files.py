@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,14 @@ import torch
 from numpy.lib.format import open_memmap
 
 from inference.drawing import pictures
-from inference.drawing.pieces import csv_text, table_text, text_columns
+from inference.drawing.pieces import table_text
 from inference.drawing.sampling import Drawing, default_sampler, draw_batches, make_sampler
 from inference.drawing.trajectory import MOST, animation, trajectory
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import check_out, png
 from inference.settings.plan import Programs
 from models import Problem, Tabular
+from models.csv_files import CellTypes, text_columns
 from pyro_mdm import DiffusionModel, samplers
 from pyro_mdm.tables.words import comma_separated
 
@@ -43,8 +43,6 @@ def check_file(out: Path, problem: Problem, num_samples: int, overwrite: bool) -
 
 def given_values(given: str, problem: Problem, out: Path) -> dict[str, Any]:
     """The values of ``"age=50,sex=f"``, quoted as in a CSV file, by column."""
-    import pandas as pd
-
     if not isinstance(problem, Tabular) or out.suffix != ".csv":
         raise ValueError(
             f"--given is {given!r}, which is for rows of a table in a .csv file; give a class or a "
@@ -57,9 +55,8 @@ def given_values(given: str, problem: Problem, out: Path) -> dict[str, Any]:
             f"--given has {wrong[0]!r}, expected name=value, with commas between; e.g. age=50,sex=f"
         )
     names, _, values = ([text.strip() for text in texts] for texts in zip(*pairs, strict=True))
-    text = csv_text([names, values])
-    as_text = {name: str for name in text_columns(problem.columns) if name in names}
-    row: dict[str, Any] = pd.read_csv(io.StringIO(text), dtype=as_text).iloc[0].to_dict()
+    table = CellTypes(names, [values], text_columns(problem.columns)).table([values])
+    row: dict[str, Any] = table.iloc[0].to_dict()
     return row
 
 

@@ -15,6 +15,7 @@ from models import DataError
 from models.files import check_npy
 from models.images import SUFFIXES, image_files, read_pixels
 from pyro_mdm.measurements import Blur, Downsample, FunctionOperator, LinearOperator, Mask
+from pyro_mdm.support.files import regular
 
 __all__ = [
     "TASKS",
@@ -246,7 +247,7 @@ def read(path: Path, measurement: MeasurementChoice, image: Shape) -> Observatio
 
 def _array(path: Path) -> Tensor:
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             check_npy(file, path.stat().st_size)
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models import DataError
+from models.csv_files import CellTypes, rows_of
 from models.tabular import read_table
-from pyro_mdm.tables.columns import Column
-from pyro_mdm.tables.frames import check_names
+from pyro_mdm.support.files import regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +41,12 @@ class Piece(NamedTuple):
 def read_pieces(data: str, size: int, as_text: Sequence[str] = ()) -> Iterator[Piece]:
     """A table in pieces of ``size`` rows, the last one of what is left.
 
-    Types are those that pandas reads in each piece, see :func:`common_types`.
+    Types are those of the whole CSV file, or those of each piece of another, see
+    :func:`common_types`.
 
     Args:
         data: a .csv or .parquet file, or a name, as for :func:`~models.tabular.read_table`.
-        as_text: columns of a CSV file that hold text, also where a piece has numbers alone.
+        as_text: columns of a CSV file that hold text, also where all cells are numbers.
 
     Raises:
         DataError: it cannot be read, or a row has more cells than there are names.
@@ -62,27 +63,13 @@ def read_pieces(data: str, size: int, as_text: Sequence[str] = ()) -> Iterator[P
 
 
 def _csv_pieces(path: Path, size: int, as_text: Sequence[str]) -> Iterator[Piece]:
-    import pandas as pd
-
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = (row for row in csv.reader(file) if row)
-            names, done = next(rows, []), 0
-            check_names([name for name in names if name], str(path))
-            while some := list(itertools.islice(rows, size)):
-                if wide := [i for i, row in enumerate(some) if len(row) > len(names)]:
-                    raise DataError(
-                        f"{path}: row {done + wide[0]} has {len(some[wide[0]])} cells, expected "
-                        f"at most {len(names)}, the number of names in the first row"
-                    )
-                cells = [names, *(row + [""] * (len(names) - len(row)) for row in some)]
-                text = io.StringIO(csv_text(cells))
-                table = pd.read_csv(text, dtype={n: str for n in as_text if n in names})
-                table.index = pd.RangeIndex(done, done + len(table))
-                done += len(table)
-                yield Piece(table, cells)
-    except (csv.Error, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    names, *_ = itertools.islice(rows_of(path), 1)
+    types = CellTypes(names, itertools.islice(rows_of(path), 1, None), as_text)
+    types.warn_of_words(path)
+    rows, done = itertools.islice(rows_of(path), 1, None), 0
+    while some := list(itertools.islice(rows, size)):
+        yield Piece(types.table(some, done), [names, *some])
+        done += len(some)
 
 
 def _parquet_pieces(path: Path, size: int) -> Iterator[Piece]:
@@ -96,7 +83,7 @@ def _parquet_pieces(path: Path, size: int) -> Iterator[Piece]:
             f"{path} is read by pyarrow, which is not installed; pip install pyarrow"
         ) from error
     try:
-        with parquet.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as file:
+        with parquet.ParquetFile(regular(path), buffer_size=CHUNK, pre_buffer=False) as file:
             step = _range(file.schema_arrow)
             left, done = file.schema_arrow.empty_table(), 0
             batches = file.iter_batches(size)
@@ -126,7 +113,9 @@ def schema_without(data: str, names: Sequence[str]) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
-    return pa.schema([field for field in parquet.read_schema(path) if field.name not in names])
+    return pa.schema(
+        [field for field in parquet.read_schema(regular(path)) if field.name not in names]
+    )
 
 
 def _range(schema: pa.Schema) -> tuple[int, int] | None:
@@ -184,16 +173,6 @@ class Texts:
         as_float = self._as_floats.get(name, False) and isinstance(value, int)
         text = f"{value}.0" if as_float else str(value)
         return self._by_value.get(name, {}).get(value, text)
-
-
-def text_columns(columns: Sequence[Column]) -> list[str]:
-    """The names of columns whose levels are text."""
-    names = []
-    for column in columns:
-        if column.levels is not None:
-            levels = column.values(np.arange(column.levels))
-            names += [column.name] if all(isinstance(level, str) for level in levels) else []
-    return names
 
 
 def csv_text(rows: Cells) -> str:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyro_mdm.support.files import digest_of, replacing
+from pyro_mdm.support.files import digest_of, read_json, regular, replacing
 from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -213,7 +213,7 @@ def load_checkpoint(description: Path) -> Checkpoint:
 
 def _body(description: Path) -> dict[str, Any]:
     """The content of a checkpoint's JSON file (CheckpointError: its checksum is another)."""
-    outer = json.loads(description.read_bytes())
+    outer = read_json(description)
     body: dict[str, Any] = outer["checkpoint"]
     if digest_of(body) != outer["sha256"]:
         raise CheckpointError(f"{description} is damaged: its checksum does not match its content")
@@ -238,7 +238,7 @@ def restate(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
 def _hash(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
-    with open(path, "rb", buffering=0) as file:
+    with open(regular(path), "rb", buffering=0) as file:
         buffer = memoryview(bytearray(min(CHUNK, os.fstat(file.fileno()).st_size + 1)))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])

@@ -14,6 +14,7 @@ import yaml
 from inference.folders.checkpoints import RunError
 from inference.settings.options import Machine, Training
 from pyro_mdm.pretrained import names_instead
+from pyro_mdm.support.files import check_content, read_file
 
 YOUNGER = (
     *("learned_from", "figures", "data", "test_size", "columns", "image_size", "network", "flip"),
@@ -88,10 +89,18 @@ def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_yaml(text: bytes | str) -> Any:
-    """What a text of YAML says, read by libyaml where it is, which takes a tenth of the time."""
+    """What a text of YAML says, read by libyaml where it is, which takes a tenth of the time.
+
+    Raises:
+        yaml.YAMLError: no YAML, or what :func:`~pyro_mdm.support.files.json_of` refuses of JSON.
+    """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        return loader.get_single_data()
+        content = loader.get_single_data()
+        check_content(content)
+        return content
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise yaml.YAMLError(str(error)) from error
     finally:
         loader.dispose()
 
@@ -105,7 +114,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         hint += names_instead(folder)
         raise RunError(f"{folder} is not a run folder: it has no config.yaml{hint}")
     try:
-        config = load_yaml(path.read_bytes())
+        config = load_yaml(read_file(path))
     except yaml.YAMLError as error:
         raise RunError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):

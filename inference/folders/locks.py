@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from inference.folders.checkpoints import RunError, explain_full_disk, write_atomically
 from inference.folders.records import now
+from pyro_mdm.support.files import read_json
 
 LOCK, WRITER = ".lock", ".writer.json"
 
@@ -76,11 +77,11 @@ def is_written(run: Path) -> bool:
 def _read_writer(path: Path) -> str:
     """The process that holds the lock, as far as it is known."""
     try:
-        writer = json.loads(path.read_bytes())
+        writer = read_json(path)
         mine = (writer["pid"], writer["host"]) == (os.getpid(), platform.node())
         who = "this process" if mine else f"process {writer['pid']} on {writer['host']}"
         return f"{who} since {writer['since']} ({' '.join(writer['command'])})"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 

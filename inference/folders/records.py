@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.folders.checkpoints import RunError, explain_full_disk, write_atomically
-from pyro_mdm.support.files import digest_of
+from pyro_mdm.support.files import digest_of, json_of, read_file, read_json
 
 SEAL = "sha256"
 """The entry of a JSON file that has the checksum of the others."""
@@ -41,8 +40,8 @@ def read_sealed(path: Path) -> Record:
     """What :func:`sealed` wrote; also what an earlier version wrote, without a checksum (RunError:
     it is damaged)."""
     try:
-        content = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
+        content = dict(read_json(path))
+    except (ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
     if (seal := content.pop(SEAL, None)) is not None and seal != digest_of(content):
         raise RunError(f"{path} is damaged: its checksum does not match its content")
@@ -67,7 +66,7 @@ def append(path: Path, line: str) -> None:
     """
     data = encode(line)
     if path.exists() and path.stat().st_nlink > 1:
-        write_atomically(path, path.read_bytes())
+        write_atomically(path, read_file(path))
     with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end > 0:
@@ -92,10 +91,10 @@ def flush(path: Path) -> None:
 def read_lines(path: Path, keys: set[str]) -> list[Record]:
     """The JSON objects in the lines of a file that have ``keys``, one of them the step."""
     records = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+    for line in read_file(path).split(b"\n") if path.exists() else []:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = json_of(line)
+        except ValueError:
             continue
         if isinstance(record, dict) and keys <= record.keys() and isinstance(record["step"], int):
             records.append(record)

@@ -88,7 +88,7 @@ from pyro_mdm.pretrained import (
     save_folder,
     trained_folder,
 )
-from pyro_mdm.support.files import temporary
+from pyro_mdm.support.files import json_of, read_file, read_json, temporary
 from pyro_mdm.support.measured import ALL_TERMS
 
 RUNS = Path("runs")
@@ -295,7 +295,7 @@ class Run:
     def _first_versions(self) -> dict[str, Any]:
         """PyTorch's version and the git commit at creation; empty if they cannot be read."""
         try:
-            first = json.loads((self.folder / "environment.json").read_bytes())
+            first = read_json(self.folder / "environment.json")
             return {"torch": first["packages"]["torch"], "git_commit": first["git_commit"]}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -327,10 +327,10 @@ class Run:
         if self.data is not None or not path.exists():
             return self.data
         try:
-            started: dict[str, Any] = json.loads(path.read_bytes())
+            started: dict[str, Any] = read_json(path)
             check_types(str(path), {"data": started}, {"data": STATE["data"]})
             return started
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise RunError(
                 f"{path} is damaged ({error}), so that the data set cannot be compared with the "
                 "one the run was started on; if you know it to be the same, remove that file"
@@ -352,11 +352,11 @@ class Run:
             name = path.name
             if alike[name] > 1:  # files of one name in several folders
                 name = f"{hashlib.sha256(str(path.parent).encode()).hexdigest()[:8]}-{name}"
-            kept, now = self.folder / "sources" / name, path.read_bytes()
+            kept, now = self.folder / "sources" / name, read_file(path)
             if not kept.exists():
                 kept.parent.mkdir(exist_ok=True)
                 write_atomically(kept, now)
-            elif kept.read_bytes() != now:
+            elif read_file(kept) != now:
                 warnings.warn(
                     f"{path} is not what {self.folder} was started with, which is kept as {kept}; "
                     "the run goes on with the new one",
@@ -449,7 +449,7 @@ class Run:
 
     def _record(self, name: str) -> bytes:
         path = self.folder / name
-        return path.read_bytes() if path.exists() else b""
+        return read_file(path) if path.exists() else b""
 
     def _write_rows(self, rows: list[Record]) -> None:
         table = io.StringIO()
@@ -530,7 +530,7 @@ class Run:
         """Write the number of steps, if it has changed, into the checkpoints and config.yaml, and
         remove the results of the earlier end. Whenever it is killed, the run opens and resumes."""
         path, steps = self.folder / "config.yaml", self.config["steps"]
-        written = load_yaml(path.read_bytes())
+        written = load_yaml(read_file(path))
         if written["steps"] == steps:
             return
         for name in ("results.json", "samples.png"):
@@ -562,10 +562,10 @@ class Run:
         tensors = {f"ema/{name}": tensor for name, tensor in state.items()}
         source = self.folder / (TENSORS if NOTES in notes else "results.json")  # of older runs
         try:
-            described = json.loads(notes[NOTES]) if NOTES in notes else read_sealed(source)
+            described = json_of(notes[NOTES]) if NOTES in notes else read_sealed(source)
             step = described["step" if NOTES in notes else "steps"]
             return Checkpoint(int(step), tensors, described if NOTES in notes else {})
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{source} is damaged ({error}), expected the steps of the training"
             ) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -65,13 +66,13 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
             f"--accelerator is {accelerator!r}, expected one of {', '.join(sorted(accelerators))}"
         )
     accelerator = _device_type(accelerator)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = _size("WORLD_SIZE", 1)
     if world > 1 and "LOCAL_RANK" not in os.environ:
         raise ValueError(
             f"WORLD_SIZE is {world}, but this process was not started by torchrun; use torchrun "
             "--nproc_per_node N -m inference.train, or unset WORLD_SIZE"
         )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    local = _size("LOCAL_WORLD_SIZE", world)
     strategy: Any = "auto" if world == 1 else DDPStrategy(timeout=TIMEOUT, **_constant_buffers())
     plugins: Any = None
     if precision == "16-mixed":
@@ -88,6 +89,25 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
         raise ValueError(f"--accelerator {accelerator} with {local} processes: {error}") from error
     fabric.launch()
     return fabric
+
+
+def _size(name: str, usual: int) -> int:
+    """A number of processes that torchrun puts into the environment, which also has their ranks."""
+    size, rank = (os.environ.get(one, "") for one in (name, name.replace("WORLD_SIZE", "RANK")))
+    number = int(size or usual) if re.fullmatch(r"\d{0,6}", size) else 0
+    if number < 1 or (usual > 1 and usual % number):
+        expected = f"a divisor of WORLD_SIZE, {usual}" if usual > 1 else "a positive number"
+        raise ValueError(
+            f"{name} is {size!r}, expected {expected}; start several processes by torchrun, or "
+            f"unset {name}"
+        )
+    if rank and not (re.fullmatch(r"\d{1,6}", rank) and int(rank) < number):
+        ranked = name.replace("WORLD_SIZE", "RANK")
+        raise ValueError(
+            f"{ranked} is {rank!r}, expected a number from 0 to {number - 1}, below {name}; start "
+            f"several processes by torchrun, or unset {ranked}"
+        )
+    return number
 
 
 def _constant_buffers() -> dict[str, Any]:

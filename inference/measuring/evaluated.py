@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from inference.drawing.pieces import read_pieces, text_columns
+from inference.drawing.pieces import read_pieces
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import csv_bytes, png, rows_of
 from inference.measuring import bounds
@@ -19,6 +19,7 @@ from inference.measuring.reuse import Opened, against_own
 from inference.settings.plan import Programs
 from models import DataError, Tabular
 from models.base import Part
+from models.csv_files import text_columns
 from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior

@@ -24,6 +24,7 @@ import torch
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import Row, csv_bytes, png
 from inference.folders.records import read_lines, read_sealed
+from pyro_mdm.support.files import regular
 from pyro_mdm.support.measured import Measured
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
     """bounds.csv by run, and differences.csv."""
 
     def read(name: str) -> list[Row]:
-        with open(out / name, newline="") as file:
+        with open(regular(out / name), newline="") as file:
             return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
     return {row["run"]: row for row in read("bounds.csv")}, read("differences.csv")

@@ -89,7 +89,7 @@ def read_units(path: Path | None, observed: tuple[str, ...]) -> dict[str, Tensor
                 by_unit.setdefault(unit, []).append(entry)
             entries = list(by_unit.values())
         try:
-            rows = [torch.tensor(numbers_of(row)) for row in entries]
+            rows = [numbers_of(row) for row in entries]
             values[name] = (
                 pad_sequence(rows, batch_first=True, padding_value=torch.nan)
                 if rows[0].ndim

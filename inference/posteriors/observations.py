@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +13,11 @@ from torch import Tensor
 from inference.folders.runs import RunError
 from inference.settings.names import find
 from inference.simulators import Simulator
+from models import DataError
+from models.csv_files import rows_of
 from pyro_mdm.posteriors.reading import sites_of
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.files import read_json
 
 
 def simulator_named(
@@ -80,11 +81,11 @@ def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
         if path.suffix == ".csv" and not any(cell not in (None, "") for cell in entries[size:]):
             entries = entries[:size]  # shorter columns end in empty cells
         try:
-            value = torch.tensor(numbers_of(entries), dtype=torch.get_default_dtype())
+            value = numbers_of(entries)
         except (TypeError, ValueError) as error:
             raise RunError(
                 f"--data {path}: {name!r} has a value that is no number ({error}), expected "
-                "numbers, and nothing where one is missing"
+                "finite numbers, and nothing where one is missing"
             ) from error
         if value.numel() != size:
             raise RunError(
@@ -103,27 +104,43 @@ def content_of(path: Path) -> dict[str, Any]:
     """
     try:
         if path.suffix == ".json":
-            content = json.loads(path.read_text())
+            content = read_json(path)
         elif path.suffix == ".csv":
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file, skipinitialspace=True))
-            content = {name: [row[name] for row in rows] for name in (rows[0] if rows else [])}
+            names, *rows = rows_of(path)
+            columns = zip(names, *rows, strict=True)
+            content = {name.strip(): [cell.lstrip() for cell in cells] for name, *cells in columns}
         else:
             raise RunError(f"--data is {path}, expected a .json or a .csv file")
     except OSError as error:
         raise RunError(f"--data {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, DataError) as error:
         raise RunError(f"--data {path} is damaged ({error}), expected values by site") from error
     if not isinstance(content, dict):
         raise RunError(f"--data {path} holds {describe(content)}, expected values by site")
     return content
 
 
-def numbers_of(value: Any) -> Any:
-    """Nested lists of numbers, NaN for what is missing."""
+def numbers_of(entries: object) -> Tensor:
+    """Nested lists of numbers as a tensor of the default type, NaN for what is missing.
+
+    Raises:
+        TypeError, ValueError: something else, or a number that is infinite there.
+    """
+    values = torch.tensor(_floats(entries), dtype=torch.get_default_dtype())
+    if values.isinf().any():
+        raise ValueError(f"one is infinite, or beyond {values.dtype}")
+    return values
+
+
+def _floats(value: object) -> Any:
     if isinstance(value, list):
-        return [numbers_of(one) for one in value]
-    return math.nan if value is None or value == "" else float(value)
+        return [_floats(one) for one in value]
+    missing = value is None or (isinstance(value, str) and not value.strip())
+    if missing:
+        return math.nan
+    if not isinstance(value, int | float | str):
+        raise TypeError(f"it is {describe(value)}")
+    return float(value)
 
 
 def is_incomplete(values: Mapping[str, Tensor]) -> bool:

@@ -12,14 +12,6 @@ from models.problem import Problem
 from pyro_mdm import Diffusion
 from pyro_mdm.imported import ImportedDenoiser, from_pipeline
 
-INDEX = "model_index.json"
-"""The file in the folder of a pipeline."""
-
-
-def is_pipeline(name: str) -> bool:
-    """Whether a name is that of a folder that a pipeline wrote."""
-    return (Path(name) / INDEX).is_file()
-
 
 @dataclass(frozen=True)
 class PipelineScore:

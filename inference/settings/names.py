@@ -2,8 +2,8 @@
 
 A name is one of the lists here or the class that it stands for (``malda`` or ``MALDA``),
 ``module:Name`` for something importable, or ``file.py:Name`` for something in a file of your own. A
-score may be a folder too, of a pipeline of diffusers, which has no code. A new built-in is one line
-in its list. Other code is run if :mod:`inference.trust` allows it.
+score may be a folder too, of a pipeline of diffusers, which names classes alone. A new built-in is
+one line in its list. Other code is run, and a pipeline opened, if :mod:`inference.trust` allows it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from inference import trust
-from inference.scores.pipeline import PipelineScore, is_pipeline
+from inference.scores.pipeline import PipelineScore
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
 from models import MODELS
@@ -48,6 +48,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.support.checks import DataError, describe
+from pyro_mdm.support.files import read_file
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.columns.kinds import is_name, parse_spec
 from pyro_mdm.tables.words import comma_separated, joined
@@ -117,10 +118,12 @@ def find(option: str, name: str) -> Any:
         UntrustedCodeError: see :func:`inference.trust.check`.
     """
     objects = {"columns": {}, **NAMED, **ASKED}[option]
-    if option == "score" and is_pipeline(name):
-        return PipelineScore(Path(name))
     if (builtin := _builtin(objects, name)) in objects:
         return objects[builtin]
+    if option == "score" and trust.is_pipeline(name):
+        index = Path(trust.key(name))
+        trust.check(option, name, index, read_file(index))
+        return PipelineScore(index.parent)
     if option == "guide" and name.startswith("run:"):
         raise NameNotFoundError(
             f"{name} is the diffusion that a run ended with, which only inference.inspect and "
@@ -157,7 +160,7 @@ def _load_file(option: str, name: str, place: str) -> ModuleType:
     if not path.is_file():
         raise NameNotFoundError(f"--{option}: there is no file {path} (looked in {Path.cwd()})")
     path = path.resolve()
-    content = path.read_bytes()
+    content = read_file(path)
     trust.check(option, name, path, content)
     _import_from(path.parent)
     return _run_file(path, content)
@@ -261,7 +264,7 @@ def canonical_name(option: str, name: str) -> str:
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
         return f"{Path(place).resolve()}:{attribute}"
-    if option == "score" and is_pipeline(name):
+    if option == "score" and name not in SCORES and trust.is_pipeline(name):
         return str(Path(name).resolve())
     return _builtin((NAMED | ASKED)[option], name)
 
@@ -279,7 +282,8 @@ def own_names(settings: Mapping[str, Any]) -> list[str]:
     files = [
         name
         for option, name in named.items()
-        if ":" in name and name not in NAMED[option] and not is_pipeline(name)
+        if name not in NAMED[option]
+        and (":" in name or (option == "score" and trust.is_pipeline(name)))
     ]
     return files + kinds_named(settings.get("columns"))
 

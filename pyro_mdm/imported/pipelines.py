@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from pyro_mdm.imported.doors import Labelled, from_diffusers
 from pyro_mdm.imported.exporting import SigmaDenoiser
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.files import read_json
 
 __all__ = ["Pipeline", "from_pipeline", "to_pipeline"]
 
@@ -24,6 +24,27 @@ NETWORKS = ("unet", "transformer")
 """Names of a pipeline's network."""
 AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
 """Names of an autoencoder, whose latents the network sees."""
+
+NETWORK_CLASSES = (
+    *("DiTTransformer2DModel", "HunyuanDiT2DModel", "PixArtTransformer2DModel"),
+    *("SD3Transformer2DModel", "SanaTransformer2DModel", "Transformer2DModel"),
+    *("UNet1DModel", "UNet2DConditionModel", "UNet2DModel", "UNet3DConditionModel"),
+)
+"""Classes of networks that a folder may name: a class of diffusers that is not among them, as a
+pipeline, may run code of the folder where it is opened."""
+SCHEDULER_CLASSES = (
+    *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMInverseScheduler"),
+    *("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler"),
+    *("DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler"),
+    *("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+    *("FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler"),
+    *("LMSDiscreteScheduler", "PNDMScheduler", "RePaintScheduler", "SASolverScheduler"),
+    *("TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler"),
+)
+"""Classes of schedulers that a folder may name, all that :func:`from_diffusers` reads."""
 
 
 class Pipeline(Protocol):
@@ -60,8 +81,9 @@ def from_pipeline(
     Raises:
         ImportError: a folder, and ``diffusers`` is not installed.
         FileNotFoundError: no folder of a pipeline.
-        ValueError: a pipeline without a known network, or with an autoencoder; a network of texts
-            without ``call``.
+        ValueError: a pipeline without a known network, or with an autoencoder; a folder that names
+            a class beyond :data:`NETWORK_CLASSES` and :data:`SCHEDULER_CLASSES`; a network of
+            texts without ``call``.
 
     Example:
         >>> from types import SimpleNamespace  # in the place of a DiffusionPipeline
@@ -102,26 +124,45 @@ def _parts(folder: Path) -> dict[str, Any]:
             f"{folder} has no model_index.json, expected a folder that a pipeline of diffusers "
             "wrote by save_pretrained"
         )
+    try:
+        content = read_json(index)
+    except ValueError as error:
+        raise ValueError(f"{index} is damaged: {error}; expected names of classes") from error
+    classes = {
+        place: tuple(kind)
+        for place, kind in (content.items() if isinstance(content, dict) else ())
+        if isinstance(kind, list) and len(kind) == 2 and kind[1] is not None
+    }
+    places = [place for place in (*NETWORKS, "scheduler") if place in classes]
+    for place in places:  # all before the first one is opened
+        _check_class(folder, place, *classes[place])
+    return {**classes, **{place: _opened(folder / place, classes[place][1]) for place in places}}
+
+
+def _check_class(folder: Path, place: str, package: object, kind: object) -> None:
+    """Raise ValueError unless a part of a pipeline is of a class that reads numbers alone."""
+    allowed = SCHEDULER_CLASSES if place == "scheduler" else NETWORK_CLASSES
+    if package != "diffusers" or kind not in allowed:
+        raise ValueError(
+            f"the {place} in {folder} is a {kind} of {package}, expected a class of diffusers "
+            f"among {', '.join(allowed)}; others may run code, so that you open it yourself, and "
+            "see from_diffusers"
+        )
+
+
+def _opened(folder: Path, kind: str) -> Any:
+    """The network or the scheduler in a folder of a pipeline."""
     import diffusers
 
-    classes = {
-        place: kind
-        for place, kind in json.loads(index.read_text("utf-8")).items()
-        if isinstance(kind, list) and kind[1] is not None
-    }
-    parts: dict[str, Any] = dict(classes)
-    for place in {*NETWORKS, "scheduler"} & classes.keys():
-        package, kind = classes[place]
-        if package != "diffusers":
-            raise ValueError(
-                f"the {place} in {folder} is a {kind} of {package}, expected a class of diffusers; "
-                "open it yourself, and see from_diffusers"
-            )
-        options: dict[str, Any] = {"local_files_only": True}
-        if place != "scheduler":
-            options |= {"use_safetensors": True, "low_cpu_mem_usage": False}
-        parts[place] = getattr(diffusers, kind).from_pretrained(folder / place, **options)
-    return parts
+    options: dict[str, Any] = {"local_files_only": True}
+    if kind in NETWORK_CLASSES:
+        options |= {"use_safetensors": True, "low_cpu_mem_usage": False}
+    if not hasattr(diffusers, kind):
+        raise ImportError(
+            f"{folder} is a {kind}, which diffusers {diffusers.__version__} does not have, "
+            "expected a version that does; install another one"
+        )
+    return getattr(diffusers, kind).from_pretrained(folder, **options)
 
 
 def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.files import read_json, replacing
 
 __all__ = ["check_program", "damage_of", "read_names", "read_tensors", "write_folder"]
 
@@ -69,7 +69,7 @@ def read_names(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
     if not path.is_file():
         raise PretrainedError(f"{path} is missing, {EXPECTED}")
     with damage_of(path):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
 
 
 def read_tensors(

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
-from pyro_mdm.support.files import replacing
+from pyro_mdm.posteriors.zarr_arrays import arrays_in, read_array
+from pyro_mdm.support.files import json_of, read_json, regular, replacing
 from pyro_mdm.support.places import installing
 
 __all__ = ["Batch", "Store", "read_draws"]
@@ -167,7 +168,7 @@ def _header(folder: Path) -> dict[str, Any] | None:
     path = folder / HEADER
     if path.is_file():
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return dict(read_json(path))
         except ValueError as error:
             raise ValueError(
                 f"{path} is damaged ({error}), expected what simulate wrote; give another folder"
@@ -183,8 +184,8 @@ def _header(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> Batch:
     try:
-        with safe_open(path, "pt") as file:
-            failed = json.loads(file.metadata()[FAILED])
+        with safe_open(regular(path), "pt") as file:
+            failed = json_of(file.metadata()[FAILED])
         values = safetensors.torch.load_file(path)
         runs = values.pop(RUNS)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -207,7 +208,8 @@ def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
     - a parquet file, ``*.parquet``, with a row for each draw. A column has the name of its site,
       and numbers or lists of numbers; or there are columns ``site[0]``, ``site[1]`` and so on, or
       ``site[0,2]`` if draws have more dimensions;
-    - a Zarr group, ``*.zarr``, with an array (n, *shape) by the name of each site.
+    - a Zarr group, ``*.zarr``, with an array (n, *shape) by the name of each site: numbers, by
+      codecs that run no code, see :mod:`pyro_mdm.posteriors.zarr_arrays`.
 
     Args:
         source: the path of the file or folder.
@@ -227,7 +229,8 @@ def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
     elif path.suffix in (".parquet", ".pq"):
         return _of_parquet(path, names)
     elif path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zgroup").exists():
-        draws = _of_zarr(path, names)
+        _check_names(path, names, dict.fromkeys(arrays_in(path)))
+        return {name: torch.as_tensor(read_array(path / name)) for name in names}
     else:
         raise ValueError(
             f"{path} is no kind of draws that is known, expected a folder that simulate wrote, "
@@ -249,7 +252,7 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
     try:
         import pandas as pd
 
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(regular(path))
     except ImportError as error:
         raise ImportError(
             f"{path} is read by pandas and pyarrow, which are not installed: "
@@ -289,16 +292,3 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
 def _nested(cell: Iterable[object]) -> np.ndarray:
     """The array of a list whose entries may be lists."""
     return np.stack([np.asarray(_nested(e) if isinstance(e, Iterable) else e) for e in cell])
-
-
-def _of_zarr(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is read by zarr, which is not installed: {installing('simulators')}"
-        ) from error
-    group = zarr.open_group(str(path), mode="r")
-    available = dict.fromkeys(group.array_keys())
-    _check_names(path, names, available)
-    return {name: np.asarray(group[name][...]) for name in names}

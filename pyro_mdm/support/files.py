@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Write", "check_place", "digest_of", "replacing", "temporary"]
+__all__ = [
+    "DEPTH",
+    "Write",
+    "check_content",
+    "check_place",
+    "digest_of",
+    "json_of",
+    "read_file",
+    "read_json",
+    "regular",
+    "replacing",
+    "temporary",
+]
 
 Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 """A function that writes a file in pieces and returns the SHA-256 of its content."""
@@ -40,6 +56,100 @@ def check_place(path: Path) -> None:
     finally:
         with suppress(OSError):
             file.unlink(missing_ok=True)
+
+
+DEPTH = 200
+"""The most lists and objects within each other of a file, which readers follow by recursion."""
+
+MOST = 10**7
+"""The most lists and objects at one depth."""
+
+
+def regular(path: Path) -> Path:
+    """The path of a file, if reading it comes to an end: that of a pipe or a device may not.
+
+    Raises:
+        OSError: nothing is there, or no regular file.
+    """
+    if not stat.S_ISREG(mode := path.stat().st_mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, f"{kind}, expected a regular file; copy it to one", str(path))
+    return path
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file (OSError: there is none)."""
+    return regular(path).read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """What a regular file of JSON says, see :func:`json_of` (OSError: there is none)."""
+    return json_of(read_file(path))
+
+
+def json_of(text: bytes | str) -> Any:
+    """What a text of JSON says.
+
+    Whole numbers of more than 64 bits are floats.
+
+    Raises:
+        ValueError: no JSON, a number that float64 cannot hold, or more than :data:`DEPTH` lists
+            and objects within each other.
+    """
+    try:
+        content = json.loads(text, parse_int=_whole, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    check_content(content)
+    return content
+
+
+def check_content(content: object) -> None:
+    """Raise ValueError where a content, of JSON or YAML, is what no program can follow.
+
+    These are more than :data:`DEPTH` lists and dicts within each other, more than :data:`MOST` of
+    them, where YAML repeats one by its name, and whole numbers of more than 64 bits.
+    """
+    level: dict[int, tuple[Any, int]] = {0: ([content], 1)}
+    for _ in range(DEPTH + 2):
+        inner: dict[int, tuple[Any, int]] = {}
+        for outer, times in level.values():
+            for value in outer.values() if isinstance(outer, dict) else outer:
+                if isinstance(value, dict | list):
+                    before = inner[id(value)][1] if id(value) in inner else 0
+                    inner[id(value)] = value, before + times
+                elif type(value) is int and not -(2**63) <= value < 2**64:
+                    raise ValueError(_too_large(str(value)))
+        if not inner:
+            return
+        level = inner
+        if sum(times for _, times in level.values()) > MOST:
+            break
+    raise ValueError(TOO_DEEP)
+
+
+TOO_DEEP = f"more than {DEPTH} lists and objects are within each other, or far too many in all"
+
+
+def _whole(text: str) -> int | float:
+    """A whole number, as a float beyond 64 bits."""
+    number = int(text[:40])
+    return number if len(text) <= 40 and -(2**63) <= number < 2**64 else _finite(text)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(_too_large(text))
+    return value
+
+
+def _too_large(text: str) -> str:
+    return (
+        f"a number of {len(text)} characters, {text[:12]}…, is beyond what is computed with; "
+        "expected whole numbers of 64 bits, and others up to 1.8e308"
+    )
 
 
 def digest_of(content: object) -> str:

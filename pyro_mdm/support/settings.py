@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.support.files import json_of
+
 __all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described", "is_plain"]
 
 R = TypeVar("R", bound="Recorded")
@@ -161,7 +163,7 @@ def _packed(content: dict[str, Any]) -> Tensor:
 
 def _unpacked(state: Tensor) -> dict[str, Any]:
     try:
-        return dict(json.loads(bytes(state.cpu().tolist())))
+        return dict(json_of(bytes(state.cpu().tolist())))
     except (AttributeError, TypeError, ValueError) as error:
         raise SettingsError(
             f"the settings in the state dict cannot be read ({error}), expected JSON in a tensor "

@@ -17,7 +17,7 @@ from pyro_mdm.pretrained import PretrainedError, load_state, save_folder, traine
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.files import json_of, replacing
 from pyro_mdm.tables.rows import TableRows
 
 __all__ = ["SavedTable", "read_table_folder", "write_table_folder"]
@@ -89,7 +89,7 @@ def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
     """
     model, folder = DiffusionModel.from_pretrained(folder), trained_folder(folder)
     _, notes = load_state(folder)
-    content = json.loads(notes[NOTE]) if NOTE in notes else _of_run(notes, folder)
+    content = json_of(notes[NOTE]) if NOTE in notes else _of_run(notes, folder)
     train = torch.empty(0, len(content["facts"]["columns"]), dtype=torch.float64)
     if "rows" in content:
         path = folder / ROWS
@@ -113,7 +113,7 @@ def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
 
 def _of_run(notes: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """The columns of a training run, whose rows are elsewhere."""
-    run = json.loads(notes.get(RUN_NOTE, "{}"))
+    run = json_of(notes.get(RUN_NOTE, "{}"))
     facts = run.get("data", {}).get("facts")
     if not facts or "columns" not in facts:
         raise PretrainedError(

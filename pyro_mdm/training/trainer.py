@@ -17,7 +17,7 @@ from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_wit
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.files import check_place, replacing
+from pyro_mdm.support.files import check_place, regular, replacing
 from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar, say, show_estimate
@@ -189,7 +189,7 @@ class Trainer:
         if self._file is not None:
             check_place(self._file)
             if self._file.exists():
-                self.load_state_dict(torch.load(self._file, "cpu", weights_only=True))
+                self.load_state_dict(torch.load(regular(self._file), "cpu", weights_only=True))
 
     # -- steps -------------------------------------------------------------------------------------
 

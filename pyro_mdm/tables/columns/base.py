@@ -38,9 +38,12 @@ __all__ = [
     "Center",
     "Column",
     "Values",
+    "WHOLE",
     "as_number",
     "as_written",
+    "check_finite",
     "check_numbers",
+    "check_sizes",
     "no_number",
     "numbers_of",
     "rows_in_words",
@@ -223,12 +226,65 @@ class Column(ABC):
         return self.kind
 
 
+NUMERIC = {"integer", "floating", "mixed-integer-float", "decimal"}
+"""Kinds of pandas' infer_dtype that are numbers."""
+LARGEST = 1e100
+"""The most that the largest number of a column may be; the least is its inverse."""
+WHOLE = 2.0**53
+"""The whole number beyond which float64 does not represent all."""
+
+
 def numbers_of(values: Series[Any]) -> Values:
     """Values as float64, NaN where missing or not a number."""
     import pandas as pd
 
-    numbers = pd.to_numeric(values, errors="coerce")
+    try:
+        numbers = pd.to_numeric(values, errors="coerce")
+    except OverflowError:  # a whole number of hundreds of digits
+        numbers = pd.to_numeric(values.map(str, na_action="ignore"), errors="coerce")
     return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
+
+
+def check_sizes(name: str, values: Series[Any]) -> None:
+    """Raise DataError for numbers that float64 cannot compute with.
+
+    They are complex, or their squares would be infinite or zero, or whole ones that differ would be
+    the same.
+
+    Args:
+        name: the name of the column.
+        values: the values of all rows; others than numbers are not looked at.
+    """
+    import pandas as pd
+
+    fix = f"say --columns {name}=categorical, or leave it out: --columns {name}=drop"
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind == "complex":
+        raise DataError(f"column {name!r} holds complex numbers, expected real ones; {fix}")
+    there = numbers_of(values.dropna())
+    size = float(np.abs(there).max(initial=0.0))
+    if kind not in NUMERIC or size == 0:
+        return
+    check_finite(name, there)
+    if not 1 / LARGEST <= size <= LARGEST:
+        raise DataError(
+            f"column {name!r} holds numbers up to {size:g}, expected {1 / LARGEST:g} to "
+            f"{LARGEST:g}; give it in other units, {fix}"
+        )
+    if kind != "floating" and size > WHOLE and len(np.unique(there)) < values.nunique():
+        raise DataError(
+            f"column {name!r} holds whole numbers up to {size:.17g}, of which float64 keeps some "
+            f"apart and not others, expected at most 2**53; subtract their least, {fix}"
+        )
+
+
+def check_finite(name: str, numbers: Values) -> None:
+    """Raise DataError where numbers of a column, (n,), are infinite."""
+    if (infinite := np.isinf(numbers)).any():
+        raise DataError(
+            f"column {name!r} holds an infinite number in {rows_in_words(infinite)}, expected "
+            "finite ones; leave the entry empty"
+        )
 
 
 def as_written(table: DataFrame) -> DataFrame:

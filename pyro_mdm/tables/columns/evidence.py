@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_mdm.tables.columns.base import Values
+from pyro_mdm.tables.columns.base import WHOLE, Values
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -38,8 +38,6 @@ DECIMALS = 6
 STEPS = 10_000
 """The most steps of the last decimal between the least and the largest number of a column that is
 inferred to be rounded though few of its numbers repeat."""
-WHOLE = 2.0**53
-"""The whole number beyond which float64 does not represent all."""
 
 CODES = {"code", "codes", "id", "ids", "key", "phone", "postal", "postcode", "zip", "zipcode"}
 """Words in names of columns whose numbers are identifiers."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import Column, as_written, rows_in_words
+from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.chained import chained_completions
 from pyro_mdm.tables.columns.gaps import skip_rules
 from pyro_mdm.tables.columns.kinds import (
@@ -28,7 +28,7 @@ from pyro_mdm.tables.columns.kinds import (
     left_out,
     parse_spec,
 )
-from pyro_mdm.tables.columns.levels import shown
+from pyro_mdm.tables.columns.levels import Categorical, shown
 from pyro_mdm.tables.columns.numbers import (
     Bounded,
     Continuous,
@@ -102,6 +102,10 @@ def fit_columns(
                 f"{', '.join(map(str, table.columns))}"
             )
         parse_spec(name, text)
+    for name in table.columns:
+        spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec(kinds.get(OTHERS))
+        if spec.kind not in (DROP, Categorical.kind):
+            check_sizes(name, table[name])
     without = left_out(table, train, kinds)
     columns = []
     for name, kind in kinds_of(table, kinds).items():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.files import json_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -44,7 +45,7 @@ def table_of(content: bytes) -> DataFrame:
     import pandas as pd
 
     try:
-        kept = json.loads(content)
+        kept = json_of(content)
         columns = [(column["name"], _values(column)) for column in kept["columns"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"no table that a run keeps: {error!r}") from error

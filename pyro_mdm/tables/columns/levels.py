@@ -359,6 +359,8 @@ class Categorical(_Levels):
 def shown(value: object) -> str:
     """A value in words: numbers as written, all else in quotes."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if isinstance(value, int) and number:
+        return str(value)
     return f"{value:.15g}" if number else repr(value)
 
 

@@ -17,10 +17,10 @@ from pyro_mdm.tables.columns.base import (
     Column,
     Values,
     as_number,
+    check_finite,
     check_numbers,
     no_number,
     numbers_of,
-    rows_in_words,
 )
 from pyro_mdm.tables.columns.evidence import (
     DECIMALS,
@@ -560,11 +560,7 @@ def finite_numbers(name: str, values: Series[Any]) -> Values:
         DataError: an infinite number.
     """
     numbers = numbers_of(values)
-    if (infinite := np.isinf(numbers)).any():
-        raise DataError(
-            f"column {name!r} holds an infinite number in {rows_in_words(infinite)}, expected "
-            "finite ones; leave the entry empty"
-        )
+    check_finite(name, numbers)
     return numbers
 
 
