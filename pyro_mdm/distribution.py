@@ -24,6 +24,7 @@ from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.support.checks import check_instance, describe, tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.inference import Inference, inference_in_use
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 
@@ -125,6 +126,7 @@ class MDM(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     context: Tensor | None = None
 
+    @checked_arguments
     def __init__(
         self,
         model: DiffusionModel,
@@ -252,6 +254,7 @@ class MDM(TorchDistribution):
         """The decoder's support, which is discrete for levels."""
         return self._decoded.support
 
+    @checked_arguments
     def expand(self, batch_shape: Sequence[int], _instance: MDM | None = None) -> MDM:
         new = self._get_checked_instance(MDM, _instance)
         new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
@@ -298,6 +301,7 @@ class MDM(TorchDistribution):
         return drawn.reshape(*lead, *self.event_shape)
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)

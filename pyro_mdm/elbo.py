@@ -49,6 +49,7 @@ from pyro_mdm.sites import (
     warn_of_order,
 )
 from pyro_mdm.support.checks import tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values, checked_together, settle
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
@@ -144,6 +145,7 @@ class MDM_ELBO(ELBO):
 
     _whole: WholeLoss | None = None
 
+    @checked_arguments
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decoder = decoder

@@ -16,6 +16,7 @@ from pyro_mdm.paths.base import NoisingLaw
 from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.program import Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import described
 
 __all__ = ["DiffusionGuide"]
@@ -52,6 +53,7 @@ class DiffusionGuide(Registered):
         torch.Size([8, 1, 2, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         diffusion: Diffusion,

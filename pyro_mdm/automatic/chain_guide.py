@@ -29,6 +29,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
 
@@ -382,6 +383,7 @@ class ChainGuide(AutoMultivariateNormal):
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
         return self.by_site(x)
 
+    @checked_arguments
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
         levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)

@@ -13,6 +13,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import moments
 from pyro_mdm.support.checks import check_instance, describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Completions"]
 
@@ -76,6 +77,7 @@ class Completions:
         True
     """
 
+    @checked_arguments
     def __init__(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x is {describe(x)}, expected data (N, *event_shape), NaN if missing")
@@ -88,6 +90,7 @@ class Completions:
         self._least = torch.where(self.missing, math.inf, x).amin(0)
         self._most = torch.where(self.missing, -math.inf, x).amax(0)
 
+    @checked_arguments
     def draw(
         self,
         model: DiffusionModel,
@@ -122,6 +125,7 @@ class Completions:
         drawn = torch.where(drawn.isfinite(), drawn, self._mean)
         self.x[chosen] = torch.where(self.missing[chosen], drawn, x)
 
+    @checked_arguments
     def fill(self, x: Tensor, rows: Tensor) -> Tensor:
         """Data with completions in place of NaN, (n, *event_shape).
 

@@ -30,10 +30,12 @@ from pyro_mdm.scores.conditioned import (
     number_of_data,
 )
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["condition"]
 
 
+@checked_arguments
 def condition(
     model: DiffusionModel,
     observed: Tensor | None = None,

@@ -8,12 +8,14 @@ from torch import Tensor
 from pyro_mdm.conditioning.conditioned import condition
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_count, check_data, check_instance, tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["impute"]
 
 
+@checked_arguments
 def impute(
     model: DiffusionModel,
     x: Tensor,

@@ -36,6 +36,7 @@ from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import check_instance, tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -53,6 +54,7 @@ MOST = 0.1
 """The largest share of the variance of pixels that may be due to their place."""
 
 
+@checked_arguments
 def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     """The model of images of another size, by overlapping windows of the size it was trained on.
 
@@ -201,6 +203,7 @@ class WindowedDenoiser(DerivedDenoiser):
         ValueError: a size or data that do not fit, see :func:`windowed`.
     """
 
+    @checked_arguments
     def __init__(self, denoiser: DenoiserScore, size: Sequence[int]) -> None:
         super().__init__(_checked_denoiser(denoiser))
         channels, *window = denoiser.event_shape or ()

@@ -14,6 +14,7 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Matrix, Times
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import real_tensor
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "MAX_AMPLIFICATION",
@@ -43,6 +44,7 @@ MAX_AMPLIFICATION = 2e7
 """Rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8."""
 
 
+@checked_arguments
 def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Tensor:
     """The product of ``matrix`` (*batch, K, K) with the variables of y (*batch, K, *event_shape).
 
@@ -65,6 +67,7 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
         return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
 
 
+@checked_arguments
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     """The inner product of ``vector`` (*batch, K) with the variables of y: (*batch, *event_shape).
 

@@ -34,6 +34,7 @@ from pyro_mdm.diffusions.linear_sde import LinearSDE
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.diffusions.transforms import Transform
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
@@ -85,6 +86,7 @@ class PerDimensionDiffusion(Kernels):
     _cell_of: Tensor  # of each entry of the index maps, flattened
     _clock_of_cell: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         blocks: LinearDiffusion | Sequence[LinearDiffusion],

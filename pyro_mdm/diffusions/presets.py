@@ -16,6 +16,7 @@ from pyro_mdm.diffusions.clocks import LearnedBeta
 from pyro_mdm.diffusions.learned import Learned, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["ALDA", "CLD", "HOLD", "LearnedDiffusion", "MALDA", "VPSDE"]
 
@@ -44,6 +45,7 @@ class CLD(LinearDiffusion):
     initial_variance=0.01)``.
     """
 
+    @checked_arguments
     def __init__(self, mass: float = 1.0, friction: float | None = None, **options: Any) -> None:
         mass = _positive("mass", mass)
         friction = 2 * math.sqrt(mass) if friction is None else _positive("friction", friction)
@@ -61,6 +63,7 @@ class MALDA(LinearDiffusion):
         options: keyword arguments of :class:`LinearDiffusion`.
     """
 
+    @checked_arguments
     def __init__(
         self,
         mass: float = 1.0,
@@ -90,6 +93,7 @@ class ALDA(LinearDiffusion):
         options: keyword arguments of :class:`LinearDiffusion`.
     """
 
+    @checked_arguments
     def __init__(
         self,
         mass: float = 1.0,
@@ -128,6 +132,7 @@ class HOLD(LinearDiffusion):
     array of (μ + 1)^K, as in Schwarz's form of a polynomial.
     """
 
+    @checked_arguments
     def __init__(self, num_variables: int = 3, **options: Any) -> None:
         K = num_variables
         check_count("num_variables", K, "the number K of variables, the data among them")
@@ -174,6 +179,7 @@ class LearnedDiffusion(LearnedFamily):
 
     matrices: Learned
 
+    @checked_arguments
     def __init__(
         self,
         num_variables: int = 2,

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
 from pyro_mdm.diffusions.kernels import apply_to_dimensions
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded, described
 
 __all__ = ["DistributionPrior", "GaussianPrior", "Prior", "QuadraturePrior"]
@@ -85,6 +86,7 @@ class GaussianPrior(Prior):
         tensor([-1.8379])
     """
 
+    @checked_arguments
     def __init__(self, covariance: Tensor) -> None:
         if covariance.dim() < 2 or covariance.shape[-2] != covariance.shape[-1]:
             raise ValueError(f"covariance has shape {tuple(covariance.shape)}, expected (K, K)")
@@ -110,6 +112,7 @@ class GaussianPrior(Prior):
             pull: Tensor = y @ precision if y.dim() == 2 else precision @ y.flatten(2)
             return -pull.reshape(y.shape)
 
+    @checked_arguments
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         root: Tensor = torch.linalg.cholesky_ex(self.covariance).L
         device = root.device if generator is None else generator.device
@@ -219,6 +222,7 @@ class QuadraturePrior(Prior):
         tensor(1.1914, dtype=torch.float64)
     """
 
+    @checked_arguments
     def __init__(
         self,
         energies: Sequence[Callable[[Tensor], Tensor]],
@@ -248,6 +252,7 @@ class QuadraturePrior(Prior):
             (gradient,) = torch.autograd.grad(torch.stack(energies).sum(), point, create_graph=True)
         return -gradient if torch.is_grad_enabled() else -gradient.detach()
 
+    @checked_arguments
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         lead = (shape[0], *shape[2:])
         device = self.device if generator is None else generator.device

@@ -66,6 +66,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Score, rotated
 from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_data, check_instance, real_tensor
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 from pyro_mdm.support.measured import Measured, table
 from pyro_mdm.support.modules import evaluating
@@ -111,6 +112,7 @@ class AuxiliaryInformation(NamedTuple):
 
 
 @torch.no_grad()
+@checked_arguments
 def auxiliary_information(
     diffusion: Diffusion, s: Times, variance: float | Tensor = 1.0
 ) -> AuxiliaryInformation:
@@ -173,6 +175,7 @@ class GaussianPosterior:
         ValueError: shapes that do not fit, numbers that are not finite, a negative eigenvalue.
     """
 
+    @checked_arguments
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         d = mean.numel()
         if covariance.shape != (d, d):
@@ -191,6 +194,7 @@ class GaussianPosterior:
         self.mean, self.variances, self.axes = mean.double(), values.clamp_min(0), vectors
 
     @classmethod
+    @checked_arguments
     def fit(cls, x: Tensor) -> GaussianPosterior:
         """The posterior of Gaussian data with the mean and covariance of x (N, *event_shape)."""
         check_data("x", x)
@@ -252,6 +256,7 @@ class AuxiliaryUse:
 
 
 @torch.no_grad()
+@checked_arguments
 def auxiliary_use(
     model: DiffusionModel,
     guide: DiffusionGuide,

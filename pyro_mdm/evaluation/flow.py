@@ -22,11 +22,13 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.likelihood import flow_weight
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["probability_flow"]
 
 
+@checked_arguments
 def probability_flow(
     model: DiffusionModel,
     guide: DiffusionGuide,

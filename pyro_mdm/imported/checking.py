@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_mdm.imported.denoiser import Call, ImportedDenoiser, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
 from pyro_mdm.support.checks import check_data
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import in_eval_mode
 
 __all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]
@@ -77,6 +78,7 @@ class ImportCheck:
 
 
 @torch.no_grad()
+@checked_arguments
 def check_import(
     denoiser: ImportedDenoiser,
     x: Tensor,

@@ -17,6 +17,7 @@ from pyro_mdm.imported.doors import Labelled, from_diffusers
 from pyro_mdm.imported.exporting import SigmaDenoiser
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Pipeline", "from_pipeline", "to_pipeline"]
 
@@ -32,6 +33,7 @@ class Pipeline(Protocol):
     components: dict[str, Any]
 
 
+@checked_arguments
 def from_pipeline(
     pipeline: Pipeline | Path | str,
     train_x: Tensor,
@@ -144,6 +146,7 @@ def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
     return network
 
 
+@checked_arguments
 def to_pipeline(
     model: DiffusionModel, low: float = -1.0, high: float = 1.0, *, steps: int = 1000
 ) -> Any:

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
@@ -32,6 +33,7 @@ __all__ = [
 D = TypeVar("D", bound="DecoderDistribution")
 
 
+@checked_arguments
 def bits_per_dim(
     log_prob: Tensor | float,
     num_dims: int,
@@ -177,6 +179,7 @@ class Reading(NamedTuple):
     batch_dim: int
 
 
+@checked_arguments
 def read_state(
     diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None
 ) -> Reading:

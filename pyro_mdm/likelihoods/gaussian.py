@@ -19,6 +19,7 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 
 __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
@@ -45,6 +46,7 @@ class Gaussian(Likelihood):
     prior_variance: Tensor
     _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
 
+    @checked_arguments
     def __init__(
         self, prior_mean: float | Tensor = 0.0, prior_variance: float | Tensor = math.inf
     ) -> None:

@@ -26,6 +26,7 @@ from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
 
@@ -71,6 +72,7 @@ class Quantized(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
+    @checked_arguments
     def __init__(
         self,
         loc: Tensor,
@@ -116,6 +118,7 @@ class Quantized(TorchDistribution):
         return torch.where(exact, inside.to(noisy.dtype), noisy)
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
@@ -163,6 +166,7 @@ class Clipped(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
+    @checked_arguments
     def __init__(
         self,
         loc: Tensor,
@@ -186,6 +190,7 @@ class Clipped(TorchDistribution):
         (low, nearest_low), (high, nearest_high) = map(_both, (self.low, self.high))
         return constraints.interval(min(low, nearest_low), max(high, nearest_high))
 
+    @checked_arguments
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Clipped:
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return Clipped(loc, scale, self.low, self.high, validate_args=False)
@@ -200,6 +205,7 @@ class Clipped(TorchDistribution):
         return torch.where(value <= max(_both(self.low)), log_ndtr(rest), at_high)
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)

@@ -18,6 +18,7 @@ from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, a
 from pyro_mdm.measurements.twisted import Particles, weighted_particles
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Measurement"]
 
@@ -61,6 +62,7 @@ class Measurement(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
+    @checked_arguments
     def __init__(
         self,
         model: DiffusionModel,
@@ -98,6 +100,7 @@ class Measurement(TorchDistribution):
         return new
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Measurements of data drawn from the model, (*sample_shape, *batch_shape, *obs_shape)."""
         x = MDM(self.model, batch_shape=self.batch_shape).sample(torch.Size(sample_shape))

@@ -19,6 +19,7 @@ from pyro_mdm.support.checks import (
     describe,
     real_tensor,
 )
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -243,6 +244,7 @@ class Matrix(LinearOperator):
 
     H: Tensor
 
+    @checked_arguments
     def __init__(self, H: Tensor, event_shape: Sequence[int] | None = None) -> None:
         H = real_tensor("H", H, "a matrix (m, d) of the d dimensions of a datum")
         if H.dim() != 2 or not H.numel() or not bool(H.isfinite().all()):
@@ -285,6 +287,7 @@ class FunctionOperator(LinearOperator):
         (torch.Size([5, 1]), (1,))
     """
 
+    @checked_arguments
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
@@ -331,6 +334,7 @@ class NonlinearOperator(Operator):
         (5,)
     """
 
+    @checked_arguments
     def __init__(self, function: Callable[[Tensor], Tensor], event_shape: Sequence[int]) -> None:
         super().__init__(event_shape, _obs_shape(function, event_shape))
         self.function = function
@@ -403,6 +407,7 @@ class Mask(LinearOperator):
     seen: Tensor
     places: Tensor  # of what is seen, among flattened dimensions, (number of them,)
 
+    @checked_arguments
     def __init__(self, seen: Tensor) -> None:
         if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
             raise TypeError(f"seen is {describe(seen)}, expected a Tensor of bool; write .bool()")
@@ -447,6 +452,7 @@ class Blur(LinearOperator):
     down: Tensor  # (H, H), of a column of pixels
     across: Tensor  # (W, W), of a row
 
+    @checked_arguments
     def __init__(self, event_shape: Sequence[int], width: float = 1.0) -> None:
         _check_image(event_shape)
         width = check_number("width", width, "a positive number of pixels", positive=True)
@@ -497,6 +503,7 @@ class Downsample(LinearOperator):
 
     independent = True
 
+    @checked_arguments
     def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
         _check_image(event_shape)
         check_count("factor", factor, "the number of pixels that become one, on a side")

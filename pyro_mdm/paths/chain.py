@@ -20,6 +20,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import check_counts_all, checked_times, gaussian_log_prob, white_log_prob
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
 from pyro_mdm.randomness import normal_for_data
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["GenerativeChain", "check_chain"]
 
@@ -59,6 +60,7 @@ class GenerativeChain(GenerativeLaw):
         torch.Size([3, 9, 2, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         diffusion: Kernels,

@@ -18,6 +18,7 @@ from pyro_mdm.diffusions.memory import kept
 from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "chain_kl",
@@ -70,6 +71,7 @@ def _kl(noising: NoisingLaw, generative: GenerativeLaw) -> Tensor:
     return kl.prior + kl.diffusion
 
 
+@checked_arguments
 def prior_kl(
     diffusion: Kernels, x: Tensor, event_dim: int, counted: Tensor | None = None
 ) -> Tensor:
@@ -148,6 +150,7 @@ def warn_of_prior(diffusion: object, x: Tensor) -> None:
         )
 
 
+@checked_arguments
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     r"""The divergence of paths in continuous time. One network call.
 
@@ -217,6 +220,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     )
 
 
+@checked_arguments
 def different_diffusions(guide: object, model: object) -> str:
     """A message on programs over two diffusions, with the settings that differ."""
     one, other = _described(guide), _described(model)

@@ -15,6 +15,7 @@ from pyro_mdm.paths.base import PathLaw, Self
 from pyro_mdm.paths.density import density_bound
 from pyro_mdm.scores.ahead import ScoreAhead, score_ahead
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.inference import Inference, inference_in_use
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class GenerativePath(GenerativeLaw):
         torch.Size([3, 1, 2, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         diffusion: Diffusion,

@@ -42,6 +42,7 @@ from pyro_mdm.posteriors.independence import (
     plates_of,
 )
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "SUPPORT_RUNS",
@@ -502,6 +503,7 @@ def _of_rows(entries: Tensor) -> Tensor:
 # -- reading ---------------------------------------------------------------------------------------
 
 
+@checked_arguments
 def read_program(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
     """The structure of a program's parameters and data, from a few dozen runs of it.
 

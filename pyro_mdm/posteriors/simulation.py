@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
@@ -62,6 +63,7 @@ def shuffled(draws: Draws) -> Draws:
     return {name: value[order] for name, value in draws.items()}
 
 
+@checked_arguments
 def simulate(
     program: Program,
     n: int | None = None,

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.places import installing
 
@@ -198,6 +199,7 @@ def _read(path: Path) -> Batch:
 # -- draws from elsewhere --------------------------------------------------------------------------
 
 
+@checked_arguments
 def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
     """Draws of sites from a file or folder, (n, *shape) by site.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import LARGEST, LEVEL, evidence, pareto_k, pareto_limit
 from pyro_mdm.posteriors.dependence import is_computed
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["ImportanceWeights"]
@@ -96,6 +97,7 @@ class ImportanceWeights:
             f"{most:.0%}"
         )
 
+    @checked_arguments
     def agrees_with(self, other: ImportanceWeights) -> bool:
         """Whether two evidences are within their 95% error of each other; False without errors.
 

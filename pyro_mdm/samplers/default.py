@@ -8,6 +8,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
+from pyro_mdm.support.doors import checked_arguments
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["default_sampler"]
 
 
+@checked_arguments
 def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler:
     """The default sampler of a diffusion and a score.
 

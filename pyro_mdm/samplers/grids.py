@@ -14,6 +14,7 @@ from pyro_mdm.diffusions.closed import Kernels, OneBlock
 from pyro_mdm.diffusions.kernels import Factor
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import describe, real_tensor
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "GRIDS",
@@ -36,6 +37,7 @@ Grid = str | Sequence[float] | Callable[[Any, int], Tensor]
 that returns them."""
 
 
+@checked_arguments
 def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log SNR.
 
@@ -49,6 +51,7 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log volume κ.
 
@@ -67,6 +70,7 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in σ^(1/ρ) with ``σ = e^{-λ/2}``.
 
@@ -86,6 +90,7 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in √s.
 
@@ -102,6 +107,7 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def information_grid(diffusion: Kernels, steps: int) -> Tensor:
     r"""Decreasing times (steps + 1,) from T to ε, even in the effect of noise on all variables.
 
@@ -150,6 +156,7 @@ class Progressing(Protocol):
     def time_at_progress(self, progress: Tensor) -> Tensor: ...
 
 
+@checked_arguments
 def simulation_grid(diffusion: Progressing, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, even in the diffusion's ``progress``.
 

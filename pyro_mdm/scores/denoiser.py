@@ -18,6 +18,7 @@ from pyro_mdm.diffusions.memory import Recalled, kept, writes
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite, check_values
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "denoiser_of", "moments"]
@@ -460,6 +461,7 @@ class Denoiser(DenoiserScore):
         torch.Size([3, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         network: nn.Module,
@@ -483,6 +485,7 @@ class Denoiser(DenoiserScore):
         self.register_buffer("data_variance", variance.clone())
 
     @classmethod
+    @checked_arguments
     def fit(
         cls, network: nn.Module, train_x: Tensor, floor: float = 1e-3, *, maps: bool = False
     ) -> Denoiser:

@@ -39,6 +39,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.paths import SimulatedPath, arrival
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import TERMS, Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
@@ -82,6 +83,7 @@ class StepSizeBias:
         return self.difference - half, self.difference + half
 
 
+@checked_arguments
 def step_size_bias(
     model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, draws: int = 4, seed: int = 0
 ) -> StepSizeBias:

@@ -23,6 +23,7 @@ from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.support.doors import checked_arguments
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -58,6 +59,7 @@ class SimulatedPath(NoisingLaw):
         (torch.Size([4, 1, 2, 3]), torch.Size([4]))
     """
 
+    @checked_arguments
     def __init__(
         self,
         diffusion: NonlinearDiffusion,
@@ -122,6 +124,7 @@ class SimulatedPath(NoisingLaw):
         return PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
 
 
+@checked_arguments
 def simulated_kl(
     noising: SimulatedPath, generative: GenerativeLaw, path: Tensor | None = None
 ) -> PathKL:
@@ -163,6 +166,7 @@ def simulated_kl(
 
 
 @torch.no_grad()
+@checked_arguments
 def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> Tensor:
     """-log π(y_T) - H(π) at the end of one path of each datum, (*batch), nats.
 

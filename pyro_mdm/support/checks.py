@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
-from typing import SupportsFloat
+from typing import SupportsFloat, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ __all__ = [
     "check_network",
     "check_number",
     "check_resolution",
+    "check_seed",
+    "check_shape",
     "check_weights",
     "describe",
     "floating_dtypes",
@@ -129,6 +131,26 @@ def check_counts(values: Mapping[str, object], expected: str) -> None:
         check_count(name, value, expected)
 
 
+def check_seed(name: str, seed: object) -> None:
+    """Raises unless ``seed`` is a whole number from 0 that torch's generators take."""
+    check_count(name, seed, "the seed of random numbers", least=0)
+    if int(cast(int, seed)) >= 2**63:
+        raise ValueError(f"{name} is {seed}, expected less than 2⁶³; it is the seed of draws")
+
+
+def check_shape(name: str, value: object, event_shape: Sequence[int], fix: str = "") -> None:
+    """Raises unless ``value`` is a Tensor of real numbers, (*batch, *event_shape).
+
+    It looks at no entry, and so is a check for each step.
+    """
+    shape = tuple(event_shape)
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise TypeError(f"{name} is {describe(value)}, expected a Tensor of real numbers{fix}")
+    if value.shape[value.dim() - len(shape) :] != shape or value.dim() < len(shape):
+        expected = ", ".join(["*batch", *map(str, shape)])
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({expected}){fix}")
+
+
 def check_number(name: str, value: object, expected: str, *, positive: bool = False) -> float:
     """A real number as a float, checked to be finite, and above 0 if ``positive``."""
     try:
@@ -142,6 +164,8 @@ def check_number(name: str, value: object, expected: str, *, positive: bool = Fa
 
 def real_tensor(name: str, value: object, expected: str) -> Tensor:
     """Real numbers of any shape, in float64, without gradient."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is {value}, expected {expected}; give real numbers")
     try:
         given = hasattr(value, "dtype")  # else Python's floats, which are float64
         numbers = torch.as_tensor(value, dtype=None if given else torch.float64)

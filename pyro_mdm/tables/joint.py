@@ -32,6 +32,7 @@ from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.denoiser import MixedDenoiser
 
 __all__ = ["AmortizedJoint"]
@@ -77,6 +78,7 @@ class AmortizedJoint(nn.Module):
     unit: Tensor
     outcome: Outcome | None = None
 
+    @checked_arguments
     def __init__(
         self,
         program: Callable[..., Any],

@@ -18,6 +18,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.agreement import Agreement, agreement
 from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
@@ -125,6 +126,7 @@ class Table:
     _programs: Trained
     _names_in: list[str]
 
+    @checked_arguments
     def __init__(
         self,
         *,
@@ -184,6 +186,7 @@ class Table:
 
     # -- folders -----------------------------------------------------------------------------------
 
+    @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model, the columns and the codes of the training rows into a folder.
 
@@ -204,6 +207,7 @@ class Table:
         write_table_folder(folder, rows, model, self._names_in, settings)
 
     @classmethod
+    @checked_arguments
     def from_pretrained(cls: type[T], folder: str | os.PathLike[str]) -> T:
         """The table that :meth:`save_pretrained` wrote, on the CPU.
 
@@ -270,6 +274,7 @@ class Table:
 
     # -- density -----------------------------------------------------------------------------------
 
+    @checked_arguments
     def log_prob(
         self,
         X: Frame,
@@ -361,6 +366,7 @@ class Table:
             self.rows, self.model, rows, num, piece=piece, only=only, seed=draw_seed, **options
         )
 
+    @checked_arguments
     def impute(
         self, X: Frame, num: int = 20, *, batch_size: int = 1024, seed: int | None = None
     ) -> pd.DataFrame:
@@ -442,6 +448,7 @@ class Table:
             }
         )
 
+    @checked_arguments
     def sample(
         self,
         n: int,
@@ -466,6 +473,7 @@ class Table:
         x = torch.cat([batch for _, batch in draw_batches(model, n, **options)])
         return rows.to_table(x)
 
+    @checked_arguments
     def conditional(
         self, X: Frame, column: str, *, num: int = 200, batch_size: int = 1024
     ) -> Conditional:
@@ -485,6 +493,7 @@ class Table:
         rows = as_frame(X).assign(**{column: None})
         return Conditional(self, rows, column, num, batch_size)
 
+    @checked_arguments
     def calibration(
         self, X: Frame, *, draws: int = CALIBRATION_DRAWS, seed: int | None = None
     ) -> TableCalibration:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["indices"]
 
 
+@checked_arguments
 def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
     """The indices of the data in a batch, (batch_size,) int64, from whole permutations in turn.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, Values
 from pyro_mdm.tables.columns.gaps import dependent_gaps
 from pyro_mdm.tables.columns.numbers import Continuous, Mixed, Rounded
@@ -41,6 +42,7 @@ REACH = 0.5
 range: a line may extrapolate, but not anywhere."""
 
 
+@checked_arguments
 def chained_completions(
     columns: Sequence[Column], codes: Tensor, *, num: int = 1, seed: int = 0
 ) -> Tensor | None:
