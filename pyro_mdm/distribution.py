@@ -23,7 +23,7 @@ from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.support.checks import check_instance, describe, tensor_device
+from pyro_mdm.support.checks import check_instance, check_shape, describe, tensor_device
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.inference import Inference, inference_in_use
 from pyro_mdm.support.modules import evaluating, in_eval_mode
@@ -342,11 +342,7 @@ class MDM(TorchDistribution):
 
     def _log_prob(self, value: Tensor) -> Tensor:
         event_dim = len(self.event_shape)
-        if value.shape[max(value.dim() - event_dim, 0) :] != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(value.shape)}, expected (*batch, "
-                f"{', '.join(map(str, self.event_shape))})"
-            )
+        check_shape("x", value, self.event_shape)
         lead = value.shape[: value.dim() - event_dim]
         if self.context is None:
             model = self.model.without_context()

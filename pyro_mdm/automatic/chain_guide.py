@@ -112,6 +112,7 @@ class ChainGuide(AutoMultivariateNormal):
             drawn: Tensor = site["fn"].sample() if is_enumerated(site) else init_loc_fn(site)
             return drawn
 
+        check_instance("model", model, Callable, "give the program")
         super().__init__(model, init_loc_fn=start_of, init_scale=init_scale)
         self._diffusion = VPSDE() if diffusion is None else diffusion
         fix = "e.g. VPSDE() or CLD()"
@@ -386,6 +387,8 @@ class ChainGuide(AutoMultivariateNormal):
     @checked_arguments
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
+        if not all(0 <= level <= 1 for level in quantiles):
+            raise ValueError(f"quantiles are {list(quantiles)}, expected levels from 0 to 1")
         levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
         return {
             name: value.quantile(levels.to(value), 0)

@@ -12,7 +12,7 @@ from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import moments
-from pyro_mdm.support.checks import check_instance, describe
+from pyro_mdm.support.checks import check_data, check_instance, describe
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Completions"]
@@ -79,8 +79,9 @@ class Completions:
 
     @checked_arguments
     def __init__(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x is {describe(x)}, expected data (N, *event_shape), NaN if missing")
+        check_data("x", x, missing=True, values=False)
+        if x.dim() < 2:
+            raise ValueError(f"x is {describe(x)}, expected data (N, *event_shape), NaN if missing")
         self.missing = x.isnan()
         self.x = x.clone()
         self.incomplete = self.missing.flatten(1).any(1).nonzero().squeeze(1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.clocks import Clock
 from pyro_mdm.diffusions.priors import Prior
 from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
-from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.checks import check_instance, check_number, check_real
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.modules import Exact
@@ -484,6 +484,7 @@ class Diffusion(Restorable, Exact, ABC):
 
     def as_tensor(self, value: Times) -> Tensor:
         """A number or tensor in float64, on the device of the diffusion."""
+        check_real("a time, log SNR or log volume", value)
         return torch.as_tensor(value, dtype=torch.float64, device=self._device())
 
     def _device(self) -> torch.device:

@@ -14,7 +14,6 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Matrix, Times
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import real_tensor
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "MAX_AMPLIFICATION",
@@ -44,7 +43,6 @@ MAX_AMPLIFICATION = 2e7
 """Rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8."""
 
 
-@checked_arguments
 def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Tensor:
     """The product of ``matrix`` (*batch, K, K) with the variables of y (*batch, K, *event_shape).
 
@@ -53,13 +51,16 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     dimension, (batch or 1, *event_shape, K, K), with sizes of 1 where they are shared. In y's
     dtype.
     """
+    one_each = matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3)
+    lead = 1 if event_dim is None else y.dim() - event_dim - 1
+    _check_variables(y, matrix, lead if one_each or matrix.dim() == 2 else matrix.dim() - 2)
     if matrix.dim() == 2 and event_dim is None:  # in as few operations as can be
         with full_precision(y):
             flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)
             moved = torch.bmm(matrix.to(y.dtype).expand(len(y), -1, -1), flat)
             return moved.reshape(len(y), -1, *y.shape[2:])
     dims = matrix.dim() - 3 if event_dim is None else event_dim
-    if matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3):
+    if one_each:
         with full_precision(y):
             return kernels.apply_to_dimensions(matrix.to(y.dtype), y, dims)
     batch = matrix.shape[:-2] or y.shape[: 1 if event_dim is None else y.dim() - event_dim - 1]
@@ -67,13 +68,13 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
         return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
 
 
-@checked_arguments
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     """The inner product of ``vector`` (*batch, K) with the variables of y: (*batch, *event_shape).
 
     One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
     vectors per data dimension, (batch or 1, *event_shape, K).
     """
+    _check_variables(y, vector, 1 if vector.dim() in (1, y.dim()) else vector.dim() - 1)
     if vector.dim() == y.dim() > 2:
         with full_precision(y):
             return (vector.to(y.dtype).movedim(-1, 1) * y).sum(1)
@@ -82,6 +83,16 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     event = y.shape[len(batch) + 1 :]
     with full_precision(y):
         return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+
+
+def _check_variables(y: Tensor, factor: Tensor, batch_dim: int) -> None:
+    """Raises ValueError unless y has the variables of a matrix or vector after its batch."""
+    K = factor.shape[-1]
+    if not 0 <= batch_dim < y.dim() or y.shape[batch_dim] != K or not y.is_floating_point():
+        raise ValueError(
+            f"y is {y.dtype} of shape {tuple(y.shape)}, expected numbers (*batch, {K}, "
+            f"*event_shape) with {batch_dim} batch dimensions, for a factor {tuple(factor.shape)}"
+        )
 
 
 def scale_variables(vector: Tensor, y: Tensor) -> Tensor:

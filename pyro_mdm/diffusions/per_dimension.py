@@ -594,5 +594,10 @@ def _index_maps(
                 f"integers from 0 to {number - 1}, in as many dimensions as a datum"
             )
         maps.append(index.long())
+        if len({one.shape for one in maps if one.dim()}) > 1:
+            raise ValueError(
+                f"block_of has shape {tuple(maps[0].shape)} and clock_of {tuple(index.shape)}, "
+                "expected one shape, that of a datum"
+            )
     one, other = torch.broadcast_tensors(*maps)
     return one.clone(), other.clone()

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
 from pyro_mdm.diffusions.kernels import apply_to_dimensions
+from pyro_mdm.support.checks import check_shape
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded, described
 
@@ -63,6 +64,7 @@ class Prior(Recorded, ABC):
 
     def _check(self, y: Tensor) -> int:
         """The number of data dimensions."""
+        check_shape("y", y, ())
         if y.dim() < 2 or y.shape[1] != self.num_variables:
             raise ValueError(
                 f"y has shape {tuple(y.shape)}, expected (batch, K, *event_shape) with "

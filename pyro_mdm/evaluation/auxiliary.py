@@ -199,6 +199,8 @@ class GaussianPosterior:
         """The posterior of Gaussian data with the mean and covariance of x (N, *event_shape)."""
         check_data("x", x)
         check_count("len(x)", len(x), "the number of data", 2)
+        if x.dim() < 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (N, *event_shape)")
         return cls(x.double().mean(0), x.double().flatten(1).mT.cov().reshape(x[0].numel(), -1))
 
     def __call__(self, z: Tensor, log_snr: Tensor) -> Tensor:

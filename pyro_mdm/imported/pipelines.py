@@ -16,7 +16,7 @@ from pyro_mdm.imported.denoiser import ImportedDenoiser
 from pyro_mdm.imported.doors import Labelled, from_diffusers
 from pyro_mdm.imported.exporting import SigmaDenoiser
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Pipeline", "from_pipeline", "to_pipeline"]
@@ -185,8 +185,9 @@ def to_pipeline(
         raise ValueError(
             f"the model's event_shape is {shape and tuple(shape)}, expected images, (C, H, W)"
         )
-    if not low < high:
-        raise ValueError(f"low is {low} and high {high}, expected low < high")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"low is {low} and high {high}, expected finite numbers, low < high")
+    check_count("steps", steps, "the number of steps of the scheduler", least=2)
     scale = 2 / (high - low)
     diffusion = model.diffusion
     low_snr, high_snr = (e.item() for e in (diffusion.terminal_log_snr, diffusion.start_log_snr))

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -64,10 +64,18 @@ def bits_per_dim(
         >>> bits_per_dim(torch.tensor(-2 * math.log(2)), num_dims=2)
         tensor(1.)
     """
-    if num_dims < 1:
-        raise ValueError(f"num_dims is {num_dims}, expected the number of data dimensions, ≥ 1")
-    if num_levels is not None and num_levels < 2:
-        raise ValueError(f"num_levels is {num_levels}, expected at least 2, or None")
+    check_count("num_dims", num_dims, "the number d of dimensions")
+    if num_levels is not None:
+        check_count("num_levels", num_levels, "the number n of levels", least=2)
+    if (
+        isinstance(log_det, Tensor)
+        and log_det.dim()
+        and log_det.shape != torch.as_tensor(log_prob).shape
+    ):
+        raise ValueError(
+            f"log_det has shape {tuple(log_det.shape)}, expected one number, or {describe(log_prob)}"
+            "'s shape; sum both over the dimensions of a datum"
+        )
     bits = -(log_prob + log_det) / (num_dims * math.log(2))
     return bits if num_levels is None else bits + math.log2(num_levels)
 
@@ -179,7 +187,6 @@ class Reading(NamedTuple):
     batch_dim: int
 
 
-@checked_arguments
 def read_state(
     diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None
 ) -> Reading:

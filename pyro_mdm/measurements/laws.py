@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import check_shape, describe
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
@@ -101,6 +101,7 @@ class Quantized(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log probability of the bin of ``value``, nats, (*batch)."""
+        check_shape("value", value, ())
         if self._validate_args:
             self._validate_sample(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
@@ -197,6 +198,7 @@ class Clipped(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of ``value``, or its log probability at an end, nats, (*batch)."""
+        check_shape("value", value, ())
         if self._validate_args:
             self._validate_sample(value)
         rest = (value - self.loc) / self.scale

@@ -16,6 +16,7 @@ from pyro_mdm.support.checks import (
     check_count,
     check_instance,
     check_number,
+    check_shape,
     describe,
     real_tensor,
 )
@@ -67,6 +68,12 @@ class Operator(Recorded, ExactBuffers, ABC):
                 f"H x has shape {self.obs_shape}, expected at least one observation; to draw data "
                 "of which nothing is known use the model itself"
             )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """:meth:`forward`, of data whose shape is checked."""
+        check_shape("x", x, self.event_shape)
+        measured: Tensor = super().__call__(x)
+        return measured
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -172,6 +179,7 @@ class LinearOperator(Operator):
 
         It is the derivative of H unless overridden.
         """
+        check_shape("obs", obs, self.obs_shape)
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
         with torch.enable_grad():
             x = obs.new_zeros(*batch, *self.event_shape, requires_grad=True)
@@ -265,6 +273,7 @@ class Matrix(LinearOperator):
         return x.flatten(x.dim() - len(self.event_shape)) @ self.H.mT.to(x.dtype)
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         return (obs @ self.H.to(obs.dtype)).reshape(*obs.shape[:-1], *self.event_shape)
 
 
@@ -304,6 +313,7 @@ class FunctionOperator(LinearOperator):
         return measured.reshape(*batch, *measured.shape[1:])
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         if self._adjoint is None:
             return super().adjoint(obs)
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
@@ -423,6 +433,7 @@ class Mask(LinearOperator):
         return flat.index_select(-1, self.places)
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         x = obs.new_zeros(*obs.shape[:-1], self.seen.numel())
         return x.index_copy(-1, self.places, obs).reshape(*obs.shape[:-1], *self.event_shape)
 
@@ -465,6 +476,7 @@ class Blur(LinearOperator):
         return self.down.to(x.dtype) @ x @ self.across.mT.to(x.dtype)
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         return self.down.mT.to(obs.dtype) @ obs @ self.across.to(obs.dtype)
 
     def spectrum(self) -> Spectrum:
@@ -520,6 +532,7 @@ class Downsample(LinearOperator):
         return squares.mean((-3, -1))
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         spread = obs.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
         return spread / self.factor**2
 

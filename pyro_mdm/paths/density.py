@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import singledispatch
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import check_counts_all
-
-if TYPE_CHECKING:
-    from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.base import Score
 
 __all__ = ["density_bound"]
 

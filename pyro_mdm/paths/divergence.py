@@ -18,6 +18,7 @@ from pyro_mdm.diffusions.memory import kept
 from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.support.checks import check_count, check_instance, check_shape
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
@@ -71,7 +72,6 @@ def _kl(noising: NoisingLaw, generative: GenerativeLaw) -> Tensor:
     return kl.prior + kl.diffusion
 
 
-@checked_arguments
 def prior_kl(
     diffusion: Kernels, x: Tensor, event_dim: int, counted: Tensor | None = None
 ) -> Tensor:
@@ -83,6 +83,9 @@ def prior_kl(
         event_dim: number of dimensions of a datum.
         counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
     """
+    check_shape("x", x, ())
+    check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)
+    check_instance("diffusion", diffusion, Kernels, "CLD(), or another with kernels")
     if diffusion.terminal.log_det.dim() or counted is not None:
         return _prior_kl_by_dimension(diffusion, x, event_dim, counted)
     moved = diffusion.displacement(x, diffusion.horizon, event_dim)

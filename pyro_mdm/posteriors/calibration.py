@@ -160,6 +160,11 @@ def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
         >>> ranks(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([4.0]))
         tensor([2])
     """
+    if draws.shape[1:] != truth.shape:
+        raise ValueError(
+            f"draws have shape {tuple(draws.shape)}, expected (m, *shape) for true values "
+            f"{tuple(truth.shape)}"
+        )
     below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
     generator = torch.Generator().manual_seed(seed)
     places = torch.rand(below.shape, generator=generator, dtype=torch.float64).to(below.device)

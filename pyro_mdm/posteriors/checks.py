@@ -87,6 +87,8 @@ class Coverage:
         Args:
             level: the level α.
         """
+        if not 0 <= level <= 1:
+            raise ValueError(f"level is {level}, expected a share from 0 to 1")
         return math.sqrt(level * (1 - level) / len(self))
 
     def __repr__(self) -> str:

@@ -470,10 +470,16 @@ class Denoiser(DenoiserScore):
         *,
         maps: bool = False,
     ) -> None:
-        mean, variance = torch.broadcast_tensors(
-            torch.as_tensor(data_mean, dtype=torch.float64).detach(),
-            torch.as_tensor(data_variance, dtype=torch.float64).detach(),
+        mean, variance = (
+            torch.as_tensor(value, dtype=torch.float64).detach()
+            for value in (data_mean, data_variance)
         )
+        if mean.dim() and variance.dim() and mean.shape != variance.shape:
+            raise ValueError(
+                f"data_mean has shape {tuple(mean.shape)} and data_variance "
+                f"{tuple(variance.shape)}, expected one shape, or one number for all dimensions"
+            )
+        mean, variance = torch.broadcast_tensors(mean, variance)
         super().__init__(network, tuple(mean.shape) or None, maps)
         check_finite("data_mean", mean)
         if not bool(((variance > 0) & variance.isfinite()).all()):

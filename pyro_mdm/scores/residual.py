@@ -58,6 +58,7 @@ class ResidualScore(Score):
         self, network: nn.Module, levels: Tensor, mean: Tensor, covariance: Tensor
     ) -> None:
         super().__init__(network, tuple(mean.shape[2:]))
+        levels = levels.reshape(-1)
         expected = (len(levels), *mean.shape[2:], mean.shape[1], mean.shape[1])
         if len(levels) != len(mean) or covariance.shape != expected or len(levels) < 2:
             raise ValueError(

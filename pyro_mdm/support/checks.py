@@ -28,6 +28,7 @@ __all__ = [
     "check_instance",
     "check_network",
     "check_number",
+    "check_real",
     "check_resolution",
     "check_seed",
     "check_shape",
@@ -125,10 +126,10 @@ def check_count(name: str, value: object, expected: str, least: int = 1) -> None
         raise ValueError(f"{name} is {value}, expected at least {least}; it is {expected}")
 
 
-def check_counts(values: Mapping[str, object], expected: str) -> None:
+def check_counts(values: Mapping[str, object], expected: str, least: int = 1) -> None:
     """:func:`check_count` of each value, by its name."""
     for name, value in values.items():
-        check_count(name, value, expected)
+        check_count(name, value, expected, least)
 
 
 def check_seed(name: str, seed: object) -> None:
@@ -139,13 +140,14 @@ def check_seed(name: str, seed: object) -> None:
 
 
 def check_shape(name: str, value: object, event_shape: Sequence[int], fix: str = "") -> None:
-    """Raises unless ``value`` is a Tensor of real numbers, (*batch, *event_shape).
+    """Raises unless ``value`` is a Tensor of floating-point numbers, (*batch, *event_shape).
 
     It looks at no entry, and so is a check for each step.
     """
     shape = tuple(event_shape)
-    if not isinstance(value, Tensor) or value.is_complex():
-        raise TypeError(f"{name} is {describe(value)}, expected a Tensor of real numbers{fix}")
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else describe(value)
+        raise TypeError(f"{name} is {got}, expected a floating-point Tensor; pass {name}.float()")
     if value.shape[value.dim() - len(shape) :] != shape or value.dim() < len(shape):
         expected = ", ".join(["*batch", *map(str, shape)])
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({expected}){fix}")
@@ -160,6 +162,22 @@ def check_number(name: str, value: object, expected: str, *, positive: bool = Fa
     if isinstance(value, bool) or not math.isfinite(number) or (positive and not number > 0):
         raise ValueError(f"{name} is {describe(value)}, expected {expected}")
     return number
+
+
+def check_real(name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is a number or a Tensor of real numbers.
+
+    It looks at no entry, and so is a check for each step.
+    """
+    if (
+        isinstance(value, Tensor)
+        and not value.is_complex()
+        or isinstance(value, float | int)
+        and not isinstance(value, bool)
+    ):
+        return
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} is {describe(value)}, expected a number or a Tensor of them")
 
 
 def real_tensor(name: str, value: object, expected: str) -> Tensor:

@@ -8,11 +8,13 @@ checked by the functions of :mod:`pyro_mdm.support.checks`.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import math
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +24,7 @@ from typing import Any, Literal, SupportsFloat, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.support.checks import check_seed, describe
+from pyro_mdm.support.checks import check_counts, check_seed, describe
 
 __all__ = ["checked_arguments"]
 
@@ -68,22 +70,34 @@ def checked_arguments(function: F) -> F:
 
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function by parameter, without those of modules that are not loaded."""
+    """The annotations of a function by parameter."""
     names = function.__globals__
-    hints = {}
-    for name, text in function.__annotations__.items():
-        try:
-            hints[name] = eval(text, names) if isinstance(text, str) else text
-        except (AttributeError, NameError):
-            continue  # imported for types alone
-    return hints
+    return {
+        name: eval(text, names, _NotLoaded(names)) if isinstance(text, str) else text
+        for name, text in function.__annotations__.items()
+    }
+
+
+class _NotLoaded(dict[str, Any]):
+    """Names that a module imports for types alone: those of pandas if it is loaded, else any."""
+
+    def __init__(self, loaded: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._loaded = loaded
+
+    def __missing__(self, name: str) -> Any:
+        if name in self._loaded or hasattr(builtins, name):
+            raise KeyError(name)
+        pandas = sys.modules.get("pandas")
+        return pandas if name == "pd" and pandas else getattr(pandas, name, Any)
 
 
 def _check(function: Callable[..., Any], name: str, value: object, hint: Any) -> None:
     if name == "seed" and isinstance(value, Integral):
         return check_seed(name, value)
     if fits(value, hint):
-        return
+        sizes = cast(Iterable[int], value) if name.endswith("shape") and value is not None else ()
+        return check_counts({name: one for one in sizes if one < 0}, "a size of a tensor", least=0)
     is_number = isinstance(value, float) and math.isnan(value)
     kind = ValueError if is_number or isinstance(value, str) else TypeError
     whole = isinstance(value, float) and value.is_integer() and hint in (int, int | None)
@@ -128,9 +142,9 @@ def _fits_class(value: object, kind: Any, kinds: tuple[Any, ...]) -> bool:
     if not isinstance(kind, type):
         return True
     if getattr(kind, "_is_protocol", False):
-        return all(hasattr(value, name) for name in _members(kind))
+        return not isinstance(value, type) and all(hasattr(value, name) for name in _members(kind))
     if issubclass(kind, nn.Module) and kind is nn.Module:
-        return callable(value)  # functions are networks
+        return callable(value) and not isinstance(value, type)  # functions are networks
     if not isinstance(value, kind) or (isinstance(value, str) and kind is not str):
         return False
     if issubclass(kind, Mapping) and kinds:

@@ -28,6 +28,10 @@ def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
     Args:
         bounds: bounds by step, in bits/dim, the earliest first.
     """
+    if not bounds:
+        raise ValueError(
+            "there are no bounds, expected one measurement at least; give them by step"
+        )
     step, *later = bounds
     after = 0
     for other in later:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import check_place, replacing
 from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
@@ -147,6 +148,7 @@ class Trainer:
                 "given; give the module, such as MDM_ELBO()(model, guide)"
             )
         parameters = module.parameters() if isinstance(module, nn.Module) else module
+        check_instance("module", module, (nn.Module, Iterable), "nn.Linear(2, 2), or weights")
         if optimizer is not None:
             parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.weights = [weight for weight in parameters if weight.requires_grad]
@@ -193,6 +195,7 @@ class Trainer:
 
     # -- steps -------------------------------------------------------------------------------------
 
+    @checked_arguments
     def step(self, loss: Tensor) -> Tensor:
         """Take a step on a loss, (); returns the norm of its gradient before clipping, ()."""
         self.begin()
@@ -301,6 +304,7 @@ class Trainer:
                 self._reason = "no gain"
         return self._reason is not None
 
+    @checked_arguments
     def is_due(self, every: int, looks: int = LOOKS) -> bool:
         """Whether a look at validation data is due after a step: after every so many steps, after a
         part of the seconds since the last time, and at the end.
@@ -320,6 +324,7 @@ class Trainer:
         self._patience.compare_losses(self.step_number)  # also one that a checkpoint came with
         return self.is_over
 
+    @checked_arguments
     def fit(
         self,
         loss: Callable[[], Tensor],
@@ -409,6 +414,7 @@ class Trainer:
             with self.average.applied():
                 yield
 
+    @checked_arguments
     def look(self, value: Tensor | float) -> bool:
         """Keep the current averaged weights if their value is the least so far.
 
