@@ -126,6 +126,7 @@ class DiffusionModel(Registered):
         self.event_shape = shape
         self.sampler = default_sampler(diffusion, score) if sampler is None else sampler
         self.times = times
+        check_instance("plate", plate, str, "it is the name of the plate over the batch")
         self.plate = plate
         if times is not None and isinstance(sampler, Guided):
             raise ValueError(

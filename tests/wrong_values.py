@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 OF_DISTRIBUTIONS = torch.distributions.Distribution._validate_sample.__code__.co_filename
 """The door of torch's distributions, whose words of a value outside the support are good."""
 OURS = tuple(str(ROOT / name) for name in ("pyro_mdm", "inference", "models"))
-WORDED = re.compile("expected|; |use |pass |give|needs")
+WORDED = re.compile("[Ee]xpected|; |use |pass |give|needs|Try |not broadcastable")
 
 
 class Wrong(NamedTuple):

@@ -134,4 +134,9 @@ class Completions:
             x: data, (n, *event_shape), NaN where an entry is missing.
             rows: index of each datum among the training data, (n,) int64.
         """
-        return torch.where(x.isnan(), self.x[rows].to(x), x)
+        if x.shape != (*rows.shape, *self.x.shape[1:]) or rows.dim() != 1:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and rows {tuple(rows.shape)}, expected (n, "
+                f"{', '.join(map(str, self.x.shape[1:]))}) and (n,)"
+            )
+        return torch.where(x.isnan(), self.x[rows.long()].to(x), x)

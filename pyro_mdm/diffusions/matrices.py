@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Matrix, Times
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
-from pyro_mdm.support.checks import real_tensor
+from pyro_mdm.support.checks import check_shape, real_tensor
 
 __all__ = [
     "MAX_AMPLIFICATION",
@@ -51,6 +51,8 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     dimension, (batch or 1, *event_shape, K, K), with sizes of 1 where they are shared. In y's
     dtype.
     """
+    check_shape("matrix", matrix, ())
+    check_shape("y", y, ())
     one_each = matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3)
     lead = 1 if event_dim is None else y.dim() - event_dim - 1
     _check_variables(y, matrix, lead if one_each or matrix.dim() == 2 else matrix.dim() - 2)
@@ -58,7 +60,7 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
         with full_precision(y):
             flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)
             moved = torch.bmm(matrix.to(y.dtype).expand(len(y), -1, -1), flat)
-            return moved.reshape(len(y), -1, *y.shape[2:])
+            return moved.reshape(len(y), matrix.shape[0], *y.shape[2:])
     dims = matrix.dim() - 3 if event_dim is None else event_dim
     if one_each:
         with full_precision(y):
@@ -74,6 +76,8 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
     vectors per data dimension, (batch or 1, *event_shape, K).
     """
+    check_shape("vector", vector, ())
+    check_shape("y", y, ())
     _check_variables(y, vector, 1 if vector.dim() in (1, y.dim()) else vector.dim() - 1)
     if vector.dim() == y.dim() > 2:
         with full_precision(y):
@@ -88,10 +92,10 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
 def _check_variables(y: Tensor, factor: Tensor, batch_dim: int) -> None:
     """Raises ValueError unless y has the variables of a matrix or vector after its batch."""
     K = factor.shape[-1]
-    if not 0 <= batch_dim < y.dim() or y.shape[batch_dim] != K or not y.is_floating_point():
+    if not 0 <= batch_dim < y.dim() or y.shape[batch_dim] != K:
         raise ValueError(
-            f"y is {y.dtype} of shape {tuple(y.shape)}, expected numbers (*batch, {K}, "
-            f"*event_shape) with {batch_dim} batch dimensions, for a factor {tuple(factor.shape)}"
+            f"y has shape {tuple(y.shape)}, expected (*batch, {K}, *event_shape) with {batch_dim} "
+            f"batch dimensions, for a factor of shape {tuple(factor.shape)}"
         )
 
 

@@ -33,7 +33,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_sde import LinearSDE
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.diffusions.transforms import Transform
-from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.checks import check_count, check_instance
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
@@ -549,6 +549,7 @@ def _by_step(plan: Any) -> Any:
 
 
 def _check_blocks(blocks: list[Any]) -> None:
+    check_count("len(blocks)", len(blocks), "the number of blocks")
     for block in blocks:
         check_instance("blocks", block, LinearDiffusion, "e.g. CLD(max_log_snr=9.0)")
     if len({b.num_variables for b in blocks}) > 1 or len({b.max_log_snr for b in blocks}) > 1:

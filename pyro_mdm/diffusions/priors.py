@@ -121,7 +121,9 @@ class GaussianPrior(Prior):
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
         if root.dim() > 2:
             return apply_to_dimensions(root.to(noise), noise, noise.dim() - 2)
-        return (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
+        return (root.to(noise) @ noise.reshape(*shape[:2], math.prod(shape[2:]))).reshape(
+            noise.shape
+        )
 
     def entropy(self, num_dims: int = 1) -> Tensor:
         K = self.num_variables

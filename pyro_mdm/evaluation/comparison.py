@@ -186,6 +186,7 @@ def compare(
     _check(programs, x, draws, batch_size, half_width)
     programs, x = _of_present(programs, x)
     share = Share.from_group(x.device) if distributed else Share(x.device)
+    check_count("bins", bins, "the number of cells of noise level")
     asked = EstimateSettings(
         draws, half_width, batch_size, seed, control_variate, baseline, bins, adapt, progress, share
     )

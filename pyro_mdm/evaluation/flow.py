@@ -58,7 +58,7 @@ def probability_flow(
     """
     solver = Solver() if solver is None else solver
     check_count("samples", samples, "the number of draws of y_ε for each datum")
-    model.check_given(x)
+    model.check_data(x)
     model = model.without_context()
     if samples > 1 and solver.probes:
         raise ValueError(

@@ -74,7 +74,7 @@ def importance_weighted(
         KernelPrecisionError: a grid whose steps float64 does not resolve.
     """
     check_count("samples", samples, "the number of paths for each datum")
-    model.check_given(x)
+    model.check_data(x)
     model = model.without_context()
     chain = chain_of(model, times)
     weights = path_weights(model, guide, chain, x, samples, seed, progress)

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.checks import check_count, check_instance, check_shape, describe
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -201,7 +201,11 @@ def read_state(
     Raises:
         ValueError: states of another shape.
     """
-    if event_dim is None:
+    check_instance("diffusion", diffusion, Diffusion, "e.g. CLD()")
+    check_shape("y", y, ())
+    if event_dim is not None:
+        check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)
+    else:
         event_shape = getattr(score, "event_shape", None)
         event_dim = y.dim() - 2 if event_shape is None else len(event_shape)
     batch_dim, K = y.dim() - 1 - event_dim, diffusion.num_variables

@@ -20,6 +20,7 @@ from pyro_mdm.support.checks import (
     check_count,
     check_data,
     check_instance,
+    check_shape,
     real_tensor,
     tensor_device,
 )
@@ -215,6 +216,8 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
         y: states, (*batch, K, *event_shape).
         what: name of the density, for the message.
     """
+    check_instance("score", score, Score, "e.g. Denoiser.fit(network, train_x)")
+    check_shape("y", y, score.event_shape or ())
     first = y.select(y.dim() - 1 - len(score.event_shape or y.shape[2:]), 0)
     if score.counts(first) is not None:
         raise ValueError(

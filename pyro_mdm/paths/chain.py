@@ -76,6 +76,7 @@ class GenerativeChain(GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), len(times), validate_args
         )
 
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         lead = (*sample_shape, *self.batch_shape)
         path = self.sample_in_float64(math.prod(lead)).to(

@@ -63,6 +63,7 @@ def path_divergence(noising: object, generative: object, path: Tensor | None = N
 
 @path_divergence.register(NoisingPath)
 def _closed_form(noising: NoisingPath, generative: GenerativeLaw, _: object = None) -> PathKL:
+    check_instance("generative", generative, GenerativeLaw, "e.g. a GenerativePath")
     return (path_kl if generative.times is None else chain_kl)(noising, generative)
 
 
@@ -270,7 +271,7 @@ def shared_diffusion(noising: PathLaw, generative: GenerativeLaw) -> Any:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
         raise ValueError(
-            f"the guide's data have shape {tuple(noising.x_shape)}, the model expects "
+            f"the guide's data have shape {tuple(noising.x_shape)}, expected "
             f"{tuple(generative.x_shape)}"
         )
     if generative.times is None and noising.times is not None:

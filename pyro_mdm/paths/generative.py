@@ -77,6 +77,7 @@ class GenerativePath(GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), 1, validate_args
         )
 
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if self.sampler is None:
             raise ValueError("this GenerativePath has no sampler; pass sampler=EulerMaruyama(500)")

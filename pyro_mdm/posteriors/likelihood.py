@@ -69,7 +69,7 @@ from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, check_counts
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
@@ -160,6 +160,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         hidden: int,
         depth: int,
     ) -> None:
+        check_counts({"hidden": hidden, "depth": depth}, "a size of the networks")
         self.structure = read_program(program, latent, observed)
         self.sites = Parameters(self.structure.parameters)
         self.latent, self.observed = list(latent), list(observed)

@@ -88,6 +88,7 @@ class LocalGuide:
         names: Mapping[str, str] | None = None,
         block: int = 16,
     ) -> None:
+        check_count("m", m, "the number of data sets")
         check_count("block", block, "the number of draws that are made together")
         self.sites, self.names = tuple(sites), dict(names or {})
         if unknown := [name for name in self.names if name not in [s.name for s in self.sites]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import LARGEST, LEVEL, evidence, pareto_k, pareto_limit
 from pyro_mdm.posteriors.dependence import is_computed
+from pyro_mdm.support.checks import check_shape
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 
@@ -28,6 +29,9 @@ class ImportanceWeights:
     """
 
     log_weights: Tensor
+
+    def __post_init__(self) -> None:
+        check_shape("log_weights", self.log_weights, ())
 
     @classmethod
     def from_importance(cls, importance: Importance) -> ImportanceWeights:

@@ -13,7 +13,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels, OneBlock
 from pyro_mdm.diffusions.kernels import Factor
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.support.checks import describe, real_tensor
+from pyro_mdm.support.checks import check_count, describe, real_tensor
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
@@ -62,6 +62,7 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
         diffusion: diffusion with closed-form kernels.
         steps: number of steps.
     """
+    check_count("steps", steps, "the number of steps")
     low, high = diffusion.log_volume_ends
     s = diffusion.time_at_log_volume(torch.linspace(0, 1, steps + 1).to(low) * (high - low) + low)
     # the exact ends, which an inverse may miss by rounding
@@ -100,6 +101,7 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
     Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
+    check_count("steps", steps, "the number of steps")
     first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
     s = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first)).square()
     s[0], s[-1] = diffusion.horizon, diffusion.start_time
@@ -126,6 +128,7 @@ def information_grid(diffusion: Kernels, steps: int) -> Tensor:
 
 @singledispatch
 def _information_grid(diffusion: Any, steps: int) -> Tensor:
+    check_count("steps", steps, "the number of steps")
     move = diffusion.propagator
     table = Tabulated(diffusion, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
     start, end = table.values[0], table.values[-1]

@@ -134,6 +134,7 @@ class GaussianContext(Context):
 
     @checked_arguments
     def draw(self, n: int) -> Tensor:
+        check_count("n", n, "the number of contexts")
         return randomness.for_data(
             lambda n, generator: torch.randn(n, self.size, generator=generator),
             n,

@@ -23,6 +23,7 @@ from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.support.checks import check_shape
 from pyro_mdm.support.doors import checked_arguments
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> 
     """
     diffusion, settings = noising.diffusion, noising.simulation
     if end is None:
+        check_shape("path", path, noising.batch_shape + noising.event_shape)
         y = path.reshape(-1, *noising.event_shape[1:])
         whole = torch.linspace(0, 1, settings.points + 1)
         knots, steps = diffusion.time_at_progress(whole), settings.steps() // settings.points

@@ -171,7 +171,13 @@ class OneHotDenoiser(DenoiserScore):
         Raises:
             ValueError: data that are not one-hot.
         """
+        check_count("number", number, "the number of levels", least=2)
         check_fit(network, train_x, missing=maps)
+        if train_x.shape[-1] % number:
+            raise ValueError(
+                f"train_x has shape {tuple(train_x.shape)}, expected a multiple of {number} "
+                "dimensions, one for each level"
+            )
         missing = train_x.isnan().unflatten(-1, (-1, number)).all(-1)
         first = _one_hot(torch.zeros_like(missing, dtype=torch.int64), number, train_x.dtype)
         columns = train_x.unflatten(-1, (-1, number))

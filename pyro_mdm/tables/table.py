@@ -17,7 +17,7 @@ from pyro_mdm.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
-from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.checks import DataError, check_count
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.agreement import Agreement, agreement
 from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
@@ -323,6 +323,8 @@ class Table:
             piece: the index of the first piece of the rows among those of a larger table.
             only: the name of the one column whose entries are measured, given others; None: all.
         """
+        if draws is not None:
+            check_count("draws", draws, "the number of draws for each row")
         table, model, guide = self._fitted[:3]
         bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
         noise = self.seed if seed is None else seed
@@ -386,6 +388,7 @@ class Table:
         """
         import pandas as pd
 
+        check_count("num", num, "the number of draws of each row")
         frame = self._to_fill(X)
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         for k, rows in enumerate(in_pieces(frame)):

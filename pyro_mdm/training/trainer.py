@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import check_place, replacing
 from pyro_mdm.support.late_checks import settle
@@ -152,6 +152,8 @@ class Trainer:
         if optimizer is not None:
             parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.weights = [weight for weight in parameters if weight.requires_grad]
+        for weight in self.weights:
+            check_instance("a weight", weight, Tensor, "model.parameters()")
         if not self.weights:
             raise ValueError(
                 "the module has no weights that require a gradient, expected one at least; "
@@ -198,6 +200,11 @@ class Trainer:
     @checked_arguments
     def step(self, loss: Tensor) -> Tensor:
         """Take a step on a loss, (); returns the norm of its gradient before clipping, ()."""
+        if loss.dim() or not loss.requires_grad:
+            raise ValueError(
+                f"loss is {describe(loss)}, expected one number, (), that depends on the weights; "
+                "take its mean, and compute it where gradients are kept"
+            )
         self.begin()
         loss.backward(inputs=self.weights)
         self._patience.add(loss)
@@ -313,6 +320,7 @@ class Trainer:
             every: number of steps between looks.
             looks: number of parts of the seconds.
         """
+        check_count("every", every, "the number of steps between looks")
         share = self.share_of_time
         due = self.step_number % every == 0 or share - self._looked >= 1 / looks or self.is_over
         if due:
@@ -424,7 +432,7 @@ class Trainer:
         Returns:
             Whether it is the least.
         """
-        value = float(value)
+        value = check_number("value", value, "the loss on validation data")
         better = value < self.best
         self._patience.look(value, self.step_number)
         if better:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.checks import DataError, check_count
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, Values
 from pyro_mdm.tables.columns.gaps import dependent_gaps
@@ -81,6 +81,11 @@ def chained_completions(
         >>> chained_completions(columns, encode(columns, frame)) is None  # no gaps
         True
     """
+    check_count("num", num, "the number of completions")
+    if codes.shape != (len(codes), len(columns)):
+        raise ValueError(
+            f"codes has shape {tuple(codes.shape)}, expected (n, {len(columns)}), a column for each"
+        )
     values = codes.double().cpu().numpy()
     if not (np.isnan(values) | (values == HIDDEN)).any() or not _depends(columns, values):
         return None

@@ -96,6 +96,8 @@ def fit_columns(
         >>> [(column.kind, column.width) for column in columns]
         [('continuous', 1), ('categorical', 3)]
     """
+    if len(train) != len(table):
+        raise ValueError(f"train has {len(train)} rows, expected {len(table)}, those of the table")
     table, kinds = as_written(table), dict(kinds or {})
     for name, text in kinds.items():
         if name not in table.columns and name != OTHERS:
