@@ -67,7 +67,8 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
             return kernels.apply_to_dimensions(matrix.to(y.dtype), y, dims)
     batch = matrix.shape[:-2] or y.shape[: 1 if event_dim is None else y.dim() - event_dim - 1]
     with full_precision(y):
-        return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
+        flat = y.reshape(*batch, matrix.shape[-1], math.prod(y.shape[len(batch) + 1 :]))
+        return (matrix.to(y.dtype) @ flat).reshape(y.shape)
 
 
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
@@ -78,13 +79,19 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     """
     check_shape("vector", vector, ())
     check_shape("y", y, ())
-    _check_variables(y, vector, 1 if vector.dim() in (1, y.dim()) else vector.dim() - 1)
-    if vector.dim() == y.dim() > 2:
+    by_dimension = vector.dim() == y.dim() > 2
+    sizes = y.shape[:1] + y.shape[2:] if by_dimension else y.shape[: vector.dim() - 1]
+    if any(n not in (1, m) for n, m in zip(vector.shape[:-1], sizes, strict=True)):
+        raise ValueError(
+            f"vector has shape {tuple(vector.shape)}, expected (*batch, K) of y {tuple(y.shape)}"
+        )
+    _check_variables(y, vector, 1 if by_dimension else max(1, vector.dim() - 1))
+    if by_dimension:
         with full_precision(y):
             return (vector.to(y.dtype).movedim(-1, 1) * y).sum(1)
     batch = vector.shape[:-1] or y.shape[:1]
-    flat = y.reshape(*batch, vector.shape[-1], -1)
     event = y.shape[len(batch) + 1 :]
+    flat = y.reshape(*batch, vector.shape[-1], math.prod(event))
     with full_precision(y):
         return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
 

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
 from pyro_mdm.diffusions.kernels import apply_to_dimensions
-from pyro_mdm.support.checks import check_shape
+from pyro_mdm.support.checks import check_count, check_shape
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded, described
 
@@ -116,6 +116,7 @@ class GaussianPrior(Prior):
 
     @checked_arguments
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        check_count("len(shape)", len(shape), "the number of dimensions of states", 2)
         root: Tensor = torch.linalg.cholesky_ex(self.covariance).L
         device = root.device if generator is None else generator.device
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
@@ -258,6 +259,7 @@ class QuadraturePrior(Prior):
 
     @checked_arguments
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        check_count("len(shape)", len(shape), "the number of dimensions of states", 2)
         lead = (shape[0], *shape[2:])
         device = self.device if generator is None else generator.device
         columns = []

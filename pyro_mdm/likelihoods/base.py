@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import pyro.distributions as dist
@@ -73,8 +73,8 @@ def bits_per_dim(
         and log_det.shape != torch.as_tensor(log_prob).shape
     ):
         raise ValueError(
-            f"log_det has shape {tuple(log_det.shape)}, expected one number, or {describe(log_prob)}"
-            "'s shape; sum both over the dimensions of a datum"
+            f"log_det has shape {tuple(log_det.shape)}, expected one number, or the shape of "
+            f"log_prob, {describe(log_prob)}; sum both over the dimensions of a datum"
         )
     bits = -(log_prob + log_det) / (num_dims * math.log(2))
     return bits if num_levels is None else bits + math.log2(num_levels)
@@ -202,6 +202,7 @@ def read_state(
         ValueError: states of another shape.
     """
     check_instance("diffusion", diffusion, Diffusion, "e.g. CLD()")
+    check_instance("score", score, Callable, "e.g. model.score_function")  # type: ignore[arg-type]
     check_shape("y", y, ())
     if event_dim is not None:
         check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)

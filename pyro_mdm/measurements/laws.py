@@ -223,8 +223,8 @@ def _scale(scale: float | Tensor, loc: Tensor) -> Tensor:
     value = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device)
     if value.dim() and value.shape != loc.shape:
         raise ValueError(
-            f"scale has shape {tuple(value.shape)}, expected one number, or {tuple(loc.shape)}, the "
-            "shape of loc"
+            f"scale has shape {tuple(value.shape)}, expected one number, or {tuple(loc.shape)}, "
+            "the shape of loc"
         )
     if not bool(((value >= 0) & value.isfinite()).all()):
         raise ValueError(

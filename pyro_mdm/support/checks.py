@@ -47,11 +47,11 @@ class DataError(RuntimeError):
 # -- kinds of objects ------------------------------------------------------------------------------
 def check_instance(name: str, value: object, kind: type | tuple[type, ...], fix: str) -> None:
     """Raises TypeError unless ``value`` is an object of ``kind``; ``fix`` ends the message."""
-    if isinstance(value, kind):
-        return
     kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, kinds) and (type in kinds or not isinstance(value, type)):
+        return
     expected = " or ".join(k.__name__ for k in kinds)
-    if isinstance(value, type) and issubclass(value, kinds):
+    if isinstance(value, type) and (isinstance(value, kinds) or issubclass(value, kinds)):
         raise _class_for_object(name, value, fix)
     raise TypeError(f"{name} is {describe(value)}, expected a {expected}; {fix}")
 
@@ -169,14 +169,8 @@ def check_real(name: str, value: object) -> None:
 
     It looks at no entry, and so is a check for each step.
     """
-    if (
-        isinstance(value, Tensor)
-        and not value.is_complex()
-        or isinstance(value, float | int)
-        and not isinstance(value, bool)
-    ):
-        return
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+    right = isinstance(value, SupportsFloat) and not isinstance(value, bool)
+    if not right or (isinstance(value, Tensor) and value.is_complex()):
         raise TypeError(f"{name} is {describe(value)}, expected a number or a Tensor of them")
 
 

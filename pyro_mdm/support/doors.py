@@ -1,9 +1,9 @@
 """The door of public functions: arguments are of the kinds that their annotations say.
 
-:func:`checked_arguments` holds every argument of a call to its annotation, once, before the function runs. So
-an annotation is the one text of what an argument is, and what is wrong ends in a sentence with the
-value, the expectation and, from the docstring, what the argument is. Shapes, ranges and entries are
-checked by the functions of :mod:`pyro_mdm.support.checks`.
+:func:`checked_arguments` holds every argument of a call to its annotation, once, before the
+function runs. So an annotation is the one text of what an argument is, and what is wrong ends in a
+sentence with the value, the expectation and, from the docstring, what the argument is. Shapes,
+ranges and entries are checked by the functions of :mod:`pyro_mdm.support.checks`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return {
         name: eval(text, names, _NotLoaded(names)) if isinstance(text, str) else text
         for name, text in function.__annotations__.items()
+        if name != "return"
     }
 
 
@@ -89,15 +90,26 @@ class _NotLoaded(dict[str, Any]):
         if name in self._loaded or hasattr(builtins, name):
             raise KeyError(name)
         pandas = sys.modules.get("pandas")
-        return pandas if name == "pd" and pandas else getattr(pandas, name, Any)
+        if name == "pd" and pandas:
+            return pandas
+        return pandas.DataFrame if name == "DataFrame" and pandas else _NotSeen
+
+
+class _NotSeen:
+    """A class of which nothing is seen here, with or without arguments in brackets."""
+
+    def __class_getitem__(cls, _: object) -> type[_NotSeen]:
+        return cls
 
 
 def _check(function: Callable[..., Any], name: str, value: object, hint: Any) -> None:
     if name == "seed" and isinstance(value, Integral):
-        return check_seed(name, value)
+        check_seed(name, value)
+        return
     if fits(value, hint):
-        sizes = cast(Iterable[int], value) if name.endswith("shape") and value is not None else ()
-        return check_counts({name: one for one in sizes if one < 0}, "a size of a tensor", least=0)
+        if name.endswith("shape") and isinstance(value, Sequence):
+            check_counts({name: min(value, default=1)}, "a size of a tensor")
+        return
     is_number = isinstance(value, float) and math.isnan(value)
     kind = ValueError if is_number or isinstance(value, str) else TypeError
     whole = isinstance(value, float) and value.is_integer() and hint in (int, int | None)
@@ -121,7 +133,7 @@ def _described(function: Callable[..., Any], name: str) -> str:
 def fits(value: object, hint: Any) -> bool:
     """Whether a value is of an annotation, as far as it can be seen without a computation."""
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (Any, object) or isinstance(hint, TypeVar | str):
+    if hint in (Any, object, _NotSeen) or isinstance(hint, TypeVar | str):
         return True
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, kind) for kind in kinds)

@@ -96,7 +96,13 @@ class AmortizedJoint(nn.Module):
         self._shapes = {site.name: site.shape for site in sites}
         self._shapes |= {name: data[name]["value"].shape for name in self.observed}
         check_data(draws, {name: self._shapes[name] for name in self.observed})
-        self.sites.values(draws)  # or an error
+        parameters = self.sites.values(draws)
+        for name in self.observed:
+            if len(draws[name]) != len(parameters[self.latent[0]]):
+                raise ValueError(
+                    f"there are {len(draws[name])} draws of {name!r} and "
+                    f"{len(parameters[self.latent[0]])} of {self.latent[0]!r}, expected one number"
+                )
         for name in self.observed:
             if bool((draws[name] == draws[name].round()).all()):
                 raise TypeError(

@@ -151,9 +151,10 @@ class Trainer:
         check_instance("module", module, (nn.Module, Iterable), "nn.Linear(2, 2), or weights")
         if optimizer is not None:
             parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
-        self.weights = [weight for weight in parameters if weight.requires_grad]
-        for weight in self.weights:
+        parameters = list(parameters)
+        for weight in parameters:
             check_instance("a weight", weight, Tensor, "model.parameters()")
+        self.weights = [weight for weight in parameters if weight.requires_grad]
         if not self.weights:
             raise ValueError(
                 "the module has no weights that require a gradient, expected one at least; "
