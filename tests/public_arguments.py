@@ -1083,7 +1083,8 @@ MADE_INSIDE = {
 EXEMPT = {name for names in MADE_INSIDE.values() for name in names.split()}
 
 RIGHT_AFTER_ALL = {
-    "a size that the argument itself sets": """NoisingPath.x SimulatedPath.x Completions.x prior_kl.x
+    "a size that the argument itself sets": """NoisingPath.x SimulatedPath.x prior_kl.x
+        Completions.x
         DiffusionGuide.forward.x Denoiser.fit.train_x DiscreteDenoiser.fit.train_x
         ResidualScore.fit.train_x ImportedDenoiser.fit.train_x GaussianPosterior.fit.x
         from_azula.train_x from_denoising_diffusion.train_x from_diffusers.train_x
@@ -1091,6 +1092,7 @@ RIGHT_AFTER_ALL = {
         apply_vector.y read_state.y Gaussian.forward.y LinearDiffusion.drift.y Simulated.drift.y
         GaussianPrior.log_prob.y GaussianPrior.score.y QuadraturePrior.log_prob.y
         QuadraturePrior.score.y LevelCategorical.log_probs LocalGuide.data""",
+    "a loss that is no number, which patience counts": "Trainer.look.value",
     "any word": """DiffusionGuide.plate DiffusionModel.plate require.who require.fix
         Labelled.argument Trainer.fit.unit""",
     "any cell of a table": "Table.sample.given Conditional.log_prob.values",
@@ -1106,7 +1108,8 @@ OTHERS_WORDS = {
     "torch's broadcasting of a value of a distribution": """Clipped.log_prob.value
         Quantized.log_prob.value LevelCategorical.log_prob.value""",
     "torch's expand": "Clipped.expand.batch_shape",
-    "the encoder, which is the user's": "GaussianContext.posterior.x GaussianContext.posterior.event_dim",
+    "the encoder, which is the user's": """GaussianContext.posterior.x
+        GaussianContext.posterior.event_dim""",
 }
 """Arguments whose shapes another library or the user's network refuses, by the reason."""
 BEYOND = {name for names in OTHERS_WORDS.values() for name in names.split()}

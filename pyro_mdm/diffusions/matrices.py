@@ -55,7 +55,12 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     check_shape("y", y, ())
     one_each = matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3)
     lead = 1 if event_dim is None else y.dim() - event_dim - 1
-    _check_variables(y, matrix, lead if one_each or matrix.dim() == 2 else matrix.dim() - 2)
+    one = matrix.dim() == 2 or one_each
+    _check_variables(y, matrix, lead if one else matrix.dim() - 2)
+    if not one and matrix.shape[:-2] != y.shape[: matrix.dim() - 2]:
+        raise ValueError(
+            f"matrix has shape {tuple(matrix.shape)}, expected (*batch, K, K) of y {tuple(y.shape)}"
+        )
     if matrix.dim() == 2 and event_dim is None:  # in as few operations as can be
         with full_precision(y):
             flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)

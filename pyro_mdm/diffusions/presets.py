@@ -45,7 +45,6 @@ class CLD(LinearDiffusion):
     initial_variance=0.01)``.
     """
 
-    @checked_arguments
     def __init__(self, mass: float = 1.0, friction: float | None = None, **options: Any) -> None:
         mass = _positive("mass", mass)
         friction = 2 * math.sqrt(mass) if friction is None else _positive("friction", friction)
@@ -63,7 +62,6 @@ class MALDA(LinearDiffusion):
         options: keyword arguments of :class:`LinearDiffusion`.
     """
 
-    @checked_arguments
     def __init__(
         self,
         mass: float = 1.0,
@@ -93,7 +91,6 @@ class ALDA(LinearDiffusion):
         options: keyword arguments of :class:`LinearDiffusion`.
     """
 
-    @checked_arguments
     def __init__(
         self,
         mass: float = 1.0,
@@ -132,7 +129,6 @@ class HOLD(LinearDiffusion):
     array of (μ + 1)^K, as in Schwarz's form of a polynomial.
     """
 
-    @checked_arguments
     def __init__(self, num_variables: int = 3, **options: Any) -> None:
         K = num_variables
         check_count("num_variables", K, "the number K of variables, the data among them")

@@ -260,7 +260,6 @@ def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> 
     return ImportedDenoiser.fit(network, train_x, schedule, "data", **options)
 
 
-@checked_arguments
 def from_denoising_diffusion(
     process: GaussianProcess, train_x: Tensor, **options: Any
 ) -> ImportedDenoiser:
@@ -340,6 +339,7 @@ class TimeFirst(Restorable, nn.Module):
                 [-1.]])
     """
 
+    @checked_arguments
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -400,6 +400,7 @@ class MeanOf(Restorable, nn.Module):
         tensor([[0.5000, 0.5000]])
     """
 
+    @checked_arguments
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network

@@ -139,11 +139,7 @@ class DecoderDistribution(TorchDistribution):
 
     def check_event(self, value: Tensor) -> None:
         """Raises ValueError unless the last sizes of x are the event shape."""
-        if value.shape[max(value.dim() - len(self.event_shape), 0) :] != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(value.shape)}, expected (…, "
-                f"{', '.join(map(str, self.event_shape))})"
-            )
+        check_shape("x", value, self.event_shape)
 
 
 def log_prob_by_dimension(law: object, value: Tensor) -> Tensor:

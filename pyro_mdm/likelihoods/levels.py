@@ -15,7 +15,6 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
-from pyro_mdm.support.checks import check_shape
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
@@ -53,7 +52,6 @@ class LevelDistribution(DecoderDistribution, ABC):
         Raises:
             ValueError: x off the levels.
         """
-        check_shape("value", value, self.event_shape)
         terms = self.log_prob_by_dimension(value)
         return terms.flatten(terms.dim() - len(self.event_shape)).sum(-1)
 

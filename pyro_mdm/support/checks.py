@@ -35,6 +35,7 @@ __all__ = [
     "check_weights",
     "describe",
     "floating_dtypes",
+    "not_a_tensor",
     "real_tensor",
     "tensor_device",
 ]
@@ -214,7 +215,7 @@ def check_data(
         values: whether entries are checked too.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is {_not_a_tensor(name, x)}")
+        raise TypeError(f"{name} is {not_a_tensor(name, x)}")
     if not x.is_floating_point():
         raise ValueError(
             f"{name} is {x.dtype}, expected floating-point data in model space; e.g. pixels "
@@ -258,7 +259,8 @@ def _report_data(name: str, x: Tensor, missing: bool) -> None:
         )
 
 
-def _not_a_tensor(name: str, x: object) -> str:
+def not_a_tensor(name: str, x: object) -> str:
+    """The kind of an object in the place of a Tensor, with the fix."""
     expected = "expected a torch tensor"
     if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
         kind = type(x).__name__

@@ -17,14 +17,14 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, SupportsFloat, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.support.checks import check_counts, check_seed, describe
+from pyro_mdm.support.checks import check_counts, check_seed, describe, not_a_tensor
 
 __all__ = ["checked_arguments"]
 
@@ -110,14 +110,31 @@ def _check(function: Callable[..., Any], name: str, value: object, hint: Any) ->
         if name.endswith("shape") and isinstance(value, Sequence):
             check_counts({name: min(value, default=1)}, "a size of a tensor")
         return
-    is_number = isinstance(value, float) and math.isnan(value)
-    kind = ValueError if is_number or isinstance(value, str) else TypeError
+    what = f"{name} is {describe(value)}"
+    if hint is Tensor and not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {not_a_tensor(name, value)}")
+    for place, one, kind in _entries(value, hint):
+        if not fits(one, kind):
+            what, hint, value = f"{name}[{place!r}] is {describe(one)}", kind, one
+            break
     whole = isinstance(value, float) and value.is_integer() and hint in (int, int | None)
     write = f"; write {value:.0f}" if whole else ""
-    raise kind(
-        f"{name} is {describe(value)}, expected {in_words(hint)}"
-        f"{write}; {_described(function, name)}"
-    )
+    if isinstance(value, type) and isinstance(hint, type):
+        write = f", an object of it: {value.__name__}(…)" if issubclass(value, hint) else ""
+    is_number = isinstance(value, float) and math.isnan(value)
+    kind_of_error = ValueError if is_number or isinstance(value, str) else TypeError
+    raise kind_of_error(f"{what}, expected {in_words(hint)}{write}; {_described(function, name)}")
+
+
+def _entries(value: object, hint: Any) -> Iterator[tuple[object, object, Any]]:
+    """The entries of a dict or a sequence of the right kind, with their places and annotations."""
+    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if not isinstance(origin, type) or not isinstance(value, origin) or isinstance(value, str):
+        return
+    if isinstance(value, Mapping):
+        yield from ((place, one, kinds[1]) for place, one in value.items())
+    elif isinstance(value, Sequence):
+        yield from ((place, one, kinds[0]) for place, one in enumerate(value))
 
 
 def _described(function: Callable[..., Any], name: str) -> str:
@@ -126,7 +143,8 @@ def _described(function: Callable[..., Any], name: str) -> str:
     owner = function.__globals__.get(called.partition(".")[0])
     for text in (function.__doc__, getattr(owner, "__doc__", None)):
         if found := re.search(rf"^ +(?:\w+, )*{name}(?:, \w+)*: ([^;.]*?)[;.]", text or "", re.M):
-            return f"it is {' '.join(found[1].split())}"
+            words = re.sub(r":\w+:|[`~]", "", found[1])
+            return f"it is {' '.join(words.split())}"
     return f"see {called}"
 
 
@@ -209,7 +227,7 @@ def in_words(hint: Any) -> str:
     if hint in (None, type(None)):
         return "None"
     if origin is Literal:
-        return "one of " + ", ".join(map(repr, kinds))
+        return "one of " + ", ".join(map(str, kinds))
     if (origin or hint) in WORDS:
         return WORDS[origin or hint]
     if origin is typing.get_origin(Callable[..., Any]):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
+from pyro_mdm.support.checks import check_count, check_instance, check_number, check_real, describe
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import check_place, replacing
 from pyro_mdm.support.late_checks import settle
@@ -423,7 +423,6 @@ class Trainer:
             with self.average.applied():
                 yield
 
-    @checked_arguments
     def look(self, value: Tensor | float) -> bool:
         """Keep the current averaged weights if their value is the least so far.
 
@@ -433,7 +432,10 @@ class Trainer:
         Returns:
             Whether it is the least.
         """
-        value = check_number("value", value, "the loss on validation data")
+        check_real("value", value)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"value is {describe(value)}, expected one number; take the mean")
+        value = float(value)
         better = value < self.best
         self._patience.look(value, self.step_number)
         if better:
