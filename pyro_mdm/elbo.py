@@ -211,7 +211,16 @@ class MDM_ELBO(ELBO):
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, nats, after a backward pass to the parameters."""
+        """The loss as a number, nats, after a backward pass to the parameters.
+
+        Raises:
+            ValueError: gradients are off, so that a step would train nothing.
+        """
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                "gradients are off, expected a step where they are kept; take SVI.step out of "
+                "torch.inference_mode or no_grad, or call SVI.evaluate_loss there"
+            )
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

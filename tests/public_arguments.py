@@ -590,7 +590,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "register_kind": {"kind": lambda: Ordinal},
     "chained_completions": {
         "columns": lambda: fit_columns(gaps()[["a", "b"]], np.ones(N, bool)),
-        "codes": lambda: torch.as_tensor(gaps()[["a", "b"]].to_numpy()),
+        "codes": lambda: torch.tensor(gaps()[["a", "b"]].to_numpy()),
         **values(num=2, seed=0),
     },
     "from_sigma_denoiser": {"network": mlp, **values(train_x=X, least=0.01, most=50.0)},

@@ -237,7 +237,7 @@ SCORES: Mistakes = [
     (lambda: Denoiser.fit(X, small()), r"network is a Tensor of shape \(16, 2\), expected a"),
     (
         lambda: Denoiser.fit(MLP, X),
-        r"network is the class MLP, expected .*an object of it: MLP\(…\)",
+        r"network is the class MLP, .* an object of it: MLP\(…\)",
     ),
     (lambda: DiscreteDenoiser.fit(unet(), IMAGES.numpy(), levels=17), "train_x is a NumPy array"),
     (lambda: Denoiser.fit(small(), X.half()), "train_x is torch.float16, expected float32 or"),

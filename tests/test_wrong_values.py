@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import math
 import re
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI
 
+from inference.folders.checkpoints import RunError
+from inference.settings.kinds import is_of, kinds_of
+from inference.settings.options import Options
+from pyro_mdm import MDM_ELBO
+from pyro_mdm.__main__ import PROGRAMS as COMMANDS
+from pyro_mdm.measurements import (
+    Blur,
+    Downsample,
+    FunctionOperator,
+    Mask,
+    Matrix,
+    NonlinearOperator,
+)
 from tests.public_arguments import (
     ARGUMENTS,
     BEYOND,
     EXEMPT,
     OF_STEPS,
     RIGHT,
+    X,
     arguments_of,
     doors,
+    guide,
     is_result,
+    model,
     public_names,
 )
 from tests.wrong_values import called, cases, complaint
@@ -79,3 +101,86 @@ def test_every_public_name_is_tried() -> None:
     assert not untried, f"expected arguments of {untried} in tests/public_arguments.py"
     assert not EXEMPT - set(public_names())
     assert not {name for name in ARGUMENTS if name.split(".")[0] not in public_names()}
+
+
+# -- programs that Python calls --------------------------------------------------------------------
+
+PROGRAMS = {
+    name: getattr(importlib.import_module(f"inference.{name}"), name)
+    for name in COMMANDS
+    if name != "svi"  # a script
+}
+"""The functions of the commands."""
+
+
+def options_of(program: Any) -> dict[str, Any]:
+    """The annotations of a program's options."""
+    hints = typing.get_type_hints(program)
+    if hints.pop("options", None):
+        hints |= typing.get_type_hints(Options)
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_options_are_checked_where_python_calls_a_program(name: str, tmp_path: Path) -> None:
+    program = PROGRAMS[name]
+    for option, hint in options_of(program).items():
+        kinds = " ".join(kinds_of(hint))
+        wrong: list[object] = [object(), b"x", 1j, math.nan, {1: 2}, [{}]]
+        wrong += [] if "true" in kinds else [True]
+        wrong += [None] if not is_of(None, hint) else []
+        wrong += [] if "path" in kinds or "name" in kinds else ["no such word"]
+        for value in wrong:
+            with pytest.raises(TypeError, match=f"--{option} is .*, expected .*; leave it out"):
+                program(**{option: value})
+    with pytest.raises(TypeError, match=f"no option of {name}, expected one"):
+        program(sede=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_be_a_string(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nowhere"):
+        PROGRAMS["evaluate"](run=str(tmp_path / "nowhere"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file"):
+        PROGRAMS["train"](model="toy", run=str(tmp_path / "file"), steps=1)
+
+
+# -- what is silently wrong ------------------------------------------------------------------------
+
+SHAPES = [(4, 4), (5, 5), (1, 4, 4), (1, 8, 8), (3, 8, 8), (6,)]
+"""Shapes of data, each of which is wrong for operators of the others."""
+OPERATORS: dict[str, Callable[[tuple[int, ...]], Any]] = {
+    "mask": lambda shape: Mask(torch.arange(math.prod(shape)).reshape(shape) % 2 == 0),
+    "matrix": lambda shape: Matrix(torch.eye(math.prod(shape)), shape),
+    "function": lambda shape: FunctionOperator(torch.clone, shape),
+    "nonlinear": lambda shape: NonlinearOperator(torch.square, shape),
+    "blur": Blur,
+    "average": Downsample,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_operators_look_at_the_shape_of_a_datum(kind: str, shape: tuple[int, ...]) -> None:
+    if kind in ("blur", "average") and len(shape) != 3:
+        return
+    H = OPERATORS[kind](shape)
+    for other in SHAPES:
+        x = torch.zeros(2, *other)
+        if tuple(x.shape[max(0, x.dim() - len(shape)) :]) == shape:
+            lead = x.shape[: x.dim() - len(shape)]
+            assert H(x).shape == (*lead, *H.obs_shape)
+            continue
+        with pytest.raises(ValueError, match=r"x has shape .*, expected \(\*batch"):
+            H(x)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_step_without_gradients_is_refused(mode: Any) -> None:
+    svi = SVI(model(), guide(), pyro.optim.Adam({"lr": 1e-3}), loss=MDM_ELBO())
+    with mode(), pytest.raises(ValueError, match=r"gradients are off, expected .*evaluate_loss"):
+        svi.step(X)
+    with mode():
+        assert math.isfinite(svi.evaluate_loss(X))
+    assert math.isfinite(svi.step(X))
