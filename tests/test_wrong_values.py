@@ -31,19 +31,54 @@ from pyro_mdm.measurements import (
 )
 from tests.public_arguments import (
     ARGUMENTS,
-    BEYOND,
     EXEMPT,
-    OF_STEPS,
-    RIGHT,
-    X,
     arguments_of,
     doors,
-    guide,
     is_result,
-    model,
     public_names,
 )
+from tests.public_objects import X, guide, model
 from tests.wrong_values import called, cases, complaint
+
+RIGHT_AFTER_ALL = {
+    "a size that the argument itself sets": """NoisingPath.x SimulatedPath.x prior_kl.x
+        Completions.x
+        DiffusionGuide.forward.x Denoiser.fit.train_x DiscreteDenoiser.fit.train_x
+        ResidualScore.fit.train_x ImportedDenoiser.fit.train_x GaussianPosterior.fit.x
+        from_azula.train_x from_denoising_diffusion.train_x from_diffusers.train_x
+        from_pipeline.train_x from_sigma_denoiser.train_x from_velocity.train_x apply_matrix.y
+        apply_vector.y read_state.y Gaussian.forward.y LinearDiffusion.drift.y Simulated.drift.y
+        GaussianPrior.log_prob.y GaussianPrior.score.y QuadraturePrior.log_prob.y
+        QuadraturePrior.score.y LevelCategorical.log_probs LocalGuide.data""",
+    "a loss that is no number, which patience counts": "Trainer.look.value",
+    "a decoder that asks no score": "read_state.score Gaussian.forward.score",
+    "any word": """DiffusionGuide.plate DiffusionModel.plate require.who require.fix
+        Labelled.argument Trainer.fit.unit""",
+    "any cell of a table": "Table.sample.given Conditional.log_prob.values",
+    "a number for each dimension": "from_azula.shift from_velocity.shift",
+    "what an annotation elsewhere allows": """MixedDenoiser.fit.levels LikelihoodMembers.fit.steps
+        DiffusionModel.log_prob.seed different_diffusions.guide different_diffusions.model""",
+    "of no auxiliary variable": "VPSDE.initial_variance",
+}
+"""Arguments of which a value counts as wrong here, and is right, by the reason."""
+RIGHT = {name for names in RIGHT_AFTER_ALL.values() for name in names.split()}
+
+OTHERS_WORDS = {
+    "torch's broadcasting of a value of a distribution": """Clipped.log_prob.value
+        Quantized.log_prob.value LevelCategorical.log_prob.value""",
+    "torch's expand": "Clipped.expand.batch_shape",
+    "the encoder, which is the user's": """GaussianContext.posterior.x
+        GaussianContext.posterior.event_dim""",
+}
+"""Arguments whose shapes another library or the user's network refuses, by the reason."""
+BEYOND = {name for names in OTHERS_WORDS.values() for name in names.split()}
+
+OF_STEPS = """apply_matrix apply_vector read_state prior_kl bits_per_dim LinearDiffusion.drift
+    Simulated.drift LearnedDrift.drift GaussianPrior.log_prob GaussianPrior.score
+    QuadraturePrior.log_prob QuadraturePrior.score Blur.__call__ Downsample.__call__ Mask.__call__
+    Matrix.__call__ FunctionOperator.__call__ NonlinearOperator.__call__ Blur.adjoint
+    Downsample.adjoint Mask.adjoint Matrix.adjoint FunctionOperator.adjoint NoisingPath.log_prob"""
+"""Functions of steps, which look at no entry, as that would wait for a device: NaN gives NaN."""
 
 SLOW = {
     name

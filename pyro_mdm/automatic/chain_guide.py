@@ -112,7 +112,7 @@ class ChainGuide(AutoMultivariateNormal):
             drawn: Tensor = site["fn"].sample() if is_enumerated(site) else init_loc_fn(site)
             return drawn
 
-        check_instance("model", model, Callable, "give the program")
+        check_instance("model", model, Callable, "give the program")  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=start_of, init_scale=init_scale)
         self._diffusion = VPSDE() if diffusion is None else diffusion
         fix = "e.g. VPSDE() or CLD()"

@@ -100,7 +100,7 @@ def reach_of(learn_ends: float | Sequence[float]) -> tuple[float, float]:
         TypeError, ValueError: neither one number ≥ 0 nor two.
     """
     several = isinstance(learn_ends, Sequence)
-    both = list(learn_ends) if several else [learn_ends] * 2  # type: ignore[arg-type, list-item]
+    both = list(learn_ends) if several else [learn_ends] * 2  # type: ignore[arg-type]
     if len(both) != 2:
         raise ValueError(
             f"learn_ends is {learn_ends}, expected how far both ends may move, or one number for "

@@ -90,9 +90,9 @@ class PerDimensionDiffusion(Kernels):
     def __init__(
         self,
         blocks: LinearDiffusion | Sequence[LinearDiffusion],
-        block_of: Tensor | None = None,
+        block_of: Tensor | Sequence[int] | None = None,
         clocks: Clocks | None = None,
-        clock_of: Tensor | None = None,
+        clock_of: Tensor | Sequence[int] | None = None,
         *,
         transform: Transform | None = None,
     ) -> None:

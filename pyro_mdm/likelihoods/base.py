@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import pyro.distributions as dist
@@ -198,7 +198,6 @@ def read_state(
         ValueError: states of another shape.
     """
     check_instance("diffusion", diffusion, Diffusion, "e.g. CLD()")
-    check_instance("score", score, Callable, "e.g. model.score_function")  # type: ignore[arg-type]
     check_shape("y", y, ())
     if event_dim is not None:
         check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)

@@ -253,7 +253,9 @@ class Matrix(LinearOperator):
     H: Tensor
 
     @checked_arguments
-    def __init__(self, H: Tensor, event_shape: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, H: Tensor | Sequence[Sequence[float]], event_shape: Sequence[int] | None = None
+    ) -> None:
         H = real_tensor("H", H, "a matrix (m, d) of the d dimensions of a datum")
         if H.dim() != 2 or not H.numel() or not bool(H.isfinite().all()):
             raise ValueError(

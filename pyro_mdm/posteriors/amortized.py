@@ -484,7 +484,7 @@ class AmortizedPosterior(nn.Module):
     def _warn_of(self, x: Tensor) -> None:
         said = self.predictive.warning(self.encoding.values(x), self.encoding.seen(x))
         if said is not None:
-            warnings.warn(said, stacklevel=4)
+            warnings.warn(said, stacklevel=5)
 
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None

@@ -411,5 +411,5 @@ def warn_of_failures(failed: Mapping[int, str], n: int) -> None:
         f"{len(failed):,} of {n:,} runs of the program are left out: {'; '.join(words)}. Where "
         "runs fail depends on the parameters, so the distribution of what is left is that given "
         "success",
-        stacklevel=5,
+        stacklevel=6,
     )

@@ -102,7 +102,7 @@ class _NotSeen:
         return cls
 
 
-def _check(function: Callable[..., Any], name: str, value: object, hint: Any) -> None:
+def _check(function: Callable[..., Any], name: str, value: object, hint: object) -> None:
     if name == "seed" and isinstance(value, Integral):
         check_seed(name, value)
         return
@@ -126,7 +126,7 @@ def _check(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     raise kind_of_error(f"{what}, expected {in_words(hint)}{write}; {_described(function, name)}")
 
 
-def _entries(value: object, hint: Any) -> Iterator[tuple[object, object, Any]]:
+def _entries(value: object, hint: object) -> Iterator[tuple[object, object, Any]]:
     """The entries of a dict or a sequence of the right kind, with their places and annotations."""
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if not isinstance(origin, type) or not isinstance(value, origin) or isinstance(value, str):
@@ -142,13 +142,13 @@ def _described(function: Callable[..., Any], name: str) -> str:
     called = function.__qualname__.removesuffix(".__init__")
     owner = function.__globals__.get(called.partition(".")[0])
     for text in (function.__doc__, getattr(owner, "__doc__", None)):
-        if found := re.search(rf"^ +(?:\w+, )*{name}(?:, \w+)*: ([^;.]*?)[;.]", text or "", re.M):
-            words = re.sub(r":\w+:|[`~]", "", found[1])
+        if match := re.search(rf"^ +(?:\w+, )*{name}(?:, \w+)*: ([^;.]*?)[;.]", text or "", re.M):
+            words = re.sub(r":\w+:|[`~]", "", match[1])
             return f"it is {' '.join(words.split())}"
     return f"see {called}"
 
 
-def fits(value: object, hint: Any) -> bool:
+def fits(value: object, hint: object) -> bool:
     """Whether a value is of an annotation, as far as it can be seen without a computation."""
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if hint in (Any, object, _NotSeen) or isinstance(hint, TypeVar | str):
@@ -168,7 +168,7 @@ def fits(value: object, hint: Any) -> bool:
     return _fits_class(value, origin or hint, kinds)
 
 
-def _fits_class(value: object, kind: Any, kinds: tuple[Any, ...]) -> bool:
+def _fits_class(value: object, kind: object, kinds: tuple[Any, ...]) -> bool:
     if not isinstance(kind, type):
         return True
     if getattr(kind, "_is_protocol", False):
@@ -219,7 +219,7 @@ WORDS = {
 }
 
 
-def in_words(hint: Any) -> str:
+def in_words(hint: object) -> str:
     """What an annotation expects, in words."""
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -239,6 +239,6 @@ def in_words(hint: Any) -> str:
     return f"a {getattr(origin or hint, '__name__', hint)}"
 
 
-def _plural(hint: Any) -> str:
-    noun, of, rest = in_words(hint).partition(" of ")
-    return " or ".join(f"{re.sub('^an? ', '', one)}s" for one in noun.split(" or ")) + of + rest
+def _plural(hint: object) -> str:
+    noun, link, rest = in_words(hint).partition(" of ")
+    return " or ".join(f"{re.sub('^an? ', '', one)}s" for one in noun.split(" or ")) + link + rest
