@@ -12,7 +12,7 @@ from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import moments
-from pyro_mdm.support.checks import check_data, check_instance, describe
+from pyro_mdm.support.checks import check_data, describe
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Completions"]
@@ -111,7 +111,6 @@ class Completions:
             batch_size: number of data drawn together.
             seed: seed of the noise; the caller's random state is kept.
         """
-        check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
         chosen = self.incomplete if rows is None else rows[self.missing[rows].flatten(1).any(1)]
         if not len(chosen):
             return

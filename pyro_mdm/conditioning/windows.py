@@ -35,7 +35,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.support.checks import check_instance, tensor_device
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
@@ -88,7 +88,6 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
         >>> windowed(model, (8, 20))(batch_size=2).shape
         torch.Size([2, 1, 8, 20])
     """
-    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     needed = (Cap.KERNELS, Cap.ONE_LEVEL, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
     fix = "use a linear diffusion with one clock for all pixels, such as VPSDE() or CLD()"
     require(model.diffusion, *needed, who="a model by windows", fix=fix)

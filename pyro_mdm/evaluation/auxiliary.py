@@ -65,7 +65,7 @@ from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Score, rotated
 from pyro_mdm.sites import check_programs
-from pyro_mdm.support.checks import check_count, check_data, check_instance, real_tensor
+from pyro_mdm.support.checks import check_count, check_data, real_tensor
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 from pyro_mdm.support.measured import Measured, table
@@ -140,7 +140,6 @@ def auxiliary_information(
         >>> bool(information.log_snr > information.log_snr_of_x)
         True
     """
-    check_instance("diffusion", diffusion, Diffusion, "make one, e.g. CLD(max_log_snr=9.0)")
     needed = (Cap.KERNELS, Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
     fix = "ask it of its base, a LinearDiffusion"
     require(diffusion, *needed, who="auxiliary_information", fix=fix)
@@ -299,8 +298,6 @@ def auxiliary_use(
         ValueError: K = 1, a single datum, numbers below 1, data that the model refuses.
     """
     check_programs(model, guide)
-    check_instance("model", model, DiffusionModel, "make one: DiffusionModel(diffusion, score)")
-    check_instance("guide", guide, DiffusionGuide, "make one: DiffusionGuide(model.diffusion)")
     check_count("draws", draws, "the number of draws for each datum")
     check_count("batch_size", batch_size, "the number of data for each network call")
     model.check_data(x)

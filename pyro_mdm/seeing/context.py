@@ -292,8 +292,6 @@ class ContextDiffusion(PerDimensionDiffusion):
         self, block: LinearDiffusion, context: Context, clocks: ContextClocks, clock_of: Tensor
     ) -> None:
         super().__init__(block, None, clocks, clock_of)
-        check_instance("context", context, Context, "e.g. GaussianContext(encoder, 8)")
-        check_instance("clocks", clocks, ContextClocks, "e.g. ContextClocks(number, context.size)")
         first: Any = clocks.layers[0]
         if first.in_features != context.size:
             raise ValueError(

@@ -207,7 +207,7 @@ SCALARS: dict[Any, Callable[[object], bool]] = {
     str: lambda value: isinstance(value, str),
     Tensor: lambda value: isinstance(value, Tensor) and not value.is_complex(),
 }
-WORDS = {
+WORDS: dict[object, str] = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
