@@ -119,8 +119,8 @@ def _check(function: Callable[..., Any], name: str, value: object, hint: object)
             break
     whole = isinstance(value, float) and value.is_integer() and hint in (int, int | None)
     write = f"; write {value:.0f}" if whole else ""
-    if isinstance(value, type) and isinstance(hint, type):
-        write = f", an object of it: {value.__name__}(…)" if issubclass(value, hint) else ""
+    if isinstance(value, type) and hint in value.__mro__:
+        write = f", an object of it: {value.__name__}(…)"
     is_number = isinstance(value, float) and math.isnan(value)
     kind_of_error = ValueError if is_number or isinstance(value, str) else TypeError
     raise kind_of_error(f"{what}, expected {in_words(hint)}{write}; {_described(function, name)}")
