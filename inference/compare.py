@@ -27,6 +27,7 @@ from inference.measuring import compare_tables
 from inference.measuring.bounds import baseline
 from inference.measuring.compare_figure import comparison_figure
 from inference.measuring.compared_runs import open_runs, put_on, shared_data, short_names
+from inference.settings.kinds import checked_options
 from models.base import ImageProblem
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Comparison
@@ -37,6 +38,7 @@ __all__ = ["compare", "open_runs", "short_names"]
 FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
 
 
+@checked_options
 def compare(
     runs: Sequence[Path],
     half_width: float | None = 0.01,

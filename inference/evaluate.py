@@ -20,11 +20,13 @@ from inference.machine.processes import DTYPES, SinglePrecision, start
 from inference.measuring.bounds import Calls, some
 from inference.measuring.evaluated import EvaluatedRun, Method, print_rows, weights
 from inference.measuring.reuse import Another, open_run
+from inference.settings.kinds import checked_options
 from inference.table import Table
 
 __all__ = ["evaluate", "weights"]
 
 
+@checked_options
 def evaluate(
     run: Path | None = None,
     draws: int = 32,

@@ -31,11 +31,13 @@ from inference.folders.locks import is_written
 from inference.folders.runs import RUNS, RunError
 from inference.measuring.experiment_summary import markdown, summarize
 from inference.measuring.experiment_tables import FIXED, STARTS, TABLES, Cell, PaperData, paper
+from inference.settings.kinds import checked_options
 from inference.training.workers import train_all
 
 __all__ = ["TABLES", "Cell", "experiment", "is_written", "train_all"]
 
 
+@checked_options
 def experiment(
     table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift", "linear"],
     model: PaperData = "digits",

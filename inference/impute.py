@@ -13,6 +13,7 @@ from inference.commands.cli import check_positive, command_line
 from inference.drawing.imputation import CompletedFiles, Survey, fill_cells
 from inference.drawing.pieces import read_pieces, schema_without
 from inference.folders.output import check_out
+from inference.settings.kinds import checked_options
 from inference.table import Table
 from models.csv_files import text_columns
 from pyro_mdm.support.progress import progress_bar
@@ -23,6 +24,7 @@ from pyro_mdm.tables.rows import UnknownPolicy
 __all__ = ["fill_cells", "filled", "impute"]
 
 
+@checked_options
 def impute(
     run: Path,
     data: str,

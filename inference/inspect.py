@@ -22,6 +22,7 @@ from inference.folders.output import check_out, png
 from inference.measuring import inspection
 from inference.measuring.inspection import look
 from inference.measuring.inspection_figure import inspection_figure as figure
+from inference.settings.kinds import checked_options
 from inference.settings.names import slug
 from inference.settings.options import DataOptions, Guide, StationaryVariance
 from inference.settings.problems import build_problem, with_split
@@ -29,6 +30,7 @@ from inference.settings.problems import build_problem, with_split
 __all__ = ["figure", "inspect", "look"]
 
 
+@checked_options
 def inspect(
     guide: str = "learned",
     model: str = "digits",

@@ -32,6 +32,7 @@ from inference.posteriors.files import Files
 from inference.posteriors.hierarchy import HierarchyReport, hierarchy_named, read_units
 from inference.posteriors.observations import is_incomplete, read_observation, simulator_named
 from inference.posteriors.report import PosteriorReport, check_near
+from inference.settings.kinds import checked_options
 from inference.settings.names import short_name, slug
 from pyro_mdm.posteriors import AmortizedPosterior, LikelihoodMembers
 
@@ -44,6 +45,7 @@ HIDDEN = 0.3
 """The fraction of the simulations of which numbers are hidden, where the observation lacks some."""
 
 
+@checked_options
 def posterior(
     simulator: str = "two_moons",
     latent: list[str] | None = None,

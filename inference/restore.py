@@ -21,6 +21,7 @@ from inference.drawing.restoring import contexts_of_images
 from inference.folders.loading import load_trained
 from inference.folders.output import check_out, default_out
 from inference.machine.processes import start
+from inference.settings.kinds import checked_options
 
 __all__ = ["TASKS", "Restored", "coverage", "picture", "psnr", "restore", "restored", "summary"]
 __all__ += ["contexts_of_images"]
@@ -31,6 +32,7 @@ NUM_IMAGES, NOISE = 8, 0.05
 """Test images, and the standard deviation of their measurements' noise, by default."""
 
 
+@checked_options
 def restore(
     run: Path,
     data: list[Path] | Path | None = None,

@@ -17,6 +17,7 @@ from inference.folders.checkpoints import write_atomically
 from inference.folders.output import default_out
 from inference.machine.processes import start
 from inference.measuring.reuse import Another, open_run
+from inference.settings.kinds import checked_options
 from inference.settings.names import slug
 from models import Tabular
 from pyro_mdm.tables.completion import DRAW_STEPS, draws_given
@@ -25,6 +26,7 @@ from pyro_mdm.tables.words import comma_separated
 __all__ = ["comma_separated", "sample"]
 
 
+@checked_options
 def sample(
     run: Path | None = None,
     num_samples: int = 64,

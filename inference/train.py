@@ -29,7 +29,8 @@ from inference.folders.runs import Run, RunError, create_default
 from inference.machine.environment import Threads, check_threads, choose_threads, keep_threads
 from inference.machine.processes import start
 from inference.measuring.bounds import RunBound
-from inference.settings.options import GROUPS, Decided, Options, check_null
+from inference.settings.kinds import checked_options
+from inference.settings.options import GROUPS, Decided, Options
 from inference.settings.plan import Programs, build
 from inference.settings.problems import check_split, with_split
 from inference.training.session import check_alike, fit, opened
@@ -43,6 +44,7 @@ LOOKED_AT = 512
 """Training data by which it is seen whether the prior covers them."""
 
 
+@checked_options
 def train(
     model: str = "digits", guide: str = "learned", score: str = "default", **options: Any
 ) -> RunBound:
@@ -57,7 +59,6 @@ def train(
     if given.resume is not None:
         return _resume(given, given.resume)
     check_threads(given.threads)
-    check_null(given.training)
     threads = choose_threads(given.threads)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")

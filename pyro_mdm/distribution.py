@@ -23,7 +23,8 @@ from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.support.checks import check_instance, describe, tensor_device
+from pyro_mdm.support.checks import check_instance, check_shape, describe, tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.inference import Inference, inference_in_use
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
@@ -130,6 +131,7 @@ class MDM(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     context: Tensor | None = None
 
+    @checked_arguments
     def __init__(
         self,
         model: DiffusionModel,
@@ -262,6 +264,7 @@ class MDM(TorchDistribution):
         """The decoder's support, which is discrete for levels."""
         return self._decoded.support
 
+    @checked_arguments
     def expand(self, batch_shape: Sequence[int], _instance: MDM | None = None) -> MDM:
         new = self._get_checked_instance(MDM, _instance)
         new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
@@ -308,6 +311,7 @@ class MDM(TorchDistribution):
         return drawn.reshape(*lead, *self.event_shape)
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)
@@ -348,11 +352,7 @@ class MDM(TorchDistribution):
 
     def _log_prob(self, value: Tensor) -> Tensor:
         event_dim = len(self.event_shape)
-        if value.shape[max(value.dim() - event_dim, 0) :] != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(value.shape)}, expected (*batch, "
-                f"{', '.join(map(str, self.event_shape))})"
-            )
+        check_shape("x", value, self.event_shape)
         lead = value.shape[: value.dim() - event_dim]
         if self.context is None:
             model = self.model.without_context()

@@ -49,6 +49,7 @@ from pyro_mdm.sites import (
     warn_of_order,
 )
 from pyro_mdm.support.checks import tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values, checked_together, settle
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
@@ -144,6 +145,7 @@ class MDM_ELBO(ELBO):
 
     _whole: WholeLoss | None = None
 
+    @checked_arguments
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decoder = decoder
@@ -209,7 +211,16 @@ class MDM_ELBO(ELBO):
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, nats, after a backward pass to the parameters."""
+        """The loss as a number, nats, after a backward pass to the parameters.
+
+        Raises:
+            ValueError: gradients are off, so that a step would train nothing.
+        """
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                "gradients are off, expected a step where they are kept; take SVI.step out of "
+                "torch.inference_mode or no_grad, or call SVI.evaluate_loss there"
+            )
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

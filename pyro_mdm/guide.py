@@ -15,7 +15,7 @@ from pyro_mdm.model import check_diffusion, check_times
 from pyro_mdm.paths.base import NoisingLaw
 from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.program import Registered, batch_plate, grid_times, restored_times
-from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.checks import check_count, check_instance
 from pyro_mdm.support.settings import described
 
 __all__ = ["DiffusionGuide"]
@@ -62,6 +62,9 @@ class DiffusionGuide(Registered):
         event_dim: int | None = None,
     ) -> None:
         super().__init__()
+        check_instance("plate", plate, str, "it is the name of the plate over the batch")
+        if event_dim is not None:
+            check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)
         check_diffusion(diffusion)
         check_times(times)
         if simulation is not None:

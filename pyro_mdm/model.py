@@ -37,6 +37,7 @@ from pyro_mdm.support.checks import (
     floating_dtypes,
     tensor_device,
 )
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import described
@@ -125,6 +126,7 @@ class DiffusionModel(Registered):
         self.event_shape = shape
         self.sampler = default_sampler(diffusion, score) if sampler is None else sampler
         self.times = times
+        check_instance("plate", plate, str, "it is the name of the plate over the batch")
         self.plate = plate
         if times is not None and isinstance(sampler, Guided):
             raise ValueError(
@@ -152,6 +154,7 @@ class DiffusionModel(Registered):
     def restore(self, saved: dict[str, Any]) -> None:
         self.times = restored_times(saved["times"])
 
+    @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, which :meth:`from_pretrained` reads.
 
@@ -172,6 +175,7 @@ class DiffusionModel(Registered):
         save_folder(self, folder)
 
     @classmethod
+    @checked_arguments
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, classes: Mapping[str, Any] | None = None
     ) -> DiffusionModel:
@@ -229,6 +233,7 @@ class DiffusionModel(Registered):
         model = self.without_context() if learned else self
         return BoundScore(self.diffusion, model.score_function)
 
+    @checked_arguments
     def log_prob(self, x: Tensor, *, method: Method = "elbo", **options: Any) -> Tensor:
         """A stochastic lower bound on log p(x), (batch,) nats, differentiable in x and the model.
 

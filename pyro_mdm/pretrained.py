@@ -318,7 +318,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
             warnings.warn(
                 f"{path} is of an earlier version, without a checksum of what it says of the "
                 "model, so that changes of it are not noticed; save the model again",
-                stacklevel=4,
+                stacklevel=5,
             )
         elif (digest := digest_of(tree)) != content["sha256"][TREE]:
             raise PretrainedError(

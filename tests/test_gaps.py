@@ -303,7 +303,7 @@ def test_mistakes_are_named() -> None:
         (TypeError, ValueError),
         (lambda: bound_gap(model, guide, simulated=1), "simulated is 1, expected at least 2"),
         (lambda: bound_gap(model, guide, samples=0), "samples is 0, expected at least 1"),
-        (lambda: bound_gap(guide, model), "swapped"),
+        (lambda: bound_gap(guide, model), "model is DiffusionGuide.* expected a DiffusionModel"),
         (lambda: twisted_smc_gap(model), "expected a MeasuredDenoiser"),
         (lambda: twisted_smc_gap(given, simulated=1), "simulated is 1, expected at least 2"),
         (lambda: twisted_smc_gap(given, steps=0), "steps is 0, expected at least 1"),

@@ -350,7 +350,7 @@ BAD = [
     (lambda: Gaussian()(VPSDE(), RawScore(Zero()), Y), r"y has shape \(4, 2, 2, 3\).*K = 1"),
     (lambda: of_levels(torch.ones(4, *EVENT) / 3), "x holds 0.333333 .*17 levels"),
     (lambda: of_levels(torch.full((4, *EVENT), math.nan)), "x holds nan"),
-    (lambda: of_levels(torch.ones(4, 3, 2)), r"x has shape \(4, 3, 2\), expected \(…, 2, 3\)"),
+    (lambda: of_levels(torch.ones(4, 3, 2)), r"x has shape \(4, 3, 2\), expected \(.*, 2, 3\)"),
     (
         lambda: DiscretizedGaussian(17, prior(LEVELS["17"], event=(3, 3)))(
             CLD(), RawScore(Zero()), Y
@@ -360,7 +360,7 @@ BAD = [
     (lambda: Gaussian(0.0, 0.0), "prior_variance reaches 0"),
     (lambda: bits_per_dim(1.0, 0), "num_dims is 0"),
     (lambda: bits_per_dim(1.0, 2, num_levels=1), "num_levels is 1"),
-    (lambda: LogitDequantization(256, 0.5), "margin 0.5"),
+    (lambda: LogitDequantization(256, 0.5), "margin is 0.5"),
     (lambda: LogitDequantization(8)(torch.tensor([[8]])), "k holds 8"),
     (lambda: LogitDequantization(8)(torch.tensor([[0.5]])), "k holds 0.5"),
 ]

@@ -156,7 +156,7 @@ def test_completions_are_drawn_anew_where_they_are_asked_for() -> None:
     assert torch.equal(filled[:, 1], completions.x[rows, 1])
     assert completions.x.dtype == x.dtype and not bool(completions.missing[rows, 0].any())
     assert impute(model, x[rows], num=1).shape == (1, 5, 2)
-    refused(TypeError, (lambda: Completions(torch.ones(3, dtype=torch.int64)), "expected data"))
+    refused(ValueError, (lambda: Completions(torch.ones(3, dtype=torch.int64)), "expected float"))
 
 
 @torch.no_grad()

@@ -36,11 +36,10 @@ from pyro_mdm import (
     Simulation,
     bound,
 )
-from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.splitting import Splitting
 from tests.problems import generator, normal
 
@@ -139,24 +138,18 @@ DATA: Mistakes = [
 PROGRAMS: Mistakes = [
     (lambda: DiffusionModel(CLD(), small(), event_shape=(2,)), r"score is MLP\(…\), a network"),
     (lambda: DiffusionModel(denoiser(), CLD()), r"diffusion is Denoiser\(…\) and score CLD\(…\)"),
-    (lambda: DiffusionModel(CLD, denoiser()), "diffusion is the class CLD, expected an object of"),
-    (lambda: DiffusionModel("cld", denoiser()), "diffusion is 'cld', expected a Diffusion; make"),
     (lambda: DiffusionModel(CLD(), Denoiser, event_shape=(2,)), "score is the class Denoiser"),
-    (lambda: DiffusionModel(CLD(), None, event_shape=(2,)), "score is None, expected a Score"),
     (lambda: DiffusionModel(CLD(), Gaussian(), event_shape=(2,)), r"score is Gaussian\(…\)"),
     (lambda: DiffusionModel(CLD(), denoiser(), denoiser()), r"likelihood is Denoiser\(…\)"),
     (lambda: DiffusionModel(CLD(), denoiser(), (2,)), r"likelihood is \(2,\), expected a"),
     (lambda: DiffusionModel(CLD(), denoiser(), Gaussian), "likelihood is the class Gaussian"),
     (lambda: DiffusionGuide(model()), "diffusion is a DiffusionModel, expected the diffusion"),
-    (lambda: DiffusionGuide(CLD), "diffusion is the class CLD, expected an object of it"),
     (lambda: DiffusionGuide(CLD(), denoiser()), r"times is Denoiser\(…\), expected a whole number"),
     (lambda: model(RawScore(small(4)), event_shape=2), "event_shape is 2, expected a sequence of"),
     (lambda: model(RawScore(small(4)), event_shape=(2.0,)), r"event_shape is \(2.0,\), expected a"),
-    (lambda: model(RawScore(small(4)), event_shape="28"), "event_shape is '28', expected a"),
     (lambda: DiffusionModel(CLD(), RawScore(small(4))), "event_shape is not given, and RawScore"),
     (lambda: DiffusionModel(CLD(), denoiser(), event_shape=(3,)), r"event_shape is \(3,\), but"),
     (lambda: model(sampler=256), "sampler is 256, expected one with its number of steps; pass"),
-    (lambda: model(sampler=Splitting), "sampler is the class Splitting, expected one .* pass"),
     (
         lambda: model(
             RawScore(small(4)), diffusion=simulated(), event_shape=(2,), sampler=Splitting(8)
@@ -165,7 +158,6 @@ PROGRAMS: Mistakes = [
     ),
     (lambda: model(times=1), "times is 1, expected at least 2; it is .* on a grid"),
     (lambda: model(times=2.5), r"times is 2.5, expected a whole number, .*\(or None"),
-    (lambda: model(times="8"), "times is '8', expected a whole number"),
     (lambda: step(X, programs(times=torch.tensor([1.0, 0.5]))), r"times are \[1.0, 0.5\]"),
     (lambda: step(X, programs(times=torch.linspace(0.1, 1, 5))), "times run from 0.1 to 1"),
     (
@@ -185,30 +177,21 @@ PROGRAMS: Mistakes = [
 
 DIFFUSIONS: Mistakes = [
     (lambda: CLD(max_log_snr=NAN), "max_log_snr is nan, expected a finite log SNR, e.g. 13"),
-    (lambda: CLD(max_log_snr="9"), "max_log_snr is '9', expected a finite log SNR, e.g. 13"),
     (lambda: CLD(max_log_snr=-10.0, min_log_snr=9.0), "min_log_snr 9.0 must be below max_log_snr"),
     (lambda: CLD(min_log_snr=-1e4), "min_log_snr -10000 is out of reach .*; ask for a log SNR"),
     (lambda: CLD(horizon=0), "horizon is 0, expected a positive end time T, e.g."),
     (lambda: CLD(horizon=math.inf), "horizon is inf, expected a positive end"),
-    (lambda: CLD(horizon="1"), "horizon is '1', expected a positive end time"),
     (lambda: CLD(beta=4.0), r"beta is 4.0, expected a Clock; e.g. ConstantBeta\(4.0\)"),
-    (lambda: CLD(beta=LinearBeta), "beta is the class LinearBeta, expected an"),
     (lambda: ConstantBeta(0.0), "beta is 0.0, expected a positive number; the clock"),
     (lambda: LearnedBeta(knots=1), "knots is 1, expected at least 2; it is"),
-    (lambda: CLD("0.25"), "mass is '0.25', expected a positive number, e.g. 1"),
     (lambda: MALDA(mass=0.0), "mass is 0.0, expected a positive number, e.g. 1"),
     (lambda: ALDA(lipschitz=0.0), "lipschitz is 0.0, expected a positive number"),
     (lambda: CLD(friction=-1.0), "friction is -1.0, expected a positive number"),
     (lambda: CLD(cut_time=2.0), "cut_time is 2.0, expected a time bet"),
-    (lambda: CLD(cut_time="0.1"), "cut_time is '0.1', expected a time in"),
-    (lambda: LearnedDiffusion(2.0), "num_variables is 2.0, expected a whole number, the number K"),
+    (lambda: LearnedDiffusion(2.0), "num_variables is 2.0, expected a whole number; write 2; .* K"),
     (lambda: LearnedDiffusion(0), "num_variables is 0, expected at least 1; it is the number K of"),
-    (lambda: LearnedDiffusion("2"), "num_variables is '2', expected a whole number, the number K"),
     (lambda: LearnedDiffusion(2, rank=3), "rank is 3, expected between 1 and num_variables = 2"),
     (lambda: LearnedDiffusion(2, rank=1.5), "rank is 1.5, expected a whole number"),
-    (lambda: LearnedDiffusion.from_diffusion(CLD), "start is the class CLD, expected an object of"),
-    (lambda: LinearDiffusion("cld", D), r"Q is 'cld', expected a square matrix \(K, K\); give"),
-    (lambda: LinearDiffusion(None, D), "Q is None, expected a square matrix"),
     (lambda: LinearDiffusion([[0.0, -1.0], [1.0]], D), r"Q is \[\[0.0, -1.0\], \[1.0\]\]"),
     (lambda: LinearDiffusion([0.0, 1.0], D), r"Q has shape \(2,\), expected a square matrix \(K"),
     (lambda: LinearDiffusion([[0.0, 1.0], [1.0, 0.0]], D), "Q is not skew-symmetric: .* reaches 2"),
@@ -223,9 +206,7 @@ DIFFUSIONS: Mistakes = [
     (lambda: CLD(stationary_variance=correlated(0.0)), "stationary_variance is .* expected"),
     (lambda: LearnedDiffusion(2, stationary_variance=correlated(1e-10)), "nearly singular"),
     (lambda: CLD(stationary_variance=[1.0, 1.0, 1.0]), r"stationary_variance has shape \(3,\)"),
-    (lambda: CLD(stationary_variance="1"), "stationary_variance is '1', expected a number, 2"),
     (lambda: CLD(initial_variance=0.0), r"initial_variance is \[\[0.0\]\], expected positive"),
-    (lambda: Simulated(CLD), r"linear is the class CLD, expected an object of it: CLD\(…\); e.g."),
     (lambda: Simulated(simulated()), r"linear is Simulated\(…\), expected a LinearDiffusion; e.g."),
     (lambda: Simulated(CLD(), simulation={"step_size": 0.1}), r"simulation is \{'step_size'"),
     (lambda: LearnedDrift(small(4), CLD()), r"linear is MLP\(…\), expected a LinearDiffusion"),
@@ -235,7 +216,10 @@ DIFFUSIONS: Mistakes = [
 
 SCORES: Mistakes = [
     (lambda: Denoiser.fit(X, small()), r"network is a Tensor of shape \(16, 2\), expected a"),
-    (lambda: Denoiser.fit(MLP, X), r"network is the class MLP, expected an object of it: MLP\(…\)"),
+    (
+        lambda: Denoiser.fit(MLP, X),
+        r"network is the class MLP, .* an object of it: MLP\(…\)",
+    ),
     (lambda: DiscreteDenoiser.fit(unet(), IMAGES.numpy(), levels=17), "train_x is a NumPy array"),
     (lambda: Denoiser.fit(small(), X.half()), "train_x is torch.float16, expected float32 or"),
     (
@@ -258,10 +242,9 @@ SCORES: Mistakes = [
     (lambda: step(IMAGES, programs(levels(unet(1, 17, [1] * 5)))), "8×8 are too small for 5"),
     (lambda: step(X, programs(NoisePrediction(small()), event_shape=(2,))), "MLP takes vectors of"),
     (lambda: Denoiser.fit(nn.Linear(2, 2), X), r"network is Linear\(…\), which does not take two"),
-    (lambda: NoisePrediction(None), "network is None, expected a torch.nn.Module, such as MLP or"),
     (lambda: RawScore(denoiser()), r"network is Denoiser\(…\), expected a torch.nn.Module, such"),
-    (lambda: ResidualScore.fit(CLD(), small(4), X), r"network is CLD\(…\), expected a"),
-    (lambda: ResidualScore.fit(small(4), X, CLD()), r"train_x is CLD\(…\), expected a torch"),
+    (lambda: ResidualScore.fit(CLD(), small(4), X), r"diffusion is MLP\(…\), expected a Diffusion"),
+    (lambda: ResidualScore.fit(small(4), X, CLD()), "diffusion is a Tensor .* a Diffusion"),
     (lambda: MLP(2.0), "features is 2.0, expected a whole number, a size of the network; write 2"),
     (lambda: MLP((2,)), r"features is \(2,\), expected a whole number, a size"),
     (lambda: UNet(0), "channels is 0, expected at least 1; it is a size"),
@@ -272,10 +255,8 @@ SCORES: Mistakes = [
 SAMPLERS: Mistakes = [
     (lambda: Splitting(0), "steps is 0, expected at least 1; it is the number of"),
     (lambda: Splitting(10.0), "steps is 10.0, expected a whole number,.* write 10"),
-    (lambda: Splitting("10"), "steps is '10', expected a whole number, the numb"),
-    (lambda: Ancestral(None), "steps is None, expected a whole number, the number"),
     (lambda: Splitting(8, order=3), r"order is 3, expected 1 \(Euler\) or 2 \(midpoint\)"),
-    (lambda: Splitting(4)(CLD(), model().bound_score, 4), r"shape is 4, expected \(batch, K"),
+    (lambda: Splitting(4)(CLD(), model().bound_score, 4), r"shape is 4, expected .*\(batch, K"),
     (lambda: Splitting(4)(CLD(), model().bound_score, (4, 5, 2)), r"shape is \(4, 5, 2\)"),
     (lambda: Splitting(4)(model().bound_score, CLD(), (4, 2, 2)), "diffusion is a BoundScore"),
     (lambda: Splitting(4)(CLD(), denoiser(), (4, 2, 2)), r"score is Denoiser\(…\), expected a"),
@@ -297,8 +278,11 @@ EVALUATION: Mistakes = [
     (lambda: bound(*programs(), X, batch_size=0), "batch_size is 0, expected at least 1; it is"),
     (lambda: log_likelihood(*programs(), X[:3]), r"x has shape \(3, 2\), expected .* at least 8"),
     (lambda: log_likelihood(*programs(times=4), X), "a chain on a grid, expected a model in"),
-    (lambda: compare([programs()], X), r"programs is a list, expected at least one \(model"),
-    (lambda: compare({"mine": (lambda x: x, programs()[1])}, X), "the model of mine is a function"),
+    (lambda: compare([programs()], X), r"programs is a list, expected .* \(model, guide\)"),
+    (
+        lambda: compare({"mine": (lambda x: x, programs()[1])}, X),
+        r"programs\[.mine.\] is .*, expected .*DiffusionModel",
+    ),
     (lambda: log_likelihood(*programs(), X, half_width=0.0), "half_width is 0.0, expected a"),
 ]
 

@@ -413,7 +413,7 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda: fitted().parts[0].x_hat(rows(30)[:, :2], 0.0), "has no network of its own; ask the"),
     (lambda: of_parts(two(), 0, 0, 0), r"part 0 has the event shape \(2,\)"),
     (lambda: of_parts(two(), 0, 2), "part_of is"),
-    (lambda: of_parts(MLP(2), 0, 0), "a part is MLP"),
+    (lambda: of_parts(MLP(2), 0, 0), r"parts\[0\] is MLP.*, expected a DenoiserScore"),
     (
         lambda: DiffusionModel(PerDimensionDiffusion(VPSDE(), **CLOCKS), fitted()),
         "needs one log SNR for all",

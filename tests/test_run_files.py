@@ -321,7 +321,7 @@ def test_an_option_of_another_type_is_refused_in_a_file_of_options(
     assert name in capsys.readouterr().err
     hint = typing.get_type_hints(Training)[name]
     if not is_of(None, hint):  # what a file leaves empty is null
-        with pytest.raises(ValueError, match=f"--{name} is null, expected .*; leave it out"):
+        with pytest.raises(TypeError, match=f"--{name} is null, expected .*; leave it out"):
             train(**SHORT | {name: None})
 
 

@@ -314,7 +314,8 @@ def _parser(
         annotations = typing.get_type_hints(function)
         parser.hints = {name: annotations[name] for name in inspect.signature(function).parameters}
     several = " …" if unnamed is not None and parser.hints[unnamed] == SEVERAL else ""
-    program = f"{Path(inspect.getfile(function)).stem} {(unnamed or '').upper()}{several}".rstrip()
+    stem = Path(inspect.getfile(inspect.unwrap(function))).stem
+    program = f"{stem} {(unnamed or '').upper()}{several}".rstrip()
     parser.usage = f"python -m inference.{program} [--option VALUE …]"
     parser.add_argument("--config", action=_Config, help="YAML of options; those given here win.")
     if not groups:

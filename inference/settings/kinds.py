@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SEVERAL, INTEGER = Sequence[Path], "an integer"
 WORDS: dict[Any, list[str]] = {
@@ -46,6 +51,55 @@ def check_types(what: str, values: Mapping[str, Any], hints: Mapping[str, Any]) 
             raise TypeError(
                 f"{what}: {name} is {repr(values[name])[:60]}, expected {in_words(hint)}"
             )
+
+
+def checked_options(program: F) -> F:
+    """A program that holds its options to its annotations, also where Python calls it.
+
+    Options that are handed on by ``**options`` are fields of :class:`Options` of the program's
+    module. A path may be a string.
+
+    Raises:
+        TypeError: by the program, an option that it does not have, or one of another kind.
+    """
+    signature = inspect.signature(program)
+
+    @functools.wraps(program)
+    def door(*args: Any, **kwargs: Any) -> Any:
+        hints = _hints(program)
+        given = dict(zip(signature.parameters, args, strict=False)) | kwargs
+        for name, value in given.items():
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1)
+                hint = f"did you mean {near[0]}?" if near else "--help lists them"
+                raise TypeError(f"{name} is no option of {program.__name__}, expected one; {hint}")
+            if type(value).__name__ == "DataFrame" and name == "data":
+                continue
+            if not is_of(value, hints[name]):
+                raise TypeError(
+                    f"--{name} is {'null' if value is None else repr(value)[:60]}, expected "
+                    f"{in_words(hints[name])}; leave it out for its default"
+                )
+            if isinstance(value, str) and not is_of_text(hints[name]):
+                given[name] = Path(value)
+        return program(**given)
+
+    return cast(F, door)
+
+
+def _hints(program: Callable[..., Any]) -> dict[str, Any]:
+    hints = {
+        name: hint for name, hint in typing.get_type_hints(program).items() if name != "return"
+    }
+    if hints.pop("options", None):
+        hints |= typing.get_type_hints(inspect.unwrap(program).__globals__["Options"])
+    return hints
+
+
+def is_of_text(hint: object) -> bool:
+    """Whether an annotation allows a string that is no path."""
+    kinds = typing.get_args(hint)
+    return hint is str or typing.get_origin(hint) is Literal or any(map(is_of_text, kinds))
 
 
 def is_of(value: object, hint: object) -> bool:

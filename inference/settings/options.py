@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from inference.machine.processes import Precision
-from inference.settings.kinds import check_types, in_words, is_of
+from inference.settings.kinds import check_types
 
 T = TypeVar("T", bound="Training")
 
@@ -319,15 +319,6 @@ class Training(Machine, Evaluation, Optimization, ScoreOptions, SimulatedGuide, 
         settings = {field.name: config[field.name] for field in dataclasses.fields(cls)}
         check_types("config.yaml", settings, typing.get_type_hints(cls))
         return cls(**settings)
-
-
-def check_null(settings: Training) -> None:
-    """Raise ValueError for a setting that is null in a file of options, and has no such value."""
-    for name, hint in typing.get_type_hints(Training).items():
-        if getattr(settings, name) is None and not is_of(None, hint):
-            raise ValueError(
-                f"--{name} is null, expected {in_words(hint)}; leave it out for its default"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from pyro_mdm.automatic.draws import row, warn_of_same
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["gap", "gap_by_draws", "parameters"]
@@ -54,6 +55,7 @@ class TwoSided(Protocol):
     def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
+@checked_arguments
 def gap(
     program: Callable[..., Any],
     fit: Callable[[Callable[..., Any]], Callable[..., Any]],

@@ -30,6 +30,7 @@ from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.evaluation.defensive import Defensive, Scored, defended
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
 
@@ -117,6 +118,7 @@ class ChainGuide(AutoMultivariateNormal):
             drawn: Tensor = site["fn"].sample() if is_enumerated(site) else init_loc_fn(site)
             return drawn
 
+        check_instance("model", model, Callable, "give the program")  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=start_of, init_scale=init_scale)
         self._diffusion = VPSDE() if diffusion is None else diffusion
         fix = "e.g. VPSDE() or CLD()"
@@ -464,8 +466,11 @@ class ChainGuide(AutoMultivariateNormal):
             x = self._in_pieces(self.paths, torch.arange(num_samples), args, kwargs, True).kept
         return self.by_site(x)
 
+    @checked_arguments
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
+        if not all(0 <= level <= 1 for level in quantiles):
+            raise ValueError(f"quantiles are {list(quantiles)}, expected levels from 0 to 1")
         levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
         return {
             name: value.quantile(levels.to(value), 0)

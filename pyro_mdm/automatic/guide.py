@@ -16,6 +16,7 @@ from pyro_mdm.budgets import Budget, steps_within
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.tempering import GROUPS
 from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["AutoMDM"]
 
@@ -73,6 +74,7 @@ class AutoMDM(SubsampledGuide):
         torch.Size([5])
     """
 
+    @checked_arguments
     def fit(
         self,
         *args: Any,
@@ -170,6 +172,7 @@ class AutoMDM(SubsampledGuide):
         self.losses = fitting.from_start()
         return self
 
+    @checked_arguments
     def gap(
         self,
         *args: Any,
@@ -208,6 +211,7 @@ class AutoMDM(SubsampledGuide):
             return gap(self.program, fitted, *args, simulated=simulated, paths=paths, **kwargs)
         return gap_by_draws(self, draws, paths, args, kwargs)
 
+    @checked_arguments
     def check(
         self,
         *args: Any,

@@ -30,7 +30,8 @@ from pyro_mdm.contexts import Labels
 from pyro_mdm.evaluation.comparison import compare
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import check_count, check_instance, describe, real_tensor
+from pyro_mdm.support.checks import check_count, describe, real_tensor
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["ClassPosterior", "class_posterior"]
@@ -86,6 +87,7 @@ class ClassPosterior:
         nats = Measured(mean, math.hypot(error, self.mixture_gap))
         return nats.scaled(-1 / (self.num_dims * math.log(2)))
 
+    @checked_arguments
     def accuracy(self, labels: Tensor) -> Measured:
         """The fraction of data whose label is the most probable class.
 
@@ -136,6 +138,7 @@ class ClassPosterior:
         return f"ClassPosterior({n} data, {classes} classes, {self.network_calls} network calls)"
 
 
+@checked_arguments
 def class_posterior(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -169,7 +172,6 @@ def class_posterior(
         TypeError: a model whose context is no label.
         ValueError: a prior that is no probability; else as :func:`~pyro_mdm.evaluation.compare`.
     """
-    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(…, context=Labels(10))")
     check_count("draws", draws, "the number of network calls for each datum, in two halves", 2)
     context = model.context
     if not isinstance(context, Labels):

@@ -12,7 +12,8 @@ from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import moments
-from pyro_mdm.support.checks import check_instance, describe
+from pyro_mdm.support.checks import check_data, describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Completions"]
 
@@ -76,9 +77,11 @@ class Completions:
         True
     """
 
+    @checked_arguments
     def __init__(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x is {describe(x)}, expected data (N, *event_shape), NaN if missing")
+        check_data("x", x, missing=True, values=False)
+        if x.dim() < 2:
+            raise ValueError(f"x is {describe(x)}, expected data (N, *event_shape), NaN if missing")
         self.missing = x.isnan()
         self.x = x.clone()
         self.incomplete = self.missing.flatten(1).any(1).nonzero().squeeze(1)
@@ -88,6 +91,7 @@ class Completions:
         self._least = torch.where(self.missing, math.inf, x).amin(0)
         self._most = torch.where(self.missing, -math.inf, x).amax(0)
 
+    @checked_arguments
     def draw(
         self,
         model: DiffusionModel,
@@ -107,7 +111,6 @@ class Completions:
             batch_size: number of data drawn together.
             seed: seed of the noise; the caller's random state is kept.
         """
-        check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
         chosen = self.incomplete if rows is None else rows[self.missing[rows].flatten(1).any(1)]
         if not len(chosen):
             return
@@ -122,6 +125,7 @@ class Completions:
         drawn = torch.where(drawn.isfinite(), drawn, self._mean)
         self.x[chosen] = torch.where(self.missing[chosen], drawn, x)
 
+    @checked_arguments
     def fill(self, x: Tensor, rows: Tensor) -> Tensor:
         """Data with completions in place of NaN, (n, *event_shape).
 
@@ -129,4 +133,9 @@ class Completions:
             x: data, (n, *event_shape), NaN where an entry is missing.
             rows: index of each datum among the training data, (n,) int64.
         """
-        return torch.where(x.isnan(), self.x[rows].to(x), x)
+        if x.shape != (*rows.shape, *self.x.shape[1:]) or rows.dim() != 1:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and rows {tuple(rows.shape)}, expected (n, "
+                f"{', '.join(map(str, self.x.shape[1:]))}) and (n,)"
+            )
+        return torch.where(x.isnan(), self.x[rows.long()].to(x), x)

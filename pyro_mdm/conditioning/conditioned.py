@@ -29,11 +29,12 @@ from pyro_mdm.scores.conditioned import (
     checked_denoiser,
     number_of_data,
 )
-from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["condition"]
 
 
+@checked_arguments
 def condition(
     model: DiffusionModel,
     observed: Tensor | None = None,
@@ -95,7 +96,6 @@ def condition(
         >>> elbo_terms(condition(model, first), DiffusionGuide(model.diffusion), x).elbo.shape
         torch.Size([100])
     """
-    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     if observed is None and left_out is None and context is None:
         raise TypeError(
             "there is nothing to condition on, expected observed dimensions or a context; pass "

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from pyro_mdm.conditioning.conditioned import condition
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import check_count, check_data, check_instance, tensor_device
+from pyro_mdm.support.checks import check_count, check_data, tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["impute"]
 
 
+@checked_arguments
 def impute(
     model: DiffusionModel,
     x: Tensor,
@@ -59,7 +61,6 @@ def impute(
         >>> impute(model, torch.tensor([[0.5, torch.nan, torch.nan]]), num=4)[:, 0, 0]
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     check_count("num", num, "the number of completions of each datum")
     check_count("batch_size", batch_size, "the number of completions simulated together")
     check_data("x", x, tensor_device(model), missing=True)

@@ -10,6 +10,7 @@ from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, of_rows
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.support.checks import check_count, check_instance, describe, real_tensor
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.progress import Progress
 
@@ -44,6 +45,7 @@ class Replacement(Sampler):
     Equations", ICLR 2021, appendix I.2; for repeats, Lugmayr et al., "RePaint", CVPR 2022.
     """
 
+    @checked_arguments
     def __init__(
         self, sampler: Sampler, observed: Tensor, values: Tensor, repeats: int = 1
     ) -> None:

@@ -35,7 +35,8 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.support.checks import check_instance, tensor_device
+from pyro_mdm.support.checks import tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -53,6 +54,7 @@ MOST = 0.1
 """The largest share of the variance of pixels that may be due to their place."""
 
 
+@checked_arguments
 def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     """The model of images of another size, by overlapping windows of the size it was trained on.
 
@@ -86,7 +88,6 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
         >>> windowed(model, (8, 20))(batch_size=2).shape
         torch.Size([2, 1, 8, 20])
     """
-    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     needed = (Cap.KERNELS, Cap.ONE_LEVEL, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
     fix = "use a linear diffusion with one clock for all pixels, such as VPSDE() or CLD()"
     require(model.diffusion, *needed, who="a model by windows", fix=fix)
@@ -201,6 +202,7 @@ class WindowedDenoiser(DerivedDenoiser):
         ValueError: a size or data that do not fit, see :func:`windowed`.
     """
 
+    @checked_arguments
     def __init__(self, denoiser: DenoiserScore, size: Sequence[int]) -> None:
         super().__init__(_checked_denoiser(denoiser))
         channels, *window = denoiser.event_shape or ()

@@ -16,7 +16,8 @@ from torch import Tensor
 from pyro_mdm.diffusions.clocks import Clock
 from pyro_mdm.diffusions.priors import Prior
 from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
-from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.checks import check_instance, check_number, check_real
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
@@ -123,6 +124,7 @@ REASONS = {
 """The reason why a diffusion lacks a capability."""
 
 
+@checked_arguments
 def require(diffusion: Diffusion, *caps: Cap, who: str, fix: str) -> None:
     """A check that the diffusion has these capabilities; else UnsupportedDiffusionError.
 
@@ -482,6 +484,7 @@ class Diffusion(Restorable, Exact, ABC):
 
     def as_tensor(self, value: Times) -> Tensor:
         """A number or tensor in float64, on the device of the diffusion."""
+        check_real("a time, log SNR or log volume", value)
         return torch.as_tensor(value, dtype=torch.float64, device=self._device())
 
     def _device(self) -> torch.device:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["Clock", "ConstantBeta", "GeometricBeta", "LearnedBeta", "LinearBeta"]
@@ -136,6 +137,7 @@ class LearnedBeta(Clock):
         horizon: T.
     """
 
+    @checked_arguments
     def __init__(self, start: Clock | None = None, knots: int = 17, horizon: float = 1.0) -> None:
         super().__init__()
         check_count("knots", knots, "the number of knots, both ends of [0, T] among them", 2)

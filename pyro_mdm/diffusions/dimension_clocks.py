@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.support.checks import check_count, check_number, real_tensor
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
 
@@ -112,6 +113,7 @@ class BlurClocks(Clocks):
 
     squares: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         squares: Sequence[float] | Tensor,

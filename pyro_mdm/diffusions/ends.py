@@ -99,7 +99,8 @@ def reach_of(learn_ends: float | Sequence[float]) -> tuple[float, float]:
     Raises:
         TypeError, ValueError: neither one number ≥ 0 nor two.
     """
-    both = [learn_ends] * 2 if isinstance(learn_ends, int | float) else list(learn_ends)
+    several = isinstance(learn_ends, Sequence)
+    both = list(learn_ends) if several else [learn_ends] * 2  # type: ignore[arg-type]
     if len(both) != 2:
         raise ValueError(
             f"learn_ends is {learn_ends}, expected how far both ends may move, or one number for "

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Matrix, Times
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
-from pyro_mdm.support.checks import real_tensor
+from pyro_mdm.support.checks import check_shape, real_tensor
 
 __all__ = [
     "MAX_AMPLIFICATION",
@@ -51,18 +51,29 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     dimension, (batch or 1, *event_shape, K, K), with sizes of 1 where they are shared. In y's
     dtype.
     """
+    check_shape("matrix", matrix, ())
+    check_shape("y", y, ())
+    one_each = matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3)
+    lead = 1 if event_dim is None else y.dim() - event_dim - 1
+    one = matrix.dim() == 2 or one_each
+    _check_variables(y, matrix, lead if one else matrix.dim() - 2)
+    if not one and matrix.shape[:-2] != y.shape[: matrix.dim() - 2]:
+        raise ValueError(
+            f"matrix has shape {tuple(matrix.shape)}, expected (*batch, K, K) of y {tuple(y.shape)}"
+        )
     if matrix.dim() == 2 and event_dim is None:  # in as few operations as can be
         with full_precision(y):
             flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)
             moved = torch.bmm(matrix.to(y.dtype).expand(len(y), -1, -1), flat)
-            return moved.reshape(len(y), -1, *y.shape[2:])
+            return moved.reshape(len(y), matrix.shape[0], *y.shape[2:])
     dims = matrix.dim() - 3 if event_dim is None else event_dim
-    if matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3):
+    if one_each:
         with full_precision(y):
             return kernels.apply_to_dimensions(matrix.to(y.dtype), y, dims)
     batch = matrix.shape[:-2] or y.shape[: 1 if event_dim is None else y.dim() - event_dim - 1]
     with full_precision(y):
-        return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
+        flat = y.reshape(*batch, matrix.shape[-1], math.prod(y.shape[len(batch) + 1 :]))
+        return (matrix.to(y.dtype) @ flat).reshape(y.shape)
 
 
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
@@ -71,14 +82,33 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
     vectors per data dimension, (batch or 1, *event_shape, K).
     """
-    if vector.dim() == y.dim() > 2:
+    check_shape("vector", vector, ())
+    check_shape("y", y, ())
+    by_dimension = vector.dim() == y.dim() > 2
+    sizes = y.shape[:1] + y.shape[2:] if by_dimension else y.shape[: vector.dim() - 1]
+    if any(n not in (1, m) for n, m in zip(vector.shape[:-1], sizes, strict=True)):
+        raise ValueError(
+            f"vector has shape {tuple(vector.shape)}, expected (*batch, K) of y {tuple(y.shape)}"
+        )
+    _check_variables(y, vector, 1 if by_dimension else max(1, vector.dim() - 1))
+    if by_dimension:
         with full_precision(y):
             return (vector.to(y.dtype).movedim(-1, 1) * y).sum(1)
     batch = vector.shape[:-1] or y.shape[:1]
-    flat = y.reshape(*batch, vector.shape[-1], -1)
     event = y.shape[len(batch) + 1 :]
+    flat = y.reshape(*batch, vector.shape[-1], math.prod(event))
     with full_precision(y):
         return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+
+
+def _check_variables(y: Tensor, factor: Tensor, batch_dim: int) -> None:
+    """Raises ValueError unless y has the variables of a matrix or vector after its batch."""
+    K = factor.shape[-1]
+    if not 0 <= batch_dim < y.dim() or y.shape[batch_dim] != K:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}, expected (*batch, {K}, *event_shape) with {batch_dim} "
+            f"batch dimensions, for a factor of shape {tuple(factor.shape)}"
+        )
 
 
 def scale_variables(vector: Tensor, y: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_sde import LinearSDE
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.diffusions.transforms import Transform
-from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
@@ -85,12 +86,13 @@ class PerDimensionDiffusion(Kernels):
     _cell_of: Tensor  # of each entry of the index maps, flattened
     _clock_of_cell: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         blocks: LinearDiffusion | Sequence[LinearDiffusion],
-        block_of: Tensor | None = None,
+        block_of: Tensor | Sequence[int] | None = None,
         clocks: Clocks | None = None,
-        clock_of: Tensor | None = None,
+        clock_of: Tensor | Sequence[int] | None = None,
         *,
         transform: Transform | None = None,
     ) -> None:
@@ -547,6 +549,7 @@ def _by_step(plan: Any) -> Any:
 
 
 def _check_blocks(blocks: list[Any]) -> None:
+    check_count("len(blocks)", len(blocks), "the number of blocks")
     for block in blocks:
         check_instance("blocks", block, LinearDiffusion, "e.g. CLD(max_log_snr=9.0)")
     if len({b.num_variables for b in blocks}) > 1 or len({b.max_log_snr for b in blocks}) > 1:
@@ -592,5 +595,10 @@ def _index_maps(
                 f"integers from 0 to {number - 1}, in as many dimensions as a datum"
             )
         maps.append(index.long())
+        if len({one.shape for one in maps if one.dim()}) > 1:
+            raise ValueError(
+                f"block_of has shape {tuple(maps[0].shape)} and clock_of {tuple(index.shape)}, "
+                "expected one shape, that of a datum"
+            )
     one, other = torch.broadcast_tensors(*maps)
     return one.clone(), other.clone()

@@ -16,6 +16,7 @@ from pyro_mdm.diffusions.clocks import LearnedBeta
 from pyro_mdm.diffusions.learned import Learned, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["ALDA", "CLD", "HOLD", "LearnedDiffusion", "MALDA", "VPSDE"]
 
@@ -174,6 +175,7 @@ class LearnedDiffusion(LearnedFamily):
 
     matrices: Learned
 
+    @checked_arguments
     def __init__(
         self,
         num_variables: int = 2,

@@ -17,6 +17,8 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
 from pyro_mdm.diffusions.kernels import apply_to_dimensions
+from pyro_mdm.support.checks import check_count, check_shape
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded, described
 
 __all__ = ["DistributionPrior", "GaussianPrior", "Prior", "QuadraturePrior"]
@@ -62,6 +64,7 @@ class Prior(Recorded, ABC):
 
     def _check(self, y: Tensor) -> int:
         """The number of data dimensions."""
+        check_shape("y", y, ())
         if y.dim() < 2 or y.shape[1] != self.num_variables:
             raise ValueError(
                 f"y has shape {tuple(y.shape)}, expected (batch, K, *event_shape) with "
@@ -85,6 +88,7 @@ class GaussianPrior(Prior):
         tensor([-1.8379])
     """
 
+    @checked_arguments
     def __init__(self, covariance: Tensor) -> None:
         if covariance.dim() < 2 or covariance.shape[-2] != covariance.shape[-1]:
             raise ValueError(f"covariance has shape {tuple(covariance.shape)}, expected (K, K)")
@@ -110,13 +114,17 @@ class GaussianPrior(Prior):
             pull: Tensor = y @ precision if y.dim() == 2 else precision @ y.flatten(2)
             return -pull.reshape(y.shape)
 
+    @checked_arguments
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        check_count("len(shape)", len(shape), "the number of dimensions of states", 2)
         root: Tensor = torch.linalg.cholesky_ex(self.covariance).L
         device = root.device if generator is None else generator.device
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
         if root.dim() > 2:
             return apply_to_dimensions(root.to(noise), noise, noise.dim() - 2)
-        return (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
+        return (root.to(noise) @ noise.reshape(*shape[:2], math.prod(shape[2:]))).reshape(
+            noise.shape
+        )
 
     def entropy(self, num_dims: int = 1) -> Tensor:
         K = self.num_variables
@@ -219,6 +227,7 @@ class QuadraturePrior(Prior):
         tensor(1.1914, dtype=torch.float64)
     """
 
+    @checked_arguments
     def __init__(
         self,
         energies: Sequence[Callable[[Tensor], Tensor]],
@@ -248,7 +257,9 @@ class QuadraturePrior(Prior):
             (gradient,) = torch.autograd.grad(torch.stack(energies).sum(), point, create_graph=True)
         return -gradient if torch.is_grad_enabled() else -gradient.detach()
 
+    @checked_arguments
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        check_count("len(shape)", len(shape), "the number of dimensions of states", 2)
         lead = (shape[0], *shape[2:])
         device = self.device if generator is None else generator.device
         columns = []

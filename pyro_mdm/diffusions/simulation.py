@@ -74,7 +74,7 @@ class Simulation(Recorded):
                 text = ", ".join(map(str, values))
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {text}")
         if self.probes not in (None, "exact") and not (
-            isinstance(self.probes, int) and self.probes >= 1
+            type(self.probes) is int and self.probes >= 1
         ):
             raise ValueError(f"probes is {self.probes!r}, expected 'exact' or a number ≥ 1")
 

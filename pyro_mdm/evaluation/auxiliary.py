@@ -65,7 +65,8 @@ from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Score, rotated
 from pyro_mdm.sites import check_programs
-from pyro_mdm.support.checks import check_count, check_data, check_instance, real_tensor
+from pyro_mdm.support.checks import check_count, check_data, real_tensor
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 from pyro_mdm.support.measured import Measured, table
 from pyro_mdm.support.modules import evaluating
@@ -111,6 +112,7 @@ class AuxiliaryInformation(NamedTuple):
 
 
 @torch.no_grad()
+@checked_arguments
 def auxiliary_information(
     diffusion: Diffusion, s: Times, variance: float | Tensor = 1.0
 ) -> AuxiliaryInformation:
@@ -138,7 +140,6 @@ def auxiliary_information(
         >>> bool(information.log_snr > information.log_snr_of_x)
         True
     """
-    check_instance("diffusion", diffusion, Diffusion, "make one, e.g. CLD(max_log_snr=9.0)")
     needed = (Cap.KERNELS, Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
     fix = "ask it of its base, a LinearDiffusion"
     require(diffusion, *needed, who="auxiliary_information", fix=fix)
@@ -173,6 +174,7 @@ class GaussianPosterior:
         ValueError: shapes that do not fit, numbers that are not finite, a negative eigenvalue.
     """
 
+    @checked_arguments
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         d = mean.numel()
         if covariance.shape != (d, d):
@@ -191,10 +193,13 @@ class GaussianPosterior:
         self.mean, self.variances, self.axes = mean.double(), values.clamp_min(0), vectors
 
     @classmethod
+    @checked_arguments
     def fit(cls, x: Tensor) -> GaussianPosterior:
         """The posterior of Gaussian data with the mean and covariance of x (N, *event_shape)."""
         check_data("x", x)
         check_count("len(x)", len(x), "the number of data", 2)
+        if x.dim() < 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (N, *event_shape)")
         return cls(x.double().mean(0), x.double().flatten(1).mT.cov().reshape(x[0].numel(), -1))
 
     def __call__(self, z: Tensor, log_snr: Tensor) -> Tensor:
@@ -252,6 +257,7 @@ class AuxiliaryUse:
 
 
 @torch.no_grad()
+@checked_arguments
 def auxiliary_use(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -292,8 +298,6 @@ def auxiliary_use(
         ValueError: K = 1, a single datum, numbers below 1, data that the model refuses.
     """
     check_programs(model, guide)
-    check_instance("model", model, DiffusionModel, "make one: DiffusionModel(diffusion, score)")
-    check_instance("guide", guide, DiffusionGuide, "make one: DiffusionGuide(model.diffusion)")
     check_count("draws", draws, "the number of draws for each datum")
     check_count("batch_size", batch_size, "the number of data for each network call")
     model.check_data(x)

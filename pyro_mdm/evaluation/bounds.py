@@ -18,6 +18,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import warn_of_prior
 from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_data
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, student_factor, table
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
@@ -93,6 +94,7 @@ class Bound:
         )
 
 
+@checked_arguments
 def bound(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -22,11 +22,13 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["METHODS", "compare", "compare_paths", "evidence_lower_bound", "log_likelihood"]
 
 
+@checked_arguments
 def evidence_lower_bound(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -99,6 +101,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 """The methods of :func:`log_likelihood` by name."""
 
 
+@checked_arguments
 def log_likelihood(
     model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, method: str = "elbo", **options: Any
 ) -> Any:
@@ -136,6 +139,7 @@ def log_likelihood(
     return function(model, guide, x, **options)
 
 
+@checked_arguments
 def compare(
     programs: Mapping[str, Pair],
     x: Tensor,
@@ -182,6 +186,7 @@ def compare(
     _check(programs, x, draws, batch_size, half_width)
     programs, x = _of_present(programs, x)
     share = Share.from_group(x.device) if distributed else Share(x.device)
+    check_count("bins", bins, "the number of cells of noise level")
     asked = EstimateSettings(
         draws, half_width, batch_size, seed, control_variate, baseline, bins, adapt, progress, share
     )

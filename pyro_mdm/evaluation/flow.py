@@ -22,11 +22,13 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.likelihood import flow_weight
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["probability_flow"]
 
 
+@checked_arguments
 def probability_flow(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -56,7 +58,7 @@ def probability_flow(
     """
     solver = Solver() if solver is None else solver
     check_count("samples", samples, "the number of draws of y_ε for each datum")
-    model.check_given(x)
+    model.check_data(x)
     model = model.without_context()
     if samples > 1 and solver.probes:
         raise ValueError(

@@ -31,6 +31,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, path_weight
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
@@ -41,6 +42,7 @@ NUMBERS = 2**22
 """The largest number of entries of states that are weighed together, which bounds the memory."""
 
 
+@checked_arguments
 def importance_weighted(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -72,7 +74,7 @@ def importance_weighted(
         KernelPrecisionError: a grid whose steps float64 does not resolve.
     """
     check_count("samples", samples, "the number of paths for each datum")
-    model.check_given(x)
+    model.check_data(x)
     model = model.without_context()
     chain = chain_of(model, times)
     weights = path_weights(model, guide, chain, x, samples, seed, progress)

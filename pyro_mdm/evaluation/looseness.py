@@ -31,6 +31,7 @@ from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight
 from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 
@@ -58,6 +59,7 @@ class Gap(NamedTuple):
         return f"{between}, if the draws are exact: an estimate, no bound"
 
 
+@checked_arguments
 def bound_gap(
     model: DiffusionModel,
     guide: DiffusionGuide,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pyro_mdm.imported.denoiser import Call, ImportedDenoiser, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
-from pyro_mdm.support.checks import check_data
+from pyro_mdm.support.checks import check_count, check_data, check_shape
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import in_eval_mode
 
 __all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]
@@ -77,6 +78,7 @@ class ImportCheck:
 
 
 @torch.no_grad()
+@checked_arguments
 def check_import(
     denoiser: ImportedDenoiser,
     x: Tensor,
@@ -115,6 +117,8 @@ def check_import(
         False
     """
     check_data("x", x)
+    check_count("points", points, "the number of noise levels")
+    check_shape("x", x, denoiser.event_shape or ())
     context = denoiser.network_context if context is None else context
     with in_eval_mode(denoiser):
         return _checked(denoiser, x, context, points, seed)

@@ -14,6 +14,7 @@ from pyro_mdm.imported.schedules import NoiseSchedule, SchedulePoint
 from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import Denoiser, moments
 from pyro_mdm.support.checks import check_data, check_instance, describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Restorable
 
 __all__ = ["Call", "ImportedDenoiser", "Prediction", "TimedNetwork", "tensor_of"]
@@ -45,6 +46,7 @@ class TimedNetwork(Restorable, nn.Module):
     discrete = False
     """Whether its times are whole numbers; its denoiser sets it."""
 
+    @checked_arguments
     def __init__(
         self,
         network: nn.Module,
@@ -160,6 +162,7 @@ class ImportedDenoiser(Denoiser):
     schedule: NoiseSchedule
     shift: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         network: nn.Module,
@@ -207,6 +210,7 @@ class ImportedDenoiser(Denoiser):
         self.set_trained_range(low + more, high + more)
 
     @classmethod
+    @checked_arguments
     def fit(  # type: ignore[override]
         cls,
         network: nn.Module,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_mdm.imported.denoiser import ImportedDenoiser, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [
@@ -61,6 +62,7 @@ class ScheduledDenoiser(Protocol):
         """α and σ, (n,), at times, (n,), from 0 to 1."""
 
 
+@checked_arguments
 def from_diffusers(
     model: nn.Module,
     scheduler: Scheduler,
@@ -151,6 +153,7 @@ class EDMPreconditioned(Restorable, nn.Module):
         torch.Size([5, 2])
     """
 
+    @checked_arguments
     def __init__(self, network: nn.Module, sigma_data: float = 0.5, *, sign: int = 1) -> None:
         super().__init__()
         self.network, self.sigma_data, self.sign = network, float(sigma_data), sign
@@ -163,6 +166,7 @@ class EDMPreconditioned(Restorable, nn.Module):
         return self.sigma_data**2 / total * w + c_out * F
 
 
+@checked_arguments
 def from_sigma_denoiser(
     network: nn.Module, train_x: Tensor, least: float, most: float, **options: Any
 ) -> ImportedDenoiser:
@@ -188,6 +192,7 @@ def from_sigma_denoiser(
     return ImportedDenoiser.fit(network, train_x, schedule, "data", **options)
 
 
+@checked_arguments
 def from_velocity(
     network: nn.Module,
     train_x: Tensor,
@@ -226,6 +231,7 @@ def from_velocity(
     return ImportedDenoiser.fit(network, train_x, schedule, "velocity", **options)
 
 
+@checked_arguments
 def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> ImportedDenoiser:
     """A denoiser by one of ``azula``, which has its schedule and returns p(x | w) with a mean.
 
@@ -333,6 +339,7 @@ class TimeFirst(Restorable, nn.Module):
                 [-1.]])
     """
 
+    @checked_arguments
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -363,6 +370,7 @@ class Labelled(Restorable, nn.Module):
                 [2.]])
     """
 
+    @checked_arguments
     def __init__(
         self, network: nn.Module, unknown: int | None = None, argument: str = "class_labels"
     ) -> None:
@@ -392,6 +400,7 @@ class MeanOf(Restorable, nn.Module):
         tensor([[0.5000, 0.5000]])
     """
 
+    @checked_arguments
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network

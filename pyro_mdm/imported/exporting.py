@@ -12,6 +12,7 @@ from pyro_mdm.diffusions.matrices import with_event_dims
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_instance, describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["SigmaDenoiser", "to_azula"]
 
@@ -33,6 +34,7 @@ class SigmaDenoiser(nn.Module):
         torch.Size([5, 2])
     """
 
+    @checked_arguments
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__()
         check_instance(

@@ -15,7 +15,8 @@ from pyro_mdm.imported.denoiser import ImportedDenoiser
 from pyro_mdm.imported.doors import Labelled, from_diffusers
 from pyro_mdm.imported.exporting import SigmaDenoiser
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import read_json
 
 __all__ = ["Pipeline", "from_pipeline", "to_pipeline"]
@@ -53,6 +54,7 @@ class Pipeline(Protocol):
     components: dict[str, Any]
 
 
+@checked_arguments
 def from_pipeline(
     pipeline: Pipeline | Path | str,
     train_x: Tensor,
@@ -185,6 +187,7 @@ def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
     return network
 
 
+@checked_arguments
 def to_pipeline(
     model: DiffusionModel, low: float = -1.0, high: float = 1.0, *, steps: int = 1000
 ) -> Any:
@@ -223,8 +226,9 @@ def to_pipeline(
         raise ValueError(
             f"the model's event_shape is {shape and tuple(shape)}, expected images, (C, H, W)"
         )
-    if not low < high:
-        raise ValueError(f"low is {low} and high {high}, expected low < high")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"low is {low} and high {high}, expected finite numbers, low < high")
+    check_count("steps", steps, "the number of steps of the scheduler", least=2)
     scale = 2 / (high - low)
     diffusion = model.diffusion
     low_snr, high_snr = (e.item() for e in (diffusion.terminal_log_snr, diffusion.start_log_snr))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
@@ -64,6 +65,7 @@ class NoiseSchedule(Restorable, ExactBuffers):
         [-10.12, 9.21]
     """
 
+    @checked_arguments
     def __init__(
         self,
         time: Tensor,

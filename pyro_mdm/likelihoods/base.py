@@ -15,7 +15,8 @@ from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import check_count, check_instance, check_shape, describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
@@ -32,6 +33,7 @@ __all__ = [
 D = TypeVar("D", bound="DecoderDistribution")
 
 
+@checked_arguments
 def bits_per_dim(
     log_prob: Tensor | float,
     num_dims: int,
@@ -62,10 +64,18 @@ def bits_per_dim(
         >>> bits_per_dim(torch.tensor(-2 * math.log(2)), num_dims=2)
         tensor(1.)
     """
-    if num_dims < 1:
-        raise ValueError(f"num_dims is {num_dims}, expected the number of data dimensions, ≥ 1")
-    if num_levels is not None and num_levels < 2:
-        raise ValueError(f"num_levels is {num_levels}, expected at least 2, or None")
+    check_count("num_dims", num_dims, "the number d of dimensions")
+    if num_levels is not None:
+        check_count("num_levels", num_levels, "the number n of levels", least=2)
+    if (
+        isinstance(log_det, Tensor)
+        and log_det.dim()
+        and log_det.shape != torch.as_tensor(log_prob).shape
+    ):
+        raise ValueError(
+            f"log_det has shape {tuple(log_det.shape)}, expected one number, or the shape of "
+            f"log_prob, {describe(log_prob)}; sum both over the dimensions of a datum"
+        )
     bits = -(log_prob + log_det) / (num_dims * math.log(2))
     return bits if num_levels is None else bits + math.log2(num_levels)
 
@@ -129,11 +139,7 @@ class DecoderDistribution(TorchDistribution):
 
     def check_event(self, value: Tensor) -> None:
         """Raises ValueError unless the last sizes of x are the event shape."""
-        if value.shape[max(value.dim() - len(self.event_shape), 0) :] != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(value.shape)}, expected (…, "
-                f"{', '.join(map(str, self.event_shape))})"
-            )
+        check_shape("x", value, self.event_shape)
 
 
 def log_prob_by_dimension(law: object, value: Tensor) -> Tensor:
@@ -191,7 +197,11 @@ def read_state(
     Raises:
         ValueError: states of another shape.
     """
-    if event_dim is None:
+    check_instance("diffusion", diffusion, Diffusion, "e.g. CLD()")
+    check_shape("y", y, ())
+    if event_dim is not None:
+        check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)
+    else:
         event_shape = getattr(score, "event_shape", None)
         event_dim = y.dim() - 2 if event_shape is None else len(event_shape)
     batch_dim, K = y.dim() - 1 - event_dim, diffusion.num_variables

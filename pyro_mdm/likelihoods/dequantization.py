@@ -15,6 +15,7 @@ from torch.distributions.transforms import (
 )
 
 from pyro_mdm import randomness
+from pyro_mdm.support.checks import check_count, check_number
 
 __all__ = ["Dequantized", "LogitDequantization"]
 
@@ -53,10 +54,11 @@ class LogitDequantization:
     margin: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.num_levels < 2 or not 0 <= self.margin < 0.5:
+        check_count("num_levels", self.num_levels, "the number of levels", least=2)
+        check_number("margin", self.margin, "a margin in [0, 0.5), e.g. 0.05")
+        if not 0 <= self.margin < 0.5:
             raise ValueError(
-                f"num_levels is {self.num_levels} and margin {self.margin}, expected at least 2 "
-                "levels and a margin in [0, 0.5), such as the paper's 0.05"
+                f"margin is {self.margin}, expected a margin in [0, 0.5), such as the paper's 0.05"
             )
 
     @property

@@ -183,7 +183,7 @@ def check_log_prior(log_prior: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: another shape, entries that are not finite, or not normalized.
     """
-    if log_prior.dim() < 2 or log_prior.shape[-1] != n:
+    if log_prior.dim() < 2 or log_prior.shape[-1] != n or not log_prior.numel():
         raise ValueError(
             f"log_prior has shape {tuple(log_prior.shape)}, expected (*event_shape, {n}) with at "
             f"least one event dimension, for {n} levels"

@@ -19,6 +19,8 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
+from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 
 __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
@@ -45,6 +47,7 @@ class Gaussian(Likelihood):
     prior_variance: Tensor
     _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
 
+    @checked_arguments
     def __init__(
         self, prior_mean: float | Tensor = 0.0, prior_variance: float | Tensor = math.inf
     ) -> None:
@@ -109,6 +112,8 @@ class Tweedie(Likelihood):
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
+        if isinstance(score, type) or not hasattr(score, "denoise"):
+            raise TypeError(f"score is {describe(score)}, expected one; pass model.score_function")
         x = score.denoise(diffusion, y, diffusion.start_time.expand(y.shape[:batch_dim]))
         x = diffusion.from_coordinates(x)
         return _normal(x.to(y.dtype), _Scale.from_log(-log_snr / 2, y.dtype), batch_dim)

@@ -15,6 +15,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "DiscretizedGaussian",
@@ -185,6 +186,7 @@ class LevelCategorical(LevelDistribution):
         event_dim: number of dimensions of a datum.
     """
 
+    @checked_arguments
     def __init__(
         self, levels: Tensor, log_probs: Tensor, event_dim: int, validate_args: bool | None = None
     ) -> None:
@@ -213,6 +215,7 @@ class LevelCategorical(LevelDistribution):
         return self._log_probs.expand(*shape, -1).gather(-1, index).squeeze(-1)
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Samples on the levels, (*sample_shape, *batch, *event_shape)."""
         sample_shape = torch.Size(sample_shape)

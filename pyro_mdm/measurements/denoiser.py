@@ -54,6 +54,7 @@ from pyro_mdm.support.checks import (
     check_instance,
     tensor_device,
 )
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import replace
 
 __all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
@@ -74,6 +75,7 @@ EXAMPLES = 256
 
 
 @outside_inference_mode
+@checked_arguments
 def condition_on_measurements(
     model: DiffusionModel,
     H: Tensor | LinearOperator | NonlinearOperator,
@@ -215,6 +217,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     noise: Any  # R, a buffer; or a function that returns a distribution
     peak: Tensor  # the clean measurements at which p(obs | u) is largest; like obs
 
+    @checked_arguments
     def __init__(
         self,
         denoiser: DenoiserScore,

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import check_shape, describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
 
@@ -71,6 +72,7 @@ class Quantized(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
+    @checked_arguments
     def __init__(
         self,
         loc: Tensor,
@@ -99,6 +101,7 @@ class Quantized(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log probability of the bin of ``value``, nats, (*batch)."""
+        check_shape("value", value, ())
         if self._validate_args:
             self._validate_sample(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
@@ -116,6 +119,7 @@ class Quantized(TorchDistribution):
         return torch.where(exact, inside.to(noisy.dtype), noisy)
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
@@ -163,6 +167,7 @@ class Clipped(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
+    @checked_arguments
     def __init__(
         self,
         loc: Tensor,
@@ -186,12 +191,14 @@ class Clipped(TorchDistribution):
         (low, nearest_low), (high, nearest_high) = map(_both, (self.low, self.high))
         return constraints.interval(min(low, nearest_low), max(high, nearest_high))
 
+    @checked_arguments
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Clipped:
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return Clipped(loc, scale, self.low, self.high, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of ``value``, or its log probability at an end, nats, (*batch)."""
+        check_shape("value", value, ())
         if self._validate_args:
             self._validate_sample(value)
         rest = (value - self.loc) / self.scale
@@ -200,6 +207,7 @@ class Clipped(TorchDistribution):
         return torch.where(value <= max(_both(self.low)), log_ndtr(rest), at_high)
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
@@ -213,6 +221,11 @@ def _both(end: float) -> tuple[float, float]:
 
 def _scale(scale: float | Tensor, loc: Tensor) -> Tensor:
     value = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device)
+    if value.dim() and value.shape != loc.shape:
+        raise ValueError(
+            f"scale has shape {tuple(value.shape)}, expected one number, or {tuple(loc.shape)}, "
+            "the shape of loc"
+        )
     if not bool(((value >= 0) & value.isfinite()).all()):
         raise ValueError(
             f"scale reaches {value.min().item():.3g}, expected finite standard deviations, none "

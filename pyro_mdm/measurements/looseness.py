@@ -13,11 +13,13 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["simulated_measurement", "twisted_smc_gap"]
 
 
+@checked_arguments
 def twisted_smc_gap(
     model: DiffusionModel,
     num_particles: int = 256,

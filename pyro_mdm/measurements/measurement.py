@@ -17,7 +17,8 @@ from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
 from pyro_mdm.measurements.twisted import Particles, weighted_particles
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.checks import check_instance, check_shape
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Measurement"]
 
@@ -61,6 +62,7 @@ class Measurement(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
+    @checked_arguments
     def __init__(
         self,
         model: DiffusionModel,
@@ -98,6 +100,7 @@ class Measurement(TorchDistribution):
         return new
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Measurements of data drawn from the model, (*sample_shape, *batch_shape, *obs_shape)."""
         x = MDM(self.model, batch_shape=self.batch_shape).sample(torch.Size(sample_shape))
@@ -126,6 +129,7 @@ class Measurement(TorchDistribution):
         Args:
             value: observations, (*batch, *obs_shape).
         """
+        check_shape("value", value, self.event_shape)
         batch = value.shape[: value.dim() - len(self.event_shape)]
         estimates = [particles.log_evidence.mean for particles in self.particles(value)]
         evidence = torch.tensor(estimates, dtype=torch.float64, device=value.device)
@@ -145,12 +149,7 @@ class Measurement(TorchDistribution):
         Raises:
             ValueError: obs of another shape.
         """
-        batch = obs.shape[: max(obs.dim() - len(self.event_shape), 0)]
-        if obs.shape != batch + self.event_shape:
-            sizes = ", ".join(map(str, self.event_shape))
-            raise ValueError(
-                f"obs has shape {tuple(obs.shape)}, expected (*batch, {sizes}), that of H x"
-            )
+        check_shape("obs", obs, self.event_shape, ", that of H x")
         for seen, drawn in self._seen:
             if torch.equal(seen, obs):
                 return drawn

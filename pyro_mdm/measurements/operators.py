@@ -16,9 +16,11 @@ from pyro_mdm.support.checks import (
     check_count,
     check_instance,
     check_number,
+    check_shape,
     describe,
     real_tensor,
 )
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -66,6 +68,12 @@ class Operator(Recorded, ExactBuffers, ABC):
                 f"H x has shape {self.obs_shape}, expected at least one observation; to draw data "
                 "of which nothing is known use the model itself"
             )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """:meth:`forward`, of data whose shape is checked."""
+        check_shape("x", x, self.event_shape)
+        measured: Tensor = super().__call__(x)
+        return measured
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -171,6 +179,7 @@ class LinearOperator(Operator):
 
         It is the derivative of H unless overridden.
         """
+        check_shape("obs", obs, self.obs_shape)
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
         with torch.enable_grad():
             x = obs.new_zeros(*batch, *self.event_shape, requires_grad=True)
@@ -243,7 +252,10 @@ class Matrix(LinearOperator):
 
     H: Tensor
 
-    def __init__(self, H: Tensor, event_shape: Sequence[int] | None = None) -> None:
+    @checked_arguments
+    def __init__(
+        self, H: Tensor | Sequence[Sequence[float]], event_shape: Sequence[int] | None = None
+    ) -> None:
         H = real_tensor("H", H, "a matrix (m, d) of the d dimensions of a datum")
         if H.dim() != 2 or not H.numel() or not bool(H.isfinite().all()):
             raise ValueError(
@@ -263,6 +275,7 @@ class Matrix(LinearOperator):
         return x.flatten(x.dim() - len(self.event_shape)) @ self.H.mT.to(x.dtype)
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         return (obs @ self.H.to(obs.dtype)).reshape(*obs.shape[:-1], *self.event_shape)
 
 
@@ -285,6 +298,7 @@ class FunctionOperator(LinearOperator):
         (torch.Size([5, 1]), (1,))
     """
 
+    @checked_arguments
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
@@ -301,6 +315,7 @@ class FunctionOperator(LinearOperator):
         return measured.reshape(*batch, *measured.shape[1:])
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         if self._adjoint is None:
             return super().adjoint(obs)
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
@@ -331,6 +346,7 @@ class NonlinearOperator(Operator):
         (5,)
     """
 
+    @checked_arguments
     def __init__(self, function: Callable[[Tensor], Tensor], event_shape: Sequence[int]) -> None:
         super().__init__(event_shape, _obs_shape(function, event_shape))
         self.function = function
@@ -403,6 +419,7 @@ class Mask(LinearOperator):
     seen: Tensor
     places: Tensor  # of what is seen, among flattened dimensions, (number of them,)
 
+    @checked_arguments
     def __init__(self, seen: Tensor) -> None:
         if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
             raise TypeError(f"seen is {describe(seen)}, expected a Tensor of bool; write .bool()")
@@ -418,6 +435,7 @@ class Mask(LinearOperator):
         return flat.index_select(-1, self.places)
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         x = obs.new_zeros(*obs.shape[:-1], self.seen.numel())
         return x.index_copy(-1, self.places, obs).reshape(*obs.shape[:-1], *self.event_shape)
 
@@ -447,6 +465,7 @@ class Blur(LinearOperator):
     down: Tensor  # (H, H), of a column of pixels
     across: Tensor  # (W, W), of a row
 
+    @checked_arguments
     def __init__(self, event_shape: Sequence[int], width: float = 1.0) -> None:
         _check_image(event_shape)
         width = check_number("width", width, "a positive number of pixels", positive=True)
@@ -459,6 +478,7 @@ class Blur(LinearOperator):
         return self.down.to(x.dtype) @ x @ self.across.mT.to(x.dtype)
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         return self.down.mT.to(obs.dtype) @ obs @ self.across.to(obs.dtype)
 
     def spectrum(self) -> Spectrum:
@@ -497,6 +517,7 @@ class Downsample(LinearOperator):
 
     independent = True
 
+    @checked_arguments
     def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
         _check_image(event_shape)
         check_count("factor", factor, "the number of pixels that become one, on a side")
@@ -513,6 +534,7 @@ class Downsample(LinearOperator):
         return squares.mean((-3, -1))
 
     def adjoint(self, obs: Tensor) -> Tensor:
+        check_shape("obs", obs, self.obs_shape)
         spread = obs.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
         return spread / self.factor**2
 

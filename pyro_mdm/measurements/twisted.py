@@ -33,6 +33,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
@@ -167,6 +168,7 @@ class Particles(NamedTuple):
         return self.x.flatten(0, 1)[chosen]
 
 
+@checked_arguments
 def twisted_smc(
     model: DiffusionModel,
     num_particles: int = 256,

@@ -16,7 +16,14 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_data, tensor_device
+from pyro_mdm.support.checks import (
+    check_count,
+    check_data,
+    check_instance,
+    check_shape,
+    real_tensor,
+    tensor_device,
+)
 from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
@@ -191,7 +198,10 @@ class NoisingLaw(PathLaw):
 
 def num_batch_dims(diffusion: Diffusion, x: Tensor, event_dim: int | None) -> int:
     """The number of batch dimensions of data, checked."""
+    check_instance("diffusion", diffusion, Diffusion, "CLD(), or another diffusion")
     check_data("x", x, tensor_device(diffusion))
+    if event_dim is not None:
+        check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)
     event_dim = x.dim() - 1 if event_dim is None else event_dim
     if not 0 <= event_dim <= x.dim():
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {event_dim} dims")
@@ -206,6 +216,8 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
         y: states, (*batch, K, *event_shape).
         what: name of the density, for the message.
     """
+    check_instance("score", score, Score, "e.g. Denoiser.fit(network, train_x)")
+    check_shape("y", y, score.event_shape or ())
     first = y.select(y.dim() - 1 - len(score.event_shape or y.shape[2:]), 0)
     if score.counts(first) is not None:
         raise ValueError(
@@ -216,7 +228,7 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
 
 def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> Tensor:
     """Times (N,), checked to be increasing, and to run from ε to T if ``whole``."""
-    s = torch.as_tensor(times, dtype=torch.float64)
+    s = real_tensor("times", times, "an increasing vector (N,)")
     if s.dim() != 1 or not len(s) or not bool((s.diff() > 0).all()):
         raise ValueError(f"times are {times_text(s)}, expected an increasing vector (N,)")
     if whole:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,14 +11,14 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
-from pyro_mdm.diffusions.posterior import posterior
-
-if TYPE_CHECKING:
-    from pyro_mdm.scores.base import Score
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.paths.base import check_counts_all, checked_times, gaussian_log_prob, white_log_prob
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
 from pyro_mdm.randomness import normal_for_data
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.checks import check_shape
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["GenerativeChain", "check_chain"]
 
@@ -59,6 +58,7 @@ class GenerativeChain(GenerativeLaw):
         torch.Size([3, 9, 2, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         diffusion: Kernels,
@@ -76,6 +76,7 @@ class GenerativeChain(GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), len(times), validate_args
         )
 
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         lead = (*sample_shape, *self.batch_shape)
         path = self.sample_in_float64(math.prod(lead)).to(
@@ -114,6 +115,7 @@ class GenerativeChain(GenerativeLaw):
             ValueError: a score with observed or left-out dimensions.
             KernelPrecisionError: a dtype whose rounding moves states by a tenth of a step's noise.
         """
+        check_shape("value", value, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
         check_counts_all(self.score, self.states(value)[0], "log p(path)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import singledispatch
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import check_counts_all
-
-if TYPE_CHECKING:
-    from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.base import Score
 
 __all__ = ["density_bound"]
 
@@ -58,6 +56,8 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     fix = "use the bound of the SDE: elbo_terms, bound, MDM_ELBO, or method='elbo'"
     require(diffusion, Cap.OWN_DRIFT, who="the bound on log p(y_ε) of a state alone", fix=fix)
     check_counts_all(score, y, "log p(y_ε)")
+    if not len(y) or (score.event_shape and y.dim() != len(score.event_shape) + 2):
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected states (n, K, *event_shape)")
     start = diffusion.start_time
     # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
     # (at u = 0 the step has no noise, and ∇ log q no value: u is at least 1e-4)

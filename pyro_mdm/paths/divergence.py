@@ -18,6 +18,8 @@ from pyro_mdm.diffusions.memory import kept
 from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.support.checks import check_count, check_instance, check_shape
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "chain_kl",
@@ -61,6 +63,7 @@ def path_divergence(noising: object, generative: object, path: Tensor | None = N
 
 @path_divergence.register(NoisingPath)
 def _closed_form(noising: NoisingPath, generative: GenerativeLaw, _: object = None) -> PathKL:
+    check_instance("generative", generative, GenerativeLaw, "e.g. a GenerativePath")
     return (path_kl if generative.times is None else chain_kl)(noising, generative)
 
 
@@ -81,6 +84,9 @@ def prior_kl(
         event_dim: number of dimensions of a datum.
         counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
     """
+    check_shape("x", x, ())
+    check_count("event_dim", event_dim, "the number of dimensions of a datum", least=0)
+    check_instance("diffusion", diffusion, Kernels, "CLD(), or another with kernels")
     if diffusion.terminal.log_det.dim() or counted is not None:
         return _prior_kl_by_dimension(diffusion, x, event_dim, counted)
     moved = diffusion.displacement(x, diffusion.horizon, event_dim)
@@ -148,6 +154,7 @@ def warn_of_prior(diffusion: object, x: Tensor) -> None:
         )
 
 
+@checked_arguments
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     r"""The divergence of paths in continuous time. One network call.
 
@@ -217,6 +224,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     )
 
 
+@checked_arguments
 def different_diffusions(guide: object, model: object) -> str:
     """A message on programs over two diffusions, with the settings that differ."""
     one, other = _described(guide), _described(model)
@@ -263,7 +271,7 @@ def shared_diffusion(noising: PathLaw, generative: GenerativeLaw) -> Any:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
         raise ValueError(
-            f"the guide's data have shape {tuple(noising.x_shape)}, the model expects "
+            f"the guide's data have shape {tuple(noising.x_shape)}, expected "
             f"{tuple(generative.x_shape)}"
         )
     if generative.times is None and noising.times is not None:

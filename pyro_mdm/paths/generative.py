@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import PathLaw, Self
 from pyro_mdm.paths.density import density_bound
 from pyro_mdm.scores.ahead import ScoreAhead, score_ahead
+from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.inference import Inference, inference_in_use
-
-if TYPE_CHECKING:
-    from pyro_mdm.scores.base import Score
 
 __all__ = ["BoundScore", "GenerativeLaw", "GenerativePath"]
 
@@ -61,6 +60,7 @@ class GenerativePath(GenerativeLaw):
         torch.Size([3, 1, 2, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         diffusion: Diffusion,
@@ -77,6 +77,7 @@ class GenerativePath(GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), 1, validate_args
         )
 
+    @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if self.sampler is None:
             raise ValueError("this GenerativePath has no sampler; pass sampler=EulerMaruyama(500)")

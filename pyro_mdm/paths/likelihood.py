@@ -29,7 +29,7 @@ from pyro_mdm.paths.divergence import path_divergence
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, check_seed
 from pyro_mdm.support.late_checks import settle
 
 __all__ = [
@@ -91,6 +91,8 @@ class Estimator:
         solver: Solver | None = None,
         common: bool = False,
     ) -> None:
+        if seed is not None:
+            check_seed("seed", seed)
         if method not in get_args(Method):
             raise ValueError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
         if method != "importance" and model.times is not None:

@@ -13,6 +13,7 @@ from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import NoisingLaw, gaussian_log_prob
+from pyro_mdm.support.checks import check_shape
 
 __all__ = ["NoisingPath"]
 
@@ -74,6 +75,7 @@ class NoisingPath(NoisingLaw):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(path | x), (*batch), nats."""
+        check_shape("value", value, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
         first, steps = self._kernels()

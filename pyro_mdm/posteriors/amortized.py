@@ -58,6 +58,7 @@ from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import CONFIG, PretrainedError
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 
@@ -142,6 +143,7 @@ class AmortizedPosterior(nn.Module):
     program: Callable[..., Any]
     outcome: Outcome | None = None
 
+    @checked_arguments
     def __init__(
         self,
         program: Callable[..., Any],
@@ -186,6 +188,7 @@ class AmortizedPosterior(nn.Module):
         self._set_model(DiffusionModel(diffusion, Denoiser.fit(network, r), context=context))
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         program: Callable[..., Any],
@@ -270,6 +273,7 @@ class AmortizedPosterior(nn.Module):
         self.outcome = train(elbo, loss, len(x), options, largest_gradient=float(r.shape[1]))
         self.eval()
 
+    @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the posterior to a folder.
 
@@ -291,6 +295,7 @@ class AmortizedPosterior(nn.Module):
         write_folder(folder, NAMES, content, {KEPT: {"kept": self.predictive.kept}}, [CONFIG])
 
     @classmethod
+    @checked_arguments
     def from_pretrained(
         cls,
         folder: str | os.PathLike[str],
@@ -427,6 +432,7 @@ class AmortizedPosterior(nn.Module):
     # -- samples and densities ---------------------------------------------------------------------
 
     @torch.no_grad()
+    @checked_arguments
     def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
         """Draws of p(θ | x) for each of m data.
 
@@ -458,6 +464,7 @@ class AmortizedPosterior(nn.Module):
         drawn = self.parameters_of(r, repeated).items()
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
 
+    @checked_arguments
     def predictive_p_value(self, data: Mapping[str, Tensor]) -> Tensor:
         """The prior predictive p-values of n data, (n,), small for data unlike all simulations.
 
@@ -477,7 +484,7 @@ class AmortizedPosterior(nn.Module):
     def _warn_of(self, x: Tensor) -> None:
         said = self.predictive.warning(self.encoding.values(x), self.encoding.seen(x))
         if said is not None:
-            warnings.warn(said, stacklevel=4)
+            warnings.warn(said, stacklevel=5)
 
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
@@ -501,6 +508,7 @@ class AmortizedPosterior(nn.Module):
         maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
         return draw_by_flow(self.model.given_context(repeated), *maps, n, seed=seed)
 
+    @checked_arguments
     def guide(
         self, data: Mapping[str, Tensor], *, nuisance: bool = True, seed: int | None = None
     ) -> PosteriorGuide:
@@ -537,6 +545,7 @@ class AmortizedPosterior(nn.Module):
         maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
         return draw_by_flow(self.model.given_context(repeated), *maps, len(repeated))
 
+    @checked_arguments
     def local_guide(
         self,
         data: Mapping[str, Tensor],
@@ -561,6 +570,7 @@ class AmortizedPosterior(nn.Module):
         return LocalGuide(self, sites, rows, len(x), names=names, block=block)
 
     @torch.no_grad()
+    @checked_arguments
     def log_prob(
         self,
         theta: Mapping[str, Tensor],

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.posteriors.simulation import simulate
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["NEW_SEED", "Calibration", "Sampled", "calibrate", "new_simulations", "ranks"]
 
@@ -92,6 +93,7 @@ class Calibration:
         )
 
 
+@checked_arguments
 def calibrate(
     posterior: Sampled,
     program: Callable[..., Any],
@@ -137,6 +139,7 @@ def new_simulations(
     return simulate(program, n, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress)
 
 
+@checked_arguments
 def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
     """The ranks of true values among draws that predict them, whole numbers from 0 to m.
 
@@ -157,6 +160,11 @@ def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
         >>> ranks(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([4.0]))
         tensor([2])
     """
+    if draws.shape[1:] != truth.shape:
+        raise ValueError(
+            f"draws have shape {tuple(draws.shape)}, expected (m, *shape) for true values "
+            f"{tuple(truth.shape)}"
+        )
     below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
     generator = torch.Generator().manual_seed(seed)
     places = torch.rand(below.shape, generator=generator, dtype=torch.float64).to(below.device)

@@ -29,6 +29,7 @@ from pyro_mdm.posteriors.calibration import Calibration, new_simulations, ranks
 from pyro_mdm.posteriors.guide import one_row
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Coverage", "calibrate_at", "expected_coverage"]
 
@@ -79,12 +80,15 @@ class Coverage:
         """
         return math.nan if self.joint is None else float((self.joint <= level).double().mean())
 
+    @checked_arguments
     def error(self, level: float) -> float:
         """The standard error √(α (1 - α) / n) of a share, if the posterior is right.
 
         Args:
             level: the level α.
         """
+        if not 0 <= level <= 1:
+            raise ValueError(f"level is {level}, expected a share from 0 to 1")
         return math.sqrt(level * (1 - level) / len(self))
 
     def __repr__(self) -> str:
@@ -98,6 +102,7 @@ class Coverage:
         return f"Coverage({len(self)} simulations: {'; '.join(words)})"
 
 
+@checked_arguments
 def expected_coverage(
     posterior: AmortizedPosterior,
     program: Callable[..., Any],
@@ -165,6 +170,7 @@ def _densities(
     return torch.cat(log_p).reshape(n, 1 + draws)
 
 
+@checked_arguments
 def calibrate_at(
     posterior: AmortizedPosterior,
     program: Callable[..., Any],

@@ -42,6 +42,7 @@ from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = [
@@ -293,6 +294,7 @@ class PosteriorGuide:
         (torch.Size([7]), torch.Size([20]))
     """
 
+    @checked_arguments
     def __init__(
         self,
         posterior: Posterior,
@@ -354,6 +356,7 @@ class PosteriorGuide:
             poutine.block(given, expose=self._others)()
         return values
 
+    @checked_arguments
     def initial_params(self, chains: int = 1) -> Draws:
         """Draws in unconstrained coordinates, from which chains of NUTS start.
 

@@ -69,7 +69,8 @@ from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, check_counts
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 
@@ -131,6 +132,7 @@ class AmortizedLikelihood(LearnedLikelihood):
     domain: Domain | None  # the parameters of simulations; None: saved by an earlier version
     simulations: Draws | None = None  # the training data; None: from a folder, which has none
 
+    @checked_arguments
     def __init__(
         self,
         program: Callable[..., Any],
@@ -158,6 +160,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         hidden: int,
         depth: int,
     ) -> None:
+        check_counts({"hidden": hidden, "depth": depth}, "a size of the networks")
         self.structure = read_program(program, latent, observed)
         self.sites = Parameters(self.structure.parameters)
         self.latent, self.observed = list(latent), list(observed)
@@ -187,6 +190,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         )
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         program: Callable[..., Any],
@@ -282,6 +286,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     # -- folders -----------------------------------------------------------------------------------
 
+    @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the likelihood to a folder.
 
@@ -298,6 +303,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         write_folder(folder, NAMES, named | sizes, {TENSORS: self.state_dict()})
 
     @classmethod
+    @checked_arguments
     def from_pretrained(
         cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
     ) -> AmortizedLikelihood:
@@ -400,6 +406,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     # -- parameters like simulated ones ------------------------------------------------------------
 
+    @checked_arguments
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Whether parameters are unlike all simulated ones, (*batch,) bool.
 
@@ -490,6 +497,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     # -- densities and draws -----------------------------------------------------------------------
 
+    @checked_arguments
     def log_prob(
         self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
@@ -555,6 +563,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         return {name: drawn[name] for name in self.observed if name in drawn}
 
     @torch.no_grad()
+    @checked_arguments
     def posterior(
         self,
         data: Mapping[str, Tensor],

@@ -28,6 +28,7 @@ from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.progress import progress_bar
 
@@ -115,6 +116,7 @@ class LikelihoodMembers(LearnedLikelihood):
         torch.Size([10])
     """
 
+    @checked_arguments
     def __init__(self, members: Sequence[AmortizedLikelihood]) -> None:
         super().__init__()
         if len(members) < 2:
@@ -130,6 +132,7 @@ class LikelihoodMembers(LearnedLikelihood):
         self.structure, self.domain = members[0].structure, members[0].domain
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         program: Callable[..., Any],
@@ -179,6 +182,7 @@ class LikelihoodMembers(LearnedLikelihood):
             fitted.append(AmortizedLikelihood.fit(program, latent, observed, **options_of_member))
         return cls(fitted)
 
+    @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write each member to a folder of its own, ``member-0`` and so on, in a folder.
 
@@ -197,6 +201,7 @@ class LikelihoodMembers(LearnedLikelihood):
             member.save_pretrained(Path(folder) / f"member-{place}")
 
     @classmethod
+    @checked_arguments
     def from_pretrained(
         cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
     ) -> LikelihoodMembers:
@@ -228,6 +233,7 @@ class LikelihoodMembers(LearnedLikelihood):
         """The bounds of the numbers of a datum, of each factor."""
         return next(iter(self)).bounds()
 
+    @checked_arguments
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Whether parameters are unlike all simulated ones of any member, (*batch,) bool.
 
@@ -239,6 +245,7 @@ class LikelihoodMembers(LearnedLikelihood):
         """
         return torch.stack([member.outside(theta) for member in self]).all(0)
 
+    @checked_arguments
     def log_prob(
         self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
@@ -263,6 +270,7 @@ class LikelihoodMembers(LearnedLikelihood):
             for name in by_member[0]
         }
 
+    @checked_arguments
     def evidence(
         self, estimate: Callable[[AmortizedLikelihood], Measured], *, progress: bool = False
     ) -> LearnedEvidence:
@@ -281,6 +289,7 @@ class LikelihoodMembers(LearnedLikelihood):
                 bar.update()
         return LearnedEvidence.from_members(evidences)
 
+    @checked_arguments
     def posterior(
         self,
         data: Mapping[str, Tensor],

@@ -62,7 +62,7 @@ class Parameters:
         """
         rows, batches = Draws(), dict[str, torch.Size]()
         for site in self:
-            if site.name not in draws:
+            if site.name not in draws or not torch.as_tensor(draws[site.name]).numel():
                 raise ValueError(
                     f"there is no value of {site.name!r} among {list(draws)}, expected one; give "
                     "each site by its name"

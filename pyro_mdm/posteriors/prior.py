@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_mdm.posteriors.parameters import Parameters
 from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, nodes_of, rows_of, sites_of
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["ParameterPrior", "RemainingPrior", "log_prior"]
 
@@ -35,6 +36,7 @@ OTHER = 1000
 """The seed of a second run, in which all sites but parameters are drawn anew."""
 
 
+@checked_arguments
 def log_prior(
     program: Program,
     latent: Sequence[str],

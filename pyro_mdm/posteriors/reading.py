@@ -42,6 +42,7 @@ from pyro_mdm.posteriors.independence import (
     plates_of,
 )
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "SUPPORT_RUNS",
@@ -194,6 +195,8 @@ def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tenso
             "its name"
         )
     value = torch.as_tensor(values[name]).to(torch.get_default_dtype())
+    if not value.numel():
+        raise ValueError(f"{name!r} has shape {tuple(value.shape)}, expected one value at least")
     tail = tuple(value.shape[value.dim() - len(shape) :]) if len(shape) <= value.dim() else None
     if tail != tuple(shape) or value.dim() > len(shape) + 1:
         sizes = ", ".join(["n", *map(str, shape)])
@@ -502,6 +505,7 @@ def _of_rows(entries: Tensor) -> Tensor:
 # -- reading ---------------------------------------------------------------------------------------
 
 
+@checked_arguments
 def read_program(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
     """The structure of a program's parameters and data, from a few dozen runs of it.
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
@@ -62,6 +63,7 @@ def shuffled(draws: Draws) -> Draws:
     return {name: value[order] for name, value in draws.items()}
 
 
+@checked_arguments
 def simulate(
     program: Program,
     n: int | None = None,
@@ -409,5 +411,5 @@ def warn_of_failures(failed: Mapping[int, str], n: int) -> None:
         f"{len(failed):,} of {n:,} runs of the program are left out: {'; '.join(words)}. Where "
         "runs fail depends on the parameters, so the distribution of what is left is that given "
         "success",
-        stacklevel=5,
+        stacklevel=6,
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.posteriors.zarr_arrays import arrays_in, read_array
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import json_of, read_json, regular, replacing
 from pyro_mdm.support.places import installing
 
@@ -199,6 +200,7 @@ def _read(path: Path) -> Batch:
 # -- draws from elsewhere --------------------------------------------------------------------------
 
 
+@checked_arguments
 def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
     """Draws of sites from a file or folder, (n, *shape) by site.
 

@@ -125,6 +125,10 @@ def to_learn_from(
             draws = simulate(program, simulations, leave_out=leave_out, **how)
         elif not isinstance(draws, Mapping):
             draws = read_draws(draws, names)
+        if absent := [name for name in names if name not in draws]:
+            raise ValueError(
+                f"there are no draws of {absent}, expected some of each of {list(draws)}"
+            )
         if leave_out:
             draws, reasons = without_gaps(draws, names)
             warn_of_failures(reasons, len(reasons) + max(map(len, draws.values())))

@@ -21,6 +21,8 @@ from pyro_mdm.evaluation.weights import (
 )
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.posteriors.dependence import is_computed
+from pyro_mdm.support.checks import check_shape
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Z95, Measured
 
 __all__ = ["ImportanceWeights"]
@@ -39,6 +41,9 @@ class ImportanceWeights:
 
     log_weights: Tensor
     defence: Defence | None = None
+
+    def __post_init__(self) -> None:
+        check_shape("log_weights", self.log_weights, ())
 
     @classmethod
     def from_importance(cls, importance: Importance) -> ImportanceWeights:
@@ -116,6 +121,7 @@ class ImportanceWeights:
             f"{most:.0%}"
         )
 
+    @checked_arguments
     def agrees_with(self, other: ImportanceWeights) -> bool:
         """Whether two evidences are within their 95% error of each other; False without errors.
 

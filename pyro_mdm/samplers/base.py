@@ -20,6 +20,7 @@ from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
 from pyro_mdm.support.checks import check_count, check_instance, describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values, settle
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
@@ -147,6 +148,7 @@ class Sampler(Recorded, ABC):
         """The function that takes the steps of a run, called as :meth:`step`, which it is."""
         return self.step
 
+    @checked_arguments
     def __call__(
         self,
         diffusion: Diffusion,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
-
-if TYPE_CHECKING:
-    from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["default_sampler"]
 
 
+@checked_arguments
 def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler:
     """The default sampler of a diffusion and a score.
 

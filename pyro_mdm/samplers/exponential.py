@@ -18,7 +18,7 @@ from pyro_mdm.samplers.base import Noise
 from pyro_mdm.samplers.grids import Grid
 from pyro_mdm.samplers.linear import Answers, LinearSampler, LinearSteps, combined
 from pyro_mdm.samplers.transport import transport
-from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.checks import check_count, check_number
 
 __all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator"]
 
@@ -32,6 +32,7 @@ class _Exponential(LinearSampler[LinearSteps]):
 
     def __init__(self, steps: int, order: int, grid: Grid | None) -> None:
         super().__init__(steps, grid)
+        check_count("order", order, "the order of the integrator")
         if order not in self.orders:
             orders = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
             raise ValueError(f"order is {order!r}, expected {orders}")

@@ -13,7 +13,8 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels, OneBlock
 from pyro_mdm.diffusions.kernels import Factor
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.support.checks import describe, real_tensor
+from pyro_mdm.support.checks import check_count, describe, real_tensor
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "GRIDS",
@@ -36,6 +37,7 @@ Grid = str | Sequence[float] | Callable[[Any, int], Tensor]
 that returns them."""
 
 
+@checked_arguments
 def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log SNR.
 
@@ -49,6 +51,7 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log volume κ.
 
@@ -59,6 +62,7 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
         diffusion: diffusion with closed-form kernels.
         steps: number of steps.
     """
+    check_count("steps", steps, "the number of steps")
     low, high = diffusion.log_volume_ends
     s = diffusion.time_at_log_volume(torch.linspace(0, 1, steps + 1).to(low) * (high - low) + low)
     # the exact ends, which an inverse may miss by rounding
@@ -67,6 +71,7 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in σ^(1/ρ) with ``σ = e^{-λ/2}``.
 
@@ -86,6 +91,7 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in √s.
 
@@ -95,6 +101,7 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
     Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
+    check_count("steps", steps, "the number of steps")
     first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
     s = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first)).square()
     s[0], s[-1] = diffusion.horizon, diffusion.start_time
@@ -102,6 +109,7 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 
 @torch.no_grad()
+@checked_arguments
 def information_grid(diffusion: Kernels, steps: int) -> Tensor:
     r"""Decreasing times (steps + 1,) from T to ε, even in the effect of noise on all variables.
 
@@ -120,6 +128,7 @@ def information_grid(diffusion: Kernels, steps: int) -> Tensor:
 
 @singledispatch
 def _information_grid(diffusion: Any, steps: int) -> Tensor:
+    check_count("steps", steps, "the number of steps")
     move = diffusion.propagator
     table = Tabulated(diffusion, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
     start, end = table.values[0], table.values[-1]
@@ -150,6 +159,7 @@ class Progressing(Protocol):
     def time_at_progress(self, progress: Tensor) -> Tensor: ...
 
 
+@checked_arguments
 def simulation_grid(diffusion: Progressing, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, even in the diffusion's ``progress``.
 

@@ -12,6 +12,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.scores.levels import Levels
 from pyro_mdm.support.checks import check_number, describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["Guided"]
@@ -54,6 +55,7 @@ class Guided(Recorded):
         torch.Size([5, 3])
     """
 
+    @checked_arguments
     def __init__(
         self,
         sampler: Callable[..., Tensor],

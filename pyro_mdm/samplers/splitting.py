@@ -13,6 +13,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.propagator import Halves
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.support.checks import check_count
 
 __all__ = ["Splitting"]
 
@@ -47,6 +48,7 @@ class Splitting(Sampler):
 
     def __init__(self, steps: int, order: int = 1, grid: Grid | None = None) -> None:
         super().__init__(steps, grid)
+        check_count("order", order, "the order of the integrator")
         if order not in (1, 2):
             raise ValueError(f"order is {order}, expected 1 (Euler) or 2 (midpoint)")
         self.order = order

@@ -21,7 +21,14 @@ from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
 from pyro_mdm.scores.density import AdaptiveDensity
-from pyro_mdm.support.checks import check_data, check_network, check_weights, tensor_device
+from pyro_mdm.support.checks import (
+    check_data,
+    check_network,
+    check_real,
+    check_shape,
+    check_weights,
+    tensor_device,
+)
 from pyro_mdm.support.late_checks import check_all_finite, check_finite
 from pyro_mdm.support.modules import ExactBuffers, replace
 from pyro_mdm.support.settings import Restorable
@@ -396,6 +403,8 @@ class Score(Restorable, ExactBuffers, ABC):
 
     def _values(self, name: str, value: Tensor, log_snr: Number) -> tuple[int, Tensor]:
         """The number of batch dimensions of ``value``, and λ in float64; both checked."""
+        check_shape(name, value, self.event_shape or ())
+        check_real("log_snr", log_snr)
         # float64, as kernels are; the network receives λ in its own precision
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64, device=value.device)
         if self.event_shape and log_snr.dim() == value.dim() > len(self.event_shape):

@@ -29,6 +29,7 @@ from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
@@ -63,6 +64,7 @@ class ConditionedDenoiser(DerivedDenoiser):
     left_out: Tensor | None
     fill: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         denoiser: DenoiserScore,

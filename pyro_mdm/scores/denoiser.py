@@ -18,6 +18,7 @@ from pyro_mdm.diffusions.memory import Recalled, kept, writes
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite, check_values
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "denoiser_of", "moments"]
@@ -460,6 +461,7 @@ class Denoiser(DenoiserScore):
         torch.Size([3, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         network: nn.Module,
@@ -468,10 +470,16 @@ class Denoiser(DenoiserScore):
         *,
         maps: bool = False,
     ) -> None:
-        mean, variance = torch.broadcast_tensors(
-            torch.as_tensor(data_mean, dtype=torch.float64).detach(),
-            torch.as_tensor(data_variance, dtype=torch.float64).detach(),
+        mean, variance = (
+            torch.as_tensor(value, dtype=torch.float64).detach()
+            for value in (data_mean, data_variance)
         )
+        if mean.dim() and variance.dim() and mean.shape != variance.shape:
+            raise ValueError(
+                f"data_mean has shape {tuple(mean.shape)} and data_variance "
+                f"{tuple(variance.shape)}, expected one shape, or one number for all dimensions"
+            )
+        mean, variance = torch.broadcast_tensors(mean, variance)
         super().__init__(network, tuple(mean.shape) or None, maps)
         check_finite("data_mean", mean)
         if not bool(((variance > 0) & variance.isfinite()).all()):
@@ -483,6 +491,7 @@ class Denoiser(DenoiserScore):
         self.register_buffer("data_variance", variance.clone())
 
     @classmethod
+    @checked_arguments
     def fit(
         cls, network: nn.Module, train_x: Tensor, floor: float = 1e-3, *, maps: bool = False
     ) -> Denoiser:

@@ -16,6 +16,7 @@ from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["DiscreteDenoiser", "Form", "outputs_of"]
 
@@ -79,6 +80,7 @@ class DiscreteDenoiser(DenoiserScore):
     levels: Tensor
     log_prior: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         network: nn.Module,
@@ -108,6 +110,7 @@ class DiscreteDenoiser(DenoiserScore):
         self.register_buffer("data_variance", variance.clamp_min(floor))
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         network: nn.Module,

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "Missing", "RandomMaps"]
@@ -146,6 +147,7 @@ class RandomMaps(MapLaw):
         >>> score.training_maps = RandomMaps(levels=0.5, subsets=0.5)
     """
 
+    @checked_arguments
     def __init__(
         self,
         levels: float = 0.5,

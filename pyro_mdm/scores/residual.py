@@ -13,6 +13,7 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
 from pyro_mdm.scores.base import Number, Score, call_on_state, check_fit
 from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 
 __all__ = ["ResidualScore", "noised_moments"]
@@ -52,10 +53,12 @@ class ResidualScore(Score):
     mean: Tensor
     whitener: Tensor
 
+    @checked_arguments
     def __init__(
         self, network: nn.Module, levels: Tensor, mean: Tensor, covariance: Tensor
     ) -> None:
         super().__init__(network, tuple(mean.shape[2:]))
+        levels = levels.reshape(-1)
         expected = (len(levels), *mean.shape[2:], mean.shape[1], mean.shape[1])
         if len(levels) != len(mean) or covariance.shape != expected or len(levels) < 2:
             raise ValueError(
@@ -71,6 +74,7 @@ class ResidualScore(Score):
         self.register_buffer("whitener", inverse_tril(root).contiguous())
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         network: nn.Module,

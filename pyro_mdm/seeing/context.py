@@ -28,6 +28,7 @@ from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import check_count, check_encoded, check_instance, check_number
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import Exact, replace
 from pyro_mdm.support.settings import Restorable, described
 
@@ -79,6 +80,7 @@ class Context(Restorable, Exact, ABC):
         """p(c), with batch shape () and event shape (size,)."""
 
     @abstractmethod
+    @checked_arguments
     def draw(self, n: int) -> Tensor:
         """n draws of p(c), (n, size), float32.
 
@@ -107,6 +109,7 @@ class GaussianContext(Context):
         size: number of entries of c.
     """
 
+    @checked_arguments
     def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
         mean, log_scale = self.encoded(x, 2 * self.size, event_dim).chunk(2, -1)
         scale = log_scale.clamp(-10, 10).exp()  # so that σ and 1/σ² are finite from the start
@@ -129,7 +132,9 @@ class GaussianContext(Context):
         law: TorchDistributionMixin = dist.Normal(zero, torch.ones_like(zero)).to_event(1)
         return law
 
+    @checked_arguments
     def draw(self, n: int) -> Tensor:
+        check_count("n", n, "the number of contexts")
         return randomness.for_data(
             lambda n, generator: torch.randn(n, self.size, generator=generator),
             n,
@@ -282,12 +287,11 @@ class ContextDiffusion(PerDimensionDiffusion):
             kernels between the two ends.
     """
 
+    @checked_arguments
     def __init__(
         self, block: LinearDiffusion, context: Context, clocks: ContextClocks, clock_of: Tensor
     ) -> None:
         super().__init__(block, None, clocks, clock_of)
-        check_instance("context", context, Context, "e.g. GaussianContext(encoder, 8)")
-        check_instance("clocks", clocks, ContextClocks, "e.g. ContextClocks(number, context.size)")
         first: Any = clocks.layers[0]
         if first.in_features != context.size:
             raise ValueError(

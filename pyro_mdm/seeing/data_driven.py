@@ -47,6 +47,7 @@ from pyro_mdm.diffusions.matrices import apply_vector, outer
 from pyro_mdm.seeing.volatility import Volatility
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_count, check_network, check_number
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Aims", "DataDrivenDiffusion", "DataPath"]
 
@@ -118,6 +119,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     drifts_by_data = True
 
+    @checked_arguments
     def __init__(
         self,
         base: LinearDiffusion,

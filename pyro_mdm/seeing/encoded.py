@@ -22,6 +22,7 @@ from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.memory import shared
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_encoded, check_instance
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["EncodedDiffusion"]
 
@@ -62,6 +63,7 @@ class EncodedDiffusion(WrappedDiffusion):
 
     starts_at_data = True
 
+    @checked_arguments
     def __init__(self, base: LinearDiffusion, encoder: nn.Module) -> None:
         super().__init__(base)
         if base.num_variables < 2:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
 from pyro_mdm.support.checks import check_count, check_data, check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
@@ -34,6 +35,7 @@ class PathInformation(NamedTuple):
     gap: Measured  # the loss of any model
 
 
+@checked_arguments
 def path_information_gap(
     diffusion: DataDrivenDiffusion,
     points: Tensor,

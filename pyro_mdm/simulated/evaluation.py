@@ -38,6 +38,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.paths import SimulatedPath, arrival
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import TERMS, Z95, Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
@@ -80,6 +81,7 @@ class StepSizeBias:
         return Measured(self.difference, self.standard_error).interval
 
 
+@checked_arguments
 def step_size_bias(
     model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, draws: int = 4, seed: int = 0
 ) -> StepSizeBias:

@@ -23,6 +23,8 @@ from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.support.checks import check_shape
+from pyro_mdm.support.doors import checked_arguments
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -58,6 +60,7 @@ class SimulatedPath(NoisingLaw):
         (torch.Size([4, 1, 2, 3]), torch.Size([4]))
     """
 
+    @checked_arguments
     def __init__(
         self,
         diffusion: NonlinearDiffusion,
@@ -122,6 +125,7 @@ class SimulatedPath(NoisingLaw):
         return PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
 
 
+@checked_arguments
 def simulated_kl(
     noising: SimulatedPath, generative: GenerativeLaw, path: Tensor | None = None
 ) -> PathKL:
@@ -163,6 +167,7 @@ def simulated_kl(
 
 
 @torch.no_grad()
+@checked_arguments
 def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> Tensor:
     """-log π(y_T) - H(π) at the end of one path of each datum, (*batch), nats.
 
@@ -184,6 +189,7 @@ def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> 
     """
     diffusion, settings = noising.diffusion, noising.simulation
     if end is None:
+        check_shape("path", path, noising.batch_shape + noising.event_shape)
         y = path.reshape(-1, *noising.event_shape[1:])
         whole = torch.linspace(0, 1, settings.points + 1)
         knots, steps = diffusion.time_at_progress(whole), settings.steps() // settings.points

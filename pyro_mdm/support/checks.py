@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
-from typing import SupportsFloat
+from typing import SupportsFloat, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,14 @@ __all__ = [
     "check_instance",
     "check_network",
     "check_number",
+    "check_real",
     "check_resolution",
+    "check_seed",
+    "check_shape",
     "check_weights",
     "describe",
     "floating_dtypes",
+    "not_a_tensor",
     "real_tensor",
     "tensor_device",
 ]
@@ -44,11 +48,11 @@ class DataError(RuntimeError):
 # -- kinds of objects ------------------------------------------------------------------------------
 def check_instance(name: str, value: object, kind: type | tuple[type, ...], fix: str) -> None:
     """Raises TypeError unless ``value`` is an object of ``kind``; ``fix`` ends the message."""
-    if isinstance(value, kind):
-        return
     kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, kinds) and (type in kinds or not isinstance(value, type)):
+        return
     expected = " or ".join(k.__name__ for k in kinds)
-    if isinstance(value, type) and issubclass(value, kinds):
+    if isinstance(value, type) and (isinstance(value, kinds) or issubclass(value, kinds)):
         raise _class_for_object(name, value, fix)
     raise TypeError(f"{name} is {describe(value)}, expected a {expected}; {fix}")
 
@@ -123,10 +127,31 @@ def check_count(name: str, value: object, expected: str, least: int = 1) -> None
         raise ValueError(f"{name} is {value}, expected at least {least}; it is {expected}")
 
 
-def check_counts(values: Mapping[str, object], expected: str) -> None:
+def check_counts(values: Mapping[str, object], expected: str, least: int = 1) -> None:
     """:func:`check_count` of each value, by its name."""
     for name, value in values.items():
-        check_count(name, value, expected)
+        check_count(name, value, expected, least)
+
+
+def check_seed(name: str, seed: object) -> None:
+    """Raises unless ``seed`` is a whole number from 0 that torch's generators take."""
+    check_count(name, seed, "the seed of random numbers", least=0)
+    if int(cast(int, seed)) >= 2**63:
+        raise ValueError(f"{name} is {seed}, expected less than 2⁶³; it is the seed of draws")
+
+
+def check_shape(name: str, value: object, event_shape: Sequence[int], fix: str = "") -> None:
+    """Raises unless ``value`` is a Tensor of floating-point numbers, (*batch, *event_shape).
+
+    It looks at no entry, and so is a check for each step.
+    """
+    shape = tuple(event_shape)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else describe(value)
+        raise TypeError(f"{name} is {got}, expected a floating-point Tensor; pass {name}.float()")
+    if value.shape[value.dim() - len(shape) :] != shape or value.dim() < len(shape):
+        expected = ", ".join(["*batch", *map(str, shape)])
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({expected}){fix}")
 
 
 def check_number(name: str, value: object, expected: str, *, positive: bool = False) -> float:
@@ -140,8 +165,20 @@ def check_number(name: str, value: object, expected: str, *, positive: bool = Fa
     return number
 
 
+def check_real(name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is a number or a Tensor of real numbers.
+
+    It looks at no entry, and so is a check for each step.
+    """
+    right = isinstance(value, SupportsFloat) and not isinstance(value, bool)
+    if not right or (isinstance(value, Tensor) and value.is_complex()):
+        raise TypeError(f"{name} is {describe(value)}, expected a number or a Tensor of them")
+
+
 def real_tensor(name: str, value: object, expected: str) -> Tensor:
     """Real numbers of any shape, in float64, without gradient."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is {value}, expected {expected}; give real numbers")
     try:
         given = hasattr(value, "dtype")  # else Python's floats, which are float64
         numbers = torch.as_tensor(value, dtype=None if given else torch.float64)
@@ -178,7 +215,7 @@ def check_data(
         values: whether entries are checked too.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is {_not_a_tensor(name, x)}")
+        raise TypeError(f"{name} is {not_a_tensor(name, x)}")
     if not x.is_floating_point():
         raise ValueError(
             f"{name} is {x.dtype}, expected floating-point data in model space; e.g. pixels "
@@ -222,7 +259,8 @@ def _report_data(name: str, x: Tensor, missing: bool) -> None:
         )
 
 
-def _not_a_tensor(name: str, x: object) -> str:
+def not_a_tensor(name: str, x: object) -> str:
+    """The kind of an object in the place of a Tensor, with the fix."""
     expected = "expected a torch tensor"
     if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
         kind = type(x).__name__

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import student_factor
 from pyro_mdm.tables import density
 from pyro_mdm.tables.columns import Column
@@ -96,6 +98,7 @@ class Conditional:
         means = self._values(self._numbers().mean(axis=1).to_numpy())
         return pd.Series(means, self.rows.index, name=self.name)
 
+    @checked_arguments
     def quantile(self, q: float | Sequence[float]) -> pd.Series[Any] | pd.DataFrame:
         """Quantiles of the draws of a column of numbers or dates.
 
@@ -109,6 +112,8 @@ class Conditional:
         """
         import pandas as pd
 
+        if not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
+            raise ValueError(f"q is {describe(q)}, expected probabilities from 0 to 1")
         values = np.quantile(self._numbers(), q, axis=1, method="weibull")
         if np.ndim(q) == 0:
             return pd.Series(self._values(values), self.rows.index, name=self.name)
@@ -116,6 +121,7 @@ class Conditional:
         whole = pd.DataFrame(by_quantile, self.rows.index)
         return whole.set_axis(list(cast("Sequence[float]", q)), axis=1)
 
+    @checked_arguments
     def interval(self, level: float = 0.9) -> pd.DataFrame:
         """Central intervals by the draws.
 
@@ -130,6 +136,7 @@ class Conditional:
         ends = self.quantile([(1 - level) / 2, (1 + level) / 2])
         return ends.set_axis(["low", "high"], axis=1)
 
+    @checked_arguments
     def probabilities(
         self,
         draws: int | None = None,
@@ -194,6 +201,7 @@ class Conditional:
         ]
         return np.stack(bounds, 1).reshape(BATCHES, -1, len(levels))
 
+    @checked_arguments
     def log_prob(
         self, values: Sequence[Any], draws: int | None = None, *, error: float = ERROR
     ) -> pd.DataFrame:
@@ -207,6 +215,8 @@ class Conditional:
         Returns:
             Columns log_prob and standard_error, as for :meth:`~pyro_mdm.tables.Table.log_prob`.
         """
+        if len(values) != len(self.rows):
+            raise ValueError(f"there are {len(values)} values, expected {len(self.rows)}, as rows")
         return self._measured(self.rows, values, draws, error=error)
 
     def _measured(

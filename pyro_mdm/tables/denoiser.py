@@ -17,6 +17,7 @@ from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded
 from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.likelihood import MixedLikelihood
@@ -85,6 +86,7 @@ class MixedDenoiser(DenoiserScore):
     parts: Any  # a ModuleList of DenoiserScore
     part_of: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         network: nn.Module,
@@ -111,6 +113,7 @@ class MixedDenoiser(DenoiserScore):
             self.register_buffer(name, self._dims.join([getattr(p, name) for p in parts]))
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         network: nn.Module,

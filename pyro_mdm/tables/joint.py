@@ -32,6 +32,7 @@ from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.denoiser import MixedDenoiser
 
 __all__ = ["AmortizedJoint"]
@@ -77,6 +78,7 @@ class AmortizedJoint(nn.Module):
     unit: Tensor
     outcome: Outcome | None = None
 
+    @checked_arguments
     def __init__(
         self,
         program: Callable[..., Any],
@@ -94,7 +96,13 @@ class AmortizedJoint(nn.Module):
         self._shapes = {site.name: site.shape for site in sites}
         self._shapes |= {name: data[name]["value"].shape for name in self.observed}
         check_data(draws, {name: self._shapes[name] for name in self.observed})
-        self.sites.values(draws)  # or an error
+        parameters = self.sites.values(draws)
+        for name in self.observed:
+            if len(draws[name]) != len(parameters[self.latent[0]]):
+                raise ValueError(
+                    f"there are {len(draws[name])} draws of {name!r} and "
+                    f"{len(parameters[self.latent[0]])} of {self.latent[0]!r}, expected one number"
+                )
         for name in self.observed:
             if bool((draws[name] == draws[name].round()).all()):
                 raise TypeError(

@@ -18,6 +18,7 @@ from pyro_mdm.likelihoods.base import (
     log_prob_by_dimension,
 )
 from pyro_mdm.likelihoods.discrete import LevelSupport
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.parts import Parts
 
 __all__ = ["MixedDecoder", "MixedLikelihood"]
@@ -45,6 +46,7 @@ class MixedLikelihood(Likelihood):
 
     part_of: Tensor
 
+    @checked_arguments
     def __init__(self, parts: Sequence[Likelihood], part_of: Tensor) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.settings import Recorded
 
@@ -77,6 +78,7 @@ class MapMLP(MLP):
     direct: Tensor
     offset: Tensor | None
 
+    @checked_arguments
     def __init__(
         self,
         covariance: Tensor,

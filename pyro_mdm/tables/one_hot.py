@@ -27,6 +27,7 @@ from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScor
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
@@ -141,6 +142,7 @@ class OneHotDenoiser(DenoiserScore):
 
     log_prior: Tensor
 
+    @checked_arguments
     def __init__(self, network: nn.Module, log_prior: Tensor, *, maps: bool = False) -> None:
         log_prior = discrete.check_log_prior(log_prior, log_prior.shape[-1])
         super().__init__(network, (log_prior.numel(),), maps)
@@ -154,6 +156,7 @@ class OneHotDenoiser(DenoiserScore):
         self.register_buffer("data_variance", variance.clamp_min(floor))
 
     @classmethod
+    @checked_arguments
     def fit(
         cls, network: nn.Module, train_x: Tensor, number: int, *, maps: bool = False
     ) -> OneHotDenoiser:
@@ -168,7 +171,13 @@ class OneHotDenoiser(DenoiserScore):
         Raises:
             ValueError: data that are not one-hot.
         """
+        check_count("number", number, "the number of levels", least=2)
         check_fit(network, train_x, missing=maps)
+        if train_x.shape[-1] % number:
+            raise ValueError(
+                f"train_x has shape {tuple(train_x.shape)}, expected a multiple of {number} "
+                "dimensions, one for each level"
+            )
         missing = train_x.isnan().unflatten(-1, (-1, number)).all(-1)
         first = _one_hot(torch.zeros_like(missing, dtype=torch.int64), number, train_x.dtype)
         columns = train_x.unflatten(-1, (-1, number))
@@ -350,6 +359,7 @@ class OneHotLikelihood(Likelihood):
 
     log_prior: Tensor
 
+    @checked_arguments
     def __init__(self, log_prior: Tensor) -> None:
         super().__init__()
         log_prior = discrete.check_log_prior(log_prior, log_prior.shape[-1])

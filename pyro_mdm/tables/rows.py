@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.splits import Rows, split_rows
 from pyro_mdm.tables.columns import (
     Categorical,
@@ -147,6 +148,7 @@ class TableRows:
     validation: Tensor
     test: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         table: DataFrame,

@@ -17,7 +17,8 @@ from pyro_mdm.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
-from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.checks import DataError, check_count
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.agreement import Agreement, agreement
 from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
@@ -125,6 +126,7 @@ class Table:
     _programs: Trained
     _names_in: list[str]
 
+    @checked_arguments
     def __init__(
         self,
         *,
@@ -184,6 +186,7 @@ class Table:
 
     # -- folders -----------------------------------------------------------------------------------
 
+    @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model, the columns and the codes of the training rows into a folder.
 
@@ -204,6 +207,7 @@ class Table:
         write_table_folder(folder, rows, model, self._names_in, settings)
 
     @classmethod
+    @checked_arguments
     def from_pretrained(cls: type[T], folder: str | os.PathLike[str]) -> T:
         """The table that :meth:`save_pretrained` wrote, on the CPU.
 
@@ -270,6 +274,7 @@ class Table:
 
     # -- density -----------------------------------------------------------------------------------
 
+    @checked_arguments
     def log_prob(
         self,
         X: Frame,
@@ -318,6 +323,8 @@ class Table:
             piece: the index of the first piece of the rows among those of a larger table.
             only: the name of the one column whose entries are measured, given others; None: all.
         """
+        if draws is not None:
+            check_count("draws", draws, "the number of draws for each row")
         table, model, guide = self._fitted[:3]
         bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
         noise = self.seed if seed is None else seed
@@ -361,6 +368,7 @@ class Table:
             self.rows, self.model, rows, num, piece=piece, only=only, seed=draw_seed, **options
         )
 
+    @checked_arguments
     def impute(
         self, X: Frame, num: int = 20, *, batch_size: int = 1024, seed: int | None = None
     ) -> pd.DataFrame:
@@ -380,6 +388,7 @@ class Table:
         """
         import pandas as pd
 
+        check_count("num", num, "the number of draws of each row")
         frame = self._to_fill(X)
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         for k, rows in enumerate(in_pieces(frame)):
@@ -442,6 +451,7 @@ class Table:
             }
         )
 
+    @checked_arguments
     def sample(
         self,
         n: int,
@@ -466,6 +476,7 @@ class Table:
         x = torch.cat([batch for _, batch in draw_batches(model, n, **options)])
         return rows.to_table(x)
 
+    @checked_arguments
     def conditional(
         self, X: Frame, column: str, *, num: int = 200, batch_size: int = 1024
     ) -> Conditional:
@@ -485,6 +496,7 @@ class Table:
         rows = as_frame(X).assign(**{column: None})
         return Conditional(self, rows, column, num, batch_size)
 
+    @checked_arguments
     def calibration(
         self, X: Frame, *, draws: int = CALIBRATION_DRAWS, seed: int | None = None
     ) -> TableCalibration:

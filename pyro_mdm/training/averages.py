@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["MovingAverage", "assign"]
 
@@ -48,6 +49,7 @@ class MovingAverage:
         True
     """
 
+    @checked_arguments
     def __init__(
         self,
         weights: nn.Module | Iterable[Tensor],
@@ -71,6 +73,7 @@ class MovingAverage:
         values = [w.clone() for w in self.weights] if copy is None else [*copy.parameters()]
         self.averages = [value.detach() for value in values]
 
+    @checked_arguments
     def decay_at(self, number: int) -> float:
         """The decay d_n of update n, from 0."""
         return min(self.decay, (1 + number) / (self.forgetting + number))

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.checks import check_counts
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["indices"]
 
 
+@checked_arguments
 def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
     """The indices of the data in a batch, (batch_size,) int64, from whole permutations in turn.
 
@@ -21,6 +24,7 @@ def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
         n: number of training data.
         seed: seed of the permutations.
     """
+    check_counts({"batch_size": batch_size, "n": n}, "a number of data")
     position = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = position // n
     return torch.cat(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["FALL", "Patience", "last_fall"]
 
@@ -17,6 +18,7 @@ FALL = 0.005
 """The least change of a bound that counts as a fall, in bits/dim."""
 
 
+@checked_arguments
 def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
     """The step at which a bound last fell, and the number of measurements after it.
 
@@ -26,6 +28,10 @@ def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
     Args:
         bounds: bounds by step, in bits/dim, the earliest first.
     """
+    if not bounds:
+        raise ValueError(
+            "there are no bounds, expected one measurement at least; give them by step"
+        )
     step, *later = bounds
     after = 0
     for other in later:

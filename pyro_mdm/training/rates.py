@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from pyro_mdm.support.doors import checked_arguments
+
 __all__ = ["WARMUP", "Decay", "schedule", "schedule_within"]
 
 Decay = Literal["cosine", "constant"]
@@ -15,6 +17,7 @@ RISE = 0.1
 """The largest share of the seconds in which rates rise."""
 
 
+@checked_arguments
 def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") -> float:
     """The factor on learning rates, in [0, 1]: a linear warm-up times the decay.
 

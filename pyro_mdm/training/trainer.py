@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import check_count, check_instance, check_number, check_real, describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import check_place, regular, replacing
 from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
@@ -147,8 +148,12 @@ class Trainer:
                 "given; give the module, such as MDM_ELBO()(model, guide)"
             )
         parameters = module.parameters() if isinstance(module, nn.Module) else module
+        check_instance("module", module, (nn.Module, Iterable), "nn.Linear(2, 2), or weights")
         if optimizer is not None:
             parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+        parameters = list(parameters)
+        for weight in parameters:
+            check_instance("a weight", weight, Tensor, "model.parameters()")
         self.weights = [weight for weight in parameters if weight.requires_grad]
         if not self.weights:
             raise ValueError(
@@ -193,8 +198,14 @@ class Trainer:
 
     # -- steps -------------------------------------------------------------------------------------
 
+    @checked_arguments
     def step(self, loss: Tensor) -> Tensor:
         """Take a step on a loss, (); returns the norm of its gradient before clipping, ()."""
+        if loss.dim() or not loss.requires_grad:
+            raise ValueError(
+                f"loss is {describe(loss)}, expected one number, (), that depends on the weights; "
+                "take its mean, and compute it where gradients are kept"
+            )
         self.begin()
         loss.backward(inputs=self.weights)
         self._patience.add(loss)
@@ -301,6 +312,7 @@ class Trainer:
                 self._reason = "no gain"
         return self._reason is not None
 
+    @checked_arguments
     def is_due(self, every: int, looks: int = LOOKS) -> bool:
         """Whether a look at validation data is due after a step: after every so many steps, after a
         part of the seconds since the last time, and at the end.
@@ -309,6 +321,7 @@ class Trainer:
             every: number of steps between looks.
             looks: number of parts of the seconds.
         """
+        check_count("every", every, "the number of steps between looks")
         share = self.share_of_time
         due = self.step_number % every == 0 or share - self._looked >= 1 / looks or self.is_over
         if due:
@@ -320,6 +333,7 @@ class Trainer:
         self._patience.compare_losses(self.step_number)  # also one that a checkpoint came with
         return self.is_over
 
+    @checked_arguments
     def fit(
         self,
         loss: Callable[[], Tensor],
@@ -418,6 +432,9 @@ class Trainer:
         Returns:
             Whether it is the least.
         """
+        check_real("value", value)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"value is {describe(value)}, expected one number; take the mean")
         value = float(value)
         better = value < self.best
         self._patience.look(value, self.step_number)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.chained import chained_completions
 from pyro_mdm.tables.columns.gaps import skip_rules
@@ -59,6 +60,7 @@ SCALED = (Bounded, Continuous, Integer, Mixed, Nonnegative, Rounded)
 numbers."""
 
 
+@checked_arguments
 def fit_columns(
     table: DataFrame,
     train: NDArray[np.bool_],
@@ -94,6 +96,8 @@ def fit_columns(
         >>> [(column.kind, column.width) for column in columns]
         [('continuous', 1), ('categorical', 3)]
     """
+    if len(train) != len(table):
+        raise ValueError(f"train has {len(train)} rows, expected {len(table)}, those of the table")
     table, kinds = as_written(table), dict(kinds or {})
     for name, text in kinds.items():
         if name not in table.columns and name != OTHERS:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, numbers_of
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW, decimals_of
@@ -66,6 +67,7 @@ kind."""
 C = TypeVar("C", bound=Column)
 
 
+@checked_arguments
 def register_kind(kind: type[C]) -> type[C]:
     """Add a kind of your own to :data:`KINDS` by its attribute ``kind``; a decorator of its class.
 
