@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from inference.commands.cli import check_positive, command_line
-from inference.folders.checkpoints import write_atomically
+from inference.folders.checkpoints import write_together
 from inference.folders.output import csv_bytes, png
 from inference.folders.runs import RunError
 from inference.machine.processes import start
@@ -104,18 +104,16 @@ def compare(
 
 
 def _write(out: Path, numbers: compare_tables.Tables, title: str) -> None:
-    """Write the files of a comparison; the picture comes last, since drawing may fail."""
+    """Write the files of a comparison, all of them or none."""
     out.mkdir(parents=True, exist_ok=True)
     bounds, differences, by_log_snr = numbers
     contents = (
         csv_bytes(bounds, list(bounds[0])),
         csv_bytes(differences, compare_tables.DIFFERENCE_COLUMNS),
         csv_bytes(by_log_snr, list(by_log_snr[0])),
+        png(comparison_figure(bounds, differences, by_log_snr, title=title)),
     )
-    for name, content in zip(FILES[:-1], contents, strict=True):
-        write_atomically(out / name, content)
-    figure = comparison_figure(bounds, differences, by_log_snr, title=title)
-    write_atomically(out / FILES[-1], png(figure))
+    write_together({out / name: data for name, data in zip(FILES, contents, strict=True)})
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference.folders.checkpoints import raw_bytes
 from models import Problem
 from models.data import PARTS
 
@@ -26,6 +25,19 @@ PLACES = 64
 """Units in the last place of a typical number by which computed numbers may be off."""
 PIECE = 1 << 20
 """Numbers that are summed at once."""
+CHUNK = 1 << 24
+"""The number of bytes that are hashed at once."""
+
+
+def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of ``tensor``, row-major, in pieces; never copied from a contiguous CPU tensor."""
+    tensor = tensor.detach()
+    flat = tensor.view(-1) if tensor.is_contiguous() else tensor
+    length = max(1, CHUNK * len(flat) // max(1, flat.numel() * flat.element_size()))
+    for piece in flat.split(length):
+        contiguous = piece.resolve_conj().resolve_neg().cpu().contiguous()
+        line = contiguous.as_strided((contiguous.numel(),), (1,))  # a view(-1) may have stride 0
+        yield memoryview(line.view(torch.uint8).numpy())
 
 
 def fingerprint(parts: Mapping[str, Tensor], *, exact: bool = False) -> dict[str, Any]:
