@@ -137,27 +137,17 @@ CODE = ("model", "guide", "learned_from", "score", "likelihood", "sampler", "col
 """Settings that may name a file of code."""
 
 
-def check_settings(
-    where: Path, config: Mapping[str, Any], trained: Mapping[str, Any] | None
-) -> None:
+def check_settings(where: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
     """Compare a run's settings with those that its weights were trained with.
 
     Args:
         where: the file of the settings, for messages.
-        trained: the settings in the checkpoint, which a checksum covers; None: an earlier version
-            kept none.
+        trained: the settings in the checkpoint, which a checksum covers.
 
     Raises:
         RunError: a setting differs. The machine, and the folder of a file of code, may differ with
             a warning, and the place of the data without one: their content is compared.
     """
-    if trained is None:
-        warnings.warn(
-            f"the weights in {where.parent} are of an earlier version, which kept no settings "
-            f"beside them, so that those in {where.name} cannot be compared",
-            stacklevel=2,
-        )
-        return
     then = upgraded(trained)
     moved: list[str] = []
     others: list[str] = []

@@ -479,9 +479,13 @@ class Run:
         (TypeError: its description has other types). Returns the facts that it keeps of the data,
         if any."""
         check_types(f"a checkpoint of {self.folder}", checkpoint.state, STATE)
-        trained = checkpoint.state.get("config")
+        if (trained := checkpoint.state.get("config")) is None:
+            raise RunError(
+                f"the weights of step {checkpoint.step} in {self.folder} have no settings beside "
+                "them, expected those of their training; start a new run"
+            )
         self.lengthened = [list(change) for change in checkpoint.state.get("lengthened", [])]
-        if trained and self.config["steps"] in (before for _, before in self.lengthened):
+        if self.config["steps"] in (before for _, before in self.lengthened):
             self.config["steps"] = trained["steps"]  # it was killed before config.yaml was written
         check_settings(self.folder / "config.yaml", self.config, trained)
         self.data = checkpoint.state.get("data")
