@@ -393,7 +393,7 @@ def test_an_older_run_has_the_columns_of_its_time(tmp_path: Path, few_pictures: 
     options = SHORT | {"model": "tabular", "data": "wine", "guide": "vpsde", "steps": 1}
     train(**options, columns="*=plain", run=tmp_path / "run")
     (folder := tmp_path / "older").mkdir()
-    for name in ("config.yaml", "config.json", "model.safetensors", "results.json"):
+    for name in ("config.yaml", "model.safetensors", "results.json"):
         shutil.copy(tmp_path / "run" / name, folder)
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"columns": None}))

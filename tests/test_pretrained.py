@@ -491,8 +491,8 @@ def test_a_library_class_s_name_does_not_make_one_of_yours_the_library_s(tmp_pat
         ({}, r"names Field at model.score.network, .* classes has nothing; pass classes={'Field'"),
         ({"Other": Field}, "classes has Other"),
         ({"Field": Field}, r"built without arguments .*'Field': lambda: Field\(…\)}"),
-        ({"Field": lambda: Field(3)}, r"(?s)does not fit .*network.layer.weight"),
-        ({"Field": lambda: MLP(4)}, r"(?s)does not fit .*Missing key"),
+        ({"Field": lambda: Field(3)}, r"(?s)do not fit .*network.layer.weight"),
+        ({"Field": lambda: MLP(4)}, r"(?s)do not fit .*Missing key"),
         ({"Field": 7}, r"model\.score cannot be built|7 here"),
     ],
 )

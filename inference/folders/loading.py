@@ -71,12 +71,10 @@ def _check_data(run: Run, problem: Problem) -> None:
     of it goes on without its parts, with a warning, and others are a RunError."""
     started = run.started_data()
     if started is None:
-        warnings.warn(
-            f"{run.folder} is of an earlier version, which kept no fingerprints of its data, so "
-            "that the data of today cannot be compared with them",
-            stacklevel=3,
+        raise RunError(
+            f"{run.folder} has no fingerprints of its data, neither beside its weights nor in "
+            "data.json, expected those of its training; start a new run"
         )
-        return
     if problem.absent is not None:
         reason = f"{problem.absent}\n{_where(run)}"
     elif differing := differences(started, fingerprint_of(problem)):

@@ -37,7 +37,7 @@ MOST_BATCHES = 1000
 """The most batches of runs by default; fewer runs have a batch each."""
 IN_A_PLATE = 1000
 """The most runs of a batch that is drawn in a plate, by default."""
-ROUNDING = 1e-4
+ROUNDING = 1e-5
 """The most difference of a run that is made again, for rounding, relative to its largest value."""
 NAMED = 5
 """The most failed runs that a message names."""
