@@ -20,7 +20,7 @@ from typing import Literal
 
 from inference.commands.cli import check_positive, command_line
 from inference.folders.checkpoints import write_together
-from inference.folders.output import csv_bytes, png
+from inference.folders.output import csv_bytes, png, refuse_record
 from inference.folders.runs import RunError
 from inference.machine.processes import start
 from inference.measuring import compare_tables
@@ -119,6 +119,7 @@ def _write(out: Path, numbers: compare_tables.Tables, title: str) -> None:
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder for the comparison")
+    refuse_record(out, "out")
     there = [name for name in FILES if (out / name).exists()]
     if there and not overwrite:
         raise RunError(

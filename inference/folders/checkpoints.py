@@ -29,7 +29,6 @@ from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 NAME = re.compile(r"step-\d{8,}")
-LEFTOVER = re.compile(r"\.step-\d{8,}\.safetensors\.tmp")
 
 
 class RunError(RuntimeError):
@@ -125,9 +124,8 @@ def _write(file: Path, checkpoint: Checkpoint) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of a killed process in ``folder``."""
-    for path in list(folder.glob(".step-*.tmp")):
-        if LEFTOVER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    for path in list(folder.glob(".step-*.safetensors.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def load_checkpoint(file: Path) -> Checkpoint:

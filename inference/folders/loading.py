@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from inference import trust
-from inference.folders.checkpoints import ArchitectureError, Checkpoint, load_module
+from inference.folders.checkpoints import Checkpoint, load_module
 from inference.folders.fingerprints import FACTS, differences, fingerprint_of
 from inference.folders.runs import Run, RunError
 from inference.settings.options import Training
@@ -16,21 +16,9 @@ from pyro_mdm import DiffusionModel
 
 
 def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
-    """Load the tensors ``part`` of a run's checkpoint.
-
-    An ArchitectureError of a table without a network of its own says that an earlier version
-    trained it.
-    """
+    """Load the tensors ``part`` of a run's checkpoint."""
     where = f"the checkpoint of step {checkpoint.step} in {run.folder}"
-    try:
-        load_module(model, checkpoint.part(part), where)
-    except ArchitectureError as error:
-        if run.config["model"] == "tabular" and run.config["network"] is None:
-            raise ArchitectureError(
-                f"{where} was trained by an earlier version of tables, which had another network; "
-                "train it again, in a new folder, by the settings in its config.yaml"
-            ) from error
-        raise
+    load_module(model, checkpoint.part(part), where)
 
 
 def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:

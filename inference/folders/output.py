@@ -84,7 +84,7 @@ def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: st
         raise RunError(f"--{option} is {out}, which is a file, expected a folder; give another")
     if suffixes and out.is_dir():
         raise RunError(f"--{option} is {out}, which is a folder, expected a file; give another")
-    _refuse_record(out, option)
+    refuse_record(out, option)
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; give another --{option}, or --overwrite to replace it")
     if not out.parent.is_dir():
@@ -92,7 +92,7 @@ def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: st
     check_place(out if suffixes or not out.exists() else out / PROBE)
 
 
-def _refuse_record(out: Path, option: str) -> None:
+def refuse_record(out: Path, option: str) -> None:
     """Raise RunError for a file or folder of a run's own record."""
     path = out.resolve()
     for run in path.parents:

@@ -91,8 +91,9 @@ def read_saved(path: Path, kind: str) -> Saved:
     seal = _digest(data)
     if not data[8:].startswith(START) or data[SEAL] != seal.encode():
         raise PretrainedError(
-            f"{path} is damaged, or no file of pyro_mdm: its {len(data):,} bytes have SHA-256 "
-            f"{seal[:12]}…, expected {data[SEAL][:12].decode(errors='replace')}…; save it again"
+            f"{path} is damaged, or no file of this version of pyro_mdm: its {len(data):,} bytes "
+            f"have SHA-256 {seal[:12]}…, expected {data[SEAL][:12].decode(errors='replace')}…; "
+            "save it again"
         )
     with damage_of(path):
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -100,7 +101,7 @@ def read_saved(path: Path, kind: str) -> Saved:
         if described["format"] > FORMAT:
             raise PretrainedError(
                 f"{path} has format {described['format']}, expected at most {FORMAT}, which this "
-                "version of pyro_mdm reads; install a newer pyro_mdm"
+                "version reads; install a newer pyro_mdm"
             )
         if described["kind"] != kind:
             raise PretrainedError(
