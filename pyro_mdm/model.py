@@ -18,7 +18,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.chain import GenerativeChain, check_chain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
-from pyro_mdm.pretrained import Opened, PretrainedError, open_folder, save_folder
+from pyro_mdm.pretrained import OpenedModel, PretrainedError, open_folder, save_folder
 from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.samplers.guided import Guided
@@ -216,7 +216,7 @@ class DiffusionModel(Registered):
     @classmethod
     def opened(
         cls, folder: str | os.PathLike[str], classes: Mapping[str, Any]
-    ) -> Opened[DiffusionModel]:
+    ) -> OpenedModel[DiffusionModel]:
         """The model of a folder as by :meth:`from_pretrained`, with what was saved beside it.
 
         Args:

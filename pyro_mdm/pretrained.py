@@ -42,7 +42,7 @@ from pyro_mdm.support.saved import (
 from pyro_mdm.support.settings import Recorded, is_plain
 from pyro_mdm.support.wings import WINGS, load_wing
 
-__all__ = ["CHECKPOINT", "TENSORS", "TRAINED", "Opened", "PretrainedError", "load_state"]
+__all__ = ["CHECKPOINT", "TENSORS", "TRAINED", "OpenedModel", "PretrainedError", "load_state"]
 __all__ += ["names_instead", "open_folder", "save_folder", "trained_folder", "trained_models"]
 
 TENSORS = "model.safetensors"
@@ -60,7 +60,7 @@ TRAINED = ROOT / "models" / "trained"
 M = TypeVar("M", bound=nn.Module)
 
 
-class Opened(NamedTuple, Generic[M]):
+class OpenedModel(NamedTuple, Generic[M]):
     """The content of a model's folder."""
 
     model: M
@@ -229,7 +229,7 @@ class _Writer:
 
 def open_folder(
     cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]
-) -> Opened[M]:
+) -> OpenedModel[M]:
     """The model of a folder, with the notes and tensors beside it.
 
     See :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`.
@@ -267,7 +267,7 @@ def open_folder(
             f"the tensors of {file} do not fit what its header and classes describe: {error}"
         ) from error
     beside = {n.removeprefix(BESIDE): t for n, t in tensors.items() if n.startswith(BESIDE)}
-    return Opened(model.eval(), saved.content["notes"], beside)
+    return OpenedModel(model.eval(), saved.content["notes"], beside)
 
 
 def load_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

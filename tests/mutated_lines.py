@@ -1098,7 +1098,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "self.step_number, self.share_of_time >⟨=→⟩ 1"
         ],
         "test_budgets.py::test_a_training_that_died_keeps_its_budget": [
-            'spent=⟨state.get("seconds", 0.0)→0.0⟩'
+            'spent=⟨state["seconds"]→0.0⟩'
         ],
         "test_budgets.py::test_rates_cool_down_after_the_last_gain": [
             "factor *= ⟨schedule(self.step_number - first, number)→1.0⟩"

@@ -28,6 +28,7 @@ from inference.folders.runs import RECORD, Run, RunError
 from inference.settings.kinds import is_of
 from inference.settings.options import GROUPS, Decided, Training
 from inference.train import train
+from pyro_mdm.pretrained import TENSORS, load_state
 from tests.brief import SHORT, be_brief
 from tests.programs import (
     TINY,
@@ -185,6 +186,25 @@ def test_a_damaged_model_without_its_checkpoints_is_an_error_or_the_same(
         assert_same_weights(run, runs / "whole")
     else:
         assert str(run) in words or name in words
+
+
+def test_the_model_of_an_earlier_checkpoint_is_refused_and_written_again(
+    runs: Path, tmp_path: Path
+) -> None:
+    """As a kill leaves it between the last checkpoint and the model; later they are one."""
+    run, whole = tmp_path / "run", runs / "whole"
+    shutil.copytree(whole, run)
+    shutil.copy(runs / "stopped" / TENSORS, run / TENSORS)
+    (run / "results.json").unlink()
+    assert "has not the weights of" in str(said(lambda: load_state(run)))
+    train(resume=run)
+    state, notes = load_state(run)
+    expected, notes_then = load_state(whole)
+    assert notes == notes_then and all(torch.equal(state[name], expected[name]) for name in state)
+    shutil.copy(runs / "stopped" / TENSORS, run / TENSORS)
+    shutil.rmtree(run / "checkpoints")
+    words = said(lambda: load_trained(run))
+    assert words is not None and "weights of step 2" in words and "is of step 4" in words
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -36,8 +36,9 @@ def fingerprint(parts: Mapping[str, Tensor], *, exact: bool = False) -> dict[str
     """
     prints: dict[str, Any] = {}
     for name, tensor in parts.items():
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().numpy()
-        digest = hashlib.sha256(np.ascontiguousarray(plain).reshape(-1))
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+        plain = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain
+        digest = hashlib.sha256(np.ascontiguousarray(plain.numpy()).reshape(-1).data)
         prints[name] = {
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),

@@ -143,11 +143,12 @@ def damage_of(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _digest(data: bytes, *rest: memoryview) -> str:
+def _digest(data: bytes, rest: bytes | memoryview = b"") -> str:
     """The SHA-256 of a file with zeros in place of its seal."""
     digest = hashlib.sha256(data[: SEAL.start])
-    for piece in (ZEROS, memoryview(data)[SEAL.stop :], *rest):
-        digest.update(piece)
+    digest.update(ZEROS)
+    digest.update(memoryview(data)[SEAL.stop :])
+    digest.update(rest)
     return digest.hexdigest()
 
 
