@@ -597,6 +597,7 @@ def test_a_folder_does_not_go_on_with_another_simulator(
             continue  # which is another plate
         with pytest.raises(ValueError, match=r"run 0 .* expected those of the program that began"):
             simulate(other, n, folder=tmp_path, **options)
+    assert digest(read_draws(tmp_path, list(drawn))) == digest(drawn)  # as it was
 
 
 def test_a_change_elsewhere_or_of_code_alone_is_noticed(

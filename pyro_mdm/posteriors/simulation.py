@@ -119,10 +119,11 @@ def simulate(
     if batch_size is not None:
         check_count("batch_size", batch_size, "the number of runs of a batch")
     in_plates, code = n if vectorized else None, code_of(program)
-    store = Store(folder, seed, batch_size or default, in_plates, given, n, code)
+    store = Store(folder, seed, batch_size or default, in_plates, given, code)
     plan = _Plan(program, store.seed, vectorized, leave_out)
     if store.first is not None:
         _check_program(plan, store.first, given, code, store.code)
+    store.begin(n)
     _run_all(plan, store, n, given, workers, progress)
     draws = _gathered(store, n, leave_out)
     if odd := [name for name in given or {} if name not in draws]:

@@ -45,7 +45,6 @@ class Store:
         in_plates: the number of all runs, if those of a batch are drawn in a plate; None: each run
             has its own seed.
         at: the values of sites at which the program runs, (n, *shape) by site; None: none.
-        n: the number of all runs.
         code: what identifies the code of the program; None: unknown.
 
     Attributes:
@@ -62,7 +61,6 @@ class Store:
         batch_size: int,
         in_plates: int | None,
         at: Mapping[str, Tensor] | None,
-        n: int,
         code: str | None,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
@@ -81,13 +79,9 @@ class Store:
             self.batch_size = saved["batch_size"] if in_plates is not None else batch_size
             self.code, facts = saved["code"], {name: saved[name] for name in saved if name != "n"}
             self._batches = _batches(self._folder, facts)
-            for path in self._folder.glob(temporary(Path(FILES)).name):  # of a killed process
-                path.unlink(missing_ok=True)
         else:
             facts |= {"batch_size": batch_size, "code": code}
-        self._facts = facts
-        if saved is None or saved["n"] < n:
-            write_saved(self._folder / HEADER, HEADER_KIND, facts | {"n": n}, {})
+        self._facts, self._n = facts, 0 if saved is None else saved["n"]
 
     def _check(self, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         for name, value in facts.items():
@@ -96,6 +90,19 @@ class Store:
                     f"{self._folder} has simulations with {name} = {saved.get(name)}, expected "
                     f"{value}; give another folder, or the program and options that wrote it"
                 )
+
+    def begin(self, n: int) -> None:
+        """Write how many runs the folder is for, and remove what a killed process left.
+
+        Args:
+            n: the number of all runs.
+        """
+        if self._folder is None:
+            return
+        for path in self._folder.glob(temporary(Path("*.safetensors")).name):
+            path.unlink(missing_ok=True)
+        if n > self._n:
+            write_saved(self._folder / HEADER, HEADER_KIND, self._facts | {"n": n}, {})
 
     def missing(self, n: int) -> list[int]:
         """The numbers of the runs that have not been made.
