@@ -21,6 +21,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -35,8 +36,8 @@ from pyro_mdm.support.saved import (
     PretrainedError,
     Saved,
     damage_of,
+    peek,
     read_saved,
-    seal_of,
     write_saved,
 )
 from pyro_mdm.support.settings import Recorded, is_plain
@@ -124,7 +125,7 @@ def save_folder(
     folder: str | os.PathLike[str],
     notes: Mapping[str, Any] | None = None,
     beside: Mapping[str, Tensor] | None = None,
-    source: Path | None = None,
+    source: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model into a folder; see :meth:`~pyro_mdm.model.DiffusionModel.save_pretrained`.
 
@@ -133,8 +134,9 @@ def save_folder(
         folder: folder of the file; it is made if it is missing.
         notes: what JSON can hold by name, for :func:`open_folder`.
         beside: further tensors by name, for :func:`open_folder`.
-        source: the checkpoint in a folder of this one that has the same weights. If there is a
-            newer one beside it when the model is opened, that is an error.
+        source: the name of a folder of checkpoints in this one, "folder", and what the newest of
+            them has as "weights" of its state. If it has others when the model is opened, that is
+            an error.
 
     Raises:
         PretrainedError: a part without a name, or a file in place of the folder.
@@ -143,7 +145,7 @@ def save_folder(
     writer, folder = _Writer(model), Path(folder)
     content = {"model": writer.encode(model, "model"), "notes": dict(notes or {})}
     if source is not None:
-        content["source"] = {"folder": source.parent.name, "sha256": seal_of(source)}
+        content["source"] = dict(source)
     if folder.exists() and not folder.is_dir():
         raise PretrainedError(f"{folder} is a file, expected a folder for the model")
     further = {BESIDE + name: tensor for name, tensor in (beside or {}).items()}
@@ -299,16 +301,17 @@ def _read(folder: Path) -> tuple[Saved, Path]:
     saved = read_saved(path, KIND)
     with damage_of(path):
         if source := saved.content.get("source"):
-            _check_newest(path, folder / source["folder"], source["sha256"])
+            _check_newest(path, folder / source["folder"], source["weights"])
     return saved, path
 
 
-def _check_newest(path: Path, checkpoints: Path, seal: str) -> None:
-    """Compare the seal of a model's checkpoint with those of the checkpoints, newest first."""
+def _check_newest(path: Path, checkpoints: Path, weights: str) -> None:
+    """Compare the weights of a model with those of the newest checkpoint that is whole."""
     files = sorted(checkpoints.glob("*.safetensors"), key=lambda p: (len(p.name), p.name))
     for file in reversed(files):
-        if seal_of(file) == seal:
-            return
+        with suppress(PretrainedError):
+            if peek(file)["state"].get("weights") == weights:
+                return
         if _is_whole(file):
             raise PretrainedError(
                 f"{path} has not the weights of {file}, the newest checkpoint beside it, as a kill "

@@ -20,6 +20,6 @@ def kind_of(path: Path) -> str:
 def rewrite(path: Path, change: Callable[[Any, Any], object]) -> None:
     """Change the content and the tensors of a file in place, by a function of both."""
     kind = kind_of(path)
-    content, tensors, _ = read_saved(path, kind)
+    content, tensors = read_saved(path, kind)
     change(content, tensors)
     write_saved(path, kind, content, tensors)

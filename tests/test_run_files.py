@@ -188,6 +188,26 @@ def test_a_damaged_model_without_its_checkpoints_is_an_error_or_the_same(
         assert str(run) in words or name in words
 
 
+def test_a_run_that_was_being_replaced_begins_by_resume(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while files of the earlier run go."""
+    run = tmp_path / "run"
+    shutil.copytree(runs / "other", run)
+    settings = yaml.safe_load((runs / "whole" / "config.yaml").read_text())
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        Run.create(run, settings, overwrite=True)
+    words = said(lambda: load_trained(run))
+    assert words is not None and f"begin this one by --resume {run}" in words
+    train(resume=run)
+    assert_same_run(run, runs / "whole")
+
+
 def test_the_model_of_an_earlier_checkpoint_is_refused_and_written_again(
     runs: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,20 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from inference.folders import checkpoints as ck
+from inference.folders.config import PENDING, read_settings
 from inference.folders.output import check_out
-from inference.folders.runs import CONTENT, PENDING, Run, RunError
+from inference.folders.runs import CONTENT, Run, RunError
 from inference.machine import environment
 from pyro_mdm import VPSDE, Denoiser, DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.posteriors import AmortizedLikelihood, AmortizedPosterior, read_draws, simulate
 from pyro_mdm.posteriors.members import LikelihoodMembers
-from pyro_mdm.pretrained import PretrainedError
+from pyro_mdm.pretrained import PretrainedError, load_state
 from pyro_mdm.support import files
 from pyro_mdm.support.files import replacing
 from pyro_mdm.tables import Table
 from pyro_mdm.training import Trainer
 from tests.programs import checkpoint
-from tests.saved_files import kind_of, rewrite
+from tests.saved_files import kind_of
 from tests.test_reliability import end, start
 
 REFUSED = (PretrainedError, ck.CheckpointError)
@@ -484,6 +486,23 @@ def test_a_run_that_was_being_replaced_is_the_old_or_the_new_one(
     assert set(outcomes) == {"old", "neither", "new"}
 
 
+@pytest.mark.slow
+def test_a_folder_in_which_a_run_was_beginning_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_git", lambda *arguments: None)
+    monkeypatch.setattr(environment, "_packages", lambda: {})
+    (tmp_path / "base").mkdir()
+    for folder in killed_everywhere(
+        tmp_path / "base", lambda folder: Run.create(folder, {"seed": 1})
+    ):
+        if (folder / PENDING).exists():
+            assert read_settings(folder)["seed"] == 1
+        with Run.create(folder, {"seed": 2}):
+            assert Run.open(folder).config["seed"] == 2
+        assert not [path for path in folder.iterdir() if path.suffix in (".tmp", ".new")]
+
+
 # -- a model and its checkpoints -------------------------------------------------------------------
 
 
@@ -492,28 +511,29 @@ def test_a_model_of_another_step_than_the_newest_checkpoint_is_refused(tmp_path:
     with Run.create(tmp_path / "run", {"seed": 1}) as run:
         folder = run.folder
         for step in (1, 2):
-            run.save(checkpoint(step))
-            run.save_model(model_of(step), step)
+            run.save(with_weights(step, f"{step}"))
+            run.save_model(model_of(step), step, f"{step}")
             assert read_model(folder)
-        run.save(checkpoint(3))
+        run.save(with_weights(3, "3"))
         newest = folder / "checkpoints" / "step-00000003.safetensors"
-        with pytest.raises(PretrainedError, match=r"not the weights of .*step-00000003.*--resume"):
-            DiffusionModel.from_pretrained(folder)
-        with pytest.raises(PretrainedError, match="not the weights"):
-            Table.from_pretrained(folder)
-        with restored(newest) as content:  # a damaged one does not count
-            newest.write_bytes(content[:-1])
-            assert read_model(folder)
-        with restored(newest):
-            rewrite(newest, lambda content, tensors: tensors["model/w"].mul_(2))
-            run.save_model(model_of(3), 3)
-            assert read_model(folder)
-        with pytest.raises(PretrainedError, match="not the weights"):  # of the same step
-            DiffusionModel.from_pretrained(folder)
-        run.save_model(model_of(3), 3)
+        for opens in (DiffusionModel.from_pretrained, Table.from_pretrained, load_state):
+            with pytest.raises(PretrainedError, match=r"has not the weights of .*3.*--resume"):
+                opens(folder)
+        for damaged in (newest.read_bytes()[:-1], b"", b"nothing"):
+            with restored(newest):
+                newest.write_bytes(damaged)  # which does not count
+                assert read_model(folder)
+        run.save_model(model_of(3), 3, "3")
         assert read_model(folder)
+        run.save(with_weights(3, "the best of all"))  # of the same step
+        with pytest.raises(PretrainedError, match="has not the weights"):
+            DiffusionModel.from_pretrained(folder)
         shutil.rmtree(folder / "checkpoints")
         assert read_model(folder)
+
+
+def with_weights(step: int, weights: str) -> ck.Checkpoint:
+    return replace(checkpoint(step), state={"weights": weights})
 
 
 # -- outputs that would destroy a record -----------------------------------------------------------

@@ -107,7 +107,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1: the newest checkpoint stays")
-    file = checkpoint_file(folder, checkpoint.step)
+    file = folder / f"step-{checkpoint.step:08d}.safetensors"
     remove_leftovers(folder)
     _write(file, checkpoint)
     for old in [path for path in _files(folder) if _step(path) <= checkpoint.step][keep:]:
@@ -131,7 +131,7 @@ def remove_leftovers(folder: Path) -> None:
 def load_checkpoint(file: Path) -> Checkpoint:
     """The checkpoint in a file (CheckpointError: it is not whole)."""
     try:
-        content, tensors, _ = read_saved(file, CHECKPOINT)
+        content, tensors = read_saved(file, CHECKPOINT)
         with damage_of(file):
             return Checkpoint(int(content["step"]), tensors, content["state"])
     except PretrainedError as error:
@@ -165,11 +165,6 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
     raise CheckpointError(
         f"{folder} holds no usable checkpoint ({reason}); start the training again"
     )
-
-
-def checkpoint_file(folder: Path, step: int) -> Path:
-    """The path of the checkpoint of a step."""
-    return folder / f"step-{step:08d}.safetensors"
 
 
 def _files(folder: Path) -> list[Path]:

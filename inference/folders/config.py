@@ -74,6 +74,9 @@ def _instead(name: str) -> str:
     return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
 
+PENDING = ".config.yaml.new"
+"""The settings of a run that begins; while they have this name, files of an earlier one go."""
+
 OWN_TABLE = "table.json"
 """The ``data`` of a run that was given a table in Python, which is in this file of its folder."""
 
@@ -98,7 +101,7 @@ def load_yaml(text: bytes | str) -> Any:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in a run folder (RunError: it is no run folder, or they cannot be read)."""
-    path = folder / "config.yaml"
+    path = folder / (PENDING if (folder / PENDING).exists() else "config.yaml")
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
         hint = f"; runs beside it: {', '.join(near[:10])}" if near else ""
@@ -125,7 +128,7 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 STATE: dict[str, Any] = {
-    **{"step": int, "seconds": float, "window": list[float], "unmeasured": bool},
+    **{"step": int, "weights": str, "seconds": float, "window": list[float], "unmeasured": bool},
     **{"averages": int, "loss_scale": dict[str, float]},
     **{"config": dict[str, object], "data": dict[str, dict[str, object]]},
     **{"record": dict[str, dict[str, int | str]], "lengthened": list[list[int]]},

@@ -47,7 +47,6 @@ import yaml
 from inference.folders.checkpoints import (
     Checkpoint,
     RunError,
-    checkpoint_file,
     explain_full_disk,
     latest_checkpoint,
     remove_leftovers,
@@ -57,6 +56,7 @@ from inference.folders.checkpoints import (
 )
 from inference.folders.config import (
     OWN_TABLE,
+    PENDING,
     STATE,
     Settings,
     check_settings,
@@ -122,9 +122,6 @@ CONTENT = (
 
 RECORD = ("metrics.csv", "history.jsonl")
 """What is written in training, as far as a checkpoint goes on from it."""
-
-PENDING = ".config.yaml.new"
-"""The settings of a run that begins; while they have this name, files of an earlier one go."""
 
 NOTES = "inference.run"
 """The note beside a model that has what a checkpoint says of the run, and the step."""
@@ -192,11 +189,10 @@ class Run:
                     "with --overwrite, or give another --run"
                 )
             run = cls(folder, config, lock)
+            _remove_temporary_files(folder)
             text = yaml.safe_dump(dict(run.config), sort_keys=False)
             write_atomically(folder / PENDING, text.encode())
-            _begin(folder)
-            run.rewind(None)
-            run._write_environment()
+            run._begin()
         except BaseException:
             lock.release()
             raise
@@ -225,9 +221,8 @@ class Run:
                 checkpoints, or a file to be written is a link.
         """
         folder = trained_folder(folder)
+        read_settings(folder)  # in other folders nothing is touched
         begun = not (folder / PENDING).exists()
-        if begun:
-            read_settings(folder)  # in other folders nothing is touched
         inside = [folder / name for name in CONTENT]
         inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
         refuse_links(inside)
@@ -239,12 +234,23 @@ class Run:
         lock = WriteLock(folder)
         try:
             _remove_temporary_files(folder)
+            run = cls(folder, read_settings(folder), lock)
             if not begun:
-                _begin(folder)
-            return cls(folder, read_settings(folder), lock)
+                run._begin()
+            return run
         except BaseException:
             lock.release()
             raise
+
+    def _begin(self) -> None:
+        """Remove the files of an earlier run, write the first ones, and at last the settings."""
+        for name in CONTENT:
+            path = self.folder / name
+            linked = path.is_symlink() or not path.is_dir()
+            path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
+        self.rewind(None)
+        self._write_environment()
+        os.replace(self.folder / PENDING, self.folder / "config.yaml")
 
     def close(self) -> None:
         """Let others write into the folder. A run opened for reading has nothing to close."""
@@ -448,12 +454,17 @@ class Run:
             flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
 
-    def save_model(self, model: DiffusionModel, step: int) -> None:
+    def save_model(self, model: DiffusionModel, step: int, weights: str) -> None:
         """Write the model of ``step`` for ``DiffusionModel.from_pretrained``, with what a
-        checkpoint says of the run; warns if it cannot be written."""
+        checkpoint says of the run; warns if it cannot be written.
+
+        Args:
+            weights: the digest of the weights that the checkpoint has.
+        """
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-        notes = {NOTES: {"step": step} | self.described()}
-        source = checkpoint_file(self.folder / "checkpoints", step)
+        described = json.dumps({"step": step} | self.described(), sort_keys=True)
+        notes = {NOTES: json.loads(described)}  # in an order that is always the same
+        source = {"folder": "checkpoints", "weights": weights}
         try:
             with explain_full_disk(self.folder / TENSORS, size):
                 save_folder(model, self.folder, notes, source=source)
@@ -579,15 +590,6 @@ def _check_ours(folder: Path) -> set[str]:
     return held
 
 
-def _begin(folder: Path) -> None:
-    """Remove the files of an earlier run, and give the settings of the new one their name."""
-    for name in CONTENT:
-        path = folder / name
-        linked = path.is_symlink() or not path.is_dir()
-        path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
-    os.replace(folder / PENDING, folder / "config.yaml")
-
-
 def _is_worth_keeping(names: set[str], folder: Path) -> bool:
     """Whether ``folder`` holds more than the start of a run without a checkpoint."""
     if not names or (folder / PENDING).exists():
@@ -602,7 +604,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def _temporary_files(folder: Path) -> list[Path]:
-    return [temporary(folder / name) for name in (*CONTENT, WRITER)]
+    return [temporary(folder / name) for name in (*CONTENT, WRITER, PENDING)]
 
 
 def _remove_temporary_files(folder: Path) -> None:

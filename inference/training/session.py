@@ -212,7 +212,8 @@ class Session:
         if self.fabric.is_global_zero:
             self.run.keep_length()
             if self.done:  # a kill may have left the model of an earlier checkpoint
-                self.run.save_model(self.trainee.averaged.model, self.done)
+                trainee = self.trainee
+                self.run.save_model(trainee.averaged.model, self.done, trainee.digest)
             if self.writer is not None and changes and changes[-1][0] == self.done:
                 programs = self.trainee.programs
                 self.report.at_more_steps(self.run, self.writer, programs, self.done)

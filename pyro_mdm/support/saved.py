@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pyro_mdm.support.files import replacing
 
-__all__ = ["FORMAT", "PretrainedError", "Saved", "damage_of", "read_saved", "seal_of"]
-__all__ += ["write_saved"]
+__all__ = ["FORMAT", "PretrainedError", "Saved", "damage_of", "digest_of_tensors", "peek"]
+__all__ += ["read_saved", "write_saved"]
 
 FORMAT = 2
 """The number of the format in which files are written."""
@@ -41,13 +41,12 @@ class Saved(NamedTuple):
 
     content: dict[str, Any]
     tensors: dict[str, Tensor]
-    seal: str  # the SHA-256 of the whole
 
 
 def write_saved(
     path: Path, kind: str, content: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> str:
-    """Write a file, whose folder is made if there is none, and return its seal.
+) -> None:
+    """Write a file, whose folder is made if there is none.
 
     Args:
         path: the path of the file, which is replaced as a whole.
@@ -72,7 +71,6 @@ def write_saved(
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing() as write:
         write(path, [header[: SEAL.start], seal.encode(), header[SEAL.stop :], values])
-    return seal
 
 
 def read_saved(path: Path, kind: str) -> Saved:
@@ -107,17 +105,29 @@ def read_saved(path: Path, kind: str) -> Saved:
             raise PretrainedError(
                 f"{path} is {described['kind']}, expected {kind}; open it as what it is"
             )
-        return Saved(dict(described["content"]), safetensors.torch.load(data), seal)
+        return Saved(dict(described["content"]), safetensors.torch.load(data))
 
 
-def seal_of(path: Path) -> str:
-    """The seal that a file has, without a comparison.
+def peek(path: Path) -> dict[str, Any]:
+    """The content of a file, without its tensors and a comparison with its seal.
 
     Args:
         path: the path of the file.
+
+    Raises:
+        PretrainedError: a file that is damaged.
     """
-    with open(path, "rb") as file:
-        return file.read(SEAL.stop)[SEAL].decode(errors="replace")
+    with damage_of(path), safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()["pyro_mdm"])["content"])
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors by name.
+
+    Args:
+        tensors: the tensors, on any device.
+    """
+    return hashlib.sha256(safetensors.torch.save(_unshared(tensors))).hexdigest()
 
 
 @contextmanager
@@ -135,7 +145,7 @@ def damage_of(path: Path) -> Iterator[None]:
     except PretrainedError:
         raise
     except (
-        *(ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError),
+        *(ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError, OSError),
         SafetensorError,
     ) as error:
         raise PretrainedError(
