@@ -21,7 +21,6 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -309,22 +308,16 @@ def _check_newest(path: Path, checkpoints: Path, weights: str) -> None:
     """Compare the weights of a model with those of the newest checkpoint that is whole."""
     files = sorted(checkpoints.glob("*.safetensors"), key=lambda p: (len(p.name), p.name))
     for file in reversed(files):
-        with suppress(PretrainedError):
+        try:
             if peek(file)["state"].get("weights") == weights:
                 return
-        if _is_whole(file):
-            raise PretrainedError(
-                f"{path} has not the weights of {file}, the newest checkpoint beside it, as a kill "
-                "may leave it; go on with the run by --resume, which writes the model again"
-            )
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        read_saved(checkpoint, CHECKPOINT)
-    except PretrainedError:
-        return False
-    return True
+            read_saved(file, CHECKPOINT)
+        except PretrainedError:
+            continue  # a damaged one does not count
+        raise PretrainedError(
+            f"{path} has not the weights of {file}, the newest checkpoint beside it, as a kill may "
+            "leave it; go on with the run by --resume, which writes the model again"
+        )
 
 
 class _AtMost(TorchDispatchMode):

@@ -1008,7 +1008,7 @@ LINES: dict[str, dict[str, list[str]]] = {
     },
     "pyro_mdm/pretrained.py": {
         "test_saved.py::test_a_model_of_another_step_than_the_newest_checkpoint_is_refused": [
-            "if ⟨_is_whole(file)→False⟩:"
+            "⟨read_saved(file, CHECKPOINT)→continue⟩"
         ],
     },
     "pyro_mdm/support/saved.py": {
@@ -1019,10 +1019,10 @@ LINES: dict[str, dict[str, list[str]]] = {
             'if ⟨described["kind"] != kind→False⟩:'
         ],
         "test_reliability.py::test_no_reader_of_a_run_folder_runs_what_it_reads": [
-            '⟨safetensors.torch.load(data)→__import__("pickle").loads(data)⟩, seal)'
+            '⟨safetensors.torch.load(data)→__import__("pickle").loads(data)⟩)'
         ],
         "test_reliability.py::test_the_code_unpickles_nothing": [
-            "⟨safetensors.torch.load(data)→torch.load(path, weights_only=False)⟩, seal)"
+            "⟨safetensors.torch.load(data)→torch.load(path, weights_only=False)⟩)"
         ],
     },
     "pyro_mdm/tables/network.py": {

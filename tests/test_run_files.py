@@ -373,6 +373,8 @@ def test_a_checkpoint_whose_description_has_other_types_is_refused(
     """With the right checksum, as a person could write it."""
     state = Run.open(stopped).latest().state
     for value in ("text", [1, "a"], {"a": "b"}, None):
+        if isinstance(value, str) and STATE[name] is str:
+            continue
         wrong = state | {name: value}
         rewrite(stopped, state=lambda _, wrong=wrong: wrong)  # type: ignore[misc]
         words = said(lambda: train(resume=stopped))

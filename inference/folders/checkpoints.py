@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pyro_mdm.pretrained import CHECKPOINT
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
-from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
+from pyro_mdm.support.settings import EXTRA_STATE
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -206,15 +206,10 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
             f"{what} belongs to another architecture; these tensors differ:\n  {shown}{more}\n"
             "Rebuild the model with the settings the checkpoint was trained with."
         )
-    for name in settings.keys() & tensors.keys():
-        owner: Any = module.get_submodule(name.removesuffix(EXTRA_STATE).removesuffix("."))
-        try:
-            owner.set_extra_state(tensors[name])
-        except SettingsError as error:
-            raise ArchitectureError(
-                f"{what} has other settings than this model, {name.rpartition('.')[0]}: {error}"
-            ) from error
-    module.load_state_dict(settings | dict(tensors))
+    try:
+        module.load_state_dict(settings | dict(tensors))
+    except RuntimeError as error:
+        raise ArchitectureError(f"{what} has other settings than this model: {error}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, Tensor]:

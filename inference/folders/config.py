@@ -81,15 +81,6 @@ OWN_TABLE = "table.json"
 """The ``data`` of a run that was given a table in Python, which is in this file of its folder."""
 
 
-def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings that say what every column of a table is: those of older runs left to the table
-    which are continuous, ordinal and categorical, and there were no other kinds."""
-    said = config.get("columns") or ""
-    if config.get("model") != "tabular" or said.startswith("*="):
-        return config
-    return config | {"columns": ",".join(filter(None, ["*=plain", said]))}
-
-
 def load_yaml(text: bytes | str) -> Any:
     """What a text of YAML says, read by libyaml where it is, which takes a tenth of the time."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
@@ -124,7 +115,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run of any version as this one has them (RunError: they are of an option
     that was removed)."""
-    return _with_kinds(LATER | without_removed(config))
+    return LATER | without_removed(config)
 
 
 STATE: dict[str, Any] = {

@@ -84,12 +84,11 @@ class Files(NamedTuple):
             predictive_figure,
         )
 
-        contents = {
-            self.posterior: png(posterior_figure(drawn, prior, truth)),
-            self.predictive: png(predictive_figure(replicated, observed, prior)),
-        }
+        contents = dict[Path, bytes]()
         if with_draws:
             columns = {name: value.tolist() for name, value in posterior_columns(drawn).items()}
             contents[self.draws] = csv_bytes(rows_of(columns))
+        contents[self.posterior] = png(posterior_figure(drawn, prior, truth))
+        contents[self.predictive] = png(predictive_figure(replicated, observed, prior))
         write_together(contents)
         print("\n".join(map(str, contents)))
