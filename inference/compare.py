@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from inference.commands.cli import check_positive, command_line
-from inference.folders.checkpoints import write_atomically
-from inference.folders.output import csv_bytes, png
+from inference.folders.checkpoints import write_together
+from inference.folders.output import csv_bytes, png, refuse_record
 from inference.folders.runs import RunError
 from inference.machine.processes import start
 from inference.measuring import compare_tables
@@ -106,23 +106,22 @@ def compare(
 
 
 def _write(out: Path, numbers: compare_tables.Tables, title: str) -> None:
-    """Write the files of a comparison; the picture comes last, since drawing may fail."""
+    """Write the files of a comparison, all of them or none."""
     out.mkdir(parents=True, exist_ok=True)
     bounds, differences, by_log_snr = numbers
     contents = (
         csv_bytes(bounds, list(bounds[0])),
         csv_bytes(differences, compare_tables.DIFFERENCE_COLUMNS),
         csv_bytes(by_log_snr, list(by_log_snr[0])),
+        png(comparison_figure(bounds, differences, by_log_snr, title=title)),
     )
-    for name, content in zip(FILES[:-1], contents, strict=True):
-        write_atomically(out / name, content)
-    figure = comparison_figure(bounds, differences, by_log_snr, title=title)
-    write_atomically(out / FILES[-1], png(figure))
+    write_together({out / name: data for name, data in zip(FILES, contents, strict=True)})
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder for the comparison")
+    refuse_record(out, "out")
     there = [name for name in FILES if (out / name).exists()]
     if there and not overwrite:
         raise RunError(

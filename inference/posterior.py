@@ -138,11 +138,11 @@ def posterior(
         print(report.evidence(one))
         if near:
             print(report.near(one, near))
-        files.write_draws(drawn)
     parameters = {name: one[name] for name in chosen.latent if name in one}
     whole = parameters if len(parameters) == len(chosen.latent) else None
     observation = {name: one[name] for name in chosen.observed}
-    files.draw(drawn, truth, whole, report.replicated(drawn, truth), observation)
+    replicated = report.replicated(drawn, truth)
+    files.draw(drawn, truth, whole, replicated, observation, with_draws=data is not None)
     return learned
 
 

@@ -24,7 +24,7 @@ from inference.commands.cli import command_line
 from inference.commands.decisions import decide, with_canonical_names, with_recipe
 from inference.commands.mistakes import check_effects, check_patience, check_training, start_note
 from inference.folders.checkpoints import Checkpoint, write_atomically
-from inference.folders.config import OWN_TABLE
+from inference.folders.config import OWN_TABLE, Settings, read_settings
 from inference.folders.runs import Run, RunError, create_default
 from inference.machine.environment import Threads, check_threads, choose_threads, keep_threads
 from inference.machine.processes import start
@@ -36,6 +36,7 @@ from inference.settings.problems import check_split, with_split
 from inference.training.session import check_alike, fit, opened
 from models import DataError, Tabular
 from pyro_mdm.paths.divergence import warn_of_prior
+from pyro_mdm.pretrained import trained_folder
 from pyro_mdm.support.progress import is_hidden
 
 __all__ = ["check_alike", "decide", "train", "with_recipe"]
@@ -113,7 +114,7 @@ def _resume(given: Options, folder: Path) -> RunBound:
             f"--resume continues {folder} with its own settings, --steps apart; leave out "
             f"{', '.join(others)}, or start a new run"
         )
-    settings = Decided.from_config(Run.open(folder).config)
+    settings = Decided.from_config(Settings(read_settings(trained_folder(folder))))
     for number in (given.threads, settings.threads):
         check_threads(number)
     keep_threads(settings.threads, given.threads, folder)

@@ -18,7 +18,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.chain import GenerativeChain, check_chain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
-from pyro_mdm.pretrained import PretrainedError, load_folder, save_folder
+from pyro_mdm.pretrained import OpenedModel, PretrainedError, open_folder, save_folder
 from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.samplers.guided import Guided
@@ -156,16 +156,16 @@ class DiffusionModel(Registered):
 
     @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors``, which :meth:`from_pretrained` reads.
+        """Write ``model.safetensors``, which :meth:`from_pretrained` reads, into a folder.
 
-        They contain the whole model: diffusion, score, network, likelihood and sampler. Other files
-        of the folder are left alone; both are complete on the disk before either replaces an
-        earlier one. Nothing is pickled.
+        It contains the whole model: diffusion, score, network, likelihood and sampler, with a
+        checksum. It is complete on the disk before it replaces an earlier one. Other files of the
+        folder are left alone. Nothing is pickled.
 
         Raises:
             PretrainedError: a part without a name, such as a lambda, two classes of one name, or a
                 model conditioned on given contexts.
-            OSError: the files cannot be written; earlier ones are unchanged.
+            OSError: the file cannot be written; an earlier one is unchanged.
         """
         if self.score_function.network_context is not None:
             raise PretrainedError(
@@ -188,8 +188,7 @@ class DiffusionModel(Registered):
         for it.
 
         Args:
-            folder: folder with ``config.json`` and ``model.safetensors``, or the name of a trained
-                model.
+            folder: folder with ``model.safetensors``, or the name of a trained model.
             classes: parts that are not of this library, by name: a class, a function that makes an
                 object, or (once) the object itself, whose parameters are replaced; functions of the
                 state as they are. A class that inherits from one of this library's is called with
@@ -216,11 +215,26 @@ class DiffusionModel(Registered):
               (beta): LinearBeta(beta_min=0.1, beta_max=20.0)
             )
         """
-        model = load_folder(cls, folder, classes or {})
+        return cls.opened(folder, classes or {}).model
+
+    @classmethod
+    def opened(
+        cls, folder: str | os.PathLike[str], classes: Mapping[str, Any]
+    ) -> OpenedModel[DiffusionModel]:
+        """The model of a folder as by :meth:`from_pretrained`, with what was saved beside it.
+
+        Args:
+            folder, classes: as for :meth:`from_pretrained`.
+
+        Raises:
+            PretrainedError: as for :meth:`from_pretrained`.
+        """
+        opened = open_folder(cls, folder, classes)
+        model = opened.model
         default = default_sampler(model.diffusion, model.score_function)
         if repr(model.sampler) == repr(default):
             model.sampler = default
-        return model
+        return opened
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""

@@ -1,6 +1,6 @@
-"""Models in folders: their parts in ``config.json``, their state in ``model.safetensors``.
+"""Models in folders: ``model.safetensors`` has their state, and in its header their parts.
 
-The configuration is a tree of objects by class and constructor arguments (:class:`Recorded`)::
+The parts are a tree of objects by class and constructor arguments (:class:`Recorded`)::
 
     {"class": "CLD", "arguments": {"mass": 0.25}}           a class of this library
     {"your_class": "MyNet", "arguments": null}              one of the user's; null: not known
@@ -12,46 +12,45 @@ The configuration is a tree of objects by class and constructor arguments (:clas
 and numbers, strings, null and lists as they are. Tensors are those of the state dict, settings
 included, which take precedence; other tensors that constructors were given are under
 ``arguments.``. Only classes of this library are called by name; the caller passes in everything
-else.
+else. A posterior or a table adds notes, and tensors under ``beside:``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
-from pyro_mdm.support.files import digest_of, json_of, read_file, read_json, replacing
 from pyro_mdm.support.places import ROOT
+from pyro_mdm.support.saved import (
+    PretrainedError,
+    Saved,
+    damage_of,
+    peek,
+    read_saved,
+    write_saved,
+)
 from pyro_mdm.support.settings import Recorded, is_plain
 from pyro_mdm.support.wings import WINGS, load_wing
 
-__all__ = ["CONFIG", "FORMAT", "TENSORS", "TRAINED", "PretrainedError", "load_folder"]
-__all__ += ["load_state", "names_instead", "save_folder", "trained_folder", "trained_models"]
+__all__ = ["CHECKPOINT", "TENSORS", "TRAINED", "OpenedModel", "PretrainedError", "load_state"]
+__all__ += ["names_instead", "open_folder", "save_folder", "trained_folder", "trained_models"]
 
-CONFIG, TENSORS = "config.json", "model.safetensors"
-"""Names of the files in a model's folder."""
-TREE = "model"
-"""Name of the checksum of the tree, beside that of the tensors."""
-FORMAT = 1
-"""Number of the format in which folders are written."""
-ARGUMENTS = "arguments."
-FORMER_ARGUMENTS = {"CoordinateNetwork": {"told": "untransformed"}}
-"""Present names of arguments by class and former name, which files of earlier versions have."""
+TENSORS = "model.safetensors"
+"""Name of the file in a model's folder."""
+KIND, CHECKPOINT = "a model", "a checkpoint"
+"""Kinds of saved files."""
+ARGUMENTS, BESIDE = "arguments.", "beside:"
+"""Beginnings of the names of tensors that are not of the state dict."""
 SPARE, TIMES = 2**26, 8
 """The number of tensor entries that constructors may make, and that number per saved entry."""
 CALLS, FEW = 100, 200
@@ -65,8 +64,12 @@ TRAINED = ROOT / "models" / "trained"
 M = TypeVar("M", bound=nn.Module)
 
 
-class PretrainedError(ValueError):
-    """A model that cannot be saved, or a folder without one that can be read."""
+class OpenedModel(NamedTuple, Generic[M]):
+    """The content of a model's folder."""
+
+    model: M
+    notes: dict[str, Any]
+    beside: dict[str, Tensor]
 
 
 def library_classes() -> dict[str, type]:
@@ -92,7 +95,7 @@ def _is_library(cls: type) -> bool:
 
 def trained_models() -> list[str]:
     """Names of the trained models in :data:`TRAINED`; none where the library alone is installed."""
-    return sorted(path.parent.name for path in TRAINED.glob(f"*/{CONFIG}"))
+    return sorted(path.parent.name for path in TRAINED.glob(f"*/{TENSORS}"))
 
 
 def trained_folder(folder: str | os.PathLike[str]) -> Path:
@@ -121,52 +124,35 @@ def names_instead(folder: Path) -> str:
 
 
 def save_folder(
-    model: nn.Module, folder: str | os.PathLike[str], notes: Mapping[str, str] | None = None
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    notes: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+    source: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model into a folder; see :meth:`~pyro_mdm.model.DiffusionModel.save_pretrained`.
 
     Args:
         model: a module whose parts record their arguments.
-        folder: folder of the two files; it is made if it is missing.
-        notes: texts by name, kept beside the tensors, under their checksum, for :func:`load_state`.
+        folder: folder of the file; it is made if it is missing.
+        notes: what JSON can hold by name, for :func:`open_folder`.
+        beside: further tensors by name, for :func:`open_folder`.
+        source: the name of a folder of checkpoints in this one, "folder", and what the newest of
+            them has as "weights" of its state. If it has others when the model is opened, that is
+            an error.
 
     Raises:
         PretrainedError: a part without a name, or a file in place of the folder.
         OSError: the files cannot be written.
     """
-    writer = _Writer(model)
-    tree = writer.encode(model, "model")
-    pieces = _with_notes(safetensors.torch.save(_unshared(writer.tensors)), notes or {})
-    folder = Path(folder)
+    writer, folder = _Writer(model), Path(folder)
+    content = {"model": writer.encode(model, "model"), "notes": dict(notes or {})}
+    if source is not None:
+        content["source"] = dict(source)
     if folder.exists() and not folder.is_dir():
         raise PretrainedError(f"{folder} is a file, expected a folder for the model")
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing() as write:
-        digest = write(folder / TENSORS, pieces)
-        digests = {TENSORS: digest, TREE: digest_of(tree)}
-        config = {"pyro_mdm_format": FORMAT, "sha256": digests, "model": tree}
-        text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write(folder / CONFIG, [text.encode()])
-
-
-def _with_notes(content: bytes, notes: Mapping[str, str]) -> list[bytes | memoryview]:
-    """A safetensors file with notes in its header, in an order that is always the same."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = {"__metadata__": {"format": "pt", **notes}} | json.loads(content[8:end])
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little") + text, memoryview(content)[end:]]
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, no two of which share memory, as safetensors requires."""
-    own_memory: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        copy = tensor.detach().cpu().contiguous()
-        own_memory[name] = copy.clone() if copy.untyped_storage().data_ptr() in seen else copy
-        seen.add(copy.untyped_storage().data_ptr())
-    return own_memory
+    further = {BESIDE + name: tensor for name, tensor in (beside or {}).items()}
+    write_saved(folder / TENSORS, KIND, content, writer.tensors | further)
 
 
 class _Writer:
@@ -246,8 +232,12 @@ class _Writer:
 # -- loading ---------------------------------------------------------------------------------------
 
 
-def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]) -> M:
-    """The model of a folder; see :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`.
+def open_folder(
+    cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]
+) -> OpenedModel[M]:
+    """The model of a folder, with the notes and tensors beside it.
+
+    See :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`.
 
     Args:
         cls: class of the model.
@@ -255,15 +245,18 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
         classes: parts that are not of this library, by name.
 
     Raises:
-        PretrainedError: no such folder, one that is damaged, or a model of another class.
+        PretrainedError: no such folder, one that is damaged, a model of another class, or one of an
+            earlier step than the newest checkpoint beside it.
     """
-    tree, tensors, _, file = _read(Path(folder))
+    saved, file = _read(Path(folder))
+    tensors = saved.tensors
     requested = {} if _is_library(cls) else {cls.__name__: cls}
     reader = _Reader(file, tensors, {**requested, **classes})
     most = SPARE + TIMES * sum(tensor.numel() for tensor in tensors.values())
     # constructors draw weights that are replaced
-    with torch.random.fork_rng(devices=[]), _AtMost(most, CALLS * (FEW + len(tensors))):
-        model = reader.decode(tree, "model")
+    calls = CALLS * (FEW + len(saved.tensors))
+    with torch.random.fork_rng(devices=[]), _AtMost(most, calls), damage_of(file):
+        model = reader.decode(saved.content["model"], "model")
     if not isinstance(model, cls):
         raise PretrainedError(
             f"{file} describes an object of the class {type(model).__name__}, expected "
@@ -277,79 +270,59 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
         model.load_state_dict(state)
     except RuntimeError as error:
         raise PretrainedError(
-            f"{file.with_name(TENSORS)} does not fit what {CONFIG} and classes describe: {error}"
+            f"the tensors of {file} do not fit what its header and classes describe: {error}"
         ) from error
-    return model.eval()
+    beside = {n.removeprefix(BESIDE): t for n, t in tensors.items() if n.startswith(BESIDE)}
+    return OpenedModel(model.eval(), saved.content["notes"], beside)
 
 
-def load_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of the model in a folder, and the notes beside it.
 
-    No object of the configuration is built.
+    No object of the model's parts is built.
 
     Raises:
-        PretrainedError: no such folder, or one that is damaged.
+        PretrainedError: as for :func:`open_folder`.
     """
-    _, tensors, notes, _ = _read(Path(folder))
-    return _state(tensors), notes
+    saved, _ = _read(Path(folder))
+    return _state(saved.tensors), saved.content["notes"]
 
 
 def _state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without those that are constructors' arguments."""
-    return {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
+    """The tensors of the state dict."""
+    return {name: t for name, t in tensors.items() if not name.startswith((ARGUMENTS, BESIDE))}
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
-    """The tree, the tensors, the notes beside them, and the file that has the tree."""
+def _read(folder: Path) -> tuple[Saved, Path]:
+    """What was saved in a folder, and the path of its file."""
     folder, given = trained_folder(folder), folder
-    path = folder / CONFIG
-    try:
-        content = read_json(path)
-        version = content["pyro_mdm_format"]
-        if not isinstance(version, int):
-            raise TypeError(f"pyro_mdm_format is {version!r}, expected a number")
-        if version > FORMAT:
-            raise PretrainedError(
-                f"{path} has format {version}, expected at most {FORMAT}, which this version of "
-                "pyro_mdm reads; install a newer pyro_mdm"
-            )
-        tree, expected = content["model"], content["sha256"][TENSORS]
-        if TREE not in content["sha256"]:
-            warnings.warn(
-                f"{path} is of an earlier version, without a checksum of what it says of the "
-                "model, so that changes of it are not noticed; save the model again",
-                stacklevel=5,
-            )
-        elif (digest := digest_of(tree)) != content["sha256"][TREE]:
-            raise PretrainedError(
-                f"{path} is damaged: what it says of the model has SHA-256 {digest[:12]}…, "
-                f"expected {str(content['sha256'][TREE])[:12]}…; save the model again"
-            )
-        path = folder / TENSORS
-        data = read_file(path)
-        if (digest := hashlib.sha256(data).hexdigest()) != expected:
-            raise PretrainedError(
-                f"{path} is damaged, or another than {CONFIG} was saved with: its {len(data):,} "
-                f"bytes have SHA-256 {digest[:12]}…, expected {str(expected)[:12]}…; save the "
-                "model again"
-            )
-        tensors = safetensors.torch.load(data)
-        header = json_of(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return tree, tensors, dict(header.get("__metadata__", {})), folder / CONFIG
-    except (FileNotFoundError, NotADirectoryError) as error:
+    path = folder / TENSORS
+    if not path.is_file():
         raise PretrainedError(
             f"{path} is missing; {folder} was not written by save_pretrained or a training run"
             f"{names_instead(given)}"
-        ) from error
-    except PretrainedError:
-        raise
-    except KeyError as error:
+        )
+    saved = read_saved(path, KIND)
+    with damage_of(path):
+        if source := saved.content.get("source"):
+            _check_newest(path, folder / source["folder"], source["weights"])
+    return saved, path
+
+
+def _check_newest(path: Path, checkpoints: Path, weights: str) -> None:
+    """Compare the weights of a model with those of the newest checkpoint that is whole."""
+    files = sorted(checkpoints.glob("*.safetensors"), key=lambda p: (len(p.name), p.name))
+    for file in reversed(files):
+        try:
+            if peek(file)["state"].get("weights") == weights:
+                return
+            read_saved(file, CHECKPOINT)
+        except PretrainedError:
+            continue  # a damaged one does not count
         raise PretrainedError(
-            f"{path} has no {error}: it describes no model of pyro_mdm; expected what "
-            "save_pretrained writes"
-        ) from error
-    except (ValueError, TypeError, RecursionError, SafetensorError) as error:
-        raise PretrainedError(f"{path} is damaged ({error}); save the model again") from error
+            f"{path} has not the weights of {file}, the newest checkpoint beside it, as a kill may "
+            "leave it; go on with the run by --resume, which writes the model again"
+        )
 
 
 def _sizes(func: Callable[..., Any], args: tuple[Any, ...]) -> object:
@@ -430,8 +403,6 @@ class _Reader:
             case {"your_function": str(name)}:
                 built = self._yours(name, place)
             case {"class": str(name), "arguments": dict(arguments)}:
-                present = FORMER_ARGUMENTS.get(name, {})
-                arguments = {present.get(key, key): v for key, v in arguments.items()}
                 built = self._build(self._library(name, place), arguments, place)
             case {"your_class": str(name), "arguments": dict() | None as arguments}:
                 built = self._yours(name, place)

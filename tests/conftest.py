@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 
 from inference import trust
-from models import splits  # noqa: F401  # a run's split is by its own seed, which is not shifted
+from pyro_mdm.support import splits  # noqa: F401  # by a seed of its own, which is not shifted
 from tests.programs import TINY
 from tests.rounding import RoundingNoise
 

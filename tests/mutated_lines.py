@@ -35,24 +35,12 @@ LINES: dict[str, dict[str, list[str]]] = {
     },
     "inference/folders/checkpoints.py": {
         "test_runs.py::test_the_checkpoint_just_written_stays_though_later_ones_are_damaged": [
-            "for d in _descriptions(folder)⟨ if _step(d) <= checkpoint.step→⟩][keep:]"
+            "for path in _files(folder)⟨ if _step(path) <= checkpoint.step→⟩][keep:]"
         ],
         (
             "test_nonlinear_programs.py::"
             "test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit[learned]"
         ): ["setdefault(index[name], {})[entry] = ⟨→0 * ⟩value"],
-        "test_reliability.py::test_no_reader_of_a_run_folder_runs_what_it_reads": [
-            '⟨load_file(file)→__import__("pickle").load(open(file, "rb"))⟩.items()'
-        ],
-        "test_trust.py::test_a_checkpoint_is_not_unpickled": [
-            '⟨load_file(file)→__import__("pickle").load(open(file, "rb"))⟩.items()'
-        ],
-        "test_reliability.py::test_the_code_unpickles_nothing": [
-            "⟨load_file(file)→torch.load(file, weights_only=False)⟩.items()"
-        ],
-        "test_runs.py::test_every_single_flipped_bit_of_the_description_is_noticed": [
-            'if ⟨digest_of(body) != outer["sha256"]→False⟩:'
-        ],
     },
     "inference/measuring/compare_tables.py": {
         "test_compare.py::test_a_pair_turned_round_has_the_other_sign": [
@@ -787,6 +775,9 @@ LINES: dict[str, dict[str, list[str]]] = {
         ]
     },
     "pyro_mdm/posteriors/simulation.py": {
+        "test_saved.py::test_a_change_elsewhere_or_of_code_alone_is_noticed": [
+            "if ⟨not _alike(then, now.values)→False⟩:"
+        ],
         "test_simulation_workers.py::test_each_run_has_draws_of_its_own_whatever_the_batches": [
             "_seeded(plan.seed, ⟨run→place⟩, given"
         ],
@@ -1021,10 +1012,29 @@ LINES: dict[str, dict[str, list[str]]] = {
             "edges[:, columns[here]⟨ - start→⟩]"
         ],
     },
-    "pyro_mdm/tables/folders.py": {
-        "test_library_table.py::test_damaged_folders_are_refused": [
-            'if ⟨hashlib.sha256(data).hexdigest() != content["rows"]→not data⟩:'
-        ]
+    "pyro_mdm/support/files.py": {
+        "test_saved.py::test_files_of_one_writing_are_never_beside_those_of_an_earlier_one": [
+            "for path in ⟨paths[1:]→[]⟩:"
+        ],
+    },
+    "pyro_mdm/pretrained.py": {
+        "test_saved.py::test_a_model_of_another_step_than_the_newest_checkpoint_is_refused": [
+            "⟨read_saved(file, CHECKPOINT)→continue⟩"
+        ],
+    },
+    "pyro_mdm/support/saved.py": {
+        "test_saved.py::test_any_flipped_bit_is_refused[model]": [
+            "⟨not data[8:].startswith(START) or data[SEAL] != seal.encode()→False⟩:"
+        ],
+        "test_saved.py::test_a_file_of_another_kind_is_refused[likelihood]": [
+            'if ⟨described["kind"] != kind→False⟩:'
+        ],
+        "test_reliability.py::test_no_reader_of_a_run_folder_runs_what_it_reads": [
+            '⟨safetensors.torch.load(data)→__import__("pickle").loads(data)⟩)'
+        ],
+        "test_reliability.py::test_the_code_unpickles_nothing": [
+            "⟨safetensors.torch.load(data)→torch.load(path, weights_only=False)⟩)"
+        ],
     },
     "pyro_mdm/tables/network.py": {
         "test_table_network.py::test_the_flow_of_a_gaussian_table_has_its_density": [
@@ -1099,7 +1109,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "self.step_number, self.share_of_time >⟨=→⟩ 1"
         ],
         "test_budgets.py::test_a_training_that_died_keeps_its_budget": [
-            'spent=⟨state.get("seconds", 0.0)→0.0⟩'
+            'spent=⟨state["seconds"]→0.0⟩'
         ],
         "test_budgets.py::test_rates_cool_down_after_the_last_gain": [
             "factor *= ⟨schedule(self.step_number - first, number)→1.0⟩"

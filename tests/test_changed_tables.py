@@ -24,7 +24,7 @@ from inference.table import Table
 from inference.train import train
 from models import DataError, Tabular
 from pyro_mdm.tables.columns import KINDS as KINDS_OF_COLUMNS
-from pyro_mdm.tables.columns import Bounded, Column, column_facts, column_of_facts, fit_columns
+from pyro_mdm.tables.columns import Bounded, Column, column_facts, column_of_facts
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.programs import rewrite, without
@@ -231,19 +231,6 @@ def test_columns_of_every_kind_come_back_from_json(made: Path) -> None:
         np.testing.assert_array_equal(
             again.unknown(frame[column.name]), column.unknown(frame[column.name])
         )
-        assert_same_values(again, column)
-
-
-def test_a_class_of_an_earlier_run_is_that_of_its_kind() -> None:
-    """It was one for several kinds."""
-    kinds = {"integer": "Rounded", "nonnegative": "Mixed", "continuous 0..9": "Mixed"}
-    frame = pd.DataFrame({"w": np.arange(40) % 9})
-    for spec, earlier in kinds.items():
-        (column,) = fit_columns(frame, np.ones(40, dtype=bool), {"w": spec})
-        facts = column_facts(column)
-        facts = {"class": earlier, "attributes": {**facts["attributes"], "kind": column.kind}}
-        again = column_of_facts(facts)
-        assert type(again) is type(column) and again.in_words == column.in_words
         assert_same_values(again, column)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -388,28 +386,6 @@ def test_a_run_keeps_the_kinds_that_it_was_trained_with(
     monkeypatch.setattr("pyro_mdm.tables.columns.kinds.kind_of", None)  # nothing is inferred anew
     problem = load_trained(tmp_path / "run")[1].problem
     assert [c.kind for c in problem.columns] == ["integer", "mixed", "ordinal"]
-
-
-def test_an_older_run_has_the_columns_of_its_time(tmp_path: Path, few_pictures: None) -> None:
-    """When whole numbers were continuous, none had a bound, and settings did not say so."""
-    options = SHORT | {"model": "tabular", "data": "wine", "guide": "vpsde", "steps": 1}
-    train(**options, columns="*=plain", run=tmp_path / "run")
-    (folder := tmp_path / "older").mkdir()
-    for name in ("config.yaml", "config.json", "model.safetensors", "results.json"):
-        shutil.copy(tmp_path / "run" / name, folder)
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"columns": None}))
-    run, programs, _ = load_trained(folder)
-    assert run.config["columns"] == "*=plain"
-    kinds = [c.kind for c in programs.problem.columns]
-    assert kinds == [*["continuous"] * 13, "categorical"]
-    rows = programs.problem.test
-    state = torch.random.get_rng_state()
-    x, log_det = programs.problem.transform(rows)
-    assert torch.equal(state, torch.random.get_rng_state())  # no noise is drawn
-    assert torch.equal(x, programs.problem.transform(rows).x) and bool(log_det.isfinite().all())
-    now = [c.kind for c in Tabular(data="wine").columns]
-    assert now != kinds and now[-2:] == ["integer", "categorical"]
 
 
 @pytest.mark.parametrize("factor", [1.0, 1000.0])

@@ -19,7 +19,7 @@ import yaml
 from inference import experiment
 from inference.folders.checkpoints import RunError
 from inference.folders.locks import WriteLock, is_written
-from inference.folders.records import append
+from inference.folders.records import append, sealed
 from inference.measuring import experiment_summary
 from inference.measuring.experiment_summary import (
     markdown,
@@ -284,7 +284,7 @@ def test_what_half_the_step_gives_is_read_from_the_runs(tmp_path: Path) -> None:
         for guide, bias in (("a", {"change": change}), ("b", None)):
             run = tmp_path / f"s-{guide}-{seed}"
             run.mkdir()
-            (run / "results.json").write_text(json.dumps({"step_bias": bias}))
+            (run / "results.json").write_text(json.dumps(sealed({"step_bias": bias})))
     rows = summary_rows(tmp_path, {"s": ["a", "b"]}, range(2))
     assert rows[0]["half_the_step"] == pytest.approx(0.03) and math.isnan(rows[1]["half_the_step"])
     head, rule, a, b = markdown(rows).splitlines()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
 import pytest
-import safetensors.torch
 import torch
 
 from pyro_mdm.posteriors import (
@@ -107,18 +105,9 @@ def test_folders_keep_where_parameters_are_known(exact: Any, tmp_path: Path) -> 
     theta = {"theta": torch.linspace(-20, 20, 41)}
     assert torch.equal(again.outside(theta), likelihood.outside(theta))
     assert bool(again.outside(theta).any()) and not bool(again.outside(theta).all())
-    file = tmp_path / "new" / "likelihood.safetensors"
-    tensors = safetensors.torch.load_file(file)
-    del tensors["domain.kept"]
-    file.write_bytes(safetensors.torch.save(tensors))
-    names = json.loads((tmp_path / "new" / "likelihood.json").read_text())
-    del names["sha256"]
-    (tmp_path / "new" / "likelihood.json").write_text(json.dumps(names))
-    earlier = AmortizedLikelihood.from_pretrained(tmp_path / "new", trials)
     refused(
         ValueError,
-        (lambda: earlier.outside(theta), "saved by an earlier version, which kept no parameters"),
-        (lambda: earlier.refined(theta), "from a folder, which keeps no simulations"),
+        (lambda: again.refined(theta), "from a folder, which keeps no simulations"),
     )
 
 
@@ -197,15 +186,13 @@ def test_members_learn_from_different_halves_and_are_saved(tmp_path: Path) -> No
     again = LikelihoodMembers.from_pretrained(tmp_path, trials)
     theta, x = torch.randn(5), torch.randn(5, 4)
     assert torch.equal(again.given(theta).log_prob(x), found.given(theta).log_prob(x))
-    LikelihoodMembers([*found, *found]).save_pretrained(tmp_path)
     other = AmortizedLikelihood.fit(trials, ["theta"], ["x"], draws=draws, **FEW)
     other.observed = ["y"]
     refused(
         (ValueError, PretrainedError),
-        (lambda: found.save_pretrained(tmp_path), "has member-2, expected 2 members at most"),
         (lambda: LikelihoodMembers([other]), "there are 1 members, expected two or more"),
         (lambda: LikelihoodMembers([*found, other]), "expected the same"),
-        (lambda: LikelihoodMembers.from_pretrained(tmp_path / "none", trials), "has no member-0"),
+        (lambda: LikelihoodMembers.from_pretrained(tmp_path / "none", trials), "is missing"),
     )
 
 

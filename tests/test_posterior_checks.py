@@ -21,7 +21,6 @@ from pyro_mdm.posteriors import (
     simulate,
 )
 from pyro_mdm.posteriors.predictive import PriorPredictive
-from pyro_mdm.pretrained import PretrainedError
 from tests.mistakes import refused
 from tests.problems import generator
 
@@ -172,9 +171,6 @@ def test_an_odd_observation_is_a_warning(tmp_path: Path) -> None:
         assert said[0].filename == __file__
     both = {"x": torch.stack([usual["x"], odd["x"]])}
     assert torch.equal(opened.predictive_p_value(both), posterior.predictive_p_value(both))
-    (tmp_path / "simulations.safetensors").unlink()
-    with pytest.raises(PretrainedError, match=r"simulations\.safetensors is missing"):
-        AmortizedPosterior.from_pretrained(tmp_path, program)
 
 
 def test_mistakes_are_named() -> None:

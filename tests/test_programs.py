@@ -184,7 +184,7 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     assert found - {"changes.patch"} == {  # which is there if the checkout has changes
         *("config.yaml", "environment.json", "metrics.csv", "results.json", "samples.png"),
         *("checkpoints", "history.jsonl", "tensorboard", "sessions.jsonl", "data.json", ".lock"),
-        *("sources", "config.json", "model.safetensors"),
+        *("sources", "model.safetensors"),
     }
     results = json.loads((trained / "results.json").read_text())
     parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
@@ -242,7 +242,7 @@ guide = HamiltonianDiffusion(ENERGIES, TURN, EYE, simulation=Simulation(0.25, 2)
     options["sampler_steps"] = 64
     with pytest.warns(UserWarning, match=r"run is not for .*: model.diffusion.H.0 is a lambda"):
         train(**options)
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
     assert (tmp_path / "run" / "results.json").exists()
 
 

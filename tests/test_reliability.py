@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import errno
 import json
@@ -11,7 +10,6 @@ import os
 import pickle
 import platform
 import re
-import shutil
 import signal
 import time
 import traceback
@@ -30,7 +28,6 @@ from inference.folders import runs
 from inference.folders.checkpoints import RunError, StorageError
 from inference.folders.runs import Run, create_default
 from inference.machine import environment
-from pyro_mdm.support import files
 from tests.mistakes import Bomb
 from tests.programs import checkpoint
 
@@ -105,119 +102,7 @@ def running(work: Callable[[], object]) -> Iterator[int]:
             os.waitpid(pid, 0)
 
 
-# -- killed ----------------------------------------------------------------------------------------
-
-
-class KilledAt:
-    """SIGKILL before the ``operation``-th thing that a process does to files, or in its middle."""
-
-    def __init__(self, operation: int) -> None:
-        self.left = operation
-
-    def tick(self) -> None:
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-
-    def watch(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*arguments: Any, **options: Any) -> Any:
-            self.tick()
-            result = function(*arguments, **options)
-            self.tick()
-            return result
-
-        return watched
-
-    def open(self, path: Path, mode: str = "r", **options: Any) -> Any:
-        self.tick()
-        file = builtins.open(path, mode, **options)  # noqa: SIM115
-        self.tick()
-        return WatchedFile(file, self) if "w" in mode else file
-
-    def install(self) -> None:
-        """For the rest of this process."""
-        for name in ("open", "close", "fsync", "replace"):
-            setattr(os, name, self.watch(getattr(os, name)))
-        for name in ("unlink", "mkdir"):
-            setattr(Path, name, self.watch(getattr(Path, name)))
-        vars(files)["open"] = self.open
-
-
-class WatchedFile:
-    """A file that is written in halves, each of which reaches the system."""
-
-    def __init__(self, file: Any, killed: KilledAt) -> None:
-        self.file, self.killed = file, killed
-
-    def write(self, data: bytes) -> None:
-        for half in (data[: len(data) // 2], data[len(data) // 2 :]):
-            self.killed.tick()
-            self.file.write(half)
-            self.file.flush()
-        self.killed.tick()
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def fileno(self) -> int:
-        return int(self.file.fileno())
-
-    def __enter__(self) -> WatchedFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-        self.killed.tick()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("before", [(), (1, 2)], ids=str)
-def test_killed_at_any_point_of_a_save_the_old_or_the_new_checkpoint_is_whole(
-    tmp_path: Path, before: tuple[int, ...]
-) -> None:
-    """Of no checkpoint, of two older ones, and of the same step saved again."""
-    base = tmp_path / "base"
-    base.mkdir()
-    for step in before:
-        ck.save_checkpoint(base, checkpoint(step))
-    found = []
-    for operation in range(200):
-        folder = tmp_path / str(operation)
-        shutil.copytree(base, folder)
-
-        def save(folder: Path = folder, operation: int = operation) -> None:
-            KilledAt(operation).install()
-            ck.save_checkpoint(folder, checkpoint(3))
-
-        code = end(start(save))
-        assert code in (0, -signal.SIGKILL)
-        try:
-            latest = latest_without_a_warning(folder)
-        except ck.CheckpointError as error:
-            assert not before and "no checkpoint was written" in str(error)
-            found.append(0)
-        else:
-            assert_same(latest, checkpoint(latest.step))
-            found.append(latest.step)
-        for description in folder.glob("step-*.json"):
-            ck.load_checkpoint(description)  # what calls itself a checkpoint is one
-
-        ck.save_checkpoint(folder, checkpoint(4))  # and all goes on as if nothing had happened
-        assert_same(latest_without_a_warning(folder), checkpoint(4))
-        kept = [s for s in (found[-1], 4) if s] if found[-1] != 2 else [2, 4]
-        assert sorted(p.name for p in folder.iterdir()) == [
-            f"step-{s:08d}.{e}" for s in kept for e in ("json", "safetensors")
-        ]
-        shutil.rmtree(folder)
-        if code == 0:
-            break
-    else:
-        raise AssertionError("every process was killed")
-    # all of what a save does to files: 2 files of 4 and of 1 piece, their names, and the old pair
-    assert len(found) > 40
-    assert found == sorted(found) and set(found) == {max(before, default=0), 3}
-
-
+# Killed at any point of a save: see test_saved.py.
 # Killed and stopped in training: see test_training.py.
 
 
@@ -228,7 +113,7 @@ def test_killed_at_any_point_of_a_save_the_old_or_the_new_checkpoint_is_whole(
 def two(tmp_path: Path) -> tuple[Path, bytes]:
     """A folder of two checkpoints, and what the tensors' file of the newer holds."""
     ck.save_checkpoint(tmp_path, checkpoint(1))
-    file = ck.save_checkpoint(tmp_path, checkpoint(2)).with_suffix(".safetensors")
+    file = ck.save_checkpoint(tmp_path, checkpoint(2))
     return file, file.read_bytes()
 
 
@@ -285,6 +170,7 @@ def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path, name: str) -
         file = run.folder / name
         for step in (10, 20):
             write(run, step)
+        written = run.written()
         size, whole = file.stat().st_size, content(run.folder)
         write(run, 30)
         data = file.read_bytes()
@@ -294,7 +180,7 @@ def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path, name: str) -
             for path, held in whole.items():
                 (run.folder / path).write_bytes(held)
             file.write_bytes(data[:length])
-            run.rewind(20)
+            run.rewind(written)
             assert steps(run) == ([10, 20], [10, 20], [10, 20])
             write(run, 30)
             assert steps(run) == ([10, 20, 30], [10, 20, 30], [10, 20, 30])
@@ -325,23 +211,14 @@ def limited(size: int, work: Callable[[], object]) -> None:
     assert end(start(fail)) == 0
 
 
-@pytest.mark.parametrize("part", ["tensors", "description"])
-def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path, part: str) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path) -> None:
     new = checkpoint(3)
-    if part == "description":
-        new.state["large"] = "x" * 5000
-    trial = ck.save_checkpoint(tmp_path / "trial", new)
-    tensors = trial.with_suffix(".safetensors").stat().st_size
-    description = trial.stat().st_size
+    whole = ck.save_checkpoint(tmp_path / "trial", new).stat().st_size
     folder = tmp_path / "checkpoints"
     for step in (1, 2):
         ck.save_checkpoint(folder, checkpoint(step))
     before = content(folder)
-    if part == "tensors":
-        sizes = [0, 1, 8, tensors // 2, tensors - 1]
-    else:
-        sizes = [tensors, (tensors + description) // 2, description - 1]
-    for size in sizes:
+    for size in (0, 1, 8, whole // 2, whole - 1):
         limited(size, lambda: ck.save_checkpoint(folder, new))
         assert content(folder) == before  # no temporary file either
         assert_same(latest_without_a_warning(folder), checkpoint(2))
@@ -356,7 +233,7 @@ def test_what_is_appended_on_a_full_disk_is_there_or_not(tmp_path: Path) -> None
             run.record(step, "train", {"λ": "μ" * 99})
             run.begin_session(step)
         run.save(checkpoint(20))
-        before = content(run.folder)
+        before, written = content(run.folder), run.written()
         appends: dict[str, Callable[[], object]] = {
             "metrics.csv": lambda: run.log(30, "train", {"bits_per_dim": 0.25}),
             "history.jsonl": lambda: run.record(30, "train", {"λ": "μ" * 99}),
@@ -369,7 +246,7 @@ def test_what_is_appended_on_a_full_disk_is_there_or_not(tmp_path: Path) -> None
         limited(9, lambda: run.write_json("results.json", {"bits_per_dim": 1.25}))
         assert content(run.folder) == before
     with Run.resume(run.folder) as run:
-        run.rewind(20)
+        run.rewind(written)
         assert_same(run.latest(), checkpoint(20))
         assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [10, 20]
 
@@ -557,7 +434,6 @@ def test_no_reader_of_a_run_folder_runs_what_it_reads(tmp_path: Path) -> None:
             "a.pkl",
             "step-00000003.pt",
             "step-00000003.pkl",
-            "step-00000009.json",
         ):
             (folder / "checkpoints" / name).write_bytes(bomb)
         (folder / "checkpoints" / "step-00000002.safetensors").write_bytes(bomb)
@@ -569,7 +445,7 @@ def test_no_reader_of_a_run_folder_runs_what_it_reads(tmp_path: Path) -> None:
             with pytest.raises(RunError, match=r"data\.json is damaged"):
                 run.check_data({})
             run.begin_session(1)
-            run.rewind(1)
+            run.rewind(None)
             assert run.history() == [] and len(run.sessions()) == 1
         for path in (folder / "checkpoints").iterdir():
             path.write_bytes(bomb)

@@ -7,7 +7,6 @@ import math
 import pickle
 import re
 import shutil
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from sklearn.preprocessing import StandardScaler
 from inference import Table
 from inference.drawing.pieces import read_pieces
 from inference.evaluate import evaluate
-from inference.folders.checkpoints import ArchitectureError, RunError
-from inference.folders.loading import load_trained, load_weights
+from inference.folders.checkpoints import RunError
+from inference.folders.loading import load_trained
 from inference.impute import impute
 from inference.sample import sample
 from inference.train import train
@@ -313,19 +312,6 @@ def test_a_run_keeps_its_table(mixed: Table, tmp_path: Path) -> None:
     (Path(moved) / "results.json").unlink()
     train(resume=moved)  # to the end, where it is already
     assert (Path(moved) / "results.json").exists()
-
-
-def test_a_run_of_an_earlier_network_is_to_be_trained_again(mixed: Table) -> None:
-    run, programs, checkpoint = load_trained(mixed.run_folder)
-    tensors = {name: own for name, own in checkpoint.tensors.items() if "network" not in name}
-    earlier = replace(checkpoint, tensors=tensors)
-    refused(
-        ArchitectureError,
-        (
-            lambda: load_weights(programs.model, earlier, "ema", run),
-            "was trained by an earlier version of tables, .*; train it again, in a new folder",
-        ),
-    )
 
 
 def test_a_temporary_run_goes_with_its_table(brief: None, gaussian: Table) -> None:

@@ -12,7 +12,7 @@ from inference.drawing.demonstration import picture, restored, summary
 from inference.drawing.observations import MeasurementChoice, read
 from inference.drawing.pictures import Given, contexts
 from inference.drawing.restoration import restoration
-from inference.folders.checkpoints import write_atomically
+from inference.folders.checkpoints import write_atomically, write_together
 from inference.folders.output import png
 from inference.folders.runs import RunError
 from inference.settings.plan import Programs
@@ -138,8 +138,8 @@ def restore_files(
         except ValueError as error:
             raise ValueError(f"--data {file}: {error}") from error
         out.mkdir(exist_ok=True)
-        for suffix, content in ((".npz", one.arrays()), (".png", png(one.page()))):
-            write_atomically(out / f"{observation.name}{suffix}", content)
+        contents = {".npz": one.arrays(), ".png": png(one.page())}
+        write_together({out / f"{observation.name}{end}": data for end, data in contents.items()})
         print(f"{one.summary()}\n{out / observation.name}.png")
 
 

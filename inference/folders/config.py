@@ -75,17 +75,11 @@ def _instead(name: str) -> str:
     return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
 
+PENDING = ".config.yaml.new"
+"""The settings of a run that begins; while they have this name, files of an earlier one go."""
+
 OWN_TABLE = "table.json"
 """The ``data`` of a run that was given a table in Python, which is in this file of its folder."""
-
-
-def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings that say what every column of a table is: those of older runs left to the table
-    which are continuous, ordinal and categorical, and there were no other kinds."""
-    said = config.get("columns") or ""
-    if config.get("model") != "tabular" or said.startswith("*="):
-        return config
-    return config | {"columns": ",".join(filter(None, ["*=plain", said]))}
 
 
 def load_yaml(text: bytes | str) -> Any:
@@ -107,7 +101,7 @@ def load_yaml(text: bytes | str) -> Any:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in a run folder (RunError: it is no run folder, or they cannot be read)."""
-    path = folder / "config.yaml"
+    path = folder / (PENDING if (folder / PENDING).exists() else "config.yaml")
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
         hint = f"; runs beside it: {', '.join(near[:10])}" if near else ""
@@ -130,11 +124,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run of any version as this one has them (RunError: they are of an option
     that was removed)."""
-    return _with_kinds(LATER | without_removed(config))
+    return LATER | without_removed(config)
 
 
 STATE: dict[str, Any] = {
-    **{"step": int, "seconds": float, "window": list[float], "unmeasured": bool},
+    **{"step": int, "weights": str, "seconds": float, "window": list[float], "unmeasured": bool},
     **{"averages": int, "loss_scale": dict[str, float]},
     **{"config": dict[str, object], "data": dict[str, dict[str, object]]},
     **{"record": dict[str, dict[str, int | str]], "lengthened": list[list[int]]},
@@ -146,27 +140,17 @@ CODE = ("model", "guide", "learned_from", "score", "likelihood", "sampler", "col
 """Settings that may name a file of code."""
 
 
-def check_settings(
-    where: Path, config: Mapping[str, Any], trained: Mapping[str, Any] | None
-) -> None:
+def check_settings(where: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
     """Compare a run's settings with those that its weights were trained with.
 
     Args:
         where: the file of the settings, for messages.
-        trained: the settings in the checkpoint, which a checksum covers; None: an earlier version
-            kept none.
+        trained: the settings in the checkpoint, which a checksum covers.
 
     Raises:
         RunError: a setting differs. The machine, and the folder of a file of code, may differ with
             a warning, and the place of the data without one: their content is compared.
     """
-    if trained is None:
-        warnings.warn(
-            f"the weights in {where.parent} are of an earlier version, which kept no settings "
-            f"beside them, so that those in {where.name} cannot be compared",
-            stacklevel=2,
-        )
-        return
     then = upgraded(trained)
     moved: list[str] = []
     others: list[str] = []

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from inference import trust
-from inference.folders.checkpoints import ArchitectureError, Checkpoint, load_module
+from inference.folders.checkpoints import Checkpoint, load_module
 from inference.folders.fingerprints import FACTS, differences, fingerprint_of
 from inference.folders.runs import Run, RunError
 from inference.settings.options import Training
@@ -16,21 +16,9 @@ from pyro_mdm import DiffusionModel
 
 
 def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
-    """Load the tensors ``part`` of a run's checkpoint.
-
-    An ArchitectureError of a table without a network of its own says that an earlier version
-    trained it.
-    """
+    """Load the tensors ``part`` of a run's checkpoint."""
     where = f"the checkpoint of step {checkpoint.step} in {run.folder}"
-    try:
-        load_module(model, checkpoint.part(part), where)
-    except ArchitectureError as error:
-        if run.config["model"] == "tabular" and run.config["network"] is None:
-            raise ArchitectureError(
-                f"{where} was trained by an earlier version of tables, which had another network; "
-                "train it again, in a new folder, by the settings in its config.yaml"
-            ) from error
-        raise
+    load_module(model, checkpoint.part(part), where)
 
 
 def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
@@ -71,12 +59,10 @@ def _check_data(run: Run, problem: Problem) -> None:
     of it goes on without its parts, with a warning, and others are a RunError."""
     started = run.started_data()
     if started is None:
-        warnings.warn(
-            f"{run.folder} is of an earlier version, which kept no fingerprints of its data, so "
-            "that the data of today cannot be compared with them",
-            stacklevel=3,
+        raise RunError(
+            f"{run.folder} has no fingerprints of its data, neither beside its weights nor in "
+            "data.json, expected those of its training; start a new run"
         )
-        return
     if problem.absent is not None:
         reason = f"{problem.absent}\n{_where(run)}"
     elif differing := differences(started, fingerprint_of(problem)):

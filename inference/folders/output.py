@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from inference.folders.records import encode
-from inference.folders.runs import RunError
+from inference.folders.runs import CONTENT, RunError
 from pyro_mdm.pretrained import TRAINED, trained_folder
 from pyro_mdm.support.files import check_place
 
@@ -74,9 +74,9 @@ def default_out(run: Path, name: str) -> Path:
 def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: str = "out") -> None:
     """Raise RunError unless ``out`` may be written.
 
-    It must end in one of ``suffixes`` (none: a folder), be in a folder, and replace nothing unless
-    ``overwrite``. ``option`` names it in messages. A place where nothing can be written is an
-    OSError now, and not when all is computed.
+    It must end in one of ``suffixes`` (none: a folder), be in a folder, be no file of a run, and
+    replace nothing unless ``overwrite``. ``option`` names it in messages. A place where nothing can
+    be written is an OSError now, and not when all is computed.
     """
     if suffixes and out.suffix not in suffixes:
         raise RunError(f"--{option} is {out}, expected a name that ends in {' or '.join(suffixes)}")
@@ -84,8 +84,20 @@ def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: st
         raise RunError(f"--{option} is {out}, which is a file, expected a folder; give another")
     if suffixes and out.is_dir():
         raise RunError(f"--{option} is {out}, which is a folder, expected a file; give another")
+    refuse_record(out, option)
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; give another --{option}, or --overwrite to replace it")
     if not out.parent.is_dir():
         raise RunError(f"--{option} is {out}, but there is no folder {out.parent}; make it first")
     check_place(out if suffixes or not out.exists() else out / PROBE)
+
+
+def refuse_record(out: Path, option: str) -> None:
+    """Raise RunError for a file or folder of a run's own record."""
+    path = out.resolve()
+    for run in path.parents:
+        if (run / "config.yaml").is_file() and path.relative_to(run).parts[0] in CONTENT:
+            raise RunError(
+                f"--{option} is {out}, which is of the record of the run {run}, expected another "
+                "name; nothing but a training writes there"
+            )

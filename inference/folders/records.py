@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,13 +36,12 @@ def sealed(content: Mapping[str, object]) -> dict[str, object]:
 
 
 def read_sealed(path: Path) -> Record:
-    """What :func:`sealed` wrote; also what an earlier version wrote, without a checksum (RunError:
-    it is damaged)."""
+    """What :func:`sealed` wrote (RunError: it is damaged)."""
     try:
         content = dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    if (seal := content.pop(SEAL, None)) is not None and seal != digest_of(content):
+    if content.pop(SEAL, None) != digest_of(content):
         raise RunError(f"{path} is damaged: its checksum does not match its content")
     return content
 
@@ -99,10 +97,3 @@ def read_lines(path: Path, keys: set[str]) -> list[Record]:
         if isinstance(record, dict) and keys <= record.keys() and isinstance(record["step"], int):
             records.append(record)
     return records
-
-
-def is_row(row: Mapping[str | None, Any]) -> bool:
-    """Whether a row of metrics.csv is neither torn nor damaged."""
-    if None in row or None in row.values() or not {"step", "part"} <= row.keys():
-        return False
-    return re.fullmatch(r"\d{1,18}", row["step"]) is not None

@@ -11,8 +11,7 @@
     history.jsonl     the data of its figures, one JSON object in a line: the bound on a part of
                       the data by term and by log SNR, or the diffusion at that step
     checkpoints/      see :mod:`inference.folders.checkpoints`
-    config.json, model.safetensors
-                      the averaged model of the newest checkpoint, without optimizer, for
+    model.safetensors the averaged model of the newest checkpoint, without optimizer, for
                       ``DiffusionModel.from_pretrained(folder)``, and for programs that read runs
                       whose checkpoints/ was removed
     table.json        the table that a run of --model tabular was given in Python
@@ -57,6 +56,7 @@ from inference.folders.checkpoints import (
 )
 from inference.folders.config import (
     OWN_TABLE,
+    PENDING,
     STATE,
     Settings,
     check_settings,
@@ -71,7 +71,6 @@ from inference.folders.records import (
     encode,
     finite,
     flush,
-    is_row,
     now,
     read_lines,
     read_sealed,
@@ -81,15 +80,15 @@ from inference.settings.kinds import check_types
 from inference.settings.names import slug
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import (
-    CONFIG,
     TENSORS,
     PretrainedError,
     load_state,
     save_folder,
     trained_folder,
 )
-from pyro_mdm.support.files import json_of, read_file, read_json, temporary
+from pyro_mdm.support.files import read_file, read_json, temporary
 from pyro_mdm.support.measured import ALL_TERMS
+from pyro_mdm.support.saved import damage_of
 
 RUNS = Path("runs")
 COLUMNS = (
@@ -117,7 +116,6 @@ CONTENT = (
     "results.json",
     "samples.png",
     "checkpoints",
-    CONFIG,
     TENSORS,
     "tensorboard",
 )
@@ -126,7 +124,7 @@ RECORD = ("metrics.csv", "history.jsonl")
 """What is written in training, as far as a checkpoint goes on from it."""
 
 NOTES = "inference.run"
-"""The note in model.safetensors that has what a checkpoint says of the run, and the step."""
+"""The note beside a model that has what a checkpoint says of the run, and the step."""
 
 CHANGES_LIMIT = 1 << 20
 """The most bytes of changes.patch; the rest is cut off."""
@@ -190,17 +188,11 @@ class Run:
                     f"{folder} already holds a run; continue it with --resume {folder}, replace it "
                     "with --overwrite, or give another --run"
                 )
-            _remove_temporary_files(folder)
-            for name in CONTENT[1:]:  # not config.yaml: until it is replaced this is the old run
-                path = folder / name
-                linked = path.is_symlink() or not path.is_dir()
-                path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
             run = cls(folder, config, lock)
-            write_atomically(
-                folder / "config.yaml", yaml.safe_dump(dict(run.config), sort_keys=False).encode()
-            )
-            run._write_rows([])
-            run._write_environment()
+            _remove_temporary_files(folder)
+            text = yaml.safe_dump(dict(run.config), sort_keys=False)
+            write_atomically(folder / PENDING, text.encode())
+            run._begin()
         except BaseException:
             lock.release()
             raise
@@ -213,6 +205,11 @@ class Run:
         Trained models of this checkout, in models/trained, open by name too.
         """
         folder = trained_folder(folder)
+        if (folder / PENDING).exists():
+            raise RunError(
+                f"{folder} was being replaced by a new run when that was stopped; begin this one "
+                f"by --resume {folder}"
+            )
         return cls(folder, read_settings(folder))
 
     @classmethod
@@ -225,10 +222,11 @@ class Run:
         """
         folder = trained_folder(folder)
         read_settings(folder)  # in other folders nothing is touched
+        begun = not (folder / PENDING).exists()
         inside = [folder / name for name in CONTENT]
         inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
         refuse_links(inside)
-        if not has_checkpoint(folder) and (folder / "results.json").exists():
+        if begun and not has_checkpoint(folder) and (folder / "results.json").exists():
             raise RunError(
                 f"{folder} has a trained model without its checkpoints, from which no training can "
                 "go on; start a new run"
@@ -236,10 +234,23 @@ class Run:
         lock = WriteLock(folder)
         try:
             _remove_temporary_files(folder)
-            return cls(folder, read_settings(folder), lock)
+            run = cls(folder, read_settings(folder), lock)
+            if not begun:
+                run._begin()
+            return run
         except BaseException:
             lock.release()
             raise
+
+    def _begin(self) -> None:
+        """Remove the files of an earlier run, write the first ones, and at last the settings."""
+        for name in CONTENT:
+            path = self.folder / name
+            linked = path.is_symlink() or not path.is_dir()
+            path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
+        self.rewind(None)
+        self._write_environment()
+        os.replace(self.folder / PENDING, self.folder / "config.yaml")
 
     def close(self) -> None:
         """Let others write into the folder. A run opened for reading has nothing to close."""
@@ -403,36 +414,20 @@ class Run:
             record[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         return record
 
-    def rewind(
-        self, step: int, written: Mapping[str, Any] | None = None, *, measured: bool = True
-    ) -> None:
-        """Go back to metrics.csv and history.jsonl as they were at the checkpoint of ``step``; what
-        comes after it is written again.
+    def rewind(self, written: Mapping[str, Any] | None) -> None:
+        """Go back to metrics.csv and history.jsonl as they were at a checkpoint; what comes after
+        it is written again.
 
         Args:
-            written: content of the files at the checkpoint, by :meth:`written`. None: the
-                checkpoint is of an earlier version, and rows of later steps, test rows, torn rows,
-                and those of ``step`` unless it is ``measured``, are removed. At step 0 all are.
+            written: content of the files at the checkpoint, by :meth:`written`; None: the start.
 
         Raises:
             RunError: they do not begin with what they held.
         """
-        if written is not None:
-            for name in RECORD:
-                write_atomically(self.folder / name, self._as_written(name, written))
-            return
-
-        def keeps(at: int, part_name: str) -> bool:
-            before = at < step or (at == step > 0 and (measured or part_name == "objective"))
-            return before and part_name != "test"
-
-        kept = [r for r in self.history() if keeps(r["step"], r["part"])]
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        write_atomically(self.folder / "history.jsonl", encode(lines))
-        text = self._record("metrics.csv").decode(errors="replace")
-        whole = text[: text.rfind("\n") + 1].replace("\0", "")
-        rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if is_row(row)]
-        self._write_rows([r for r in rows if keeps(int(r["step"]), r["part"])])
+        start = {"metrics.csv": (",".join(COLUMNS) + "\r\n").encode(), "history.jsonl": b""}
+        for name in RECORD:
+            kept = start[name] if written is None else self._as_written(name, written)
+            write_atomically(self.folder / name, kept)
 
     def _as_written(self, name: str, written: Mapping[str, Any]) -> bytes:
         """The beginning of a file, as :meth:`written` says it was."""
@@ -451,13 +446,6 @@ class Run:
         path = self.folder / name
         return read_file(path) if path.exists() else b""
 
-    def _write_rows(self, rows: list[Record]) -> None:
-        table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
-
     # -- checkpoints and results -------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint, keep: int = 2) -> Path:
@@ -466,14 +454,20 @@ class Run:
             flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
 
-    def save_model(self, model: DiffusionModel, step: int) -> None:
+    def save_model(self, model: DiffusionModel, step: int, weights: str) -> None:
         """Write the model of ``step`` for ``DiffusionModel.from_pretrained``, with what a
-        checkpoint says of the run; warns if it cannot be written."""
+        checkpoint says of the run; warns if it cannot be written.
+
+        Args:
+            weights: the digest of the weights that the checkpoint has.
+        """
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-        notes = {NOTES: json.dumps({"step": step} | self.described(), sort_keys=True)}
+        described = json.dumps({"step": step} | self.described(), sort_keys=True)
+        notes = {NOTES: json.loads(described)}  # in an order that is always the same
+        source = {"folder": "checkpoints", "weights": weights}
         try:
             with explain_full_disk(self.folder / TENSORS, size):
-                save_folder(model, self.folder, notes)
+                save_folder(model, self.folder, notes, source=source)
         except PretrainedError as error:
             warnings.warn(
                 f"{self.folder} is not for DiffusionModel.from_pretrained: {error}", stacklevel=2
@@ -487,7 +481,7 @@ class Run:
     @property
     def has_weights(self) -> bool:
         """Whether there is a checkpoint, or the model of a run that ended."""
-        ended = all((self.folder / name).is_file() for name in ("results.json", CONFIG))
+        ended = all((self.folder / name).is_file() for name in ("results.json", TENSORS))
         return self.has_checkpoint or ended
 
     def go_by(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -496,9 +490,13 @@ class Run:
         (TypeError: its description has other types). Returns the facts that it keeps of the data,
         if any."""
         check_types(f"a checkpoint of {self.folder}", checkpoint.state, STATE)
-        trained = checkpoint.state.get("config")
+        if (trained := checkpoint.state.get("config")) is None:
+            raise RunError(
+                f"the weights of step {checkpoint.step} in {self.folder} have no settings beside "
+                "them, expected those of their training; start a new run"
+            )
         self.lengthened = [list(change) for change in checkpoint.state.get("lengthened", [])]
-        if trained and self.config["steps"] in (before for _, before in self.lengthened):
+        if self.config["steps"] in (before for _, before in self.lengthened):
             self.config["steps"] = trained["steps"]  # it was killed before config.yaml was written
         check_settings(self.folder / "config.yaml", self.config, trained)
         self.data = checkpoint.state.get("data")
@@ -537,8 +535,6 @@ class Run:
             (self.folder / name).unlink(missing_ok=True)
 
         def changed(state: dict[str, Any]) -> dict[str, Any]:
-            if "config" not in state:  # of an earlier version
-                return state
             return state | self._lengthening | {"config": state["config"] | {"steps": steps}}
 
         restate(self.folder / "checkpoints", changed)
@@ -559,16 +555,16 @@ class Run:
         if self.has_checkpoint or not self.has_weights:
             return self.latest()
         state, notes = load_state(self.folder)
-        tensors = {f"ema/{name}": tensor for name, tensor in state.items()}
-        source = self.folder / (TENSORS if NOTES in notes else "results.json")  # of older runs
-        try:
-            described = json_of(notes[NOTES]) if NOTES in notes else read_sealed(source)
-            step = described["step" if NOTES in notes else "steps"]
-            return Checkpoint(int(step), tensors, described if NOTES in notes else {})
-        except (ValueError, KeyError, TypeError) as error:
+        source, results = self.folder / TENSORS, self.folder / "results.json"
+        with damage_of(source):
+            described = dict(notes[NOTES])
+            step = int(described["step"])
+        if (ended := read_sealed(results).get("steps")) != step:
             raise RunError(
-                f"{source} is damaged ({error}), expected the steps of the training"
-            ) from error
+                f"{source} has the weights of step {step} and {results} is of step {ended}, "
+                "expected those of one training; put the files of one back together"
+            )
+        return Checkpoint(step, {f"ema/{name}": t for name, t in state.items()}, described)
 
     def write_json(self, name: str, content: object) -> None:
         """Write ``content`` as readable JSON; numbers that are not finite become null."""
@@ -584,8 +580,9 @@ def _check_ours(folder: Path) -> set[str]:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, expected a folder for the run; give another --run")
     held = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    held -= {LOCK, WRITER} | {path.name for path in _temporary_files(folder)}
-    if held and "config.yaml" not in held:
+    begun = PENDING in held
+    held -= {LOCK, WRITER, PENDING} | {path.name for path in _temporary_files(folder)}
+    if held and not begun and "config.yaml" not in held:
         raise RunError(
             f"{folder} is not a run folder and holds {', '.join(sorted(held)[:5])}; it is left as "
             "it is, give another --run"
@@ -595,7 +592,7 @@ def _check_ours(folder: Path) -> set[str]:
 
 def _is_worth_keeping(names: set[str], folder: Path) -> bool:
     """Whether ``folder`` holds more than the start of a run without a checkpoint."""
-    if not names:
+    if not names or (folder / PENDING).exists():
         return False
     begun = "environment.json" in names  # else config.yaml may be another program's
     return not begun or "results.json" in names or has_checkpoint(folder)
@@ -603,11 +600,11 @@ def _is_worth_keeping(names: set[str], folder: Path) -> bool:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether the run in ``folder`` has a checkpoint, whole or not."""
-    return any((folder / "checkpoints").glob("step-*.json"))
+    return any((folder / "checkpoints").glob("step-*.safetensors"))
 
 
 def _temporary_files(folder: Path) -> list[Path]:
-    return [temporary(folder / name) for name in (*CONTENT, WRITER)]
+    return [temporary(folder / name) for name in (*CONTENT, WRITER, PENDING)]
 
 
 def _remove_temporary_files(folder: Path) -> None:

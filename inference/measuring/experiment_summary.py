@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference.folders.checkpoints import write_atomically
+from inference.folders.checkpoints import write_together
 from inference.folders.output import Row, csv_bytes, png
 from inference.folders.records import read_lines, read_sealed
 from pyro_mdm.support.files import regular
@@ -61,12 +61,11 @@ def summarize(
             if not _holds(out, runs):
                 compare(runs, out=out, seed=seed)
     rows = summary_rows(folder, guides, seeds, starts)
-    write_atomically(folder / "summary.csv", csv_bytes(rows))
-    write_atomically(folder / "summary.md", markdown(rows).encode())
+    contents = {"summary.csv": csv_bytes(rows), "summary.md": markdown(rows).encode()}
     if fixed:
         beside = learned_rows(folder, guides, seeds, fixed)
-        write_atomically(folder / "learned.csv", csv_bytes(beside))
-        write_atomically(folder / "learned.md", learned_markdown(beside).encode())
+        contents |= {"learned.csv": csv_bytes(beside)}
+        contents |= {"learned.md": learned_markdown(beside).encode()}
     moved = {
         score: [
             guide
@@ -80,7 +79,8 @@ def summarize(
     }
     if any(moved.values()):
         figure = movement_figure(folder, moved, seeds)
-        write_atomically(folder / "movement.png", png(figure))
+        contents |= {"movement.png": png(figure)}
+    write_together({folder / name: data for name, data in contents.items()})
     return rows
 
 

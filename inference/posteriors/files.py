@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from inference.folders.checkpoints import write_atomically
+from inference.folders.checkpoints import write_together
 from inference.folders.output import check_out, csv_bytes, png, rows_of
 from pyro_mdm.posteriors import AmortizedPosterior, LikelihoodMembers
 
@@ -58,16 +58,15 @@ class Files(NamedTuple):
             f"which needs the program of {simulator} too; the folder holds no code"
         )
 
-    def write_draws(self, drawn: Draws) -> None:
-        """Write draws by site, (n, *shape), with a column for each number."""
-        from pyro_mdm.plots.posteriors import posterior_columns  # loads matplotlib
-
-        columns = {name: value.tolist() for name, value in posterior_columns(drawn).items()}
-        write_atomically(self.draws, csv_bytes(rows_of(columns)))
-        print(self.draws)
-
     def draw(
-        self, drawn: Draws, prior: Draws, truth: Draws | None, replicated: Draws, observed: Draws
+        self,
+        drawn: Draws,
+        prior: Draws,
+        truth: Draws | None,
+        replicated: Draws,
+        observed: Draws,
+        *,
+        with_draws: bool,
     ) -> None:
         """Write the picture of a posterior, and that of its predictions beside the data.
 
@@ -77,9 +76,19 @@ class Files(NamedTuple):
             truth: true parameters by site, (*shape); None: unknown.
             replicated: data by site, (n, *shape), simulated with draws.
             observed: the data by site, (*shape).
+            with_draws: whether draws are written too, with a column for each number.
         """
-        from pyro_mdm.plots.posteriors import posterior_figure, predictive_figure
+        from pyro_mdm.plots.posteriors import (
+            posterior_columns,
+            posterior_figure,
+            predictive_figure,
+        )
 
-        write_atomically(self.posterior, png(posterior_figure(drawn, prior, truth)))
-        write_atomically(self.predictive, png(predictive_figure(replicated, observed, prior)))
-        print(f"{self.posterior}\n{self.predictive}")
+        contents = dict[Path, bytes]()
+        if with_draws:
+            columns = {name: value.tolist() for name, value in posterior_columns(drawn).items()}
+            contents[self.draws] = csv_bytes(rows_of(columns))
+        contents[self.posterior] = png(posterior_figure(drawn, prior, truth))
+        contents[self.predictive] = png(predictive_figure(replicated, observed, prior))
+        write_together(contents)
+        print("\n".join(map(str, contents)))

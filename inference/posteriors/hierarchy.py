@@ -179,8 +179,8 @@ class HierarchyReport:
     def write(self, files: Files) -> None:
         """Print the posterior and the evidence, and write draws and pictures."""
         print(self.words())
-        files.write_draws(self.drawn)
-        files.draw(self.drawn, self.prior, None, self.replicated, self.observed)
+        drawings = self.drawn, self.prior, None, self.replicated, self.observed
+        files.draw(*drawings, with_draws=True)
 
     @functools.cached_property
     def observed(self) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple
@@ -212,6 +211,9 @@ class Session:
             )
         if self.fabric.is_global_zero:
             self.run.keep_length()
+            if self.done:  # a kill may have left the model of an earlier checkpoint
+                trainee = self.trainee
+                self.run.save_model(trainee.averaged.model, self.done, trainee.digest)
             if self.writer is not None and changes and changes[-1][0] == self.done:
                 programs = self.trainee.programs
                 self.report.at_more_steps(self.run, self.writer, programs, self.done)
@@ -291,14 +293,7 @@ def _open_books(
     trust.remember(names.own_names(run.config))
     run.keep_sources(names.source_files(run.config))
     if checkpoint is not None:
-        written = checkpoint.state.get("record")
-        if written is None and progress.step:
-            warnings.warn(
-                f"the checkpoint of {run.folder} is of an earlier version, which did not say what "
-                "metrics.csv and history.jsonl held, so that they cannot be compared",
-                stacklevel=2,
-            )
-        run.rewind(progress.step, written, measured=not progress.unmeasured)
+        run.rewind(checkpoint.state.get("record", {}) if progress.step else None)
     run.begin_session(progress.step, processes=world, device=str(fabric.device))
     shared = f", {world} processes" if world > 1 else ""
     where = f"{settings.model} under {settings.guide}"

@@ -23,6 +23,7 @@ from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
 from pyro_mdm.budgets import ANY_STEPS, Budget
 from pyro_mdm.conditioning.filling import Filling
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.saved import digest_of_tensors
 from pyro_mdm.training import MovingAverage, Trainer
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Trainee:
         averaged = copy.deepcopy(model)
         self.averaged = Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
         self.best: dict[str, Tensor] = {}
+        self.digest = ""  # of the averaged weights in the last checkpoint
         self.scale: LossScale = loss_scale(fabric)
         model.score_function.autocast_dtype = DTYPES[settings.precision]
         if settings.compile is not None:
@@ -191,9 +193,11 @@ class Trainee:
             named["filled"] = {"x": self.filling.values}
         tensors = {f"{group}/{name}": t for group, ts in named.items() for name, t in ts.items()}
         averages = {"averages": self.average.number, "loss_scale": self.scale.state}
+        self.digest = digest_of_tensors(named["ema"])
+        averages |= {"weights": self.digest}
         state = progress._asdict() | run.described() | {"record": run.written()}
         run.save(Checkpoint(progress.step, tensors, state | averages))
-        run.save_model(self.averaged.model, progress.step)
+        run.save_model(self.averaged.model, progress.step, self.digest)
 
     def load(self, run: Run, checkpoint: Checkpoint) -> RunProgress:
         """Restore a checkpoint of the run."""
@@ -205,6 +209,7 @@ class Trainee:
         load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
         self.average.number = checkpoint.state.get("averages", checkpoint.step)
         self.scale.load(checkpoint.state.get("loss_scale", {}))
+        self.digest = str(checkpoint.state.get("weights", ""))
         saved = checkpoint.state
         progress = RunProgress(
             **{name: saved[name] for name in RunProgress._fields if name in saved}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from inference import trust
-from inference.folders.config import read_settings
+from inference.folders.config import PENDING, read_settings
 from inference.folders.locks import is_written, refuse_links
 from inference.folders.runs import RunError, has_checkpoint
 from inference.measuring.experiment_tables import Cell
@@ -105,7 +105,7 @@ class _Processes:
 
 def _is_finished(cell: Cell, folder: Path) -> bool:
     path = folder / cell.name
-    if not (path / "config.yaml").is_file():
+    if not (path / "config.yaml").is_file() or (path / PENDING).exists():
         return False
     config = read_settings(path)
     wanted = cell.options | {"seed": cell.seed, "score": cell.score}

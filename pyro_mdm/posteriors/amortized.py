@@ -34,13 +34,7 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.posteriors.calibration import NEW_SEED, Calibration, calibrate, ranks
 from pyro_mdm.posteriors.encoding import Encoding
-from pyro_mdm.posteriors.folders import (
-    check_program,
-    damage_of,
-    read_names,
-    read_tensors,
-    write_folder,
-)
+from pyro_mdm.posteriors.folders import check_program
 from pyro_mdm.posteriors.gaussian import LinearGaussian
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
 from pyro_mdm.posteriors.local import LocalGuide
@@ -55,12 +49,13 @@ from pyro_mdm.posteriors.reading import (
 )
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
-from pyro_mdm.pretrained import CONFIG, PretrainedError
+from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.saved import damage_of
 
 __all__ = [
     "AmortizedPosterior",
@@ -74,11 +69,8 @@ __all__ = [
     "simulate",
 ]
 
-KEPT = "simulations.safetensors"
-"""The file of encoded data of some simulations, beside a model's."""
-
-NAMES = "posterior.json"
-"""The file of the sites' names and the parameters' scales, beside a model's."""
+NOTE = "pyro_mdm.posterior"
+"""The note of the sites' names and the parameters' scales, beside a model."""
 
 MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
 """λ(T), and λ(ε), where the decoder takes over. Residuals have unit variance, so the noise at ε has
@@ -277,14 +269,13 @@ class AmortizedPosterior(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the posterior to a folder.
 
-        The model is as :meth:`DiffusionModel.save_pretrained` writes it. ``posterior.json`` has the
-        names of the sites and the scales of the parameters, and ``simulations.safetensors`` the
-        encoded data of at most 1,000 simulations, for :meth:`predictive_p_value`.
+        The model is as :meth:`DiffusionModel.save_pretrained` writes it. Beside it, in the same
+        file, are the names of the sites, the scales of the parameters, and the encoded data of at
+        most 1,000 simulations, for :meth:`predictive_p_value`.
 
         Args:
             folder: the folder; it is made if there is none.
         """
-        self.model.save_pretrained(folder)
         named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
         scales = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
         encoding = {name: b.tolist() for name, b in self.encoding.named_buffers()}
@@ -292,7 +283,7 @@ class AmortizedPosterior(nn.Module):
         gaussian = law and {name: value.tolist() for name, value in law.items()}
         learned = {"encoding": encoding, "gaussian": gaussian}
         content = named | scales | learned
-        write_folder(folder, NAMES, content, {KEPT: {"kept": self.predictive.kept}}, [CONFIG])
+        save_folder(self.model, folder, {NOTE: content}, {"kept": self.predictive.kept})
 
     @classmethod
     @checked_arguments
@@ -316,21 +307,21 @@ class AmortizedPosterior(nn.Module):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        saved, path = read_names(folder, NAMES), Path(folder) / NAMES
-        if "latent" in saved and "encoding" not in saved:
+        opened = DiffusionModel.opened(folder, classes or {})
+        if NOTE not in opened.notes:
             raise PretrainedError(
-                f"{path} was written by an earlier version, whose posteriors had no encoding "
-                "of their data; train it again by AmortizedPosterior.fit"
+                f"{folder} has a model that is of no posterior, expected what "
+                "AmortizedPosterior.save_pretrained writes"
             )
-        kept = read_tensors(folder, saved, KEPT)
-        with damage_of(path):
+        saved = opened.notes[NOTE]
+        with damage_of(Path(folder) / TENSORS):
             latent, observed, shapes = saved["latent"], saved["observed"], saved["shapes"]
             mean, scale = torch.tensor(saved["mean"]), torch.tensor(saved["scale"])
             encoding, law = Encoding.of_lists(saved["encoding"]), saved["gaussian"]
             gaussian = law and LinearGaussian(
                 **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
             )
-            predictive = PriorPredictive(kept["kept"])
+            predictive = PriorPredictive(opened.beside["kept"])
         program = check_program(program, cls.__name__, folder, [*latent, *observed])
         new = cls.__new__(cls)
         nn.Module.__init__(new)
@@ -343,7 +334,7 @@ class AmortizedPosterior(nn.Module):
         new.register_buffer("mean", mean)
         new.register_buffer("scale", scale)
         new.encoding, new.gaussian, new.predictive = encoding, gaussian, predictive
-        new._set_model(DiffusionModel.from_pretrained(folder, classes=classes))
+        new._set_model(opened.model)
         return new.eval()
 
     def _name_sites(

@@ -41,16 +41,9 @@ from pyro_mdm.posteriors.factors import (
     inputs_of,
     lattices_of,
     name_of,
-    size_of,
     values_by_site,
 )
-from pyro_mdm.posteriors.folders import (
-    check_program,
-    damage_of,
-    read_names,
-    read_tensors,
-    write_folder,
-)
+from pyro_mdm.posteriors.folders import check_program
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian
 from pyro_mdm.posteriors.laws import STEPS, DataBounds, FactorLaw
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
@@ -68,19 +61,16 @@ from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
-from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.checks import check_count, check_counts
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
+from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 
 __all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
 
-NAMES, TENSORS = "likelihood.json", "likelihood.safetensors"
-"""The files of a likelihood: of the names of sites and the sizes of networks, and of weights."""
-
-LATER = (".upper", ".slope", ".tails.bent", ".tails.log_knee")
-"""The ends of the names of tensors that earlier versions did not save."""
+FILE, KIND = "likelihood.safetensors", "a likelihood"
+"""The file of a likelihood in its folder, and its kind in words."""
 
 FEW_STEPS = 2
 """The steps of the flow that particles meet first. Later weights correct its small error."""
@@ -129,7 +119,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     mean: Tensor
     scale: Tensor
-    domain: Domain | None  # the parameters of simulations; None: saved by an earlier version
+    domain: Domain  # the parameters of simulations
     simulations: Draws | None = None  # the training data; None: from a folder, which has none
 
     @checked_arguments
@@ -166,7 +156,6 @@ class AmortizedLikelihood(LearnedLikelihood):
         self.latent, self.observed = list(latent), list(observed)
         self.hidden, self.depth = hidden, depth
         self._program = program
-        self.domain = None
         self.outcomes: dict[str, list[Outcome]] = {}
         sizes = {site.name: _numbers(site) for site in self.structure.parameters}
         self._places, first = dict[str, slice](), 0
@@ -288,19 +277,19 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the likelihood to a folder.
-
-        ``likelihood.json`` has the names of the sites and the sizes of the networks, and
-        ``likelihood.safetensors`` their weights.
+        """Write the likelihood to ``likelihood.safetensors`` in a folder.
 
         Args:
             folder: the folder; it is made if there is none.
         """
+        write_saved(Path(folder) / FILE, KIND, self.description(), self.state_dict())
+
+    def description(self) -> dict[str, Any]:
+        """The names of the sites, the sizes of the networks and their gains, for JSON."""
         gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
         named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
         sizes = {"hidden": self.hidden, "depth": self.depth, "gains": gains}
-        sizes |= {"lattices": self.lattices}
-        write_folder(folder, NAMES, named | sizes, {TENSORS: self.state_dict()})
+        return named | sizes | {"lattices": self.lattices}
 
     @classmethod
     @checked_arguments
@@ -318,7 +307,29 @@ class AmortizedLikelihood(LearnedLikelihood):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        saved, path = read_names(folder, NAMES), Path(folder) / NAMES
+        path = Path(folder) / FILE
+        saved = read_saved(path, KIND)
+        return cls.from_description(saved.content, saved.tensors, path, program)
+
+    @classmethod
+    def from_description(
+        cls,
+        saved: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        path: Path,
+        program: Callable[..., Any] | None,
+    ) -> AmortizedLikelihood:
+        """The likelihood of a description and a state dict.
+
+        Args:
+            saved: the result of :meth:`description`.
+            state: the state dict.
+            path: the file that both are of, for messages.
+            program: the simulator.
+
+        Raises:
+            PretrainedError, TypeError, ValueError: as for :meth:`from_pretrained`.
+        """
         with damage_of(path):
             names = saved["latent"], saved["observed"]
             sizes = saved["hidden"], saved["depth"]
@@ -326,28 +337,21 @@ class AmortizedLikelihood(LearnedLikelihood):
             described = saved["sites"]
             lattices = [
                 [None if numbers is None else Lattice(*numbers) for numbers in of_factor]
-                for of_factor in saved.get("lattices", [])
+                for of_factor in saved["lattices"]
             ]
-        state = read_tensors(folder, saved, TENSORS)
-        program = check_program(program, cls.__name__, folder, [*names[0], *names[1]])
+        program = check_program(program, cls.__name__, path.parent, [*names[0], *names[1]])
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new._read(program, *names, *sizes)
         if new._described != described:
             raise PretrainedError(
                 f"the sites of the program are {new._described}, expected those of the likelihood "
-                f"in {folder}, {described}; give the simulator that it is of"
+                f"in {path.parent}, {described}; give the simulator that it is of"
             )
-        if (kept := state.get("domain.kept")) is not None:
-            new.domain = Domain(kept)
-        if not lattices:  # saved by an earlier version, whose data are all real
-            lattices = [[None] * size_of(factor) for factor in new.structure.factors]
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
-            new._make_laws(lattices)
-        for name, value in new.state_dict().items():
-            if name.endswith(LATER):
-                state.setdefault(name, value)
-        with damage_of(path.with_name(TENSORS)):
+        with damage_of(path):
+            new.domain = Domain(state["domain.kept"])
+            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+                new._make_laws(lattices)
             new.load_state_dict(state)
         for (_, law), gain in zip(new._factors, gains, strict=True):
             for module in law.modules():
@@ -417,14 +421,8 @@ class AmortizedLikelihood(LearnedLikelihood):
             theta: parameters by site, (*batch, *shape), such as those of all units of a plate.
 
         Raises:
-            ValueError: parameters of another shape; a likelihood saved by an earlier version, which
-                kept no parameters.
+            ValueError: parameters of another shape.
         """
-        if self.domain is None:
-            raise ValueError(
-                "the likelihood was saved by an earlier version, which kept no parameters, "
-                "expected those of simulations; fit it again"
-            )
         rows, batch = self.sites.rows(theta)
         return self.domain.outside(self._standardized(rows)).reshape(batch)
 
@@ -621,8 +619,7 @@ class AmortizedLikelihood(LearnedLikelihood):
             result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, likelihoods, moves=moves)
             chosen = result.draws(n)
         values = {name: value.clone() for name, value in law.values(chosen).items()}
-        if self.domain is not None:
-            warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
+        warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
         return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
 
     def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:

@@ -26,13 +26,16 @@ from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
-from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.support.saved import damage_of, read_saved, write_saved
 
 __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
+
+FILE, KIND = "members.safetensors", "likelihoods of members"
+"""The file of the members in their folder, and its kind in words."""
 
 
 FEW = 4
@@ -184,21 +187,18 @@ class LikelihoodMembers(LearnedLikelihood):
 
     @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write each member to a folder of its own, ``member-0`` and so on, in a folder.
+        """Write the members to ``members.safetensors`` in a folder.
 
         Args:
             folder: the folder; it is made if there is none.
-
-        Raises:
-            ValueError: the folder has more members, of another save.
         """
-        if (beyond := Path(folder) / f"member-{len(self)}").exists():
-            raise ValueError(
-                f"{folder} has {beyond.name}, expected {len(self)} members at most, since it would "
-                "be read as one of these; give another folder"
-            )
-        for place, member in enumerate(self):
-            member.save_pretrained(Path(folder) / f"member-{place}")
+        content = {"members": [member.description() for member in self]}
+        tensors = {
+            f"{place}.{name}": tensor
+            for place, member in enumerate(self)
+            for name, tensor in member.state_dict().items()
+        }
+        write_saved(Path(folder) / FILE, KIND, content, tensors)
 
     @classmethod
     @checked_arguments
@@ -216,12 +216,19 @@ class LikelihoodMembers(LearnedLikelihood):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        paths = sorted(Path(folder).glob("member-*"), key=lambda p: int(p.name.partition("-")[2]))
-        if not paths:
-            raise PretrainedError(
-                f"{folder} has no member-0, expected what LikelihoodMembers.save_pretrained writes"
-            )
-        return cls([AmortizedLikelihood.from_pretrained(path, program) for path in paths])
+        path = Path(folder) / FILE
+        saved, members = read_saved(path, KIND), list[AmortizedLikelihood]()
+        with damage_of(path):
+            descriptions = list(saved.content["members"])
+        for place, description in enumerate(descriptions):
+            start = f"{place}."
+            state = {
+                name.removeprefix(start): tensor
+                for name, tensor in saved.tensors.items()
+                if name.startswith(start)
+            }
+            members.append(AmortizedLikelihood.from_description(description, state, path, program))
+        return cls(members)
 
     def __len__(self) -> int:
         return len(self.members)

@@ -24,6 +24,7 @@ from pyro.infer import Predictive
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_mdm.posteriors.folders import code_of
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
@@ -37,6 +38,8 @@ MOST_BATCHES = 1000
 """The most batches of runs by default; fewer runs have a batch each."""
 IN_A_PLATE = 1000
 """The most runs of a batch that is drawn in a plate, by default."""
+ROUNDING = 1e-5
+"""The most difference of a run that is made again, for rounding, relative to its largest value."""
 NAMED = 5
 """The most failed runs that a message names."""
 
@@ -104,7 +107,8 @@ def simulate(
     Raises:
         ImportError: workers without joblib.
         RuntimeError: a run on workers that fails; no run that is not left out.
-        ValueError: sites or shapes that change from run to run; a folder of other draws.
+        ValueError: sites or shapes that change from run to run; a folder of other draws, or of
+            another program, whose first run is made again to see that.
     """
     if n is None:
         n = 0 if at is None else max(map(len, at.values()), default=0)
@@ -116,8 +120,12 @@ def simulate(
     default = min(n, IN_A_PLATE) if vectorized else -(-n // MOST_BATCHES)
     if batch_size is not None:
         check_count("batch_size", batch_size, "the number of runs of a batch")
-    store = Store(folder, seed, batch_size or default, n if vectorized else None, given)
+    in_plates, code = n if vectorized else None, code_of(program)
+    store = Store(folder, seed, batch_size or default, in_plates, given, code)
     plan = _Plan(program, store.seed, vectorized, leave_out)
+    if store.first is not None:
+        _check_program(plan, store.first, given, code, store.code)
+    store.begin(n)
     _run_all(plan, store, n, given, workers, progress)
     draws = _gathered(store, n, leave_out)
     if odd := [name for name in given or {} if name not in draws]:
@@ -303,6 +311,53 @@ def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         "expected the same sites of the same shapes in every run; draw as many numbers each time, "
         "or hide sites that are neither parameters nor data: poutine.block(program, expose=[…])"
     )
+
+
+def _check_program(
+    plan: _Plan, batch: Batch, given: Draws | None, code: str | None, code_then: str | None
+) -> None:
+    """Compare a program with the one whose runs were kept, by making the first of them again.
+
+    Raises:
+        ValueError: the run has other values now, and the same ones twice.
+    """
+    runs = batch.runs.tolist() if plan.vectorized else [int(batch.runs.min())]
+    at = None if given is None else {name: value[runs] for name, value in given.items()}
+    rows = [batch.runs.tolist().index(run) for run in runs]
+    then = {name: value[rows] for name, value in batch.values.items()}
+    now = _run_batch(plan, runs, at)
+    if not _alike(then, now.values):
+        again = _run_batch(plan, runs, at)
+        if now.failed or _alike(now.values, again.values):
+            reason = next(iter(now.failed.values()), "other sites, shapes or values")
+            raise ValueError(
+                f"run {runs[0]} of the program gives {reason} now, expected those of the program "
+                "that began the folder; give another folder, or the program that began it"
+            )
+        warnings.warn(
+            "runs of the program are not determined by their seeds, so that it cannot be compared "
+            "with the one that began the folder; draw all random numbers by torch, NumPy or Python",
+            stacklevel=3,
+        )
+    elif code != code_then:
+        warnings.warn(
+            f"the code of the program is not the code that began the folder, though run {runs[0]} "
+            "gives the same; if other runs would differ, give another folder",
+            stacklevel=3,
+        )
+
+
+def _alike(one: Draws, other: Draws) -> bool:
+    """Whether two runs have the same sites and shapes, and values up to rounding."""
+    if {m: v.shape for m, v in one.items()} != {m: v.shape for m, v in other.items()}:
+        return False
+    for name, value in one.items():
+        first, second = value.double(), other[name].double()
+        scale = first[first.isfinite()].abs().amax() if first.isfinite().any() else torch.ones(())
+        tolerance = ROUNDING * float(scale) * value.is_floating_point()
+        if not torch.allclose(first, second, rtol=0.0, atol=tolerance, equal_nan=True):
+            return False
+    return True
 
 
 def _run_all(

@@ -41,11 +41,11 @@ class LearnedLikelihood(nn.Module, ABC):
 
     Attributes:
         structure: the structure of the program's parameters and data.
-        domain: the parameters of the simulations; None: unknown.
+        domain: the parameters of the simulations.
     """
 
     structure: Structure
-    domain: Domain | None
+    domain: Domain
 
     @abstractmethod
     def bounds(self) -> list[DataBounds]:
@@ -69,7 +69,6 @@ class LearnedLikelihood(nn.Module, ABC):
             ValueError: as for :meth:`outside`.
         """
         outside = self.outside(theta).reshape(-1)
-        assert self.domain is not None  # or outside would have raised
         return warn_of_outside(self.domain, outside)
 
     @abstractmethod

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.posteriors.zarr_arrays import arrays_in, read_array
 from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.files import json_of, read_json, regular, replacing
+from pyro_mdm.support.files import regular, temporary
 from pyro_mdm.support.places import installing
+from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 
 __all__ = ["Batch", "Store", "read_draws"]
 
-HEADER = "simulations.json"
-"""The file with the seed and the options of a folder's draws."""
+HEADER, HEADER_KIND = "simulations.safetensors", "simulations"
+"""The file with the seed and the options of a folder's draws, and its kind in words."""
+FILES, KIND = "runs-*.safetensors", "runs of simulations"
+"""The files of draws, and their kind in words."""
 RUNS = ".runs"
 """The key of the numbers of runs in a file of draws; no site has such a name."""
-FAILED = "failed"
-"""The key of failed runs in the metadata of a file of draws."""
 
 
 class Batch(NamedTuple):
@@ -49,6 +47,10 @@ class Store:
         in_plates: the number of all runs, if those of a batch are drawn in a plate; None: each run
             has its own seed.
         at: the values of sites at which the program runs, (n, *shape) by site; None: none.
+        code: what identifies the code of the program; None: unknown.
+
+    Attributes:
+        code: that of the program which began the folder.
 
     Raises:
         ValueError: a folder of other draws.
@@ -61,6 +63,7 @@ class Store:
         batch_size: int,
         in_plates: int | None,
         at: Mapping[str, Tensor] | None,
+        code: str | None,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._batches: list[Batch] = []
@@ -70,18 +73,17 @@ class Store:
             seed = saved["seed"] if saved else new
         self.seed = seed
         facts = {"seed": seed, "in_plates": in_plates, "at": None if at is None else _digest(at)}
-        self.batch_size = batch_size
+        self.batch_size, self.code = batch_size, code
         if self._folder is None:
             return
         if saved is not None:
             self._check(saved, facts)
             self.batch_size = saved["batch_size"] if in_plates is not None else batch_size
-            self._batches = [_read(path) for path in sorted(self._folder.glob("*.safetensors"))]
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        facts["batch_size"] = batch_size
-        with replacing() as write:
-            write(self._folder / HEADER, [json.dumps(facts).encode()])
+            self.code, facts = saved["code"], {name: saved[name] for name in saved if name != "n"}
+            self._batches = _batches(self._folder, facts)
+        else:
+            facts |= {"batch_size": batch_size, "code": code}
+        self._facts, self._n = facts, 0 if saved is None else saved["n"]
 
     def _check(self, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         for name, value in facts.items():
@@ -90,6 +92,19 @@ class Store:
                     f"{self._folder} has simulations with {name} = {saved.get(name)}, expected "
                     f"{value}; give another folder, or the program and options that wrote it"
                 )
+
+    def begin(self, n: int) -> None:
+        """Write how many runs the folder is for, and remove what a killed process left.
+
+        Args:
+            n: the number of all runs.
+        """
+        if self._folder is None:
+            return
+        for path in self._folder.glob(temporary(Path("*.safetensors")).name):
+            path.unlink(missing_ok=True)
+        if n > self._n:
+            write_saved(self._folder / HEADER, HEADER_KIND, self._facts | {"n": n}, {})
 
     def missing(self, n: int) -> list[int]:
         """The numbers of the runs that have not been made.
@@ -111,15 +126,15 @@ class Store:
         if self._folder is None:
             return
         first = min([*batch.runs.tolist(), *batch.failed])
-        # clones, as sites may share memory, which the format refuses
-        tensors = {
-            name: value.clone(memory_format=torch.contiguous_format)
-            for name, value in batch.values.items()
-        }
-        failed = {FAILED: json.dumps(batch.failed)}
-        data = safetensors.torch.save({**tensors, RUNS: batch.runs}, failed)
-        with replacing() as write:
-            write(self._folder / f"runs-{first:08d}.safetensors", [data])
+        content = {"of": self._facts, "failed": list(batch.failed.items())}
+        path = self._folder / FILES.replace("*", f"{first:08d}")
+        write_saved(path, KIND, content, {**batch.values, RUNS: batch.runs})
+
+    @property
+    def first(self) -> Batch | None:
+        """The batch with the first run that succeeded; None: there is none."""
+        some = [batch for batch in self._batches if len(batch.runs)]
+        return min(some, key=lambda batch: int(batch.runs.min()), default=None)
 
     def all(self, n: int | None = None) -> Batch:
         """The results of the first runs, in order.
@@ -168,12 +183,7 @@ def _header(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / HEADER
     if path.is_file():
-        try:
-            return dict(read_json(path))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}), expected what simulate wrote; give another folder"
-            ) from error
+        return read_saved(path, HEADER_KIND).content
     others = sorted(p.name for p in folder.glob("*") if not p.name.startswith("."))
     if others:
         raise ValueError(
@@ -183,18 +193,31 @@ def _header(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _read(path: Path) -> Batch:
-    try:
-        with safe_open(regular(path), "pt") as file:
-            failed = json_of(file.metadata()[FAILED])
-        values = safetensors.torch.load_file(path)
-        runs = values.pop(RUNS)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}), expected draws that simulate wrote; remove it, and its "
-            "runs are made anew"
-        ) from error
-    return Batch(runs, values, {int(run): said for run, said in failed.items()})
+def _batches(folder: Path, facts: Mapping[str, Any]) -> list[Batch]:
+    """The batches of a folder with the given facts.
+
+    Raises:
+        PretrainedError: a file that is damaged or of other simulations; a run in two files.
+    """
+    batches, seen = [], set[int]()
+    for path in sorted(folder.glob(FILES)):
+        try:
+            saved = read_saved(path, KIND)
+        except PretrainedError as error:
+            raise PretrainedError(f"{error}, or remove it, and its runs are made anew") from error
+        with damage_of(path):
+            runs = saved.tensors.pop(RUNS)
+            batch = Batch(runs, saved.tensors, dict(saved.content["failed"]))
+            numbers = {*runs.tolist(), *batch.failed}
+            if saved.content["of"] != facts or numbers & seen:
+                raise PretrainedError(
+                    f"{path} has runs of other simulations than {HEADER}, or runs that another "
+                    "file has, expected each run of these once; remove it, and its runs are made "
+                    "anew"
+                )
+        batches.append(batch)
+        seen |= numbers
+    return batches
 
 
 # -- draws from elsewhere --------------------------------------------------------------------------
@@ -226,8 +249,7 @@ def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
     if not path.exists():
         raise FileNotFoundError(f"there are no draws at {path}, expected a file or folder")
     if (path / HEADER).is_file():
-        batches = [_read(file) for file in sorted(path.glob("*.safetensors"))]
-        draws: Mapping[str, Any] = _joined(batches, None).values
+        draws: Mapping[str, Any] = _of_folder(path)
     elif path.suffix in (".parquet", ".pq"):
         return _of_parquet(path, names)
     elif path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zgroup").exists():
@@ -240,6 +262,21 @@ def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
         )
     _check_names(path, names, draws)
     return {name: torch.as_tensor(draws[name]) for name in names}
+
+
+def _of_folder(path: Path) -> Draws:
+    """The draws of a folder that :func:`simulate` wrote to its end."""
+    facts = read_saved(path / HEADER, HEADER_KIND).content
+    with damage_of(path / HEADER):
+        n = int(facts.pop("n"))
+    whole = _joined(_batches(path, facts), None)
+    made = len(whole.runs) + len(whole.failed)
+    if made < n:
+        raise ValueError(
+            f"{path} has {made:,} of {n:,} runs, as a kill or a lost file leaves it, expected all; "
+            f"simulate(program, {n}, folder=…) makes the others"
+        )
+    return whole.values
 
 
 def _check_names(path: Path, names: Sequence[str], available: Mapping[str, Any]) -> None:

@@ -175,8 +175,8 @@ class ImportanceWeights:
         mean = log_mean_weight(self.log_weights)
         relative = (self.log_weights - mean).exp()
         counts = self._is_covered and float(relative.max() - 1) / S <= LARGEST
-        error = float(spread_of(relative.split([S - heavy, heavy]))) if counts else math.nan
-        return Measured(float(mean), error)
+        spread = spread_of(relative.split([S - heavy, heavy]))
+        return Measured(float(mean), float(spread) if counts else math.nan)
 
     @property
     def _is_covered(self) -> bool:

@@ -165,10 +165,11 @@ def replacing() -> Iterator[Write]:
             digest = write(data_file, pieces)
             write(description, [json.dumps({"sha256": digest}).encode()])
 
-    Each is on the disk when ``write`` returns. At the end of ``with`` they are renamed one after
-    another, in the order in which they were written. A kill in between leaves the first ones new,
-    so the last should contain the digests of the others. After an error, such as a full disk, the
-    earlier files are unchanged and no temporary file is left.
+    Each is on the disk when ``write`` returns. At the end of ``with`` earlier files but the first
+    are removed, and the new ones are renamed one after another, in the order in which they were
+    written. So a kill in between leaves some of the files away, but never one of them beside an
+    earlier other. After an error, such as a full disk, the earlier files are unchanged and no
+    temporary file is left.
     """
     paths: list[Path] = []
 
@@ -186,6 +187,8 @@ def replacing() -> Iterator[Write]:
 
     try:
         yield write
+        for path in paths[1:]:
+            path.unlink(missing_ok=True)
         for path in paths:
             os.replace(temporary(path), path)
             _flush_names(path.parent)

@@ -1,31 +1,26 @@
-"""Tables in folders: the model as it saves itself, its columns beside the tensors, and the rows."""
+"""Tables in folders: the model as it saves itself, with its columns and rows beside it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.pretrained import PretrainedError, load_state, save_folder, trained_folder
+from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder, trained_folder
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.support.files import json_of, replacing
+from pyro_mdm.support.saved import damage_of
 from pyro_mdm.tables.rows import TableRows
 
 __all__ = ["SavedTable", "read_table_folder", "write_table_folder"]
 
-ROWS = "rows.safetensors"
-"""The file of the training rows, in a folder."""
 NOTE, RUN_NOTE = "pyro_mdm.table", "inference.run"
-"""The notes that a table and a training run keep beside the tensors of a model."""
+"""The notes that a table and a training run keep beside a model."""
 
 
 class SavedTable(NamedTuple):
@@ -46,9 +41,6 @@ def write_table_folder(
 ) -> None:
     """Write a table into a folder, which is made if there is none.
 
-    The model is written last, with the digest of the rows, so that a folder that is not whole is
-    refused.
-
     Args:
         folder: the path of the folder.
         rows: the training rows, with their columns.
@@ -64,15 +56,9 @@ def write_table_folder(
             "columns have levels that JSON cannot hold, expected numbers, text, dates or truth "
             "values; fit to such columns, or pickle the table"
         )
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise PretrainedError(f"{folder} is a file, expected a folder for the table")
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in settings.items() if name != "device"}
-    with replacing() as write:
-        digest = write(folder / ROWS, [safetensors.torch.save({"train": rows.train.contiguous()})])
-    content = {"facts": dict(rows.facts), "names": list(names), "settings": kept, "rows": digest}
-    save_folder(model, folder, {NOTE: json.dumps(content, sort_keys=True)})
+    content = {"facts": dict(rows.facts), "names": list(names), "settings": kept}
+    save_folder(model, folder, {NOTE: content}, {"rows": rows.train})
 
 
 def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
@@ -87,19 +73,12 @@ def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
     Raises:
         PretrainedError: no such folder, or one that is damaged or of something else.
     """
-    model, folder = DiffusionModel.from_pretrained(folder), trained_folder(folder)
-    _, notes = load_state(folder)
-    content = json_of(notes[NOTE]) if NOTE in notes else _of_run(notes, folder)
-    train = torch.empty(0, len(content["facts"]["columns"]), dtype=torch.float64)
-    if "rows" in content:
-        path = folder / ROWS
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != content["rows"]:
-            raise PretrainedError(
-                f"{path} is missing or another than was saved, expected what save_pretrained "
-                "writes; save the table again"
-            )
-        train = safetensors.torch.load(data)["train"]
+    model, notes, beside = DiffusionModel.opened(folder, {})
+    folder = trained_folder(folder)
+    with damage_of(folder / TENSORS):
+        content = notes[NOTE] if NOTE in notes else _of_run(notes, folder)
+        empty = torch.empty(0, len(content["facts"]["columns"]), dtype=torch.float64)
+        train = beside.get("rows", empty)
     try:
         rows = TableRows.from_facts(content["facts"], train)
     except DataError as error:
@@ -111,9 +90,9 @@ def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
     return SavedTable(rows, model, content.get("names", rows.names), content["settings"])
 
 
-def _of_run(notes: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def _of_run(notes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The columns of a training run, whose rows are elsewhere."""
-    run = json_of(notes.get(RUN_NOTE, "{}"))
+    run = notes.get(RUN_NOTE, {})
     facts = run.get("data", {}).get("facts")
     if not facts or "columns" not in facts:
         raise PretrainedError(

@@ -124,8 +124,5 @@ class Patience:
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Restore the state of a checkpoint, with losses on a device."""
-        self._worse = state["worse"]
-        # earlier versions saved none of these
-        self._lowest = state.get("lowest", state["best"])
-        self.cooling = state.get("cooling")
-        self._losses = [loss.to(device) for loss in state.get("losses", [])]
+        self._worse, self._lowest, self.cooling = state["worse"], state["lowest"], state["cooling"]
+        self._losses = [loss.to(device) for loss in state["losses"]]

@@ -18,10 +18,11 @@ from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_instance, check_number, check_real, describe
 from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.files import check_place, regular, replacing
+from pyro_mdm.support.files import check_place
 from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar, say, show_estimate
+from pyro_mdm.support.saved import read_saved, write_saved
 from pyro_mdm.training.averages import MovingAverage, assign
 from pyro_mdm.training.patience import Patience
 from pyro_mdm.training.rates import WARMUP, Decay, schedule, schedule_within
@@ -29,6 +30,8 @@ from pyro_mdm.training.rates import WARMUP, Decay, schedule, schedule_within
 __all__ = ["Trainer"]
 
 Precision = Literal["32-true", "bf16-mixed"]
+KIND = "the state of a training"
+"""The kind of a checkpoint's file, in words."""
 LOOKS = 40
 """The default number of looks at validation data."""
 EVERY = 200
@@ -87,7 +90,7 @@ class Trainer:
 
     Raises:
         ValueError: numbers out of range; an unknown decay or precision; a module without weights to
-            train; a checkpoint of another module.
+            train; a checkpoint that is damaged, or of another module.
 
     Example:
         A loop, and the same by :meth:`fit`:
@@ -194,7 +197,9 @@ class Trainer:
         if self._file is not None:
             check_place(self._file)
             if self._file.exists():
-                self.load_state_dict(torch.load(regular(self._file), "cpu", weights_only=True))
+                state = read_saved(self._file, KIND).tensors["state"]
+                content = io.BytesIO(state.numpy().tobytes())
+                self.load_state_dict(torch.load(content, "cpu", weights_only=True))
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -484,10 +489,9 @@ class Trainer:
 
     def _save(self) -> None:
         if self._file is not None and self.step_number:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(self.state_dict(), content := io.BytesIO())
-            with replacing() as write:
-                write(self._file, [content.getbuffer()])
+            state = torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+            write_saved(self._file, KIND, {}, {"state": state})
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state of training: weights, averages, optimizer and random numbers."""
@@ -546,9 +550,9 @@ class Trainer:
             assign(self.average.averages, state["averages"])
             self.average.number = state["averaged"]
         self.best, self._best = state["best"], state["best_tensors"]
-        self.best_step = state.get("best_step")  # earlier versions saved none
+        self.best_step = state["best_step"]
         self._patience.load_state_dict(state, self.weights[0].device)
-        self.budget = Budget(self.budget.seconds, spent=state.get("seconds", 0.0))
+        self.budget = Budget(self.budget.seconds, spent=state["seconds"])
         self._looked = self.budget.share
         self.optimizer.load_state_dict(state["optimizer"])
         self._random = state["random"]

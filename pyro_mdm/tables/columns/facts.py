@@ -25,17 +25,10 @@ from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Column
 from pyro_mdm.tables.columns.dates import DateForm
 from pyro_mdm.tables.columns.kinds import BUILT_IN, KINDS, FindKind, class_of
-from pyro_mdm.tables.columns.numbers import Bounded, Integer, Nonnegative
+from pyro_mdm.tables.columns.numbers import Bounded
 from pyro_mdm.tables.columns.skipped import SkippedLevels, SkippedNumbers
 
 __all__ = ["column_facts", "column_of_facts"]
-
-EARLIER: dict[tuple[str, str], type[Column]] = {
-    ("Mixed", Bounded.kind): Bounded,
-    ("Mixed", Nonnegative.kind): Nonnegative,
-    ("Rounded", Integer.kind): Integer,
-}
-"""Classes of columns in runs of earlier versions, where several kinds had one class."""
 
 
 def column_facts(column: Column) -> dict[str, Any]:
@@ -78,9 +71,8 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
         name, attributes = str(facts["class"]), dict(facts["attributes"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no column that a run keeps: {error!r}") from error
-    cls = EARLIER.get((name, str(attributes.get("kind")))) or _classes().get(name)
     try:
-        cls = cls or class_of(name, find_kind)
+        cls = _classes().get(name) or class_of(name, find_kind)
     except (ValueError, DataError) as error:  # find_kind may refuse to run the code of a file
         raise ValueError(f"no column that a run keeps: {error}") from error
     try:
