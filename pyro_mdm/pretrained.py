@@ -297,7 +297,7 @@ def _read(folder: Path) -> tuple[Saved, Path]:
     """What was saved in a folder, and the path of its file."""
     folder, given = trained_folder(folder), folder
     path = folder / TENSORS
-    if not path.is_file():
+    if not path.exists():
         raise PretrainedError(
             f"{path} is missing; {folder} was not written by save_pretrained or a training run"
             f"{names_instead(given)}"

@@ -83,7 +83,7 @@ def read_saved(path: Path, kind: str) -> Saved:
     Raises:
         PretrainedError: no such file, one that is damaged, or one of another kind.
     """
-    if not path.is_file():
+    if not path.exists():
         raise PretrainedError(f"{path} is missing, expected {kind} that was saved there")
     data = read_file(path)
     seal = _digest(data)
