@@ -467,7 +467,7 @@ def test_a_further_round_of_a_likelihood_has_its_seconds(clock: Clock) -> None:
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, "1", True])
 @pytest.mark.parametrize("name", FITS)
 def test_seconds_that_are_none_are_refused(name: str, seconds: Any) -> None:
-    with pytest.raises(ValueError, match=r"seconds is .*, expected a positive number of seconds"):
+    with pytest.raises((TypeError, ValueError), match=r"seconds is .*, expected a (posi|number)"):
         FITS[name](seconds=seconds)
 
 

@@ -662,6 +662,6 @@ def test_a_path_of_other_shapes_is_refused(pair: Any) -> None:
     refused(
         ValueError,
         (lambda: Trace_ELBO().loss(chain, noising, x), r"'path' has shape \(4, 1, 2, 16\), exp"),
-        (lambda: Trace_ELBO().loss(mdm, of_scalars, x), r"data have shape \(\), the model expects"),
+        (lambda: Trace_ELBO().loss(mdm, of_scalars, x), r"data have shape \(\), expected \(16,\)"),
         (lambda: given(x), r"'path' has shape \(4, 1, 3, 16\), expected .* \(1, 2, 16\) after"),
     )

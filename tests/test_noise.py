@@ -577,7 +577,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         lambda: measured(noise=lambda u: dist.Uniform(u + 50, u + 51, validate_args=False)),
         "log probability -inf whatever u is, from .*correct the units",
     ),
-    (lambda: measured(noise="poisson"), "noise is 'poisson', expected a variance, one for each"),
+    (lambda: measured(noise="poisson"), "noise is 'poisson', expected a .*variances R of Gauss"),
     (lambda: Quantized(LEVELS, LEVELS.flip(0)), "expected at least two in ascending order"),
     (lambda: Quantized(LEVELS, LEVELS, -1.0), "scale reaches -1, expected finite"),
     (lambda: Quantized(LEVELS, LEVELS).log_prob(LEVELS + 0.3), "within the support"),
@@ -614,13 +614,13 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Measurement(Exact(gaussian()), fixed(1, 2, D), 0.1), "expected a DiffusionModel"),
     (lambda: site(-0.1), "noise reaches -0.1, expected finite variances, none below 0"),
     (lambda: site(torch.ones(3)), r"noise has shape \(3,\), expected a variance, or one for each"),
-    (lambda: site("poisson"), "noise is 'poisson', expected a variance, one for each"),
+    (lambda: site("poisson"), "noise is 'poisson', expected a number or a Tensor"),
     *(
         (
             lambda obs=obs: Measurement(program(gaussian(), VPSDE()), torch.eye(D), 0.1).log_prob(
                 obs
             ),
-            r"obs has shape \(\d?,?\), expected \(\*batch, 4\), that of H x",
+            r"value has shape \(\d?,?\), expected \(\*batch, 4\)",
         )
         for obs in (torch.zeros(3), torch.zeros(8), torch.tensor(1.0))
     ),

@@ -22,6 +22,7 @@ from inference.train import train
 from models import Digits, Toy
 from pyro_mdm import CLD
 from pyro_mdm.measurements import Mask, covariance
+from pyro_mdm.support.measured import student_factor
 from tests.brief import SHORT, be_brief
 from tests.programs import run_program
 
@@ -195,7 +196,9 @@ def test_intervals_of_the_right_law_hold_the_truth_as_often_as_they_say(levels: 
 def test_the_signal_to_noise_ratio() -> None:
     x = torch.zeros(2, 1, 4, 4)
     found = psnr(x + torch.tensor([0.2, 0.02]).reshape(2, 1, 1, 1), x)
-    assert found.mean == pytest.approx(30) and found.standard_error == pytest.approx(10)
+    assert found.mean == pytest.approx(30) and found.standard_error == pytest.approx(
+        10 * student_factor(1)
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, ELBOTerms, LearnedDiffusion
 from pyro_mdm.plots import tensorboard as tb
 from pyro_mdm.plots.figures import snapshot
+from pyro_mdm.support.measured import student_factor
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -78,7 +79,7 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match="num_dims is 0"):
             tb.write_terms(writer, terms, 7, num_dims=0)
     events = read(tmp_path)
-    # elbos -5.5 and -7.5: a standard error of √2 / √2
+    # elbos -5.5 and -7.5: a standard error of √2 / √2, by Student's t
     nats = {"elbo": (-6.5, 1.0), "reconstruction": (-2.0, 1.0), "prior_kl": (0.5, 0.0)}
     nats |= {"diffusion": (4.0, 2.0)}
     bits = {"bits_per_dim": (6.5, 1.0), "reconstruction": (2.0, 1.0), "prior_kl": (0.5, 0.0)}
@@ -92,7 +93,9 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
         for term, (value, error) in written.items():
             tag = f"{group}/{term}/{part}"
             assert last(events, tag) == pytest.approx(value / unit)
-            assert last(events, f"uncertainty/standard_error/{tag}") == pytest.approx(error / unit)
+            assert last(events, f"uncertainty/standard_error/{tag}") == pytest.approx(
+                error * student_factor(1) / unit
+            )
             assert events.Scalars(tag)[0].step == 7
     assert last(events, "nats/elbo/one") == -5.5
     assert "uncertainty/standard_error/nats/elbo/one" not in events.Tags()["scalars"]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from torch import Tensor
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 SEVERAL, INTEGER = Sequence[Path], "an integer"
@@ -75,6 +77,8 @@ def checked_options(program: F) -> F:
                 raise TypeError(f"{name} is no option of {program.__name__}, expected one; {hint}")
             if type(value).__name__ == "DataFrame" and name == "data":
                 continue
+            if isinstance(value, Tensor):
+                value = given[name] = value.tolist()
             if not is_of(value, hints[name]):
                 raise TypeError(
                     f"--{name} is {'null' if value is None else repr(value)[:60]}, expected "

@@ -121,11 +121,11 @@ class Defensive:
 
     def sample(self, n: int) -> Tensor:
         """n draws, (n, d)."""
-        part = torch.multinomial(self.log_shares.exp(), n, replacement=True)
+        chosen = torch.multinomial(self.log_shares.exp(), n, replacement=True)
         z = torch.randn(n, self.loc.shape[1]).to(self.loc)
         tails = torch.empty_like(z).cauchy_()
         z = torch.where(torch.rand(z.shape).to(z) < self.heavy, tails, z)
-        return self.loc[part] + (self.root[part] @ z[..., None])[..., 0]
+        return self.loc[chosen] + (self.root[chosen] @ z[..., None])[..., 0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density of x (n, d), (n,) nats."""

@@ -375,6 +375,7 @@ def population_error(per_datum: Tensor, variance: Tensor, monte_carlo_error: flo
         variance: variance of their noise, (n,); NaN where a datum was not drawn.
         monte_carlo_error: Monte Carlo error of the mean.
     """
+    per_datum, variance = per_datum.cpu(), variance.cpu()
     drawn, n = variance.isfinite(), len(per_datum)
     between = float(per_datum[drawn].var() - variance[drawn].mean())
     factor = float(student_factor(int(drawn.sum()) - 1))

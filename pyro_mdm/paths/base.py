@@ -20,6 +20,7 @@ from pyro_mdm.support.checks import (
     check_count,
     check_data,
     check_instance,
+    check_real,
     check_shape,
     real_tensor,
     tensor_device,
@@ -228,7 +229,10 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
 
 def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> Tensor:
     """Times (N,), checked to be increasing, and to run from ε to T if ``whole``."""
-    s = real_tensor("times", times, "an increasing vector (N,)")
+    if not isinstance(times, Tensor):  # those of a learned diffusion have gradients
+        times = real_tensor("times", times, "an increasing vector (N,)")
+    check_real("times", times)
+    s = times.to(torch.float64)
     if s.dim() != 1 or not len(s) or not bool((s.diff() > 0).all()):
         raise ValueError(f"times are {times_text(s)}, expected an increasing vector (N,)")
     if whole:

@@ -75,7 +75,7 @@ def student_factor(degrees: Tensor | float) -> Tensor:
     """
     from scipy.special import stdtrit  # loads in a tenth of the time of torch
 
-    quantile = stdtrit(torch.as_tensor(degrees, dtype=torch.float64).numpy(), 0.975)
+    quantile = stdtrit(degrees.numpy() if isinstance(degrees, Tensor) else degrees, 0.975)
     return torch.as_tensor(quantile / Z95)
 
 
