@@ -124,7 +124,7 @@ def test_walks_through_the_code_are_short() -> None:
     """Of the second time, with little room: people who look for a mistake go the same ways."""
     most = {
         "--guide learned to a kernel": 280,
-        "data to a loss": 110,
+        "data to a loss": 125,
         "a sample given a measurement": 3000,
     }
     for name, walk in walks().items():
