@@ -188,7 +188,7 @@ def test_mistakes() -> None:
             "samples is 3 and probes 2",
         ),
         (lambda: importance_weighted(model, guide, x, samples=0), "samples is 0"),
-        (lambda: importance_weighted(raw, DiffusionGuide(simulated), x), "and its bound"),
+        (lambda: importance_weighted(raw, DiffusionGuide(simulated), x.float()), "and its bound"),
         (lambda: log_likelihood(model, guide, x, method="ode"), "method is 'ode', expected one of"),
         (lambda: log_likelihood(model, guide, x, method="flow", draws=3), "draws is no option of"),
         (lambda: model.log_prob(x[:, 0], method="importance"), "x has shape"),

@@ -44,7 +44,7 @@ def checked_arguments(function: F) -> F:
     Raises:
         TypeError: by the function, an argument of another kind.
         ValueError: by the function, NaN for a number, a number below that of a :data:`Count`, or
-            another word than one of a ``Literal``.
+            a string, such as another word than one of a ``Literal``.
 
     Example:
         >>> @checked_arguments
@@ -54,7 +54,7 @@ def checked_arguments(function: F) -> F:
         1.5
         >>> half("3")
         Traceback (most recent call last):
-        TypeError: number is '3', expected a number; see half
+        ValueError: number is '3', expected a number; see half
     """
     signature = inspect.signature(function)
 
