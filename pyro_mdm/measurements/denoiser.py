@@ -240,8 +240,6 @@ class MeasuredDenoiser(DerivedDenoiser):
             self.register_buffer("noise", variance)
             check_exact(self.operator, variance)
         self.register_buffer("peak", peak, persistent=False)
-        if math.isnan(covariance_from):
-            raise ValueError("covariance_from is nan, expected a log SNR, -inf or inf")
         self.covariance_from, self.max_iterations = covariance_from, max_iterations
         if data_covariance is None:
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())

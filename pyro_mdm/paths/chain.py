@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
@@ -61,7 +60,7 @@ class GenerativeChain(GenerativeLaw):
     @checked_arguments
     def __init__(
         self,
-        diffusion: Kernels,
+        diffusion: Diffusion,
         score: Score,
         event_shape: Sequence[int],
         times: Tensor,

@@ -116,14 +116,14 @@ def _check(function: Callable[..., Any], name: str, value: object, hint: object)
             check_counts({name: min(value, default=1)}, "a size of a tensor")
         return
     what = f"{name} is {describe(value)}"
-    if fits(value, int) and (least := _least(hint)) is not None:
-        raise ValueError(f"{what}, expected at least {least}; {_described(function, name)}")
     if hint is Tensor and not isinstance(value, Tensor):
         raise TypeError(f"{name} is {not_a_tensor(name, value)}")
     for place, one, kind in _entries(value, hint):
         if not fits(one, kind):
             what, hint, value = f"{name}[{place!r}] is {describe(one)}", kind, one
             break
+    if fits(value, int) and (least := _least(hint)) is not None:
+        raise ValueError(f"{what}, expected at least {least}; {_described(function, name)}")
     expected = in_words(hint)
     whole = isinstance(value, float) and value.is_integer() and WORDS[int] in expected
     write = f"; write {value:.0f}" if whole else ""
@@ -136,7 +136,8 @@ def _check(function: Callable[..., Any], name: str, value: object, hint: object)
 
 def _least(hint: object) -> int | None:
     """The least whole number of an annotation by a :data:`Count`, or one of these or None."""
-    kinds = (hint, *typing.get_args(hint))
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if union else (hint,)
     return next((k.__metadata__[0] for k in kinds if typing.get_origin(k) is Annotated), None)
 
 
