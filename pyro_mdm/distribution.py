@@ -23,7 +23,7 @@ from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.support.checks import check_instance, check_shape, describe, tensor_device
+from pyro_mdm.support.checks import check_shape, describe, tensor_device
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.inference import Inference, inference_in_use
 from pyro_mdm.support.measured import Measured
@@ -145,9 +145,6 @@ class MDM(TorchDistribution):
         context: object = None,
         validate_args: bool | None = None,
     ) -> None:
-        check_instance(
-            "model", model, DiffusionModel, "e.g. DiffusionModel.from_pretrained(folder)"
-        )
         self.model = model
         shape = torch.Size(batch_shape)
         if context is not None:

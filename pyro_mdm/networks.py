@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_mdm.support.checks import check_counts, describe
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.settings import Recorded, Restorable
 from pyro_mdm.support.wings import former_names
 
@@ -96,17 +96,17 @@ class MLP(Recorded, nn.Module):
         torch.Size([5, 2])
     """
 
+    @checked_arguments
     def __init__(
         self,
-        features: int,
-        hidden: int = 128,
-        depth: int = 3,
-        out_features: int | None = None,
+        features: Count,
+        hidden: Count = 128,
+        depth: Count = 3,
+        out_features: Count | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         out_features = features if out_features is None else out_features
-        _check_positive(features=features, hidden=hidden, depth=depth, out_features=out_features)
         self.features = features
         self.embedding = LogSNREmbedding(hidden)
         self.inlet = nn.Linear(features, hidden)
@@ -182,29 +182,27 @@ class UNet(Restorable, nn.Module):
         torch.Size([3, 1, 8, 8])
     """
 
+    @checked_arguments
     def __init__(
         self,
-        channels: int = 1,
-        out_channels: int | None = None,
-        base: int = 32,
-        multipliers: Sequence[int] = (1, 2),
-        blocks: int = 1,
+        channels: Count = 1,
+        out_channels: Count | None = None,
+        base: Count = 32,
+        multipliers: Sequence[Count] = (1, 2),
+        blocks: Count = 1,
         attention: Sequence[int] = (),
         *,
-        heads: int = 1,
-        groups: int = 32,
+        heads: Count = 1,
+        groups: Count = 32,
         dropout: float | Sequence[float] = 0.0,
-        embedding: int | None = None,
+        embedding: Count | None = None,
         lean: bool = False,
-        patch: int = 1,
+        patch: Count = 1,
     ) -> None:
         super().__init__()
         rates = _dropout_by_level(multipliers, attention, dropout)
-        _check_positive(base=base)
         out_channels = channels if out_channels is None else out_channels
         embedding = 2 * base if embedding is None else embedding
-        _check_positive(channels=channels, out_channels=out_channels, blocks=blocks, heads=heads)
-        _check_positive(groups=groups, embedding=embedding, patch=patch)
         self.channels, self.levels, self.patch = channels, len(multipliers), patch
         self.heads, self.groups, self.lean = heads, groups, lean
         self.embedding = LogSNREmbedding(embedding)
@@ -322,17 +320,17 @@ class StridedUNet(Recorded, nn.Module):
         torch.Size([3, 1, 8, 8])
     """
 
+    @checked_arguments
     def __init__(
         self,
-        channels: int = 1,
-        out_channels: int | None = None,
-        widths: Sequence[int] = (32, 64, 128, 256),
-        embedding: int = 256,
+        channels: Count = 1,
+        out_channels: Count | None = None,
+        widths: Sequence[Count] = (32, 64, 128, 256),
+        embedding: Count = 256,
     ) -> None:
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
-        _check_positive(channels=channels, out_channels=out_channels, embedding=embedding)
-        if not widths or any(width < 4 or width % 4 for width in widths):
+        if not widths or any(width % 4 for width in widths):
             raise ValueError(f"widths is {tuple(widths)}, expected multiples of 4")
         self.channels = channels
         self.embedding = LogSNREmbedding(embedding)
@@ -471,15 +469,9 @@ def _dropout_by_level(
     multipliers: Sequence[int], attention: Sequence[int], dropout: float | Sequence[float]
 ) -> Sequence[float]:
     """The dropout probability of each level of a U-Net, after a check of its levels."""
-    if not isinstance(multipliers, Sequence):
-        raise TypeError(
-            f"multipliers is {describe(multipliers)}, expected one factor for each level of "
-            "resolution, e.g. (1, 2)"
-        )
     if not multipliers:
         raise ValueError("multipliers is empty; give one factor per resolution, e.g. (1, 2)")
     levels = len(multipliers)
-    _check_positive(**{f"multipliers[{i}]": m for i, m in enumerate(multipliers)})
     if wrong := [level for level in attention if not 0 <= level < levels]:
         raise ValueError(
             f"attention at levels {wrong}, but {levels} multipliers make levels 0 to {levels - 1}"
@@ -497,10 +489,6 @@ def _zeroed(module: _M) -> _M:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def _check_positive(**sizes: int) -> None:
-    check_counts(sizes, "a size of the network")
 
 
 def _check_log_snr(x: Tensor, log_snr: Tensor) -> None:

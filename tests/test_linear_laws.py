@@ -490,7 +490,7 @@ def test_mistakes_are_answered_with_the_time_and_the_fix() -> None:
     refused(
         TypeError,
         (lambda: Interpolant(lambda s: 1.0, same), r"α\(s\) is 1\.0, .* torch\.ones_like\(s\)"),
-        (lambda: Interpolant(0.5, same), "alpha is 0.5, expected a function of times"),  # type: ignore[arg-type]
+        (lambda: Interpolant(0.5, same), "alpha is 0.5, expected a function"),  # type: ignore[arg-type]
         (lambda: LearnedDiffusion.from_diffusion(VE()), "VE is given by .* no Q and D, expected"),
         (lambda: MomentumVE().Q, r"MomentumVE is given by .* use drift_matrix\(s\)"),
         (lambda: TimeVaryingSDE([[1.0]], line), "expected a function .* use LinearSDE"),  # type: ignore[arg-type]

@@ -753,10 +753,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         "noise reaches 1e-09, expected at least .*give noise more variance",
     ),
     (lambda: measured(data=1e-3 * normal(0, 9, D)), "in the units of the model; scale them"),
-    (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
+    (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a number"),
     (
         lambda: measured(data=torch.zeros(5, D).numpy()),
-        "expected a Tensor; write torch.as_tensor",
+        "expected a Tensor of real numbers",
     ),
     (
         lambda: measured(data=torch.zeros(1, D)),

@@ -245,10 +245,13 @@ SCORES: Mistakes = [
     (lambda: RawScore(denoiser()), r"network is Denoiser\(…\), expected a torch.nn.Module, such"),
     (lambda: ResidualScore.fit(CLD(), small(4), X), r"diffusion is MLP\(…\), expected a Diffusion"),
     (lambda: ResidualScore.fit(small(4), X, CLD()), "diffusion is a Tensor .* a Diffusion"),
-    (lambda: MLP(2.0), "features is 2.0, expected a whole number, a size of the network; write 2"),
-    (lambda: MLP((2,)), r"features is \(2,\), expected a whole number, a size"),
-    (lambda: UNet(0), "channels is 0, expected at least 1; it is a size"),
-    (lambda: UNet(1, multipliers=2), "multipliers is 2, expected one factor for each level of"),
+    (lambda: MLP(2.0), "features is 2.0, expected a whole number; write 2; it is number of feat"),
+    (lambda: MLP((2,)), r"features is \(2,\), expected a whole number; it is"),
+    (lambda: UNet(0), "channels is 0, expected at least 1; it is number of channels"),
+    (
+        lambda: UNet(1, multipliers=2),
+        "multipliers is 2, expected a sequence of whole numbers",
+    ),
     (lambda: outside_the_trained_range(), r"log SNR .* is outside \[-5, 5\], .* choose the"),
 ]
 

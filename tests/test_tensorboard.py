@@ -74,7 +74,7 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
         tb.write_terms(writer, terms, 7)
         tb.write_terms(writer, terms, 7, split="validation", num_dims=2)
         tb.write_terms(writer, one, 7, split="one")
-        with pytest.raises(TypeError, match=r"terms is a float, expected ELBOTerms; pass elbo_t"):
+        with pytest.raises(TypeError, match=r"terms is 1.5, expected a ELBOTerms; it is terms"):
             tb.write_terms(writer, 1.5, 7)
         with pytest.raises(ValueError, match="num_dims is 0"):
             tb.write_terms(writer, terms, 7, num_dims=0)

@@ -418,7 +418,7 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
         ({"seconds": math.inf}, "seconds is inf, expected a positive number"),
         ({"patience": 0}, "patience is 0, expected at least 1"),
         ({"average": 1.0}, "decay is 1.0, expected a decay in"),
-        ({"average": math.nan}, "decay is nan, expected a number"),
+        ({"average": math.nan}, "average is nan, expected a number"),
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:

@@ -55,6 +55,7 @@ from pyro_mdm.likelihoods import (
 from pyro_mdm.measurements import condition_on_measurements
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.likelihood import Method
 from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
@@ -238,7 +239,7 @@ def _replaced(diffusion: Diffusion, score: Score) -> None:
     _model(diffusion, score, sampler=sampler)(batch_size=2)
 
 
-def _likelihood(method: str, **options: Any) -> Callable[[Diffusion, Score], object]:
+def _likelihood(method: Method, **options: Any) -> Callable[[Diffusion, Score], object]:
     return lambda diffusion, score: log_likelihood(
         _model(diffusion, score), DiffusionGuide(diffusion), X, method=method, **options
     )

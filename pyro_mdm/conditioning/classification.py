@@ -30,8 +30,8 @@ from pyro_mdm.contexts import Labels
 from pyro_mdm.evaluation.comparison import compare
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import check_count, describe, real_tensor
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import describe, real_tensor
+from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["ClassPosterior", "class_posterior"]
@@ -145,7 +145,7 @@ def class_posterior(
     x: Tensor,
     *,
     prior: Tensor | None = None,
-    draws: int = 16,
+    draws: Several = 16,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
@@ -172,7 +172,6 @@ def class_posterior(
         TypeError: a model whose context is no label.
         ValueError: a prior that is no probability; else as :func:`~pyro_mdm.evaluation.compare`.
     """
-    check_count("draws", draws, "the number of network calls for each datum, in two halves", 2)
     context = model.context
     if not isinstance(context, Labels):
         raise TypeError(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyro_mdm.conditioning.conditioned import condition
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import check_count, check_data, tensor_device
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_data, tensor_device
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
@@ -20,9 +20,9 @@ def impute(
     model: DiffusionModel,
     x: Tensor,
     *,
-    num: int = 20,
+    num: Count = 20,
     left_out: Tensor | None = None,
-    batch_size: int = 1024,
+    batch_size: Count = 1024,
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
@@ -61,8 +61,6 @@ def impute(
         >>> impute(model, torch.tensor([[0.5, torch.nan, torch.nan]]), num=4)[:, 0, 0]
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    check_count("num", num, "the number of completions of each datum")
-    check_count("batch_size", batch_size, "the number of completions simulated together")
     check_data("x", x, tensor_device(model), missing=True)
     model.check_data(x)
     missing = x.isnan()

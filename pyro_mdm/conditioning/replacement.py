@@ -9,8 +9,8 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, of_rows
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
-from pyro_mdm.support.checks import check_count, check_instance, describe, real_tensor
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_mask, real_tensor
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.progress import Progress
 
@@ -47,21 +47,15 @@ class Replacement(Sampler):
 
     @checked_arguments
     def __init__(
-        self, sampler: Sampler, observed: Tensor, values: Tensor, repeats: int = 1
+        self, sampler: Sampler, observed: Tensor, values: Tensor, repeats: Count = 1
     ) -> None:
-        fix = "e.g. Replacement(Ancestral(100), observed, values)"
-        check_instance("sampler", sampler, Sampler, fix)
         if type(sampler).integrate is not Sampler.integrate:
             raise TypeError(
                 f"sampler is {sampler!r}, which takes no steps on a grid; use Ancestral or "
                 "StochasticExponentialIntegrator"
             )
-        check_count("repeats", repeats, "how often each step is taken")
         super().__init__(sampler.steps, sampler.grid)
-        if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
-            raise TypeError(
-                f"observed is {describe(observed)}, expected a Tensor of bool; write .bool()"
-            )
+        check_mask("observed", observed)
         values = real_tensor("values", values, "the observed values, (*event_shape)")
         if values.shape[max(values.dim() - observed.dim(), 0) :] != observed.shape:
             raise ValueError(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["Clock", "ConstantBeta", "GeometricBeta", "LearnedBeta", "LinearBeta"]
@@ -138,9 +138,10 @@ class LearnedBeta(Clock):
     """
 
     @checked_arguments
-    def __init__(self, start: Clock | None = None, knots: int = 17, horizon: float = 1.0) -> None:
+    def __init__(
+        self, start: Clock | None = None, knots: Several = 17, horizon: float = 1.0
+    ) -> None:
         super().__init__()
-        check_count("knots", knots, "the number of knots, both ends of [0, T] among them", 2)
         start = start if start is not None else LinearBeta(horizon=horizon)
         self.horizon = _positive("horizon", horizon)
         s = torch.linspace(0, horizon, knots, dtype=torch.float64)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.support.checks import check_count, check_number, real_tensor
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_number, real_tensor
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
 
@@ -171,10 +171,9 @@ class LearnedClocks(Clocks):
         ValueError: a number or degree below 1, a floor outside (0, 1).
     """
 
-    def __init__(self, number: int, degree: int = 4, floor: float = 0.05) -> None:
+    @checked_arguments
+    def __init__(self, number: Count, degree: Count = 4, floor: float = 0.05) -> None:
         super().__init__()
-        check_count("number", number, "how many clocks are learned")
-        check_count("degree", degree, "that of the rates")
         if not 0 < check_number("floor", floor, "a part of an even share, e.g. 0.05") < 1:
             raise ValueError(f"floor is {floor}, expected a number between 0 and 1")
         self.number, self.degree, self.floor = number, degree, float(floor)

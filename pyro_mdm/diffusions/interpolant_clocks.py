@@ -14,6 +14,7 @@ from pyro_mdm.diffusions.base import check_horizon
 from pyro_mdm.diffusions.clocks import Clock, GeometricBeta
 from pyro_mdm.diffusions.first_order import differentiable_once
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import described
 
 __all__ = [
@@ -169,14 +170,9 @@ class Turning(InterpolantClock):
 class GivenSchedule(InterpolantClock):
     """Functions α and σ that are given; times are searched for."""
 
+    @checked_arguments
     def __init__(self, alpha: Schedule, sigma: Schedule, horizon: float) -> None:
         super().__init__(check_horizon(horizon))
-        for name, given in (("alpha", alpha), ("sigma", sigma)):
-            if not callable(given):
-                raise TypeError(
-                    f"{name} is {describe(given)}, expected a function of times s (…) in float64, "
-                    "e.g. lambda s: 1 - s"
-                )
         self.alpha, self.sigma = alpha, sigma
 
     def check(self) -> None:

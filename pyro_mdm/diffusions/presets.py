@@ -16,7 +16,7 @@ from pyro_mdm.diffusions.clocks import LearnedBeta
 from pyro_mdm.diffusions.learned import Learned, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 
 __all__ = ["ALDA", "CLD", "HOLD", "LearnedDiffusion", "MALDA", "VPSDE"]
 
@@ -179,7 +179,7 @@ class LearnedDiffusion(LearnedFamily):
     def __init__(
         self,
         num_variables: int = 2,
-        rank: int | None = None,
+        rank: Count | None = None,
         learn_beta: bool = False,
         *,
         diagonal: bool = False,
@@ -188,8 +188,6 @@ class LearnedDiffusion(LearnedFamily):
     ) -> None:
         K = num_variables
         check_count("num_variables", K, "the number K of variables, the data among them")
-        if rank is not None:
-            check_count("rank", rank, "the rank of D")
         if diagonal and rank not in (None, K):
             raise ValueError(
                 f"rank is {rank}, but a diagonal D has rank num_variables = {K}; leave rank out, "

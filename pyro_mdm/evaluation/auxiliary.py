@@ -66,7 +66,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Score, rotated
 from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_data, real_tensor
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 from pyro_mdm.support.measured import Measured, table
 from pyro_mdm.support.modules import evaluating
@@ -263,9 +263,9 @@ def auxiliary_use(
     guide: DiffusionGuide,
     x: Tensor,
     *,
-    draws: int = 16,
+    draws: Count = 16,
     posterior: PosteriorDraw | None = None,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     seed: int = 0,
     progress: bool = False,
 ) -> AuxiliaryUse:
@@ -298,8 +298,6 @@ def auxiliary_use(
         ValueError: K = 1, a single datum, numbers below 1, data that the model refuses.
     """
     check_programs(model, guide)
-    check_count("draws", draws, "the number of draws for each datum")
-    check_count("batch_size", batch_size, "the number of data for each network call")
     model.check_data(x)
     check_data("x", x)
     check_count("len(x)", len(x), "the number of data, whose spread gives the error", 2)

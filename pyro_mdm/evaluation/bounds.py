@@ -17,8 +17,8 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import warn_of_prior
 from pyro_mdm.sites import check_programs
-from pyro_mdm.support.checks import check_count, check_data
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_data
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, student_factor, table
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
@@ -100,8 +100,8 @@ def bound(
     guide: Callable[..., Any],
     x: Tensor,
     *,
-    draws: int = 4,
-    batch_size: int = 256,
+    draws: Count = 4,
+    batch_size: Count = 256,
     seed: int = 0,
     progress: bool = False,
 ) -> Bound:
@@ -144,8 +144,6 @@ def bound(
         >>> found.per_datum.shape
         torch.Size([64])
     """
-    check_count("draws", draws, "the number of draws for each datum")
-    check_count("batch_size", batch_size, "the number of data for each network call")
     check_programs(model, guide)
     check_data("x", x, missing=True)
     if isinstance(model, DiffusionModel):

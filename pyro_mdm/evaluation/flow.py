@@ -21,8 +21,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.likelihood import flow_weight
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["probability_flow"]
@@ -34,7 +33,7 @@ def probability_flow(
     guide: DiffusionGuide,
     x: Tensor,
     *,
-    samples: int = 1,
+    samples: Count = 1,
     solver: Solver | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -57,7 +56,6 @@ def probability_flow(
         ValueError: several samples with an estimated divergence, numbers below 1.
     """
     solver = Solver() if solver is None else solver
-    check_count("samples", samples, "the number of draws of y_ε for each datum")
     model.check_data(x)
     model = model.without_context()
     if samples > 1 and solver.probes:

@@ -30,8 +30,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, path_weight
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
@@ -48,7 +47,7 @@ def importance_weighted(
     guide: DiffusionGuide,
     x: Tensor,
     *,
-    samples: int = 64,
+    samples: Count = 64,
     times: int | Tensor | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -73,7 +72,6 @@ def importance_weighted(
         ValueError: a diffusion without closed-form kernels, numbers below 1.
         KernelPrecisionError: a grid whose steps float64 does not resolve.
     """
-    check_count("samples", samples, "the number of paths for each datum")
     model.check_data(x)
     model = model.without_context()
     chain = chain_of(model, times)

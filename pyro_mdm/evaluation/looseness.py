@@ -30,8 +30,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight
 from pyro_mdm.sites import check_programs
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, Several, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 
@@ -64,8 +63,8 @@ def bound_gap(
     model: DiffusionModel,
     guide: DiffusionGuide,
     *,
-    simulated: int = 64,
-    samples: int = 1,
+    simulated: Several = 64,
+    samples: Count = 1,
     times: int | Tensor | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -103,8 +102,6 @@ def bound_gap(
         >>> result.lower.mean < result.upper.mean
         True
     """
-    check_count("simulated", simulated, "the number of data that the model draws", least=2)
-    check_count("samples", samples, "the number of paths for each datum")
     check_programs(model, guide)
     model.check_given(torch.empty(simulated, *model.event_shape))
     model = model.without_context()

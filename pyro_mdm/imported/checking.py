@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pyro_mdm.imported.denoiser import Call, ImportedDenoiser, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
-from pyro_mdm.support.checks import check_count, check_data, check_shape
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_data, check_shape
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import in_eval_mode
 
 __all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]
@@ -84,7 +84,7 @@ def check_import(
     x: Tensor,
     *,
     context: Tensor | None = None,
-    points: int = 8,
+    points: Count = 8,
     seed: int = 0,
 ) -> ImportCheck:
     """Errors of an imported denoiser on data, and the reading of it that fits them better.
@@ -117,7 +117,6 @@ def check_import(
         False
     """
     check_data("x", x)
-    check_count("points", points, "the number of noise levels")
     check_shape("x", x, denoiser.event_shape or ())
     context = denoiser.network_context if context is None else context
     with in_eval_mode(denoiser):

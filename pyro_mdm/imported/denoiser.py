@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -177,11 +177,6 @@ class ImportedDenoiser(Denoiser):
         context_size: int = 0,
         learned_variance: bool = False,
     ) -> None:
-        check_instance("schedule", schedule, NoiseSchedule, "e.g. NoiseSchedule.from_betas(betas)")
-        if predicts not in get_args(Prediction):
-            raise ValueError(
-                f"predicts is {predicts!r}, expected one of {', '.join(get_args(Prediction))}"
-            )
         if predicts == "velocity" and not bool(schedule.alpha_rate.isfinite().all()):
             raise ValueError(
                 "predicts is 'velocity', dα/dt x + dσ/dt ε, and the schedule has no rates; give it "

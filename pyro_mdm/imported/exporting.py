@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.matrices import with_event_dims
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.checks import check_instance, describe
+from pyro_mdm.support.checks import describe
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["SigmaDenoiser", "to_azula"]
@@ -37,9 +37,6 @@ class SigmaDenoiser(nn.Module):
     @checked_arguments
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__()
-        check_instance(
-            "model", model, DiffusionModel, "e.g. DiffusionModel.from_pretrained(folder)"
-        )
         score = model.score_function
         if not isinstance(score, DenoiserScore):
             raise TypeError(

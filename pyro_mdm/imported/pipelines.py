@@ -15,8 +15,8 @@ from pyro_mdm.imported.denoiser import ImportedDenoiser
 from pyro_mdm.imported.doors import Labelled, from_diffusers
 from pyro_mdm.imported.exporting import SigmaDenoiser
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import check_count, describe
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import describe
+from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.files import read_json
 
 __all__ = ["Pipeline", "from_pipeline", "to_pipeline"]
@@ -189,7 +189,7 @@ def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
 
 @checked_arguments
 def to_pipeline(
-    model: DiffusionModel, low: float = -1.0, high: float = 1.0, *, steps: int = 1000
+    model: DiffusionModel, low: float = -1.0, high: float = 1.0, *, steps: Several = 1000
 ) -> Any:
     """A model of images as a ``DDIMPipeline`` of ``diffusers``, for its schedulers and guidance.
 
@@ -228,7 +228,6 @@ def to_pipeline(
         )
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"low is {low} and high {high}, expected finite numbers, low < high")
-    check_count("steps", steps, "the number of steps of the scheduler", least=2)
     scale = 2 / (high - low)
     diffusion = model.diffusion
     low_snr, high_snr = (e.item() for e in (diffusion.terminal_log_snr, diffusion.start_log_snr))

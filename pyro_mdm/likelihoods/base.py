@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.support.checks import check_count, check_instance, check_shape, describe
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, Several, checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
@@ -36,10 +36,10 @@ D = TypeVar("D", bound="DecoderDistribution")
 @checked_arguments
 def bits_per_dim(
     log_prob: Tensor | float,
-    num_dims: int,
+    num_dims: Count,
     *,
     log_det: Tensor | float = 0.0,
-    num_levels: int | None = None,
+    num_levels: Several | None = None,
 ) -> Any:
     r"""Bits per dimension of a log-likelihood: -(log p + log|det|) / (d ln 2) (+ log₂ levels).
 
@@ -64,9 +64,6 @@ def bits_per_dim(
         >>> bits_per_dim(torch.tensor(-2 * math.log(2)), num_dims=2)
         tensor(1.)
     """
-    check_count("num_dims", num_dims, "the number d of dimensions")
-    if num_levels is not None:
-        check_count("num_levels", num_levels, "the number n of levels", least=2)
     if (
         isinstance(log_det, Tensor)
         and log_det.dim()

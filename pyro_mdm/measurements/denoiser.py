@@ -50,11 +50,9 @@ from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.scores.levels import Levels
 from pyro_mdm.support.checks import (
-    check_count,
-    check_instance,
     tensor_device,
 )
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import replace
 
 __all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
@@ -159,7 +157,6 @@ def condition_on_measurements(
         >>> conditioned(batch_size=4).shape
         torch.Size([4, 2])
     """
-    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
     fix = "use a linear diffusion of the data, whose dimensions are noised apart"
     require(model.diffusion, *needed, who="conditioning on a measurement", fix=fix)
@@ -227,7 +224,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         *,
         data_covariance: Covariance | None = None,
         covariance_from: float = -math.inf,
-        max_iterations: int = 1,
+        max_iterations: Count = 1,
     ) -> None:
         super().__init__(_checked_denoiser(denoiser))
         self.event_shape = H.event_shape
@@ -243,9 +240,6 @@ class MeasuredDenoiser(DerivedDenoiser):
             self.register_buffer("noise", variance)
             check_exact(self.operator, variance)
         self.register_buffer("peak", peak, persistent=False)
-        if math.isnan(covariance_from):
-            raise ValueError("covariance_from is nan, expected a log SNR, -inf or inf")
-        check_count("max_iterations", max_iterations, "of conjugate gradients")
         self.covariance_from, self.max_iterations = covariance_from, max_iterations
         if data_covariance is None:
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())

@@ -13,7 +13,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["simulated_measurement", "twisted_smc_gap"]
@@ -24,7 +24,7 @@ def twisted_smc_gap(
     model: DiffusionModel,
     num_particles: int = 256,
     *,
-    simulated: int = 20,
+    simulated: Several = 20,
     steps: int = 100,
     threshold: float = 0.5,
 ) -> Gap:
@@ -63,7 +63,6 @@ def twisted_smc_gap(
         >>> twisted_smc_gap(conditioned, 16, simulated=4, steps=10).data_sets
         4
     """
-    check_count("simulated", simulated, "the number of simulated measurements", least=2)
     sides: list[list[float]] = [[], []]
     for _ in range(simulated):
         given, retained = simulated_measurement(model, steps)

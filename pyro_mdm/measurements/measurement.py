@@ -17,7 +17,7 @@ from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
 from pyro_mdm.measurements.twisted import Particles, weighted_particles
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.checks import check_instance, check_shape
+from pyro_mdm.support.checks import check_shape
 from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Measurement"]
@@ -74,7 +74,6 @@ class Measurement(TorchDistribution):
         validate_args: bool | None = None,
         **guidance: Any,
     ) -> None:
-        check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
         self.model, self.noise, self.guidance = model, noise, guidance
         self.operator = as_operator(H, model.event_shape)
         self.num_particles, self.steps = num_particles, steps

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from pyro_mdm.measurements.derivatives import outside_inference_mode
 from pyro_mdm.support.checks import (
-    check_count,
     check_instance,
+    check_mask,
     check_number,
     check_shape,
     describe,
     real_tensor,
 )
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -421,8 +421,7 @@ class Mask(LinearOperator):
 
     @checked_arguments
     def __init__(self, seen: Tensor) -> None:
-        if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
-            raise TypeError(f"seen is {describe(seen)}, expected a Tensor of bool; write .bool()")
+        check_mask("seen", seen)
         if not bool(seen.any()):
             raise ValueError("no dimension is seen, expected at least one True in the mask")
         super().__init__(seen.shape, (int(seen.sum()),))
@@ -518,9 +517,8 @@ class Downsample(LinearOperator):
     independent = True
 
     @checked_arguments
-    def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
+    def __init__(self, event_shape: Sequence[int], factor: Count = 2) -> None:
         _check_image(event_shape)
-        check_count("factor", factor, "the number of pixels that become one, on a side")
         channels, height, width = event_shape
         if height % factor or width % factor:
             raise ValueError(

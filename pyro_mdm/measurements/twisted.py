@@ -33,7 +33,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, Several, checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
@@ -238,12 +238,13 @@ def twisted_smc(
     return fine._replace(network_calls=steps + half, grid_error=added, coarse=coarse)
 
 
+@checked_arguments
 def weighted_particles(
     model: DiffusionModel,
-    num_particles: int,
+    num_particles: Several,
     *,
-    steps: int,
-    repeats: int = 1,
+    steps: Count,
+    repeats: Count = 1,
     threshold: float = 0.5,
     retained: Retained | None = None,
 ) -> Particles:
@@ -260,9 +261,6 @@ def weighted_particles(
         :class:`Particles`, whose ``grid_error`` is NaN.
     """
     score = checked_score(model)
-    check_count("num_particles", num_particles, "the number of particles of a repeat", 2)
-    check_count("steps", steps, "the number of steps from T to ε")
-    check_count("repeats", repeats, "the number of independent runs")
     expected = "a part of the particles, from 0, never to resample, to 1"
     if not 0 <= check_number("threshold", threshold, expected) <= 1:
         raise ValueError(f"threshold is {threshold}, expected {expected}; write 0.5 for a half")

@@ -60,7 +60,7 @@ class GenerativeChain(GenerativeLaw):
     @checked_arguments
     def __init__(
         self,
-        diffusion: Diffusion,  # Kernels, as check_chain says in words
+        diffusion: Diffusion,
         score: Score,
         event_shape: Sequence[int],
         times: Tensor,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from pyro_mdm.paths.divergence import path_divergence
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.support.checks import check_count, check_seed
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.late_checks import settle
 
 __all__ = [
@@ -81,20 +81,17 @@ class Estimator:
             method of a chain on a grid, times of another method, numbers below 1.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model: Generative,
         method: Method = "elbo",
-        draws: int = 1,
+        draws: Count = 1,
         seed: int | None = None,
         times: int | Tensor | None = None,
         solver: Solver | None = None,
         common: bool = False,
     ) -> None:
-        if seed is not None:
-            check_seed("seed", seed)
-        if method not in get_args(Method):
-            raise ValueError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
         if method != "importance" and model.times is not None:
             raise ValueError(
                 "model is a chain on a grid, expected a model in continuous time; leave out times, "
@@ -106,7 +103,6 @@ class Estimator:
             )
         if method != "flow" and solver is not None:
             raise ValueError(f"solver is of method 'flow', and method is {method!r}; leave it out")
-        check_count("draws", draws, "the number of draws for each datum")
         self.model, self.method, self.draws, self.seed = model, method, draws, seed
         self.common = common
         self.times = model.times if times is None else times

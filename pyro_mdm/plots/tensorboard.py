@@ -39,6 +39,7 @@ from pyro_mdm.plots import figures, pictures, tables
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support import measured
+from pyro_mdm.support.doors import checked_arguments
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -150,6 +151,7 @@ def write_text(
 
 
 # -- the bound -------------------------------------------------------------------------------------
+@checked_arguments
 def write_terms(
     writer: SummaryWriter,
     terms: ELBOTerms,
@@ -182,11 +184,6 @@ def write_terms(
         TypeError: ``terms`` are of another type.
         ValueError: ``num_dims`` is below 1.
     """
-    if not isinstance(terms, ELBOTerms):
-        raise TypeError(
-            f"terms is a {type(terms).__name__}, expected ELBOTerms; "
-            "pass elbo_terms(model, guide, x)"
-        )
     nats = dict(terms.items())
     scalars = {f"nats/{name}/{split}": values for name, values in nats.items()}
     if num_dims is not None:

@@ -52,7 +52,7 @@ from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.saved import damage_of
@@ -424,7 +424,7 @@ class AmortizedPosterior(nn.Module):
 
     @torch.no_grad()
     @checked_arguments
-    def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
+    def sample(self, data: Mapping[str, Tensor], n: Count, *, seed: int | None = None) -> Draws:
         """Draws of p(θ | x) for each of m data.
 
         Args:
@@ -438,7 +438,6 @@ class AmortizedPosterior(nn.Module):
         Raises:
             ValueError: as for :meth:`data`.
         """
-        check_count("n", n, "the number of draws for each datum")
         x = self.data(data)
         repeated = x.repeat_interleave(n, 0)
         model = self.model.given_context(repeated)

@@ -28,8 +28,7 @@ from pyro_mdm.posteriors.amortized import AmortizedPosterior
 from pyro_mdm.posteriors.calibration import Calibration, new_simulations, ranks
 from pyro_mdm.posteriors.guide import one_row
 from pyro_mdm.posteriors.reading import Draws
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 
 __all__ = ["Coverage", "calibrate_at", "expected_coverage"]
 
@@ -176,7 +175,7 @@ def calibrate_at(
     program: Callable[..., Any],
     data: Mapping[str, Tensor],
     simulations: int = 10_000,
-    nearest: int = 300,
+    nearest: Count = 300,
     draws: int = 99,
     *,
     vectorized: bool = False,
@@ -203,7 +202,6 @@ def calibrate_at(
     Raises:
         ValueError: several observations; ``nearest`` above ``simulations``.
     """
-    check_count("nearest", nearest, "the number of simulations whose parameters are ranked")
     if nearest > simulations:
         raise ValueError(
             f"nearest is {nearest}, expected at most simulations, {simulations}; lower it"

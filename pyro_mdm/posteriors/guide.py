@@ -41,8 +41,7 @@ from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = [
@@ -357,7 +356,7 @@ class PosteriorGuide:
         return values
 
     @checked_arguments
-    def initial_params(self, chains: int = 1) -> Draws:
+    def initial_params(self, chains: Count = 1) -> Draws:
         """Draws in unconstrained coordinates, from which chains of NUTS start.
 
         Args:
@@ -367,7 +366,6 @@ class PosteriorGuide:
             The draws as ``MCMC(NUTS(program), …, num_chains=chains, initial_params=…)`` takes them:
             (chains, *unconstrained shape) by site, without the first dimension for one chain.
         """
-        check_count("chains", chains, "the number of chains of MCMC")
         drawn = self._split(self._joint.sample((chains,)))
         starts = {site.name: site.transform.inv(drawn[site.name]) for site in self.sites}
         return starts if chains > 1 else {name: value[0] for name, value in starts.items()}

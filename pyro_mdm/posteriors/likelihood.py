@@ -62,7 +62,7 @@ from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import check_count, check_counts
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
@@ -565,7 +565,7 @@ class AmortizedLikelihood(LearnedLikelihood):
     def posterior(
         self,
         data: Mapping[str, Tensor],
-        n: int = 10_000,
+        n: Count = 10_000,
         *,
         given: Mapping[str, Tensor] | None = None,
         particles: int | None = None,
@@ -597,7 +597,6 @@ class AmortizedLikelihood(LearnedLikelihood):
                 depends on sites that are not among them; given values of all parameters, of an
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
-        check_count("n", n, "the number of draws")
         conditions = self._checked_given(given or {})
         corrected = any(law.is_corrected for _, law in self._factors)
         particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles

@@ -21,8 +21,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.posteriors.guide import ScoredDraws
 from pyro_mdm.posteriors.reading import Draws, ParameterSite
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 
 __all__ = ["LocalGuide"]
 
@@ -83,13 +82,11 @@ class LocalGuide:
         posterior: AmortizedDraws,
         sites: Sequence[ParameterSite],
         data: Mapping[str, Tensor],
-        m: int,
+        m: Count,
         *,
         names: Mapping[str, str] | None = None,
-        block: int = 16,
+        block: Count = 16,
     ) -> None:
-        check_count("m", m, "the number of data sets")
-        check_count("block", block, "the number of draws that are made together")
         self.sites, self.names = tuple(sites), dict(names or {})
         if unknown := [name for name in self.names if name not in [s.name for s in self.sites]]:
             raise ValueError(

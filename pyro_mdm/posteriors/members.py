@@ -27,7 +27,7 @@ from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.support.saved import damage_of, read_saved, write_saved
@@ -142,7 +142,7 @@ class LikelihoodMembers(LearnedLikelihood):
         latent: Sequence[str],
         observed: Sequence[str],
         *,
-        members: int = FEW,
+        members: Several = FEW,
         draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
         vectorized: bool = False,
@@ -169,7 +169,6 @@ class LikelihoodMembers(LearnedLikelihood):
         Raises:
             FloatingPointError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.fit`.
         """
-        check_count("members", members, "the number of likelihoods, whose spread is the error", 2)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         options, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
         budget, fitted = Budget(seconds, trainings=members), []

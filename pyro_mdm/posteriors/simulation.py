@@ -28,7 +28,7 @@ from pyro_mdm.posteriors.folders import code_of
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
@@ -69,14 +69,14 @@ def shuffled(draws: Draws) -> Draws:
 @checked_arguments
 def simulate(
     program: Program,
-    n: int | None = None,
+    n: Count | None = None,
     *,
     at: Mapping[str, Tensor] | None = None,
     seed: int | None = None,
     vectorized: bool = False,
     workers: int | None = None,
     folder: str | os.PathLike[str] | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     leave_out: bool = False,
     progress: bool = False,
 ) -> Draws:
@@ -118,8 +118,6 @@ def simulate(
         return _simulated(program, n, seed, vectorized, progress)
     given = None if at is None else _values_at(at, n)
     default = min(n, IN_A_PLATE) if vectorized else -(-n // MOST_BATCHES)
-    if batch_size is not None:
-        check_count("batch_size", batch_size, "the number of runs of a batch")
     in_plates, code = n if vectorized else None, code_of(program)
     store = Store(folder, seed, batch_size or default, in_plates, given, code)
     plan = _Plan(program, store.seed, vectorized, leave_out)

@@ -19,7 +19,7 @@ from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
-from pyro_mdm.support.checks import check_count, check_instance, describe
+from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values, settle
 from pyro_mdm.support.progress import Progress, progress_bar
@@ -181,14 +181,8 @@ class Sampler(Recorded, ABC):
         Returns:
             States at ε, (batch, K, *event_shape), in ``dtype``.
         """
-        check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
         _check_score(score)
         K = diffusion.num_variables
-        if not isinstance(shape, Sequence):
-            raise TypeError(
-                f"shape is {describe(shape)}, expected (batch, K, *event_shape) of the states; "
-                f"e.g. (64, {K}, 2)"
-            )
         if len(shape) < 2 or shape[1] != K:
             raise ValueError(
                 f"shape is {tuple(shape)}, expected (batch, K, *event_shape) with the K = {K} "

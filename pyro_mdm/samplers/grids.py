@@ -14,7 +14,7 @@ from pyro_mdm.diffusions.closed import Kernels, OneBlock
 from pyro_mdm.diffusions.kernels import Factor
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import check_count, describe, real_tensor
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 
 __all__ = [
     "GRIDS",
@@ -52,7 +52,7 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 @torch.no_grad()
 @checked_arguments
-def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
+def log_volume_grid(diffusion: Kernels, steps: Count) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log volume κ.
 
     See :meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`. For K = 1 it is log SNR; for K > 1
@@ -62,7 +62,6 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
         diffusion: diffusion with closed-form kernels.
         steps: number of steps.
     """
-    check_count("steps", steps, "the number of steps")
     low, high = diffusion.log_volume_ends
     s = diffusion.time_at_log_volume(torch.linspace(0, 1, steps + 1).to(low) * (high - low) + low)
     # the exact ends, which an inverse may miss by rounding
@@ -92,7 +91,7 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
 
 @torch.no_grad()
 @checked_arguments
-def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
+def quadratic_grid(diffusion: Diffusion, steps: Count) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in √s.
 
     Args:
@@ -101,7 +100,6 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
     Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
-    check_count("steps", steps, "the number of steps")
     first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
     s = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first)).square()
     s[0], s[-1] = diffusion.horizon, diffusion.start_time

@@ -28,7 +28,7 @@ from pyro_mdm.likelihoods.base import (
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
+from pyro_mdm.support.checks import check_instance, check_mask, real_tensor, tensor_device
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.late_checks import check_values
 
@@ -380,10 +380,8 @@ def checked_denoiser(score: Score) -> DenoiserScore:
     return denoiser
 
 
-def _mask(name: str, mask: object, event: tuple[int, ...]) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        what = f"{describe(mask)} of {mask.dtype}" if isinstance(mask, Tensor) else describe(mask)
-        raise TypeError(f"{name} is {what}, expected a Tensor of bool; write {name}.bool()")
+def _mask(name: str, mask: Tensor, event: tuple[int, ...]) -> Tensor:
+    check_mask(name, mask)
     _check_shape(name, mask, event)
     return mask.clone()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,9 +165,6 @@ class RandomMaps(MapLaw):
         if window is not None and not window[0] < window[1]:
             raise ValueError(f"window is {window}, expected two log SNRs, the smaller one first")
         self.levels, self.subsets, self.independent = map(float, shares)
-        if missing not in get_args(Missing):
-            words = " or ".join(map(repr, get_args(Missing)))
-            raise ValueError(f"missing is {missing!r}, expected {words}")
         self.window, self.missing, self.left_out = window, missing, left_out
 
     def draw(

@@ -12,8 +12,7 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
 from pyro_mdm.scores.base import Number, Score, call_on_state, check_fit
-from pyro_mdm.support.checks import check_count, check_instance
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, Several, checked_arguments
 from pyro_mdm.support.late_checks import check_finite
 
 __all__ = ["ResidualScore", "noised_moments"]
@@ -81,8 +80,8 @@ class ResidualScore(Score):
         diffusion: Diffusion,
         train_x: Tensor,
         *,
-        num_levels: int = 33,
-        num_paths: int = 512,
+        num_levels: Several = 33,
+        num_paths: Count = 512,
         seed: int = 0,
     ) -> ResidualScore:
         """The score with m and C of noised data, in closed form or by simulation.
@@ -100,10 +99,6 @@ class ResidualScore(Score):
             ValueError: data that do not fit, or numbers that are too small.
         """
         check_fit(network, train_x)
-        fix = "the order is ResidualScore.fit(network, diffusion, train_x)"
-        check_instance("diffusion", diffusion, Diffusion, fix)
-        check_count("num_levels", num_levels, "the number of noise levels, both ends among them", 2)
-        check_count("num_paths", num_paths, "the number of paths to each level")
         with torch.no_grad():
             s = diffusion.log_snr_grid(num_levels).flip(0)
             levels = diffusion.log_snr(s)

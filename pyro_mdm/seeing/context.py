@@ -28,7 +28,7 @@ from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import check_count, check_encoded, check_instance, check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import Exact, replace
 from pyro_mdm.support.settings import Restorable, described
 
@@ -133,8 +133,7 @@ class GaussianContext(Context):
         return law
 
     @checked_arguments
-    def draw(self, n: int) -> Tensor:
-        check_count("n", n, "the number of contexts")
+    def draw(self, n: Count) -> Tensor:
         return randomness.for_data(
             lambda n, generator: torch.randn(n, self.size, generator=generator),
             n,
@@ -204,19 +203,16 @@ class ContextClocks(Clocks):
         width: width of the hidden layer between the context and the weights.
     """
 
+    @checked_arguments
     def __init__(
         self,
-        number: int,
-        context_size: int,
-        degree: int = 4,
+        number: Count,
+        context_size: Count,
+        degree: Count = 4,
         floor: float = 0.05,
-        width: int = 32,
+        width: Count = 32,
     ) -> None:
         super().__init__()
-        check_count("number", number, "how many clocks are learned")
-        check_count("context_size", context_size, "how many numbers a context has")
-        check_count("degree", degree, "that of the rates")
-        check_count("width", width, "that of the hidden layer")
         if not 0 < check_number("floor", floor, "a part of an even share, e.g. 0.05") < 1:
             raise ValueError(f"floor is {floor}, expected a number between 0 and 1")
         self.number, self.degree, self.floor = number, degree, float(floor)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
-from pyro_mdm.support.checks import check_count, check_data, check_instance
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_data
+from pyro_mdm.support.doors import Count, Several, checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
@@ -41,8 +41,8 @@ def path_information_gap(
     points: Tensor,
     weights: Tensor | None = None,
     *,
-    levels: int = 256,
-    draws: int = 64,
+    levels: Count = 256,
+    draws: Several = 64,
     seed: int = 0,
 ) -> PathInformation:
     """The information in noising paths beyond that in their ends, for data of a given distribution.
@@ -74,11 +74,7 @@ def path_information_gap(
         >>> path_information_gap(diffusion, torch.linspace(-2, 2, 9)[:, None]).gap.mean
         0.0
     """
-    fix = "the gap of a linear diffusion is 0"
-    check_instance("diffusion", diffusion, DataDrivenDiffusion, fix)
     check_data("points", points, diffusion.start_time.device)
-    check_count("levels", levels, "that of the levels of log SNR")
-    check_count("draws", draws, "that of the draws at each level", 2)
     law = _checked_weights(points, weights)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(diffusion):

@@ -26,6 +26,7 @@ __all__ = [
     "check_data",
     "check_encoded",
     "check_instance",
+    "check_mask",
     "check_network",
     "check_number",
     "check_real",
@@ -152,6 +153,13 @@ def check_shape(name: str, value: object, event_shape: Sequence[int], fix: str =
     if value.shape[value.dim() - len(shape) :] != shape or value.dim() < len(shape):
         expected = ", ".join(["*batch", *map(str, shape)])
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({expected}){fix}")
+
+
+def check_mask(name: str, mask: Tensor) -> None:
+    """Raises TypeError unless ``mask`` is of bool."""
+    if mask.dtype != torch.bool:
+        what = f"{describe(mask)} of {mask.dtype}"
+        raise TypeError(f"{name} is {what}, expected a Tensor of bool; write {name}.bool()")
 
 
 def check_number(name: str, value: object, expected: str, *, positive: bool = False) -> float:

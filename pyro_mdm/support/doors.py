@@ -19,16 +19,20 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal, SupportsFloat, TypeVar, cast
+from typing import Annotated, Any, Literal, SupportsFloat, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm.support.checks import check_counts, check_seed, describe, not_a_tensor
 
-__all__ = ["checked_arguments"]
+__all__ = ["Count", "Several", "checked_arguments"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+Count = Annotated[int, 1]
+"""A whole number from 1 on."""
+Several = Annotated[int, 2]
+"""A whole number from 2 on."""
 
 
 def checked_arguments(function: F) -> F:
@@ -39,8 +43,8 @@ def checked_arguments(function: F) -> F:
 
     Raises:
         TypeError: by the function, an argument of another kind.
-        ValueError: by the function, NaN or a string for a number, or another word than one of a
-            ``Literal``.
+        ValueError: by the function, NaN for a number, a number below that of a :data:`Count`, or
+            a string, such as another word than one of a ``Literal``.
 
     Example:
         >>> @checked_arguments
@@ -118,13 +122,23 @@ def _check(function: Callable[..., Any], name: str, value: object, hint: object)
         if not fits(one, kind):
             what, hint, value = f"{name}[{place!r}] is {describe(one)}", kind, one
             break
-    whole = isinstance(value, float) and value.is_integer() and hint in (int, int | None)
+    if fits(value, int) and (least := _least(hint)) is not None:
+        raise ValueError(f"{what}, expected at least {least}; {_described(function, name)}")
+    expected = in_words(hint)
+    whole = isinstance(value, float) and value.is_integer() and WORDS[int] in expected
     write = f"; write {value:.0f}" if whole else ""
     if isinstance(value, type) and hint in value.__mro__:
         write = f", an object of it: {value.__name__}(…)"
     is_number = isinstance(value, float) and math.isnan(value)
     kind_of_error = ValueError if is_number or isinstance(value, str) else TypeError
-    raise kind_of_error(f"{what}, expected {in_words(hint)}{write}; {_described(function, name)}")
+    raise kind_of_error(f"{what}, expected {expected}{write}; {_described(function, name)}")
+
+
+def _least(hint: object) -> int | None:
+    """The least whole number of an annotation by a :data:`Count`, or one of these or None."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if union else (hint,)
+    return next((k.__metadata__[0] for k in kinds if typing.get_origin(k) is Annotated), None)
 
 
 def _entries(value: object, hint: object) -> Iterator[tuple[object, object, Any]]:
@@ -156,6 +170,8 @@ def fits(value: object, hint: object) -> bool:
         return True
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, kind) for kind in kinds)
+    if origin is Annotated:
+        return fits(value, int) and cast(int, value) >= kinds[1]
     if hint in (None, type(None)):
         return value is None
     if origin is Literal:
@@ -227,6 +243,8 @@ def in_words(hint: object) -> str:
         return " or ".join(in_words(kind) for kind in kinds)
     if hint in (None, type(None)):
         return "None"
+    if origin is Annotated:
+        return in_words(kinds[0])
     if origin is Literal:
         return "one of " + ", ".join(map(str, kinds))
     if (origin or hint) in WORDS:

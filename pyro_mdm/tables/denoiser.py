@@ -16,7 +16,6 @@ from pyro_mdm.likelihoods import discrete
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
-from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded
 from pyro_mdm.tables.covariance import joint_moments
@@ -95,8 +94,6 @@ class MixedDenoiser(DenoiserScore):
         *,
         maps: bool = False,
     ) -> None:
-        for denoiser in parts:
-            check_instance("a part", denoiser, DenoiserScore, "make the parts by MixedDenoiser.fit")
         part_of = Parts.checked(part_of, len(parts))
         super().__init__(network, (len(part_of),), maps)
         self.parts = nn.ModuleList(parts)

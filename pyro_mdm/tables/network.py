@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.settings import Recorded
 
@@ -90,7 +89,7 @@ class MapMLP(MLP):
         levels: LevelLogits | None = None,
         offset: Tensor | None = None,
         frequencies: Sequence[float] = (),
-        members: int = 1,
+        members: Count = 1,
         dropout: float = 0.0,
     ) -> None:
         d = len(covariance)
@@ -117,7 +116,6 @@ class MapMLP(MLP):
                 "covariance is not positive definite; expected indices below the number of "
                 "outputs, and a positive definite covariance"
             )
-        check_count("members", members, "the number of MLPs whose mean is the output")
         self.register_buffer("covariance", covariance.detach().float())
         self.register_buffer("scale", scale.detach().float())
         self.register_buffer("direct", direct)

@@ -27,7 +27,7 @@ from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScor
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
@@ -158,7 +158,7 @@ class OneHotDenoiser(DenoiserScore):
     @classmethod
     @checked_arguments
     def fit(
-        cls, network: nn.Module, train_x: Tensor, number: int, *, maps: bool = False
+        cls, network: nn.Module, train_x: Tensor, number: Several, *, maps: bool = False
     ) -> OneHotDenoiser:
         """The denoiser whose prior is the smoothed histogram of each column.
 
@@ -171,7 +171,6 @@ class OneHotDenoiser(DenoiserScore):
         Raises:
             ValueError: data that are not one-hot.
         """
-        check_count("number", number, "the number of levels", least=2)
         check_fit(network, train_x, missing=maps)
         if train_x.shape[-1] % number:
             raise ValueError(

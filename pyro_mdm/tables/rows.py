@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -475,6 +475,7 @@ class TableRows:
         self.column(name)  # or an error
         return torch.cat([torch.full((c.width,), c.name == name) for c in self.columns])
 
+    @checked_arguments
     def codes(
         self, table: DataFrame, unknown: UnknownPolicy = "missing", hidden: Sequence[str] = ()
     ) -> Tensor:
@@ -492,10 +493,6 @@ class TableRows:
             DataError: a table without a column, infinite numbers, and refused unknown values.
             ValueError: another ``unknown``.
         """
-        if unknown not in get_args(UnknownPolicy):
-            raise ValueError(
-                f"unknown is {unknown!r}, expected one of {', '.join(get_args(UnknownPolicy))}"
-            )
         check_names([*table.columns], "the table")
         table = as_written(table)
         if unknown == "missing":

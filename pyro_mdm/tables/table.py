@@ -17,8 +17,8 @@ from pyro_mdm.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
-from pyro_mdm.support.checks import DataError, check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.tables.agreement import Agreement, agreement
 from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
@@ -303,11 +303,12 @@ class Table:
         """
         return self.measured(as_frame(X), None, draws, batch_size, seed, error=error)
 
+    @checked_arguments
     def measured(
         self,
         rows: pd.DataFrame,
         given: pd.DataFrame | None,
-        draws: int | None,
+        draws: Count | None,
         batch_size: int = 1024,
         seed: int | None = None,
         piece: int = 0,
@@ -323,8 +324,6 @@ class Table:
             piece: the index of the first piece of the rows among those of a larger table.
             only: the name of the one column whose entries are measured, given others; None: all.
         """
-        if draws is not None:
-            check_count("draws", draws, "the number of draws for each row")
         table, model, guide = self._fitted[:3]
         bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
         noise = self.seed if seed is None else seed
@@ -370,7 +369,7 @@ class Table:
 
     @checked_arguments
     def impute(
-        self, X: Frame, num: int = 20, *, batch_size: int = 1024, seed: int | None = None
+        self, X: Frame, num: Count = 20, *, batch_size: int = 1024, seed: int | None = None
     ) -> pd.DataFrame:
         """Draws of the missing entries given the others of their row; the others stay as they are.
 
@@ -388,7 +387,6 @@ class Table:
         """
         import pandas as pd
 
-        check_count("num", num, "the number of draws of each row")
         frame = self._to_fill(X)
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         for k, rows in enumerate(in_pieces(frame)):

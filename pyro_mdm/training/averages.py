@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.doors import Count, checked_arguments
 
 __all__ = ["MovingAverage", "assign"]
 
@@ -55,11 +55,10 @@ class MovingAverage:
         weights: nn.Module | Iterable[Tensor],
         decay: float = 0.999,
         *,
-        forgetting: int = 20,
+        forgetting: Count = 20,
         copy: nn.Module | None = None,
     ) -> None:
         check_number("decay", decay, "a decay in [0, 1), such as 0.999")
-        check_count("forgetting", forgetting, "the number in the decay of the first updates")
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}, expected a decay in [0, 1), such as 0.999")
         self.decay, self.forgetting, self.number = decay, forgetting, 0

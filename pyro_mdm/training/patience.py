@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Several, checked_arguments
 
 __all__ = ["FALL", "Patience", "last_fall"]
 
@@ -57,15 +57,12 @@ class Patience:
         ValueError: numbers out of range.
     """
 
+    @checked_arguments
     def __init__(
-        self, limit: int | None, least_gain: float, window: int | None, cool_down: float
+        self, limit: int | None, least_gain: float, window: Several | None, cool_down: float
     ) -> None:
         if limit is not None:
             check_count("patience", limit, "the number of looks that find nothing better")
-        if window is not None:
-            check_count(
-                "window", window, "the number of steps whose mean loss is compared", least=2
-            )
         for name, number in (("least_gain", least_gain), ("cool_down", cool_down)):
             if not check_number(name, number, "a number, at least 0") >= 0:
                 raise ValueError(f"{name} is {number}, expected a number, at least 0")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_wit
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_instance, check_number, check_real, describe
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.files import check_place
 from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
@@ -108,6 +108,7 @@ class Trainer:
         >>> _ = Trainer(loss, steps=5).fit(lambda: loss(x) / 200)
     """
 
+    @checked_arguments
     def __init__(
         self,
         module: nn.Module | Iterable[Tensor],
@@ -140,10 +141,6 @@ class Trainer:
         if clip is not None:
             check_number("clip", clip, "a positive number, or None", positive=True)
         self._patience = Patience(patience, least_gain, window, cool_down)
-        for name, word, words in (("decay", decay, Decay), ("precision", precision, Precision)):
-            if word is not None and word not in get_args(words):
-                expected = ", ".join(get_args(words))
-                raise ValueError(f"{name} is {word!r}, expected one of {expected}")
         self._module = module if isinstance(module, nn.Module) else None
         if self._module is None and (precision, compile) != (None, None):
             raise ValueError(
@@ -318,7 +315,7 @@ class Trainer:
         return self._reason is not None
 
     @checked_arguments
-    def is_due(self, every: int, looks: int = LOOKS) -> bool:
+    def is_due(self, every: Count, looks: int = LOOKS) -> bool:
         """Whether a look at validation data is due after a step: after every so many steps, after a
         part of the seconds since the last time, and at the end.
 
@@ -326,7 +323,6 @@ class Trainer:
             every: number of steps between looks.
             looks: number of parts of the seconds.
         """
-        check_count("every", every, "the number of steps between looks")
         share = self.share_of_time
         due = self.step_number % every == 0 or share - self._looked >= 1 / looks or self.is_over
         if due:
@@ -344,7 +340,7 @@ class Trainer:
         loss: Callable[[], Tensor],
         validate: Callable[[], Tensor | float] | None = None,
         *,
-        looks: int = LOOKS,
+        looks: Count = LOOKS,
         unit: str = "nats",
     ) -> float:
         """Take all steps, with validation in between.
@@ -367,7 +363,6 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is no number, or that of validation data never was one.
         """
-        check_count("looks", looks, "the number of looks at validation data")
         self.unit = unit
         if validate is not None and self.step_number == 0:
             self.look(self._validated(validate))

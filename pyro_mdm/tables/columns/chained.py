@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_mdm.support.checks import DataError, check_count
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.tables.columns.base import Column, Values
 from pyro_mdm.tables.columns.gaps import dependent_gaps
 from pyro_mdm.tables.columns.numbers import Continuous, Mixed, Rounded
@@ -44,7 +44,7 @@ range: a line may extrapolate, but not anywhere."""
 
 @checked_arguments
 def chained_completions(
-    columns: Sequence[Column], codes: Tensor, *, num: int = 1, seed: int = 0
+    columns: Sequence[Column], codes: Tensor, *, num: Count = 1, seed: int = 0
 ) -> Tensor | None:
     r"""Completions of a table by chained equations, or None if no gap depends on other columns.
 
@@ -81,7 +81,6 @@ def chained_completions(
         >>> chained_completions(columns, encode(columns, frame)) is None  # no gaps
         True
     """
-    check_count("num", num, "the number of completions")
     if codes.shape != (len(codes), len(columns)):
         raise ValueError(
             f"codes has shape {tuple(codes.shape)}, expected (n, {len(columns)}), a column for each"
