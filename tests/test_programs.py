@@ -441,10 +441,6 @@ def test_a_part_of_the_test_data_is_measured_if_asked(
     assert some.bits_per_dim == expected.bits_per_dim  # of every other one, with the run's noise
     more = train(**options, test_size=50, run=tmp_path / "more")
     assert more.bits_per_dim == whole.bits_per_dim
-    # an older run has no such setting, and inference.evaluate takes all
-    path = tmp_path / "whole" / "config.yaml"
-    path.write_text(path.read_text().replace("test_size: null\n", ""))
-    assert train(resume=tmp_path / "whole").num_data == 20
     evaluate(tmp_path / "some", draws=2, accelerator="cpu")
     assert "20 test data" in capsys.readouterr().out
 

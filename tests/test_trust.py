@@ -33,7 +33,7 @@ from inference.settings.names import find
 from inference.settings.options import Decided
 from inference.train import train
 from inference.training import report, workers
-from pyro_mdm import __main__
+from pyro_mdm import __main__, __version__
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.places import LIBRARY, ROOT
 from tests.brief import SHORT, be_brief
@@ -110,7 +110,8 @@ def sent(folder: Path, **changes: Any) -> Path:
     """A run folder of somebody else: by default its own file is the guide."""
     code = write_code(folder / "evil.py")
     changes = changes or {"guide": f"{code}:G"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS | changes))
+    settings = {"version": __version__} | SETTINGS | changes
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 

@@ -25,7 +25,7 @@ OPTIONS = {
 """The data sets that have an option, in words, by option."""
 
 BY_INDEX: Final = "index"
-"""The --split_seed of data that are split by index. In older runs it is null or missing."""
+"""The --split_seed of data that are split by index."""
 
 CONTEXT_DROPOUT = 0.1
 """The default fraction of a batch whose context is hidden."""

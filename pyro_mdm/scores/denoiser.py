@@ -48,7 +48,7 @@ class DenoiserScore(Score):
     data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
-    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
+    _recalled = cached_property(lambda _: Recalled())
     _range_read: tuple[object, object, tuple[float, float]] | None = None
 
     def __init__(
@@ -68,7 +68,7 @@ class DenoiserScore(Score):
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
         if not self.maps:
-            settings.pop("maps", None)  # as in state dicts of earlier versions
+            settings.pop("maps", None)
         return settings
 
     @property

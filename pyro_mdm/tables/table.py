@@ -201,9 +201,7 @@ class Table:
             OSError: the files cannot be written; earlier ones are unchanged.
         """
         rows, model = self._fitted[:2]
-        # of a subclass too, and of pickles of earlier versions
-        names = [name for name in Table._setting_names() if hasattr(self, name)]
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in Table._setting_names()}
         write_table_folder(folder, rows, model, self._names_in, settings)
 
     @classmethod
