@@ -18,7 +18,7 @@ from inference.folders.loading import load_trained
 from inference.impute import impute
 from inference.sample import sample
 from inference.settings.options import DataOptions
-from inference.settings.problems import build_problem, with_split
+from inference.settings.problems import build_problem
 from inference.train import train
 from models import DataError, Tabular
 from models.tabular import SHIPPED, read_table
@@ -277,7 +277,7 @@ def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             Tabular(data=tmp_path / "own.csv")
     with pytest.raises(ValueError, match=r"--columns a=drop is for tables; --model digits has no"):
-        build_problem(with_split(DataOptions(model="digits", columns="a=drop", holdout=False)))
+        build_problem(DataOptions(model="digits", columns="a=drop", holdout=False))
     problem = Tabular(data=file)
     with pytest.raises(DataError, match="no column 'age', 'city', expected age, income"):
         problem.encode(people().drop(columns=["age", "city"]))

@@ -173,7 +173,7 @@ def test_a_sampler_of_a_run_is_not_run_by_what_draws_with_it(
     run = SimpleNamespace(config={"sampler": "sent/evil.py:S"}, folder=folder)
     model: Any = SimpleNamespace(diffusion=None, score_function=None)
     table = Table()
-    vars(table).update(_run=run, _programs=(None, model, None))
+    vars(table).update(_run=run, _programs=SimpleNamespace(model=model))
     problem = SimpleNamespace(columns=[])
     opened = SimpleNamespace(problem=problem, use_sampler=table.use_sampler)
     monkeypatch.setattr(Table, "from_run", lambda *_, **__: opened)

@@ -65,12 +65,6 @@ class DenoiserScore(Score):
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
-    def settings(self) -> dict[str, Any]:
-        settings = super().settings()
-        if not self.maps:
-            settings.pop("maps", None)
-        return settings
-
     @property
     def training_maps(self) -> MapLaw | None:
         """The distribution of the maps of log SNR at which :meth:`diffusion_term` trains.

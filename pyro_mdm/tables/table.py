@@ -200,7 +200,7 @@ class Table:
             PretrainedError: columns whose levels JSON cannot hold.
             OSError: the files cannot be written; earlier ones are unchanged.
         """
-        rows, model = self._fitted[:2]
+        rows, model = self.rows, self.model
         settings = {name: getattr(self, name) for name in Table._setting_names()}
         write_table_folder(folder, rows, model, self._names_in, settings)
 
@@ -237,7 +237,7 @@ class Table:
     @property
     def rows(self) -> TableRows:
         """The training rows, with their columns."""
-        return self._fitted[0]  # by its place: older pickles have another name for it
+        return self._fitted.rows
 
     @property
     def model(self) -> DiffusionModel:
@@ -245,12 +245,12 @@ class Table:
 
         All draws are by its ``sampler``, which may be set; it is the exponential one with 16 steps.
         """
-        return self._fitted[1]
+        return self._fitted.model
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the training ended, and what it kept; None: of a folder, or an older pickle."""
-        return getattr(self._fitted, "outcome", None)
+        """How the training ended, and what it kept; None: of a folder."""
+        return self._fitted.outcome
 
     @property
     def columns_in_words(self) -> str:
@@ -323,7 +323,7 @@ class Table:
         """
         if draws is not None:
             check_count("draws", draws, "the number of draws for each row")
-        table, model, guide = self._fitted[:3]
+        table, model, guide, _ = self._fitted
         bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
         noise = self.seed if seed is None else seed
         return bounds.measured(rows, given, draws, seed=noise, piece=piece, error=error)
