@@ -246,19 +246,6 @@ guide = HamiltonianDiffusion(ENERGIES, TURN, EYE, simulation=Simulation(0.25, 2)
     assert (tmp_path / "run" / "results.json").exists()
 
 
-def test_a_checkpoint_from_before_it_had_settings_opens_and_resumes(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    run = tmp_path / "run"
-    bound = train(**options, run=run)
-    state = load_trained(run)[1].model.state_dict()
-    rewrite(run, tensors=lambda t: {k: v for k, v in t.items() if not k.endswith("_extra_state")})
-    older = load_trained(run)[1].model.state_dict()
-    assert all(torch.equal(state[k], older[k]) for k in state)
-    table = (run / "metrics.csv").read_text()
-    assert train(resume=run) == bound and (run / "metrics.csv").read_text() == table
-
-
 def test_settings_of_a_checkpoint_are_taken_over_or_refused(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from inference.settings.names import find, find_column_kind
 from inference.settings.options import DataOptions
 from models import Problem
 from pyro_mdm.support.checks import describe
-
-T = TypeVar("T", bound=DataOptions)
 
 OPTIONS = {
     "protocol": "images",
