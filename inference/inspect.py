@@ -25,7 +25,7 @@ from inference.measuring.inspection_figure import inspection_figure as figure
 from inference.settings.kinds import checked_options
 from inference.settings.names import slug
 from inference.settings.options import DataOptions, Guide, StationaryVariance
-from inference.settings.problems import build_problem, with_split
+from inference.settings.problems import build_problem
 
 __all__ = ["figure", "inspect", "look"]
 
@@ -98,7 +98,7 @@ def inspect(
     data_options = DataOptions(
         model=model, protocol=protocol, data=data, image_size=image_size, holdout=False
     )
-    problem = build_problem(with_split(data_options))
+    problem = build_problem(data_options)
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
     diffusions = [
         inspection.inspected_diffusion(replace(asked, guide=name), problem) for name in names

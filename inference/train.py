@@ -32,7 +32,7 @@ from inference.measuring.bounds import RunBound
 from inference.settings.kinds import checked_options
 from inference.settings.options import GROUPS, Decided, Options
 from inference.settings.plan import Programs, build
-from inference.settings.problems import check_split, with_split
+from inference.settings.problems import check_split
 from inference.training.session import check_alike, fit, opened
 from models import DataError, Tabular
 from pyro_mdm.paths.divergence import warn_of_prior
@@ -63,7 +63,7 @@ def train(
     threads = choose_threads(given.threads)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
-    asked = with_split(with_recipe(with_canonical_names(given.training)))
+    asked = with_recipe(with_canonical_names(given.training))
     programs = build(asked)  # errors come before a folder is made
     check_split(given.split_seed, programs.problem)
     check_effects(asked, programs)

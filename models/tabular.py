@@ -23,7 +23,7 @@ from pyro_mdm.tables.columns.kept import table_bytes, table_of
 from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of, parse_spec
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.frames import named
-from pyro_mdm.tables.rows import DEPTH, FEWEST, WIDTH, TableRows, without_dropped
+from pyro_mdm.tables.rows import FEWEST, TableRows, without_dropped
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -166,7 +166,7 @@ class Tabular(TableRows, Problem):
         check_shape(data, (len(self.columns),), what)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        return MLP(inputs, hidden=WIDTH, depth=DEPTH, out_features=outputs)
+        return MLP(inputs, hidden=128, depth=3, out_features=outputs)
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         return self.new_denoiser() if kind is MixedDenoiser else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,8 @@ from torch import Tensor, nn
 
 from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.settings import Recorded, Restorable
-from pyro_mdm.support.wings import former_names
 
 __all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "StridedUNet", "UNet"]
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = former_names(__name__)
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0

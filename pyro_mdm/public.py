@@ -90,29 +90,3 @@ __all__ = [
     "elbo_terms",
     "impute",
 ]
-
-FORMER = {
-    "diffusions": {
-        "seeing": (
-            "Context",
-            "ContextClocks",
-            "ContextDiffusion",
-            "DiscreteContext",
-            "GaussianContext",
-            "DataDrivenDiffusion",
-            "EncodedDiffusion",
-        ),
-        "simulated": ("HamiltonianDiffusion", "LearnedDrift", "Simulated", "NonlinearDiffusion"),
-        "varying": ("TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion", "TimeVaryingSDE"),
-    },
-    "evaluation": {
-        "conditioning": ("ClassPosterior", "class_posterior"),
-        "seeing": ("PathInformation", "path_information_gap"),
-    },
-    "likelihoods": {"tables": ("MixedLikelihood",)},
-    "networks": {"tables": ("MapMLP",)},
-    "paths": {"simulated": ("SimulatedPath", "arrival", "simulated_kl")},
-    "samplers": {"conditioning": ("Replacement",), "simulated": ("TorchSDE",)},
-    "scores": {"seeing": ("StateDenoiser",), "tables": ("MixedDenoiser",)},
-}
-"""Names of wings that modules of the core had once, by module and wing; both give the same."""

@@ -1007,7 +1007,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         (
             "test_table_network.py::"
             "test_it_starts_right_where_what_is_missing_depends_on_what_is_there"
-        ): ["⟨(mean - score.data_mean) / scale if logits else →⟩None"],
+        ): ["⟨(mean - score.data_mean) / scale→None⟩"],
         "test_mixed.py::test_a_network_of_no_opinion_has_the_bound_of_independent_columns[True]": [
             "edges[:, columns[here]⟨ - start→⟩]"
         ],

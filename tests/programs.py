@@ -144,7 +144,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A state without some of its entries, as earlier versions had it."""
+    """A state without some of its entries."""
     return lambda state: {name: value for name, value in state.items() if name not in names}
 
 

@@ -27,7 +27,6 @@ from pyro_mdm.tables.columns import KINDS as KINDS_OF_COLUMNS
 from pyro_mdm.tables.columns import Bounded, Column, column_facts, column_of_facts
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
-from tests.programs import rewrite, without
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -196,19 +195,6 @@ def test_unchanged_data_are_as_they_were_wherever_they_are(made: Path, run: Path
         torch.testing.assert_close(
             getattr(first, part), getattr(second, part), rtol=0, atol=0, equal_nan=True
         )
-
-
-def test_a_run_of_an_earlier_version_opens_with_its_own_table_alone(run: Path) -> None:
-    """It kept fingerprints and no columns."""
-
-    def older(state: dict[str, Any]) -> dict[str, Any]:
-        return state | {"data": without("facts")(state["data"])}
-
-    rewrite(run, state=older)
-    numbers(opened(run))
-    change(run.parent / "people.csv", "rows appended")
-    with pytest.raises(RunError, match="not the one that"):
-        opened(run)
 
 
 # -- columns as JSON -------------------------------------------------------------------------------

@@ -767,7 +767,7 @@ def write_images(folder: Path, images: Array, suffix: str = ".png") -> None:
 
 
 by_order = functools.partial(Images.split_by, None)
-"""Own images, split by index as older runs are, so that one knows which image is where."""
+"""Own images, split by index, so that one knows which image is where."""
 
 
 def by_index(images: Array, holdout: bool) -> tuple[Array, Array, Array]:

@@ -32,6 +32,7 @@ from inference.settings.diffusion import build_diffusion
 from inference.settings.options import Guide
 from inference.training import workers
 from inference.training.workers import train_all
+from pyro_mdm import __version__
 from tests.brief import SHORT, be_brief_here
 from tests.processes import Program
 
@@ -367,6 +368,7 @@ def test_runs_of_another_process_are_left_to_it_and_waited_for(
         path = tmp_path / cell.name
         path.mkdir(exist_ok=True)
         settings = cell.options | {"seed": cell.seed, "score": cell.score, "guide": cell.guide}
+        settings["version"] = __version__
         (path / "config.yaml").write_text(yaml.safe_dump(settings))
         (path / "results.json").write_text("{}")
 

@@ -137,7 +137,7 @@ def diffusions(draw: st.DrawFn, width: float) -> Callable[[], LinearDiffusion]:
         with torch.no_grad():
             diffusion.lower.copy_(lower)
             diffusion.B.copy_(B)
-        as_drawn = {"max_log_snr": 5.0, "min_log_snr": None, "guess": None}  # the clock's own end
+        as_drawn = {"max_log_snr": 5.0, "min_log_snr": None}  # the clock's own end
         diffusion.restore(diffusion.settings() | as_drawn)
         return diffusion
 

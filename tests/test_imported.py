@@ -26,8 +26,8 @@ from pyro_mdm import (
     RawScore,
     bound,
 )
+from pyro_mdm.conditioning import class_posterior
 from pyro_mdm.contexts import Labels
-from pyro_mdm.evaluation import class_posterior
 from pyro_mdm.imported import (
     EDMPreconditioned,
     ImportedDenoiser,

@@ -23,7 +23,7 @@ from inference.sample import sample
 from inference.settings.diffusion import build_diffusion
 from inference.settings.names import SAMPLERS
 from inference.settings.options import DataOptions, Guide, SimulatedGuide
-from inference.settings.problems import build_problem, with_split
+from inference.settings.problems import build_problem
 from inference.train import train
 from inference.training import report
 from pyro_mdm import (
@@ -201,7 +201,7 @@ def test_every_parameter_gets_a_gradient_as_several_processes_need(
     tiny: str, mine: str, objective: Any
 ) -> None:
     settings = SimulatedGuide(objective=objective)
-    problem = build_problem(with_split(DataOptions(model=tiny, holdout=False)))
+    problem = build_problem(DataOptions(model=tiny, holdout=False))
     shape: Any = problem.event_shape
     diffusion = build_diffusion(
         Guide(guide=f"{mine}:learned", max_log_snr=6.0), event_shape=shape, simulation=settings
@@ -405,7 +405,7 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(
     tiny: str, mine: str, protocol: str
 ) -> None:
     model = tiny.replace(":Tiny", ":Squares")
-    problem = build_problem(with_split(DataOptions(model=model, protocol=protocol, holdout=False)))
+    problem = build_problem(DataOptions(model=model, protocol=protocol, holdout=False))
     decoder = DiscretizedGaussian if protocol == "discrete" else Gaussian
     x = problem.to_model_space(problem.train[:8], torch.Generator().manual_seed(0))
     diffusion = build_diffusion(

@@ -486,13 +486,6 @@ def test_images_share_along_dimensions_of_size_1() -> None:
         DiffusionGuide(diffusion).law(normal(0, 4, 3))
 
 
-def test_a_former_name_warns_of_the_new_one() -> None:
-    s = torch.tensor([0.5], dtype=torch.float64)
-    with pytest.warns(FutureWarning, match="use by_dimension"):
-        law = CASES["clocks"]().each(lambda block, t: block.marginal(t), s)
-    assert law.log_snr.shape[0] == 1
-
-
 def test_mistakes_are_told() -> None:
     def made(*arguments: Any) -> Callable[[], object]:
         return lambda: PerDimensionDiffusion(*arguments)

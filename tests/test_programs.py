@@ -246,19 +246,6 @@ guide = HamiltonianDiffusion(ENERGIES, TURN, EYE, simulation=Simulation(0.25, 2)
     assert (tmp_path / "run" / "results.json").exists()
 
 
-def test_a_checkpoint_from_before_it_had_settings_opens_and_resumes(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    run = tmp_path / "run"
-    bound = train(**options, run=run)
-    state = load_trained(run)[1].model.state_dict()
-    rewrite(run, tensors=lambda t: {k: v for k, v in t.items() if not k.endswith("_extra_state")})
-    older = load_trained(run)[1].model.state_dict()
-    assert all(torch.equal(state[k], older[k]) for k in state)
-    table = (run / "metrics.csv").read_text()
-    assert train(resume=run) == bound and (run / "metrics.csv").read_text() == table
-
-
 def test_settings_of_a_checkpoint_are_taken_over_or_refused(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -441,10 +428,6 @@ def test_a_part_of_the_test_data_is_measured_if_asked(
     assert some.bits_per_dim == expected.bits_per_dim  # of every other one, with the run's noise
     more = train(**options, test_size=50, run=tmp_path / "more")
     assert more.bits_per_dim == whole.bits_per_dim
-    # an older run has no such setting, and inference.evaluate takes all
-    path = tmp_path / "whole" / "config.yaml"
-    path.write_text(path.read_text().replace("test_size: null\n", ""))
-    assert train(resume=tmp_path / "whole").num_data == 20
     evaluate(tmp_path / "some", draws=2, accelerator="cpu")
     assert "20 test data" in capsys.readouterr().out
 

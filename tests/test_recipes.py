@@ -143,6 +143,6 @@ def test_a_data_set_is_trained_by_the_network_that_it_names() -> None:
     assert with_recipe(Training(model="mnist5k", network="small")).network == "small"
     for cls, wanted in ((Renamed, None), (Formed, None), (Own, "fine")):
         assert with_recipe(Training(model=f"{__file__}:{cls.__name__}")).network == wanted
-    older = Mnist5k()  # as a run that names no network builds it
-    assert (older.network_name, older.form) == ("small", "tilt")
+    small = Mnist5k()  # which names no network
+    assert (small.network_name, small.form) == ("small", "tilt")
     assert Mnist5k(network="mixture").form == "mixture"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,7 +23,6 @@ from models import Digits, Images, Mnist5k, Problem, Tabular, Toy
 from pyro_mdm.networks import MLP
 from pyro_mdm.support.splits import split_rows
 from tests.brief import SHORT
-from tests.programs import Stopped, rewrite, run_program, stop_after
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -289,40 +286,6 @@ def test_runs_keep_their_split(
         compare([tmp_path / "new", tmp_path / "other"], draws=2, out=tmp_path / "c")
 
 
-@pytest.mark.slow
-def test_a_run_of_before_keeps_every_tenth(
-    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its config.yaml does not know of splits; it opens and resumes with the data it had."""
-    folder = tmp_path / "old"
-    with monkeypatch.context() as patch:
-        patch.setattr(Problem, "split_seed", None)
-        stop_after(3, patch)
-        with pytest.raises(Stopped):
-            train(run=folder, **short(mine, condition="labels", log_every=1))
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config.pop("split_seed") == "index"
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    rewrite(folder, state=lambda state: state | {"config": config})
-    data = json.loads((folder / "data.json").read_text())
-    problem = load_trained(folder)[1].problem
-    assert torch.equal(problem.test, problem.load()[::10])
-    assert problem.part("test").context.tolist() == [0] * 40
-    train(resume=folder)
-    assert json.loads((folder / "data.json").read_text()) == data
-    partner = tmp_path / "partner"  # of the same split, by a word, as the old settings lack it
-    said = ["--config", folder / "config.yaml", "--seed=1", "--run", partner]
-    run_program("train", *said, "--split_seed", "index")
-    assert torch.equal(load_trained(partner)[1].problem.test, problem.test)
-    assert json.loads((partner / "data.json").read_text()) == data
-    assert Run.open(partner).config["split_seed"] == "index"
-    compare([folder, partner], draws=2, out=tmp_path / "c")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"split_seed": 0}))
-    for program in (load_trained, lambda folder: train(resume=folder)):
-        with pytest.raises(RunError, match="split_seed: None in the checkpoint, 0 in config"):
-            program(folder)
-
-
 def test_splits_that_cannot_be_asked_for(mine: Path, tmp_path: Path) -> None:
     official = mine.with_name("official.py")
     official.write_text(
@@ -336,7 +299,8 @@ def test_splits_that_cannot_be_asked_for(mine: Path, tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").config["split_seed"] is None
     made = f"{mine}:made"
     assert build_problem(DataOptions(model=made, split_seed=0, holdout=False)).rows.seed == 0  # type: ignore[union-attr]
-    for seed, word in ((None, "index"), ("index", "index"), (3, "3")):
+    assert build_problem(DataOptions(model=made, holdout=False)).rows.seed == 0  # type: ignore[union-attr]
+    for seed, word in (("index", "index"), (3, "3")):
         said = f"split by --split_seed 0 when it was made, and {word} is asked for"
         with pytest.raises(ValueError, match=said):
             build_problem(DataOptions(model=made, split_seed=seed, holdout=False))

@@ -167,19 +167,6 @@ def test_a_conditional_is_that_of_the_law(gaussian: Table) -> None:
     assert (law.sample().shape, law.sample().index.tolist()) == ((4, 1000), [0, 1, 2, 3])
 
 
-def test_probabilities_of_levels_are_those_of_the_histogram(mixed: Table) -> None:
-    """Which is all that a network of plain columns knows before it is trained."""
-    plain = Table(columns={"*": "plain"}, seed=3, num=4, **UNTRAINED).fit(people())
-    rows = people().head(9).set_index(pd.Index(range(100, 109)))
-    chances = plain.conditional(rows.drop(columns="city"), "city").probabilities()
-    assert chances.index.equals(rows.index)
-    shares = people()["city"].value_counts(normalize=True)[chances.columns]
-    np.testing.assert_allclose(chances.sum(axis=1), 1)
-    np.testing.assert_allclose(chances, np.tile(shares, (9, 1)), atol=0.05)
-    grades = mixed.conditional(rows, "grade", num=5)
-    assert set(grades.probabilities(draws=8)) == {0, 1, 2, 3}
-
-
 # -- completions and samples -----------------------------------------------------------------------
 
 

@@ -202,16 +202,6 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(network(inputs, level), network(inputs, level))
 
 
-def test_logits_may_start_at_zero_as_in_older_runs() -> None:
-    torch.manual_seed(0)
-    score = MixedDenoiser.from_gaussian(table(), LEVELS, hidden=8, depth=1, logits=False)
-    score, lam = score.double(), torch.zeros(4, D).double()
-    start = outputs(score, table(4), lam)
-    others = torch.ones(score.channels, dtype=torch.bool)
-    others[score.direct[score.direct >= 0]] = False
-    assert not bool(start[:, others].any()) and bool(start[:, ~others].any())
-
-
 def test_what_does_not_fit_is_refused() -> None:
     eye, one = torch.eye(2), torch.ones(2)
 

@@ -18,7 +18,7 @@ from inference.folders.loading import load_trained
 from inference.impute import impute
 from inference.sample import sample
 from inference.settings.options import DataOptions
-from inference.settings.problems import build_problem, with_split
+from inference.settings.problems import build_problem
 from inference.train import train
 from models import DataError, Tabular
 from models.tabular import SHIPPED, read_table
@@ -86,7 +86,7 @@ def test_rows_come_back_from_model_space(file: Path) -> None:
 
 
 def test_three_categories_are_one_hot(file: Path) -> None:
-    """And count as one column; in plain columns, as runs had them, they are on a line."""
+    """And count as one column."""
     problem = Tabular(data=file)
     assert problem.event_shape == (7,) and problem.train.shape[1] == 5
     x = problem.to_model_space(problem.train)
@@ -98,13 +98,6 @@ def test_three_categories_are_one_hot(file: Path) -> None:
     model = problem.build(VPSDE(max_log_snr=9.0, min_log_snr=-9.0), maps=True)
     assert model.num_dims == 5
     assert MixedDenoiser.num_outputs([None, None, 4, OneHot(3), 2]) == model.score_function.channels
-    plain = Tabular(data=file, columns="*=plain,grade=categorical")
-    again = Tabular(data=file, columns=plain.all_kinds)
-    for one in (plain, again):
-        assert one.event_shape == (5,) and [c.width for c in one.columns] == [1] * 5
-        assert [c.kind for c in one.columns][2:4] == ["categorical", "categorical"]
-    found = [one.to_model_space(one.train) for one in (plain, again)]
-    assert torch.equal(found[0].nan_to_num(9), found[1].nan_to_num(9))
 
 
 def test_the_scale_of_a_column_is_a_density() -> None:
@@ -284,7 +277,7 @@ def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             Tabular(data=tmp_path / "own.csv")
     with pytest.raises(ValueError, match=r"--columns a=drop is for tables; --model digits has no"):
-        build_problem(with_split(DataOptions(model="digits", columns="a=drop", holdout=False)))
+        build_problem(DataOptions(model="digits", columns="a=drop", holdout=False))
     problem = Tabular(data=file)
     with pytest.raises(DataError, match="no column 'age', 'city', expected age, income"):
         problem.encode(people().drop(columns=["age", "city"]))

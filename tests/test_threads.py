@@ -181,7 +181,7 @@ def test_a_resumed_run_has_its_threads_as_far_as_there_are_cores(
 ) -> None:
     set_to = look_at(monkeypatch, [0.0] * 4)
     environment.keep_threads(3, None, tmp_path)
-    environment.keep_threads(None, None, tmp_path)  # an older run
+    environment.keep_threads(None, None, tmp_path)
     assert set_to == [3]
     with pytest.warns(
         UserWarning, match="was trained with 64 threads and goes on with 4, so that it may"

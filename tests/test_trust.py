@@ -33,7 +33,7 @@ from inference.settings.names import find
 from inference.settings.options import Decided
 from inference.train import train
 from inference.training import report, workers
-from pyro_mdm import __main__
+from pyro_mdm import __main__, __version__
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.places import LIBRARY, ROOT
 from tests.brief import SHORT, be_brief
@@ -110,7 +110,8 @@ def sent(folder: Path, **changes: Any) -> Path:
     """A run folder of somebody else: by default its own file is the guide."""
     code = write_code(folder / "evil.py")
     changes = changes or {"guide": f"{code}:G"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS | changes))
+    settings = {"version": __version__} | SETTINGS | changes
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 
@@ -172,7 +173,7 @@ def test_a_sampler_of_a_run_is_not_run_by_what_draws_with_it(
     run = SimpleNamespace(config={"sampler": "sent/evil.py:S"}, folder=folder)
     model: Any = SimpleNamespace(diffusion=None, score_function=None)
     table = Table()
-    vars(table).update(_run=run, _programs=(None, model, None))
+    vars(table).update(_run=run, _programs=SimpleNamespace(model=model))
     problem = SimpleNamespace(columns=[])
     opened = SimpleNamespace(problem=problem, use_sampler=table.use_sampler)
     monkeypatch.setattr(Table, "from_run", lambda *_, **__: opened)

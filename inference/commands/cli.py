@@ -29,7 +29,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from inference import trust
 from inference.folders.checkpoints import FULL, ArchitectureError, CheckpointError
-from inference.folders.config import load_yaml, without_removed
+from inference.folders.config import VERSION, load_yaml
 from inference.folders.runs import RunError
 from inference.machine.processes import Stopped, raised_signals
 from inference.settings.kinds import INTEGER, SEVERAL, in_words, kinds_of
@@ -236,7 +236,8 @@ class _Parser(ArgumentParser):
         with contextlib.suppress(yaml.YAMLError):
             content_of = load_yaml(content)
             if self.option_groups and isinstance(content_of, dict):
-                content = yaml.safe_dump(self._flat(without_removed(content_of)))
+                content_of.pop(VERSION, None)  # of a run's config.yaml
+                content = yaml.safe_dump(self._flat(content_of))
         return super().parse_string(content, *arguments, **options)
 
     def _flat(self, options_of: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,16 +183,14 @@ def _step(file: Path) -> int:
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load ``tensors`` into ``module``, all of them or none.
 
-    Settings in a checkpoint (:mod:`pyro_mdm.support.settings`) are restored too; one that is older
-    than a setting keeps that of ``module``.
+    Settings in a checkpoint (:mod:`pyro_mdm.support.settings`) are restored too.
 
     Raises:
         ArchitectureError: names, shapes or settings differ; the message lists where.
     """
     everything = module.state_dict()
-    settings = {k: t for k, t in everything.items() if k.endswith(EXTRA_STATE)}
-    weights = {k: t for k, t in everything.items() if k not in settings}
-    differences = [f"{k}: not in the checkpoint" for k in weights if k not in tensors]
+    weights = {k: t for k, t in everything.items() if not k.endswith(EXTRA_STATE)}
+    differences = [f"{k}: not in the checkpoint" for k in everything if k not in tensors]
     differences += [f"{k}: not in this model" for k in tensors if k not in everything]
     differences += [
         f"{k}: {tuple(tensors[k].shape)} in the checkpoint, {tuple(t.shape)} in this model"
@@ -207,7 +205,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
             "Rebuild the model with the settings the checkpoint was trained with."
         )
     try:
-        module.load_state_dict(settings | dict(tensors))
+        module.load_state_dict(dict(tensors))
     except RuntimeError as error:
         raise ArchitectureError(f"{what} has other settings than this model: {error}") from error
 

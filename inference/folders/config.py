@@ -1,4 +1,4 @@
-"""config.yaml: every setting of a run, also of one that an older version began."""
+"""config.yaml: the version that began a run, and every setting of it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,9 @@ import yaml
 
 from inference.folders.checkpoints import RunError
 from inference.settings.options import Machine, Training
+from pyro_mdm import __version__
 from pyro_mdm.pretrained import names_instead
 from pyro_mdm.support.files import check_content, read_file
-
-YOUNGER = (
-    *("learned_from", "figures", "data", "test_size", "columns", "image_size", "network", "flip"),
-    *("decay", "compile", "channels_last", "step_size", "points", "objective"),
-    *("stationary_variance", "logit_margin", "decoder_in_loss", "times", "maps"),
-    *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
-    *("context_dropout", "split_seed", "threads", "patience", "adam_epsilon", "grid"),
-    "seconds",
-)
-"""Settings that older run folders lack, which were trained with their defaults."""
-
-LATER: dict[str, Any] = {f.name: f.default for f in fields(Training) if f.name in YOUNGER}
-LATER |= {"optimizer": "adam", "gaps": "leave_out"}
-"""The values that inference.train used before it had these settings."""
-
-REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0, "weight_decay": 0.0}
-REMOVED |= dict.fromkeys(("solver", "probes", "probe_law", "backpropagation"))
-"""Former options of inference.train, with the values at which they had no effect."""
-
-RENAMED = {"decoder": "likelihood"}
-"""Former names of options of inference.train, with those of today."""
 
 
 class Settings(dict[str, Any]):
@@ -43,40 +23,15 @@ class Settings(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise RunError(
-            f"config.yaml lacks the setting {name!r}; another version of inference.train wrote it. "
-            "Add the setting, or use the version in environment.json"
+            f"config.yaml lacks the setting {name!r}, expected all that training wrote; put it back"
         )
-
-
-def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their names of today, without the options of :data:`REMOVED`.
-
-    Raises:
-        RunError: one of these had an effect.
-    """
-    for name, nothing in REMOVED.items():
-        if (value := config.get(name, nothing)) != nothing:
-            raise RunError(
-                f"{name} is {value}, an option that was removed: {_instead(name)}. Leave it out "
-                "for a new run; a run that was trained with it opens in the version that its "
-                "environment.json says"
-            )
-    kept = {name: config[name] for name in config if name not in REMOVED | RENAMED}
-    renamed = {RENAMED[name]: config[name] for name in RENAMED if config.get(name) is not None}
-    return kept | renamed
-
-
-def _instead(name: str) -> str:
-    if name in ("members", "augment", "weight_decay"):
-        return (
-            "it brought no gain, as docs/measured/recipes.md shows, and tests/benchmarks/ladder "
-            "still has it"
-        )
-    return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
 
 PENDING = ".config.yaml.new"
 """The settings of a run that begins; while they have this name, files of an earlier one go."""
+
+VERSION = "version"
+"""The version of pyro_mdm, beside the settings."""
 
 OWN_TABLE = "table.json"
 """The ``data`` of a run that was given a table in Python, which is in this file of its folder."""
@@ -100,7 +55,11 @@ def load_yaml(text: bytes | str) -> Any:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings in a run folder (RunError: it is no run folder, or they cannot be read)."""
+    """The settings in a run folder.
+
+    Raises:
+        RunError: it is no run folder, another version wrote it, or the settings cannot be read.
+    """
     path = folder / (PENDING if (folder / PENDING).exists() else "config.yaml")
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
@@ -113,18 +72,21 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
-    try:
-        config = upgraded(config)
-    except RunError as error:
-        raise RunError(f"{path}: {error}") from None
+    version = config.pop(VERSION, None)
+    if _series(version) != _series(__version__):
+        other = "a version before 0.2" if version is None else f"version {version}"
+        raise RunError(
+            f"{path} is of {other} of pyro_mdm, expected {__version__}; open it with {other}, or "
+            f"train anew by its settings: python -m inference.train --config {path}"
+        )
     kept_here = config.get("data") == OWN_TABLE
     return config | {"data": str(folder.resolve() / OWN_TABLE)} if kept_here else config
 
 
-def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run of any version as this one has them (RunError: they are of an option
-    that was removed)."""
-    return LATER | without_removed(config)
+def _series(version: object) -> list[str]:
+    """The numbers of a version whose runs open: the first two before 1.0, and the first after."""
+    numbers = str(version).split(".")
+    return numbers[: 1 + (numbers[0] == "0")]
 
 
 STATE: dict[str, Any] = {
@@ -151,11 +113,10 @@ def check_settings(where: Path, config: Mapping[str, Any], trained: Mapping[str,
         RunError: a setting differs. The machine, and the folder of a file of code, may differ with
             a warning, and the place of the data without one: their content is compared.
     """
-    then = upgraded(trained)
     moved: list[str] = []
     others: list[str] = []
     for name in (field.name for field in fields(Training) if field.name != "data"):
-        before, now = then.get(name), config[name]
+        before, now = trained.get(name), config[name]
         if _same(before, now):
             continue
         words = f"{name}: {before!r} in the checkpoint, {now!r} in {where.name}"

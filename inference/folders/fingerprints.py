@@ -100,10 +100,9 @@ def _alike(started: object, now: object) -> bool:
         return started.get("sha256") == now.get("sha256")
     unit = torch.finfo(getattr(torch, now["dtype"])).eps
     tolerance = PLACES * unit * (now["size"] + abs(now["sum"]))
-    then = {name: started.get(name) for name in SUMS}  # earlier versions kept none
     return all(
-        isinstance(value, float) and abs(value - now[name]) <= tolerance
-        for name, value in then.items()
+        isinstance(then := started.get(name), float) and abs(then - now[name]) <= tolerance
+        for name in SUMS
     )
 
 

@@ -58,11 +58,7 @@ def _check_data(run: Run, problem: Problem) -> None:
     """Compare the data set with that of the training: if it is another, a model that needs nothing
     of it goes on without its parts, with a warning, and others are a RunError."""
     started = run.started_data()
-    if started is None:
-        raise RunError(
-            f"{run.folder} has no fingerprints of its data, neither beside its weights nor in "
-            "data.json, expected those of its training; start a new run"
-        )
+    assert started is not None  # of the checkpoint
     if problem.absent is not None:
         reason = f"{problem.absent}\n{_where(run)}"
     elif differing := differences(started, fingerprint_of(problem)):

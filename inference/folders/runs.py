@@ -1,6 +1,7 @@
 """The run folder: the files of one training run.
 
-    config.yaml       every setting, in the form that ``inference.train --config`` reads
+    config.yaml       the version that began it, and every setting, in the form that
+                      ``inference.train --config`` reads
     environment.json  versions of all packages, the machine, the git commit and what differs from it
     changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
     sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``; not run
@@ -58,6 +59,7 @@ from inference.folders.config import (
     OWN_TABLE,
     PENDING,
     STATE,
+    VERSION,
     Settings,
     check_settings,
     load_yaml,
@@ -78,7 +80,7 @@ from inference.folders.records import (
 from inference.machine import environment
 from inference.settings.kinds import check_types
 from inference.settings.names import slug
-from pyro_mdm import DiffusionModel
+from pyro_mdm import DiffusionModel, __version__
 from pyro_mdm.pretrained import (
     TENSORS,
     PretrainedError,
@@ -190,7 +192,7 @@ class Run:
                 )
             run = cls(folder, config, lock)
             _remove_temporary_files(folder)
-            text = yaml.safe_dump(dict(run.config), sort_keys=False)
+            text = yaml.safe_dump({VERSION: __version__} | run.config, sort_keys=False)
             write_atomically(folder / PENDING, text.encode())
             run._begin()
         except BaseException:
@@ -329,7 +331,7 @@ class Run:
 
     def started_data(self) -> dict[str, Any] | None:
         """The fingerprints and facts of the data that the run was started on: those of its
-        checkpoint, or of data.json; None: an earlier version kept none.
+        checkpoint, or of data.json; None: it was not read yet.
 
         Raises:
             RunError: data.json is damaged, and the checkpoint has none.
@@ -490,17 +492,18 @@ class Run:
         (TypeError: its description has other types). Returns the facts that it keeps of the data,
         if any."""
         check_types(f"a checkpoint of {self.folder}", checkpoint.state, STATE)
-        if (trained := checkpoint.state.get("config")) is None:
+        if not {"config", "data"} <= checkpoint.state.keys():
             raise RunError(
-                f"the weights of step {checkpoint.step} in {self.folder} have no settings beside "
-                "them, expected those of their training; start a new run"
+                f"the weights of step {checkpoint.step} in {self.folder} have no settings and data "
+                "beside them, expected those of their training; start a new run"
             )
+        trained = checkpoint.state["config"]
         self.lengthened = [list(change) for change in checkpoint.state.get("lengthened", [])]
         if self.config["steps"] in (before for _, before in self.lengthened):
             self.config["steps"] = trained["steps"]  # it was killed before config.yaml was written
         check_settings(self.folder / "config.yaml", self.config, trained)
-        self.data = checkpoint.state.get("data")
-        return None if self.data is None else self.data.get(FACTS)
+        self.data = dict(checkpoint.state["data"])
+        return self.data.get(FACTS)
 
     def described(self) -> dict[str, Any]:
         """What a checkpoint says of the run: its settings and data."""

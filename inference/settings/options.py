@@ -55,8 +55,6 @@ class DataOptions:
         split_seed: seed of the split of data without official parts, 0 by default; where data have
             labels, the split is balanced over them. "index" makes every tenth datum a test datum;
             it is the default of toy, digits and mnist5k, whose published numbers have this split.
-            Older runs have it too, but their config.yaml does not contain it: give it together with
-            their --config.
         flip: whether training images are mirrored left to right at random.
         condition: context that the model is given: labels, for digits, mnist5k, mnist,
             fashion_mnist, cifar10, toy, and for --model images with a folder for each class; or a

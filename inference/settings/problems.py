@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from inference.settings.names import find, find_column_kind
 from inference.settings.options import DataOptions
 from models import Problem
 from pyro_mdm.support.checks import describe
-
-T = TypeVar("T", bound=DataOptions)
 
 OPTIONS = {
     "protocol": "images",
@@ -25,7 +22,7 @@ OPTIONS = {
 """The data sets that have an option, in words, by option."""
 
 BY_INDEX: Final = "index"
-"""The --split_seed of data that are split by index. In older runs it is null or missing."""
+"""The --split_seed of data that are split by index."""
 
 CONTEXT_DROPOUT = 0.1
 """The default fraction of a batch whose context is hidden."""
@@ -38,7 +35,7 @@ def build_problem(
 
     Args:
         data: settings, whose ``model`` is a name, see :func:`~inference.settings.names.find`.
-            Without ``split_seed`` data are split by index, see :func:`with_split`.
+            Without ``split_seed`` data have the split of their class.
         network: the network of images, see :class:`~models.base.ImageProblem`.
         facts: facts that a run keeps of its data set, see :attr:`models.base.DataSet.facts`.
 
@@ -57,7 +54,7 @@ def build_problem(
         )
     if not hasattr(problem, "train"):
         raise TypeError(f"{data.model} has no data: its __init__ does not call super().__init__()")
-    seed = _seed(data)
+    seed = _seed(data, problem)
     if problem.rows is not None and problem.rows.seed != seed:
         raise ValueError(
             f"{data.model} was split by --split_seed {split_word(problem.rows.seed)} when it was "
@@ -94,7 +91,7 @@ def _made(
             f"{data.model} does not take holdout; let its __init__ have a keyword holdout and call "
             "super().__init__(holdout=holdout)"
         )
-    return named.split_by(_seed(data), **taken, **({} if facts is None else {"facts": facts}))
+    return named.split_by(_seed(data, named), facts, **taken)
 
 
 def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]:
@@ -111,17 +108,11 @@ def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]
     return {name: value for name, value in options.items() if name in names}
 
 
-def _seed(data: DataOptions) -> int | None:
+def _seed(data: DataOptions, named: type[Problem] | Problem) -> int | None:
     """The seed of the split; None: by index."""
+    if data.split_seed is None:
+        return named.split_seed
     return None if data.split_seed == BY_INDEX else data.split_seed
-
-
-def with_split(data: T) -> T:
-    """The settings of a new run, with its data set's own split where none is given."""
-    if data.split_seed is not None:
-        return data
-    seed = getattr(find("model", data.model), "split_seed", None)
-    return dataclasses.replace(data, split_seed=split_word(seed))
 
 
 def split_word(seed: int | None) -> Literal["index"] | int:

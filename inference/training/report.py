@@ -410,9 +410,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
     if step == 0 or _learned(diffusion):  # else drawn once
         data = functools.partial(_data, run, programs)
         shown(diffusion, run.config["seed"]).write_figures(writer, data, step)
-        # a run of an older version, finished when it was resumed, has no record of its diffusion
-        snapshots = history.get("diffusion") or [{"step": step, **snapshot(diffusion)}]
-        tensorboard.write_diffusion_history(writer, snapshots, diffusion, step)
+        tensorboard.write_diffusion_history(writer, history["diffusion"], diffusion, step)
 
 
 def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:

@@ -293,7 +293,7 @@ def _open_books(
     trust.remember(names.own_names(run.config))
     run.keep_sources(names.source_files(run.config))
     if checkpoint is not None:
-        run.rewind(checkpoint.state.get("record", {}) if progress.step else None)
+        run.rewind(checkpoint.state["record"] if progress.step else None)
     run.begin_session(progress.step, processes=world, device=str(fabric.device))
     shared = f", {world} processes" if world > 1 else ""
     where = f"{settings.model} under {settings.guide}"

@@ -207,13 +207,10 @@ class Trainee:
         if self.filling is not None:
             self.filling.values = checkpoint.part("filled")["x"].to(self.fabric.device)
         load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
-        self.average.number = checkpoint.state.get("averages", checkpoint.step)
-        self.scale.load(checkpoint.state.get("loss_scale", {}))
-        self.digest = str(checkpoint.state.get("weights", ""))
-        saved = checkpoint.state
-        progress = RunProgress(
-            **{name: saved[name] for name in RunProgress._fields if name in saved}
-        )
+        self.average.number = checkpoint.state["averages"]
+        self.scale.load(checkpoint.state["loss_scale"])
+        self.digest = str(checkpoint.state["weights"])
+        progress = RunProgress(**{name: checkpoint.state[name] for name in RunProgress._fields})
         self.trainer.step_number = progress.step
         self.trainer.budget = Budget(self.settings.seconds, spent=progress.seconds)
         return progress

@@ -17,8 +17,6 @@ Source of the family: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to 
 Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
 """
 
-from typing import TYPE_CHECKING
-
 from pyro_mdm.diffusions.base import (
     Cap,
     Diffusion,
@@ -59,10 +57,6 @@ from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDi
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
 from pyro_mdm.diffusions.transforms import Frequencies, Transform
-from pyro_mdm.support.wings import former_names
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Cap",

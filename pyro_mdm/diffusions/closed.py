@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -127,11 +126,6 @@ class Kernels(Diffusion):
                 tensors whose shape begins with that of the times, or named tuples of them.
             times: its times, of one shape.
         """
-
-    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        """The former name of :meth:`by_dimension`."""
-        warnings.warn("each is deprecated; use by_dimension", FutureWarning, stacklevel=2)
-        return self.by_dimension(law, *times)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
         """A(s) y, like y (*batch, K, *event_shape)."""

@@ -245,7 +245,6 @@ class LinearDiffusion(Foreseeing):
         self.forget()
         high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
         self.end_laws.given = Ends(high, low, cut, self.end_laws.given.reach)
-        saved.pop("guess", None)  # of versions that remembered where their last search ended
 
     # -- the clock ---------------------------------------------------------------------------------
 

@@ -60,8 +60,6 @@ class Halves(NamedTuple):
 def decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     """-dλ/dτ = SNR kᵀ g² k."""
     root = (factor.log_snr / 2).exp()[..., None] * factor.readout
-    if root.shape[-1] == 1:  # the square first, for the same last bits as before
-        return root[..., 0].square() * unit_noise[..., 0, 0]
     return (times(unit_noise, root) * root).sum(-1)
 
 

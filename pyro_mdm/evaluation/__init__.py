@@ -14,8 +14,6 @@ Two errors are reported. The Monte Carlo error is the change that other noise fo
 would make, and falls with more network calls; the standard error is over the data and includes it.
 """
 
-from typing import TYPE_CHECKING
-
 from pyro_mdm.evaluation.auxiliary import (
     AuxiliaryInformation,
     AuxiliaryUse,
@@ -29,10 +27,6 @@ from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weig
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
 from pyro_mdm.evaluation.looseness import Gap, bound_gap
-from pyro_mdm.support.wings import former_names
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "AuxiliaryInformation",

@@ -5,8 +5,6 @@ At the start time ε, where λ = log SNR is largest, the state contains
 and returns a Pyro distribution of x with the batch shape of the state and its event shape.
 """
 
-from typing import TYPE_CHECKING
-
 from pyro_mdm.likelihoods.base import Likelihood, Reading, bits_per_dim, read_state
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
@@ -17,10 +15,6 @@ from pyro_mdm.likelihoods.levels import (
     LevelPosterior,
     NetworkPosterior,
 )
-from pyro_mdm.support.wings import former_names
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Dequantized",

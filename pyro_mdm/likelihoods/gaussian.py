@@ -45,7 +45,7 @@ class Gaussian(Likelihood):
 
     prior_mean: Tensor
     prior_variance: Tensor
-    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
+    _recalled = cached_property(lambda _: Recalled())
 
     @checked_arguments
     def __init__(

@@ -251,7 +251,7 @@ class DiscretizedGaussian(Likelihood):
     levels: Tensor
     log_prior: Tensor | None
 
-    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
+    _recalled = cached_property(lambda _: Recalled())
 
     def __init__(
         self, levels: int | Sequence[float] | Tensor, log_prior: Tensor | None = None

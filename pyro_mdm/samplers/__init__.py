@@ -38,8 +38,6 @@ otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponenti
 :class:`Ancestral` use; without it the denoiser is the projection of the score on g².
 """
 
-from typing import TYPE_CHECKING
-
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.default import default_sampler
@@ -58,10 +56,6 @@ from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
-from pyro_mdm.support.wings import former_names
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Ancestral",

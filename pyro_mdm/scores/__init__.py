@@ -18,18 +18,12 @@ Shapes: data ``(*batch, *event_shape)``, states ``(*batch, K, *event_shape)``, t
 shape). Networks are called as ``network(inputs, log_snr)`` with ``(n, C, *spatial)`` and ``(n,)``.
 """
 
-from typing import TYPE_CHECKING
-
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
-from pyro_mdm.support.wings import former_names
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Denoiser",

@@ -48,7 +48,7 @@ class DenoiserScore(Score):
     data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
-    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
+    _recalled = cached_property(lambda _: Recalled())
     _range_read: tuple[object, object, tuple[float, float]] | None = None
 
     def __init__(
@@ -64,12 +64,6 @@ class DenoiserScore(Score):
         self._training_maps: MapLaw | None = None
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
-
-    def settings(self) -> dict[str, Any]:
-        settings = super().settings()
-        if not self.maps:
-            settings.pop("maps", None)  # as in state dicts of earlier versions
-        return settings
 
     @property
     def training_maps(self) -> MapLaw | None:

@@ -3,9 +3,7 @@
 A state dict holds parameters and buffers. Other numbers, such as ``max_log_snr``, decide a bound as
 much. So a :class:`Restorable` module puts them beside its tensors, under ``_extra_state``, as JSON
 in a tensor of bytes: a state dict still holds tensors alone, for ``torch.load(weights_only=True)``
-and safetensors too. Loading restores the settings that can be set and refuses others that differ. A
-state dict of an earlier version lacks these keys; ``strict=False`` loads it and keeps the module's
-settings.
+and safetensors too. Loading restores the settings that can be set and refuses others that differ.
 """
 
 from __future__ import annotations

@@ -169,7 +169,6 @@ class MixedDenoiser(DenoiserScore):
         frequencies: Sequence[float] = (),
         members: int = 1,
         dropout: float = 0.0,
-        logits: bool = True,
     ) -> MixedDenoiser:
         """The denoiser of a table with maps, over a new :class:`~pyro_mdm.tables.MapMLP`.
 
@@ -182,8 +181,6 @@ class MixedDenoiser(DenoiserScore):
                 entries may be missing, NaN.
             levels: the levels of each column, as for :meth:`fit`.
             hidden, depth, frequencies, members, dropout: arguments of the network.
-            logits: whether the logits of levels start from the Gaussian distribution too; False:
-                at 0.
 
         Raises:
             ValueError: as :meth:`fit`.
@@ -201,8 +198,8 @@ class MixedDenoiser(DenoiserScore):
             depth,
             score.channels,
             score.direct,
-            score.level_logits if logits else None,
-            (mean - score.data_mean) / scale if logits else None,
+            score.level_logits,
+            (mean - score.data_mean) / scale,
             frequencies,
             members,
             dropout,

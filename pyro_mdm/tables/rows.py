@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from pyro_mdm.tables.columns.kinds import (
     parse_spec,
 )
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
-from pyro_mdm.tables.columns.spec import OTHERS, PLAIN
+from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, named
 from pyro_mdm.tables.words import kinds_text, parse_kinds
@@ -53,7 +53,7 @@ from pyro_mdm.tables.words import kinds_text, parse_kinds
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["DEPTH", "FEWEST", "WIDTH", "UnknownPolicy", "TableRows", "without_dropped"]
+__all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
 
 FEWEST = 20
 """The fewest rows that a model is trained on."""
@@ -64,8 +64,6 @@ UnknownPolicy = Literal["missing", "refuse"]
 error."""
 TABLES = 4
 """The number of completed tables that the Gaussian of the denoiser is fitted to."""
-WIDTH, DEPTH = 128, 3
-"""The size of the network of plain columns, which older runs have."""
 NETWORK: dict[str, Any] = {
     "hidden": 64,
     "depth": 2,
@@ -73,7 +71,7 @@ NETWORK: dict[str, Any] = {
     "members": 4,
     "dropout": 0.1,
 }
-"""The network of other columns."""
+"""The network of the denoiser."""
 WINDOW = (-3.0, 3.0)
 """The log SNRs between which most training maps are drawn."""
 
@@ -96,9 +94,7 @@ class TableRows:
         columns: the kinds of columns that replace those inferred: a kind of
             ``pyro_mdm.tables.columns.KINDS``, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``; None: all are
-            inferred. The kind of ``*`` is that of all columns that are not named, and may be plain
-            too: continuous, ordinal or categorical, whatever numbers repeat, and categories on a
-            line.
+            inferred. The kind of ``*`` is that of all columns that are not named.
         holdout: whether a tenth of the rows is validation data, and the test data too; False: a
             tenth is test data, and none is validation data.
         find_kind: the function that returns the class of a kind of your own by its name in
@@ -127,17 +123,15 @@ class TableRows:
 
     max_log_snr: float = 9.0
     """The log SNR λ at ε, where the decoder takes over."""
-    window: tuple[float, float] | None = None
+    window: tuple[float, float] | None = WINDOW
     """The window of training maps, see :class:`~pyro_mdm.scores.RandomMaps`."""
     steps: int = 1500
     batch_size: int = 512
     learning_rate: float = 5e-3
     dtype: torch.dtype = torch.float32
     rough: bool = False
-    keeps_best: bool = False
+    keeps_best: bool = True
     """Whether the weights with the best bound on validation data are kept; False: the last ones."""
-    KEEPS: ClassVar = True
-    """The value of :attr:`keeps_best` unless columns are plain."""
     split_seed: int | None = 0
     facts: Mapping[str, Any] | None = None
     refusing: str = 'unknown="refuse"'
@@ -191,8 +185,6 @@ class TableRows:
         self._find_kind = find_kind
         self.source, self._columns_text, self._kinds = source, columns or "", parse_kinds(columns)
         self.columns: list[Column] = []
-        if not self.is_plain:
-            self.keeps_best, self.window = self.KEEPS, WINDOW
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
         self._rows_with_gaps: tuple[DataFrame, list[str], dict[str, Rule | None]] | None = None
@@ -208,16 +200,8 @@ class TableRows:
         return None
 
     @property
-    def is_plain(self) -> bool:
-        """Whether columns, network and training are those of older runs."""
-        return self._kinds.get(OTHERS) == PLAIN
-
-    @property
     def all_kinds(self) -> str:
-        """``columns`` with the kind of every column, so that none is inferred; as given where the
-        others are plain."""
-        if self.is_plain:
-            return self._columns_text
+        """``columns`` with the kind of every column, so that none is inferred."""
         return kinds_text({OTHERS: DROP, **{c.name: self._spec_of(c) for c in self.columns}})
 
     def _spec_of(self, column: Column) -> str:
@@ -322,7 +306,7 @@ class TableRows:
         self._doubt(table, unknown)
         rest = without_unknown(table, unknown)
         codes = encode(self.columns, rest)
-        if is_new and not self.is_plain:
+        if is_new:
             rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
             names = [column.name for column in self.columns]
             self._rows_with_gaps = rest, names, dict(rules)
@@ -377,7 +361,7 @@ class TableRows:
         )
         for name, kind in inferred.items():
             doubts = []
-            if name not in self._kinds and self._kinds.get(OTHERS, PLAIN) == PLAIN:
+            if name not in self._kinds and OTHERS not in self._kinds:
                 doubts += doubts_of(name, table[name], kind)
             if name in unknown:
                 what = unknown[name]
@@ -426,7 +410,7 @@ class TableRows:
 
     @functools.cached_property
     def _completions(self) -> Tensor | None:
-        return None if self.is_plain else chained_completions(self.columns, self.train, num=TABLES)
+        return chained_completions(self.columns, self.train, num=TABLES)
 
     @property
     def completed(self) -> Tensor | None:
@@ -444,9 +428,6 @@ class TableRows:
     def new_denoiser(self) -> MixedDenoiser:
         """An untrained denoiser of the rows: that of their Gaussian, and a network."""
         levels = [levels for column in self.columns for levels in column.denoiser_levels]
-        if self.is_plain:
-            options: dict[str, Any] = {"hidden": WIDTH, "depth": DEPTH, "logits": False}
-            return MixedDenoiser.from_gaussian(self.fit_x(), levels, **options)
         return MixedDenoiser.from_gaussian(self.fit_x(), levels, **NETWORK)
 
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -200,10 +200,8 @@ class Table:
             PretrainedError: columns whose levels JSON cannot hold.
             OSError: the files cannot be written; earlier ones are unchanged.
         """
-        rows, model = self._fitted[:2]
-        # of a subclass too, and of pickles of earlier versions
-        names = [name for name in Table._setting_names() if hasattr(self, name)]
-        settings = {name: getattr(self, name) for name in names}
+        rows, model = self.rows, self.model
+        settings = {name: getattr(self, name) for name in Table._setting_names()}
         write_table_folder(folder, rows, model, self._names_in, settings)
 
     @classmethod
@@ -239,7 +237,7 @@ class Table:
     @property
     def rows(self) -> TableRows:
         """The training rows, with their columns."""
-        return self._fitted[0]  # by its place: older pickles have another name for it
+        return self._fitted.rows
 
     @property
     def model(self) -> DiffusionModel:
@@ -247,12 +245,12 @@ class Table:
 
         All draws are by its ``sampler``, which may be set; it is the exponential one with 16 steps.
         """
-        return self._fitted[1]
+        return self._fitted.model
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the training ended, and what it kept; None: of a folder, or an older pickle."""
-        return getattr(self._fitted, "outcome", None)
+        """How the training ended, and what it kept; None: of a folder."""
+        return self._fitted.outcome
 
     @property
     def columns_in_words(self) -> str:
@@ -324,7 +322,7 @@ class Table:
             piece: the index of the first piece of the rows among those of a larger table.
             only: the name of the one column whose entries are measured, given others; None: all.
         """
-        table, model, guide = self._fitted[:3]
+        table, model, guide, _ = self._fitted
         bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
         noise = self.seed if seed is None else seed
         return bounds.measured(rows, given, draws, seed=noise, piece=piece, error=error)

@@ -39,7 +39,6 @@ from inference.commands.decisions import decide, with_canonical_names, with_reci
 from inference.machine.processes import start
 from inference.settings.options import Options
 from inference.settings.plan import build
-from inference.settings.problems import with_split
 from inference.training.trainee import Trainee
 from models import MODELS
 from models.base import FileImages
@@ -113,7 +112,7 @@ class Job:
             return images[:-200], images[-200:-100] if holdout else images[:0], images[-100:]
 
         with mock.patch.object(kind, "split", split):
-            asked = with_split(with_recipe(with_canonical_names(options.training)))
+            asked = with_recipe(with_canonical_names(options.training))
             programs = build(asked)
             settings = decide(asked, programs)
         self.trainee, self.device = Trainee(fabric, programs, settings), fabric.device

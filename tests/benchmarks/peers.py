@@ -57,7 +57,7 @@ from inference.machine.processes import start
 from inference.settings import options
 from inference.settings.options import Options
 from inference.settings.plan import build
-from inference.settings.problems import build_problem, with_split
+from inference.settings.problems import build_problem
 from inference.training import recipe
 from inference.training.trainee import Trainee
 from models.base import ImageProblem
@@ -114,7 +114,7 @@ class Data:
 
     @classmethod
     def of(cls, model: str) -> Data:
-        problem = build_problem(with_split(options.DataOptions(model=model)))
+        problem = build_problem(options.DataOptions(model=model))
         if not isinstance(problem, ImageProblem) or "discrete" not in problem.scores:
             raise ValueError(f"--model is {model}, expected images of discrete levels, as digits")
         kept = (problem.train, problem.validation[:MOST], problem.test[:MOST])
@@ -269,7 +269,7 @@ def vdm(task: Task, data: Data) -> Trained:
 def diffusion(task: Task, data: Data, **options: Any) -> Trained:
     """As ``inference.train`` with these options does it, in as many steps as there is time for."""
     given = Options(model=task.model, seed=task.seed, accelerator="cpu", **options)
-    asked = with_split(with_recipe(given.training))  # the data of Data.of
+    asked = with_recipe(given.training)  # the data of Data.of
 
     def trainee(steps: int | None = None) -> Trainee:
         programs = build(asked)

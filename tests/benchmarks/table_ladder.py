@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from inference import Table
+from pyro_mdm.tables import MapMLP, denoiser
 from pyro_mdm.tables import rows as recipe
 from tests.benchmarks import runs
 from tests.benchmarks.imputation import SCORES, scores_of
@@ -29,7 +30,7 @@ ONE = {"members": 1, "hidden": 128, "depth": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "no training": {"steps": 1},
-    "logits from 0": {"network": {"logits": False}},
+    "logits from 0": {"logits": False},
     "one member of 128": {"network": ONE},
     "no waves": {"network": {"frequencies": ()}},
     "all log SNRs alike": {"window": None},
@@ -39,18 +40,26 @@ COMMAND = "OMP_NUM_THREADS=1 python -m tests.benchmarks.table_ladder --out runs/
 KEY = ("seed", "table", "variant")
 
 
+def without_levels(*arguments: Any) -> MapMLP:
+    """A network whose logits start at 0, not by Bayes' rule."""
+    return MapMLP(*arguments[:6], None, None, *arguments[8:])
+
+
 def draws_of(task: Task, variant: dict[str, Any]) -> np.ndarray:
     """Draws (S, n, d) of the test rows by a Table that is trained in another way."""
     own = dict(variant)
-    network, window, best = recipe.NETWORK, recipe.WINDOW, recipe.TableRows.KEEPS
+    rows, network = recipe.TableRows, recipe.NETWORK
+    window, best = rows.window, rows.keeps_best
     recipe.NETWORK = network | own.pop("network", {})
-    recipe.WINDOW = own.pop("window", window)
-    recipe.TableRows.KEEPS = own.pop("keeps_best", True)
+    rows.window, rows.keeps_best = own.pop("window", window), own.pop("keeps_best", best)
+    if not own.pop("logits", True):
+        denoiser.MapMLP = without_levels  # type: ignore
     problem = task.problem
     try:
         table = Table(seed=problem.seed, **own).fit(problem.frame(False))
     finally:
-        recipe.NETWORK, recipe.WINDOW, recipe.TableRows.KEEPS = network, window, best
+        recipe.NETWORK, rows.window, rows.keeps_best = network, window, best
+        denoiser.MapMLP = MapMLP  # type: ignore
     draws = table.impute(problem.frame(True), problem.draws)
     return problem.codes(draws).reshape(problem.draws, -1, len(problem.names))
 

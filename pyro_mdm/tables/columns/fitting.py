@@ -40,7 +40,7 @@ from pyro_mdm.tables.columns.numbers import (
     finite_numbers,
 )
 from pyro_mdm.tables.columns.skipped import Rule, Skipped, skipped
-from pyro_mdm.tables.columns.spec import OTHERS, PLAIN, ColumnSpec, range_in_words
+from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -122,8 +122,7 @@ def fit_columns(
                 column.kind = kind  # by which a run finds the class again
             columns.append(column)
     columns = _with_absences(table, train, kinds, columns)
-    if kinds.get(OTHERS) != PLAIN:
-        columns = _fitted_to_whole_rows(table, train, kinds, columns)
+    columns = _fitted_to_whole_rows(table, train, kinds, columns)
     if not columns:
         reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
         raise DataError(
@@ -135,16 +134,13 @@ def fit_columns(
 
 def _spec_of(name: str, kinds: Mapping[str, str]) -> ColumnSpec:
     """The specification of a column."""
-    spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
-    return spec._replace(plain=kinds.get(OTHERS) == PLAIN)
+    return parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
 
 
 def _with_absences(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
     """Columns, of which some do not exist for some rows, as given or as inferred from the table."""
-    if kinds.get(OTHERS) == PLAIN:
-        return columns
     empty = {c.name: _spec_of(c.name, kinds).empty for c in columns}
     rules = skip_rules(table, [c.name for c in columns], train)
     rules |= {name: rules.get(name, Rule()) for name, word in empty.items() if word == "absent"}

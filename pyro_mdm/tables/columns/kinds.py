@@ -15,9 +15,9 @@ from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, numbers_of
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW, decimals_of
-from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal, are_few
+from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal
 from pyro_mdm.tables.columns.numbers import Continuous, Integer, Mixed, Nonnegative, Rounded
-from pyro_mdm.tables.columns.spec import OTHERS, PLAIN, ColumnSpec, Empty
+from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, Empty
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -35,7 +35,6 @@ __all__ = [
     "kinds_of",
     "left_out",
     "parse_spec",
-    "plain_kind_of",
     "register_kind",
 ]
 
@@ -160,7 +159,7 @@ def parse_spec(name: str, text: str) -> ColumnSpec:
 
 
 def _parsed(name: str, text: str) -> ColumnSpec:
-    if text in kind_names() or is_name(text) or (name == OTHERS and text == PLAIN):
+    if text in kind_names() or is_name(text):
         return ColumnSpec(text)
     if "<" in text:
         order = tuple(level.strip() for level in re.split(r"(?<=[^<\s])\s*<", text))
@@ -200,15 +199,13 @@ def kinds_of(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[s
     """
     kinds = kinds or {}
     others = kinds.get(OTHERS)
-    infer = plain_kind_of if others == PLAIN else kind_of
     result = {}
     for name in table.columns:
         spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
         if spec.ends is not None and spec.kind is None:
             result[name] = _kind_within_ends(table[name])
         else:
-            rest = None if others == PLAIN else others
-            result[name] = spec.kind or rest or infer(table[name])
+            result[name] = spec.kind or others or kind_of(table[name])
     return result
 
 
@@ -244,13 +241,6 @@ def kind_of(values: Series[Any]) -> str:
     """
     asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind))
     return next(name for name in asked if KINDS[name].recognizes(values))
-
-
-def plain_kind_of(values: Series[Any]) -> str:
-    """The kind of a column by its values, one of continuous, ordinal and categorical."""
-    if Categorical.recognizes(values):
-        return Categorical.kind
-    return Ordinal.kind if are_few(values) else Continuous.kind
 
 
 def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:

@@ -26,7 +26,7 @@ from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
 if TYPE_CHECKING:
     from pandas import Series
 
-__all__ = ["Boolean", "Categorical", "Ordinal", "are_few", "shown"]
+__all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
 
 
 MOSTLY = 0.8
@@ -136,7 +136,6 @@ class Ordinal(_Levels):
         values: the numbers that it may have, in any order.
         order: all levels, the lowest first, in the place of ``values``; None: those numbers.
         said: whether the order was given, and is not that of the table.
-        even: whether numbers lie evenly in model space, as in older runs; False: in proportion.
         ends: the least and the largest of whole numbers that it may all have, also those between
             that no row has; None: those of ``values`` alone.
 
@@ -158,7 +157,6 @@ class Ordinal(_Levels):
         order: Sequence[Any] | None = None,
         said: bool = False,
         *,
-        even: bool = False,
         ends: Ends | None = None,
     ) -> None:
         super().__init__(name)
@@ -168,7 +166,7 @@ class Ordinal(_Levels):
         self._known, self._said = levels, said
         self._of_numbers = all(isinstance(level, float) for level in levels)
         self._numbers_in_order = order is None
-        self.levels, self._even = len(levels), even or order is not None
+        self.levels = len(levels)
 
     @classmethod
     def recognizes(cls, values: Series[Any]) -> bool:
@@ -178,7 +176,7 @@ class Ordinal(_Levels):
 
         if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
             return True
-        return not Categorical.recognizes(values) and are_few(values)
+        return not Categorical.recognizes(values) and _are_few(values)
 
     @classmethod
     def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
@@ -207,7 +205,7 @@ class Ordinal(_Levels):
             return cls(name, np.empty(0), order, said=spec.order is not None)
         said = spec.ends is not None or spec.kind == cls.kind
         ends = spec.ends if said else _whole_ends(values)
-        return cls(name, numbers_of(values), even=spec.plain, ends=None if spec.plain else ends)
+        return cls(name, numbers_of(values), ends=ends)
 
     @classmethod
     def doubts(cls, name: str, values: Series[Any]) -> list[str]:
@@ -225,9 +223,11 @@ class Ordinal(_Levels):
 
     @property
     def places(self) -> int | Sequence[float]:
-        numbers = np.array([0.0] if self._even else self._known)
+        if not self._numbers_in_order:
+            return self._count
+        numbers = np.array(self._known)
         gaps = np.diff(numbers)
-        if self._even or gaps.min() < 0.5 * gaps.mean() or np.allclose(gaps, gaps[0]):
+        if gaps.min() < 0.5 * gaps.mean() or np.allclose(gaps, gaps[0]):
             return self._count
         return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
 
@@ -278,7 +278,6 @@ class Categorical(_Levels):
     Args:
         name: the name of the column.
         values: the values that it is fitted to.
-        one_hot: whether three or more categories are one-hot; False: on a line, as in older runs.
 
     Example:
         >>> import pandas as pd
@@ -290,12 +289,12 @@ class Categorical(_Levels):
     kind = "categorical"
     most_levels: ClassVar[int | None] = 100
 
-    def __init__(self, name: str, values: Series[Any], *, one_hot: bool = True) -> None:
+    def __init__(self, name: str, values: Series[Any]) -> None:
         super().__init__(name)
         levels = values.dropna().astype(object).value_counts().index.tolist()
         self._known = levels[: self.most_levels]
         self.levels = len(self._known)
-        self.width = self.levels if one_hot and self.levels > 2 else 1
+        self.width = self.levels if self.levels > 2 else 1
 
     @classmethod
     def recognizes(cls, values: Series[Any]) -> bool:
@@ -307,7 +306,7 @@ class Categorical(_Levels):
     def fit(
         cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
     ) -> Column:
-        return cls(name, values[train], one_hot=not spec.plain)
+        return cls(name, values[train])
 
     @classmethod
     def doubts(cls, name: str, values: Series[Any]) -> list[str]:
@@ -369,7 +368,7 @@ def _plain(level: object) -> str:
     return f"{level:.15g}" if isinstance(level, float) else str(level)
 
 
-def are_few(values: Series[Any]) -> bool:
+def _are_few(values: Series[Any]) -> bool:
     """Whether numbers are at most :data:`FEW` distinct whole ones, or two."""
     distinct = values.dropna().unique()
     whole = all(float(value).is_integer() for value in distinct)

@@ -86,7 +86,6 @@ class Continuous(Column):
         name: the name of the column.
         values: the values that it is fitted to, (n,), NaN where missing. The number of knots is the
             square root of theirs, at most 100.
-        plain: whether the line is always that through quantiles.
 
     Example:
         >>> age = Continuous("age", np.linspace(20.0, 60.0, 100))
@@ -100,10 +99,10 @@ class Continuous(Column):
     _ends: Ends | None = None
     """The ends that were given."""
 
-    def __init__(self, name: str, values: Values, *, plain: bool = False) -> None:
+    def __init__(self, name: str, values: Values) -> None:
         super().__init__(name)
         there = np.sort(values[~np.isnan(values)])
-        if plain or not self._straighten(*shares(there), len(there)):
+        if not self._straighten(*shares(there), len(there)):
             knots, share = quantiles(there)
             self._set_line(knots, share.clip(0.5 / len(there), 1 - 0.5 / len(there)))
 
@@ -122,7 +121,7 @@ class Continuous(Column):
         numbers = finite_numbers(name, values)
         if spec.ends is not None:
             return Bounded(name, numbers[train], numbers, spec.ends)
-        return cls(name, numbers[train], plain=spec.plain)
+        return cls(name, numbers[train])
 
     @classmethod
     def doubts(cls, name: str, values: Series[Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-__all__ = ["OTHERS", "PLAIN", "ColumnSpec", "Empty", "Ends", "range_in_words"]
+__all__ = ["OTHERS", "ColumnSpec", "Empty", "Ends", "range_in_words"]
 
 Ends = tuple[float, float]
 """The least and the largest number that a column may have."""
@@ -17,9 +17,6 @@ random.
 
 OTHERS = "*"
 """The name that stands for all columns without a given kind."""
-PLAIN = "plain"
-"""The kind of :data:`OTHERS` by which they are continuous, ordinal or categorical, as in older
-runs."""
 
 
 class ColumnSpec(NamedTuple):
@@ -28,14 +25,13 @@ class ColumnSpec(NamedTuple):
     Example:
         >>> from pyro_mdm.tables.columns.kinds import parse_spec
         >>> parse_spec("score", "integer 0..100 absent")
-        ColumnSpec(kind='integer', order=None, ends=(0.0, 100.0), empty='absent', plain=False)
+        ColumnSpec(kind='integer', order=None, ends=(0.0, 100.0), empty='absent')
     """
 
     kind: str | None = None  # the name of its kind; None: inferred from its values
     order: tuple[str, ...] | None = None  # the levels of an ordinal column, the lowest first
     ends: Ends | None = None  # the least and the largest number that it may have
     empty: str | None = None  # the meaning of an empty entry; None: inferred
-    plain: bool = False  # whether the others have the kind PLAIN
 
 
 def range_in_words(ends: Ends) -> str:
