@@ -633,7 +633,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "AutoMDM.fit": values(
         updates=2, start_updates=2, paths=4, particles=16, learning_rate=1e-3, progress=False
     ),
-    "AutoMDM.check": values(num_samples=50, batches=4, progress=False),
+    "AutoMDM.check": values(num_samples=200, progress=False),
     "AutoMDM.gap": values(simulated=2, paths=4),
     "AutoMDM.importance": values(num_samples=8),
     "AutoMDM.sample_posterior": values(num_samples=8),

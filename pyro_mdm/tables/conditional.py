@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -203,7 +203,7 @@ class Conditional:
 
     @checked_arguments
     def log_prob(
-        self, values: Sequence[Any], draws: int | None = None, *, error: float = ERROR
+        self, values: Collection[Any], draws: int | None = None, *, error: float = ERROR
     ) -> pd.DataFrame:
         """A lower bound on log p of a value in each row, given its other entries, nats.
 
@@ -220,7 +220,7 @@ class Conditional:
         return self._measured(self.rows, values, draws, error=error)
 
     def _measured(
-        self, rows: pd.DataFrame, values: Sequence[Any], draws: int | None, **options: Any
+        self, rows: pd.DataFrame, values: Collection[Any], draws: int | None, **options: Any
     ) -> pd.DataFrame:
         asked = rows.assign(**dict.fromkeys(self.table.names, None))
         asked[self.name] = np.asarray(values, dtype=object)

@@ -474,7 +474,7 @@ class Table:
 
     @checked_arguments
     def conditional(
-        self, X: Frame, column: str, *, num: int = 200, batch_size: int = 1024
+        self, X: Frame, column: object, *, num: int = 200, batch_size: int = 1024
     ) -> Conditional:
         """The distribution of one column in each row, given the entries of the other columns.
 
@@ -483,14 +483,14 @@ class Table:
 
         Args:
             X: rows, a DataFrame or an array.
-            column: the name of the column.
+            column: the name of the column, a string or what the frame calls it.
             num: the number of draws of each row, for results that are computed by draws.
             batch_size: the number of rows simulated together.
         """
-        column = str(column)
-        self.column(column)  # or an error
-        rows = as_frame(X).assign(**{column: None})
-        return Conditional(self, rows, column, num, batch_size)
+        name = str(column)
+        self.column(name)  # or an error
+        rows = as_frame(X).assign(**{name: None})
+        return Conditional(self, rows, name, num, batch_size)
 
     @checked_arguments
     def calibration(
