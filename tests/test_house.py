@@ -423,7 +423,6 @@ INTERFACE = {
     ("models/imagenet32.py", "ImageNet32.decode", "part"),
     ("models/imagenet32.py", "ImageNet32New.decode", "part"),
     ("models/imagenet32.py", "ImageNet32Old.decode", "part"),
-    ("pyro_mdm/diffusions/closed.py", "Kernels.each", "each"),
     ("pyro_mdm/tables/columns/levels.py", "Boolean", "_known"),
     ("pyro_mdm/tables/columns/levels.py", "Categorical.__init__", "_known"),
     ("pyro_mdm/tables/columns/levels.py", "Ordinal.__init__", "_known"),

@@ -492,18 +492,17 @@ class Run:
         (TypeError: its description has other types). Returns the facts that it keeps of the data,
         if any."""
         check_types(f"a checkpoint of {self.folder}", checkpoint.state, STATE)
-        if not {"config", "data"} <= checkpoint.state.keys():
+        if (trained := checkpoint.state.get("config")) is None:
             raise RunError(
-                f"the weights of step {checkpoint.step} in {self.folder} have no settings and data "
-                "beside them, expected those of their training; start a new run"
+                f"the weights of step {checkpoint.step} in {self.folder} have no settings beside "
+                "them, expected those of their training; start a new run"
             )
-        trained = checkpoint.state["config"]
         self.lengthened = [list(change) for change in checkpoint.state.get("lengthened", [])]
         if self.config["steps"] in (before for _, before in self.lengthened):
             self.config["steps"] = trained["steps"]  # it was killed before config.yaml was written
         check_settings(self.folder / "config.yaml", self.config, trained)
-        self.data = dict(checkpoint.state["data"])
-        return self.data.get(FACTS)
+        self.data = checkpoint.state.get("data")
+        return None if self.data is None else self.data.get(FACTS)
 
     def described(self) -> dict[str, Any]:
         """What a checkpoint says of the run: its settings and data."""
