@@ -195,7 +195,7 @@ def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tenso
             "its name"
         )
     value = torch.as_tensor(values[name]).to(torch.get_default_dtype())
-    if not value.numel():
+    if value.dim() and not len(value):  # a plate may be empty
         raise ValueError(f"{name!r} has shape {tuple(value.shape)}, expected one value at least")
     tail = tuple(value.shape[value.dim() - len(shape) :]) if len(shape) <= value.dim() else None
     if tail != tuple(shape) or value.dim() > len(shape) + 1:
