@@ -75,10 +75,11 @@ nitpick_ignore += [
     for part in ("Ends", "Inversion")
 ]  # the parts of an interpolant, which nobody makes
 nitpick_ignore += [
+    ("py:obj", "pyro_mdm.pretrained.M"),
     ("py:obj", "pyro_mdm.samplers.linear.P"),
     ("py:obj", "pyro_mdm.scores.ahead.C"),
     ("py:class", "pyro_mdm.samplers.probability_flow.FlowSteps"),
-]  # what a sampler computes ahead, which nobody makes
+]  # type variables, and what a sampler computes ahead, which nobody makes
 nitpick_ignore += [
     ("py:exc", name) for name in ("CheckpointError", "DataError", "UntrustedCodeError")
 ]  # of the programs, which have no pages of names

@@ -84,7 +84,7 @@ def from_pipeline(
         ImportError: a folder, and ``diffusers`` is not installed.
         FileNotFoundError: no folder of a pipeline.
         ValueError: a pipeline without a known network, or with an autoencoder; a folder that names
-            a class beyond :data:`NETWORK_CLASSES` and :data:`SCHEDULER_CLASSES`; a network of
+            a class beyond ``NETWORK_CLASSES`` and ``SCHEDULER_CLASSES``; a network of
             texts without ``call``.
 
     Example:

@@ -2,7 +2,7 @@
 
 Zarr decodes an array by whatever codecs its metadata name, and some of these, as pickle, run code.
 So metadata are read here first, as JSON, and Zarr is called for arrays of plain numbers with codecs
-of :data:`CODECS` alone.
+of ``CODECS`` alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_array(folder: Path) -> np.ndarray:
     Raises:
         ImportError: Zarr is not installed.
         ValueError: an array of something else than numbers, with a codec that is not one of
-            :data:`CODECS`, with far more numbers than its files have bytes for, or damaged.
+            ``CODECS``, with far more numbers than its files have bytes for, or damaged.
     """
     try:
         version = _check(folder)
@@ -98,7 +98,7 @@ def _check(folder: Path) -> int:
 
 
 def _check_codec(codec: Mapping[str, Any]) -> None:
-    """Raise unless a codec, and those within it, are among :data:`CODECS`."""
+    """Raise unless a codec, and those within it, are among ``CODECS``."""
     settings = codec.get("configuration", {})
     names = [about[key] for about in (codec, settings) for key in ("id", "name") if key in about]
     for name in names or [None]:

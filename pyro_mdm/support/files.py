@@ -109,7 +109,7 @@ def json_of(text: bytes | str) -> Any:
 def check_content(content: object) -> None:
     """Raise ValueError where a content, of JSON or YAML, is what no program can follow.
 
-    These are more than :data:`DEPTH` lists and dicts within each other, more than :data:`MOST` of
+    These are more than :data:`DEPTH` lists and dicts within each other, more than ``MOST`` of
     them, where YAML repeats one by its name, and whole numbers of more than 64 bits.
     """
     level: dict[int, tuple[Any, int]] = {0: ([content], 1)}
