@@ -147,7 +147,7 @@ def test_the_program_answers_for_many_units(
     for line in (
         r"kept: open it by LikelihoodMembers\.from_pretrained\('kept', program\)",
         r"parameter +mean +sd +5% +95%\nmean( +-?[\d.]+){4}\nlevel\[0\].*\nlevel\[1\]",
-        r"2 units: log evidence -[\d.]+ ± .* \(Monte Carlo\) ± .* \(learning\), nats",
+        r"2 units: log evidence -[\d.]+ ± .* \(Monte Carlo\) ± .* \(learning\)(, .*)?, nats",
         r"\nparameters of units unlike all that were simulated: [\d.]+% of draws\n",
     ):
         assert re.search(line, said), line
