@@ -85,7 +85,7 @@ def spread_of(strata: Sequence[Tensor]) -> Tensor:
     squares, fourths = off.square().sum(0), off.square().square().sum(0)
     kurtosis = S * fourths / squares.square()
     degrees = (2 * S / (kurtosis - 1).clamp_min(1e-9)).clamp_max(S - len(strata))
-    widened = error * student_factor(degrees).to(error)
+    widened = error * student_factor(degrees.cpu()).to(error)
     return torch.where(error > 0, widened, error)  # equal weights have no kurtosis
 
 
