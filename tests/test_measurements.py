@@ -791,7 +791,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: twisted_smc(measured(), 2, steps=2).resampled(0), "n is 0, expected at least 1"),
     (lambda: Replacement(ProbabilityFlow(5), SEEN, AT_REST), "takes no steps on a grid"),
     (lambda: Replacement("ancestral", SEEN, AT_REST), "expected a Sampler"),
-    (lambda: Replacement(Ancestral(5), AT_REST, AT_REST), "write .bool"),
+    (lambda: Replacement(Ancestral(5), AT_REST, AT_REST), r"write observed\.bool\(\)"),
     (lambda: Replacement(Ancestral(5), SEEN, AT_REST[:3]), r"values has shape \(3,\), expected"),
     (lambda: Replacement(Ancestral(5), SEEN, AT_REST * math.nan), "not finite"),
     (lambda: FunctionOperator(lambda x: x + 1, (D,)), "expected a linear H"),
