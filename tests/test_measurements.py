@@ -799,7 +799,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: double(lambda y: y[..., :3]), r"Hᵀ obs of FunctionOperator is a Tensor of shape \(2"),
     (
         lambda: measured(H=columns_backwards),
-        "expected a LinearOperator or NonlinearOperator; a matrix",
+        "expected a Tensor of real numbers or a LinearOperator .*: a matrix",
     ),
     (lambda: Downsample(IMAGE, 4), "expected a divisor of the 4×6 pixels"),
     (lambda: Mask(torch.zeros(D).bool()), "no dimension is seen"),
