@@ -2,7 +2,7 @@
 
     from inference import Table
 
-    table = Table.fit(frame, folder="runs/people")
+    table = Table(folder="runs/people").fit(frame)
     table.impute(new, num=20)
 
 It is :class:`pyro_mdm.tables.Table` with a run folder, so that the programs open it too, and it
@@ -76,7 +76,7 @@ class Table(tables.Table):
         steps: int | None = None,
         num: int = 20,
         center: Center = "mean",
-        progress: bool = False,
+        progress: bool | None = None,
         unknown: UnknownPolicy = "missing",
         **settings: Any,
     ) -> None:

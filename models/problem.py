@@ -130,10 +130,6 @@ class Problem(DataSet):
         """
         return Dequantized(data.to(self.dtype), torch.zeros(len(data), device=data.device))
 
-    def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """A batch of stored data as :meth:`transform` returns it, for training alone."""
-        return self.transform(data, generator)
-
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A batch of stored data in model space, x."""
         return self.transform(data, generator).x
@@ -158,13 +154,6 @@ class Problem(DataSet):
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         """A new score, if these data have a construction of their own; None: the usual one."""
-        return None
-
-    @property
-    def completed(self) -> Tensor | None:
-        """Training data without gaps, as stored, with which training on gaps begins; None: it
-        begins
-        with draws of the model."""
         return None
 
     def fit_x(self) -> Tensor:

@@ -356,7 +356,7 @@ def of_table(**options: Any) -> list[Outcome]:
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # of so few steps
         be_brief(patch)
-        fitted = Table.fit(patients(), **options)
+        fitted = Table(**options).fit(patients())
     assert fitted.outcome is not None
     return [fitted.outcome]
 
@@ -526,7 +526,7 @@ def test_a_run_ends_by_its_steps_or_where_nothing_is_gained(
 def test_a_table_over_a_run_ends_by_its_seconds(clock: Clock) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = inference.Table.fit(patients(), accelerator="cpu", test_size=8, seconds=3.0)
+        table = inference.Table(accelerator="cpu", test_size=8, seconds=3.0).fit(patients())
         record = json.loads((table.run_folder / "results.json").read_text())
     assert record["steps"] == 3
 

@@ -43,7 +43,7 @@ def patients(n: int = 120) -> pd.DataFrame:
 def fitted(brief: None) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so few steps
-        return Table.fit(patients(), steps=3, seed=1, num=3)
+        return Table(steps=3, seed=1, num=3).fit(patients())
 
 
 def weights(table: Table) -> torch.Tensor:
@@ -98,9 +98,9 @@ def test_it_is_the_training_of_the_programs(
     monkeypatch.setattr(training.Schedule.__new__, "__defaults__", usual)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours = Table.fit(patients(), seed=2, **options)
-        theirs = inference.Table.fit(patients(), seed=2, accelerator="cpu", test_size=8, **options)
-        other = Table.fit(patients(), seed=3, **options)
+        ours = Table(seed=2, **options).fit(patients())
+        theirs = inference.Table(seed=2, accelerator="cpu", test_size=8, **options).fit(patients())
+        other = Table(seed=3, **options).fit(patients())
     assert torch.equal(weights(ours), weights(theirs))
     assert not torch.equal(weights(ours), weights(other))
 
@@ -121,7 +121,7 @@ def test_training_ends_where_nothing_is_learned(
     monkeypatch.setattr(training.Schedule.__new__, "__defaults__", (20, 1.0, 2, 2, None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = Table.fit(patients())
+        table = Table().fit(patients())
     assert taken == [0, 1, 2, 3]
     untrained = training.new_model(table.rows).state_dict()
     trained = table.model.state_dict()
@@ -161,7 +161,7 @@ def test_it_is_saved_and_opened(fitted: Table, tmp_path: Path) -> None:
 def test_every_type_of_column_is_saved(brief: None, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = Table.fit(pd.concat([typed()] * 30, ignore_index=True), steps=1)
+        table = Table(steps=1).fit(pd.concat([typed()] * 30, ignore_index=True))
     table.save_pretrained(tmp_path)
     pd.testing.assert_frame_equal(Table.from_pretrained(tmp_path).sample(9), table.sample(9))
 
@@ -206,11 +206,11 @@ def test_mistakes_are_told() -> None:
         (lambda: Table().impute(table), "not fitted yet; call fit, or use Table.from_pretrained"),
         (lambda: Table().set_params(speed=3), "there is no setting 'speed', expected one of col"),
         (lambda: Table(speed=3), "speed"),  # type: ignore[call-arg]
-        (lambda: Table.fit(table, steps=0), "steps is 0, expected at least 1"),
-        (lambda: Table.fit(table, batch_size=500), "batch_size is 500, expected at most"),
-        (lambda: Table.fit(table, learning_rate=-1.0), "learning_rate is -1.0"),
-        (lambda: Table.fit(table.head(9)), "has 9 rows, expected at least 20"),
-        (lambda: Table.fit(table, columns="age"), "name=kind"),
-        (lambda: Table.fit(table, columns={"height": "drop"}), "columns names 'height'"),
-        (lambda: Table.fit(table, columns="ward=integer"), "'ward'"),
+        (lambda: Table(steps=0).fit(table), "steps is 0, expected at least 1"),
+        (lambda: Table(batch_size=500).fit(table), "batch_size is 500, expected at most"),
+        (lambda: Table(learning_rate=-1.0).fit(table), "learning_rate is -1.0"),
+        (lambda: Table().fit(table.head(9)), "has 9 rows, expected at least 20"),
+        (lambda: Table(columns="age").fit(table), "name=kind"),
+        (lambda: Table(columns={"height": "drop"}).fit(table), "columns names 'height'"),
+        (lambda: Table(columns="ward=integer").fit(table), "'ward'"),
     )

@@ -32,7 +32,7 @@ from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.maps import Maps
 from pyro_mdm.tables import MapMLP
 from pyro_mdm.tables.covariance import joint_moments
-from pyro_mdm.tables.denoiser import SHRINKAGE, Elsewhere
+from pyro_mdm.tables.denoiser import Elsewhere
 from pyro_mdm.tables.one_hot import OneHotDenoiser, one_hot_kl
 from tests.mistakes import refused
 from tests.problems import ENDS, D, Silent, fixed, masks, normal
@@ -361,7 +361,7 @@ def test_training_and_saving(tmp_path: Path) -> None:
     x = rows(40).float()
     x[0, 1] = x[1, 6] = x[2, 2:5] = math.nan
     score = MixedDenoiser.from_gaussian(x, LEVELS, hidden=8, depth=1)
-    _, covariance = joint_moments(x, shrinkage=SHRINKAGE)
+    _, covariance = joint_moments(x)
     torch.testing.assert_close(score.network.covariance, covariance.float())
     model = DiffusionModel(VPSDE(**ENDS), score)
     MDM_ELBO().loss_and_grads(model, DiffusionGuide(model.diffusion), x)

@@ -144,7 +144,7 @@ def test_a_run_has_a_kind_of_a_file_and_asks_for_trust(
     file = tmp_path / "mine.py"
     shutil.copy(FILE, file)
     options = {"steps": 2, "test_size": 8, "draws": 1, "seed": 0}
-    table = Table.fit(frame(), columns="wind=mine.py:Angle", folder=tmp_path / "run", **options)
+    table = Table(columns="wind=mine.py:Angle", folder=tmp_path / "run", **options).fit(frame())
     column = table.column("wind")
     assert type(column).__name__ == "Angle" and column.spec == f"{file}:Angle"
     assert "angle: a density on the circle" in table.columns_in_words
@@ -171,7 +171,7 @@ def test_a_run_opens_after_the_file_of_a_kind_has_moved(
     file, config = tmp_path / "mine.py", tmp_path / "run" / "config.yaml"
     shutil.copy(FILE, file)
     options = {"steps": 2, "test_size": 8, "draws": 1, "seed": 0}
-    table = Table.fit(frame(), columns=f"wind={file}:Angle", folder=tmp_path / "run", **options)
+    table = Table(columns=f"wind={file}:Angle", folder=tmp_path / "run", **options).fit(frame())
     (tmp_path / "elsewhere").mkdir()
     file.rename(tmp_path / "elsewhere" / "mine.py")
     config.write_text(config.read_text("utf-8").replace(str(file), f"{tmp_path}/elsewhere/mine.py"))
@@ -214,7 +214,7 @@ def test_mistakes_about_kinds_are_named(tmp_path: Path, monkeypatch: pytest.Monk
     columns = fit_columns(grades, train, kinds, names.find_column_kind)
     assert columns[0].spec == f"{file}:Grade 0..4"
     with pytest.raises(DataError, match="a run cannot keep column 'wind'"):
-        Table.fit(frame(), columns=f"wind={file}:WithArray", folder=tmp_path / "run", steps=2)
+        Table(columns=f"wind={file}:WithArray", folder=tmp_path / "run", steps=2).fit(frame())
 
 
 def test_whoever_does_not_trust_a_kind_is_told_how_to_name_it(

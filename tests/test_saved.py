@@ -97,7 +97,7 @@ def save_table(folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
         values = torch.randn(30, 2).double().round(decimals=3)
         frame = pd.DataFrame({"a": values[:, 0].tolist(), "b": values[:, 1].tolist()})
-        table = TABLES[seed] = Table.fit(frame, steps=1)
+        table = TABLES[seed] = Table(steps=1).fit(frame)
     table.save_pretrained(folder)
 
 

@@ -55,7 +55,7 @@ def related(n: int = 100) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def gaussian(brief: None) -> Table:
     """Of a Gaussian law in model space, whose denoiser is exact."""
-    return Table.fit(related(), columns={"*": "continuous"}, **UNTRAINED)
+    return Table(columns={"*": "continuous"}, **UNTRAINED).fit(related())
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def dated(n: int = 80) -> pd.DataFrame:
 def test_laws_of_dates_are_dates_and_those_of_words_are_refused(brief: None) -> None:
     refused(DataError, (lambda: table_bytes(dated()[["cut"]]), r"by \.astype\(str\), or leave it"))
     frame = dated().astype({"cut": str})
-    table = Table.fit(frame, columns="lists=drop", **UNTRAINED)
+    table = Table(columns="lists=drop", **UNTRAINED).fit(frame)
     rows = frame.head(3)
     for name in ("text", "zone", "day"):
         law = table.conditional(rows, name, num=9)
@@ -381,7 +381,7 @@ def test_a_row_group_is_not_held_to_read_a_piece_of_it(tmp_path: Path) -> None:
 def test_text_of_numerals_is_text(brief: None, tmp_path: Path) -> None:
     code = pd.Series([f"0{k % 3}" for k in range(80)])
     code[0] = "a"
-    table = Table.fit(pd.DataFrame({"code": code}), **UNTRAINED)
+    table = Table(**UNTRAINED).fit(pd.DataFrame({"code": code}))
     rows = pd.DataFrame({"code": ["01", "02", "00"]})
     rows.to_csv(tmp_path / "new.csv", index=False)
     evaluate(table.run_folder, data=str(tmp_path / "new.csv"), draws=8, out=tmp_path / "rows.csv")
@@ -494,7 +494,7 @@ def test_mistakes_are_told(mixed: Table, tmp_path: Path) -> None:
         (lambda: mixed.impute(rows.drop(columns="age")), "the table has no column 'age'"),
         (lambda: mixed.conditional(rows, "city").mean(), "'city' is categorical, expected one of"),
         (
-            lambda: Table.fit(related(), maps="independent", **UNTRAINED),
+            lambda: Table(maps="independent", **UNTRAINED).fit(related()),
             "at --maps independent, where no entry",
         ),
         (law.probabilities, "'age' is rounded, expected one with levels"),

@@ -152,7 +152,7 @@ class Trainee:
             waiting = r != self.mine[-1]
             with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
                 with randomness.piece(r, self.count, noise_seed):
-                    x, log_det = problem.training_x(data)
+                    x, log_det = problem.transform(data)
                     if self.filling is not None:
                         x = self.filling.fill(x, step, slice(r, None, self.count))
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers

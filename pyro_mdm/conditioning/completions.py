@@ -41,8 +41,7 @@ class Completions:
 
     Draw anew several times in a training, at its beginning first. A model that begins as a Gaussian
     distribution, such as :meth:`~pyro_mdm.MixedDenoiser.from_gaussian`, begins with Gaussian
-    completions. Where the data are far from Gaussian, set ``x`` to better completions before
-    training, such as those of :func:`~pyro_mdm.tables.chained_completions`.
+    completions. Where the data are far from Gaussian, set ``x`` to better ones before training.
 
     Args:
         x: training data, (N, *event_shape), NaN where an entry is missing.

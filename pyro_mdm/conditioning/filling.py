@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_mdm.budgets import Budget
 from pyro_mdm.conditioning.completions import Completions
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.model import DiffusionModel
@@ -17,8 +19,10 @@ __all__ = ["Filling", "Incomplete"]
 
 DRAWS = 10
 """The number of draws of missing entries in a training."""
-MOST = 4096
-"""The largest number of data that are completed at a time."""
+MOST, TOGETHER = 4096, 2**15
+"""The largest number of data that are completed in a period, and of numbers completed together."""
+PART = 0.05
+"""The part of the seconds of a training that the draws of a period may take."""
 
 
 class Incomplete(Protocol):
@@ -28,11 +32,7 @@ class Incomplete(Protocol):
     def train(self) -> Tensor:
         """The data as they are stored, (N, …)."""
 
-    @property
-    def completed(self) -> Tensor | None:
-        """The completed data with which training begins; None: draws of the model."""
-
-    def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+    def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Stored data in model space, NaN where an entry is missing."""
 
 
@@ -47,14 +47,26 @@ class Filling:
         steps: number of training steps.
         batch_size: number of data in a batch.
         seed: seed of the training.
+        budget: the seconds of the training, a twentieth of which is the most for the draws of a
+            period. Other data keep their last completions, or lack them, and maps skip what they
+            lack. None: no limit.
 
     Attributes:
         values: completed data of the current period of the training, in model space; None before
             the first draw.
     """
 
-    def __init__(self, data: Incomplete, *, steps: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        data: Incomplete,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        budget: Budget | None = None,
+    ) -> None:
         self._data, self._batch_size, self._seed = data, batch_size, seed
+        self._budget = budget or Budget()
         self._number = len(data.train)
         self._size = min(MOST, self._number)
         self._every = max(1, steps // DRAWS)
@@ -87,21 +99,24 @@ class Filling:
             return
         data, seed = self._data, seed_from(self._seed, "fill", step)
         noise = torch.Generator().manual_seed(seed)
-        whole = data.completed if step == 0 else None
-        if whole is not None:
-            first, _ = data.training_x(whole[self._present(step)], noise)
-            self.values = first.to(model.diffusion.start_time.device)
-            return
-        x, _ = data.training_x(data.train[self._present(step)], noise)
+        x, _ = data.transform(data.train[self._present(step)], noise)
         completions = Completions(x.to(model.diffusion.start_time.device))
-        try:
-            completions.draw(model, seed=seed)
-        except (
-            ValueError
-        ):  # of a model that diverges, whose training may still keep earlier weights
-            if self.values is None or self._size < self._number:
-                raise
-            return
+        before = self.values if self._size == self._number else None
+        if before is not None:
+            completions.x = torch.where(completions.missing, before, completions.x)
+        end = self._budget.spent + PART * (self._budget.seconds or math.inf)
+        order = torch.randperm(len(completions.incomplete), generator=noise)
+        for k, chosen in enumerate(
+            completions.incomplete[order].split(max(1, TOGETHER // x[0].numel()))
+        ):
+            try:
+                completions.draw(model, chosen, seed=seed_from(seed, k))
+            except ValueError:  # of a model that diverges, whose training may keep earlier weights
+                if before is None:
+                    raise
+                return
+            if self._budget.spent > end:
+                break
         self.values = completions.x
 
     def is_due(self, step: int) -> bool:

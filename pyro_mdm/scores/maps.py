@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.support.checks import check_number
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "Missing", "RandomMaps"]
@@ -135,6 +135,8 @@ class RandomMaps(MapLaw):
         left_out: whether subsets leave dimensions out. If not, all that are not observed are
             generated, each with a probability that is uniform, which is all that conditionals of
             whole data ask for.
+        shared: the number of data of a batch that have one map, whose work a network may share; for
+            data with missing entries only where these are skipped.
 
     Raises:
         ValueError: a share below 0, or all equal to 0; a window that is empty; another word for
@@ -156,6 +158,7 @@ class RandomMaps(MapLaw):
         window: tuple[float, float] | None = None,
         missing: Missing = "skip",
         left_out: bool = True,
+        shared: Count = 1,
     ) -> None:
         shares = (levels, subsets, independent)
         for name, value in zip(("levels", "subsets", "independent"), shares, strict=True):
@@ -166,6 +169,7 @@ class RandomMaps(MapLaw):
             raise ValueError(f"window is {window}, expected two log SNRs, the smaller one first")
         self.levels, self.subsets, self.independent = map(float, shares)
         self.window, self.missing, self.left_out = window, missing, left_out
+        self.shared = shared
 
     def draw(
         self,
@@ -175,9 +179,13 @@ class RandomMaps(MapLaw):
         device: torch.device,
         present: Tensor | None = None,
     ) -> Maps:
-        if present is None or self.missing == "leave_out":
+        if present is not None and self.missing == "leave_out":
             return self._draw(shape, low, high, device, present)
-        log_snr, weight = self._draw(shape, low, high, device, None)
+        distinct = -(-shape[0] // self.shared)
+        maps = self._draw((distinct, *shape[1:]), low, high, device, None)
+        log_snr, weight = (v.repeat_interleave(self.shared, 0)[: shape[0]] for v in maps)
+        if present is None:
+            return Maps(log_snr, weight)
         lacking = (~present & (log_snr != LEFT_OUT)).flatten(1).any(1)
         weight = weight * ~lacking.reshape(-1, *[1] * (len(shape) - 1))
         return Maps(torch.where(present, log_snr, LEFT_OUT), weight)

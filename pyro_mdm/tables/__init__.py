@@ -13,7 +13,6 @@ from pyro_mdm.tables.columns import (
     Nonnegative,
     Ordinal,
     Rounded,
-    chained_completions,
     fit_columns,
     register_kind,
 )
@@ -51,7 +50,6 @@ __all__ = [
     "Rounded",
     "Table",
     "TableRows",
-    "chained_completions",
     "fit_columns",
     "register_kind",
 ]

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.tables.columns import Column, Mixed, encode
-from pyro_mdm.tables.columns.skipped import ABSENT, SkippedNumbers
+from pyro_mdm.tables.columns.skipped import ABSENT, Skipped
 from pyro_mdm.tables.rows import TableRows
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ ROWS = 1000
 RESAMPLES = 100
 """The number of resamples of the rows, for the noise of a distance: its 95% quantile then has five
 resamples beyond it."""
+FEWEST = 50
+"""The fewest rows, and samples, with both columns of a pair that is compared."""
 COLUMNS = 40
 """The most columns whose pairs are compared."""
 LARGE = 0.1
@@ -74,8 +77,8 @@ class Agreement:
     Attributes:
         columns: the distance of each column: the largest difference of distribution functions of
             numbers, or half the sum of differences of probabilities of levels.
-        pairs: the difference of the correlation of each pair, by ranks of numbers, or by the scores
-            of levels that are most correlated.
+        pairs: the difference of the correlation of each pair among rows that have both columns, by
+            ranks of numbers, or by the scores of levels that are most correlated.
         rules: the number of pairs of values that no row has, though at least 12 rows
             would by chance.
         broken: the fraction of samples that have such a pair.
@@ -141,6 +144,7 @@ def agreement(
     *,
     batch_size: int = 1024,
     seed: int = 0,
+    seconds: float | None = None,
 ) -> Agreement:
     """The agreement of samples of a trained model with its training rows.
 
@@ -150,6 +154,7 @@ def agreement(
         samples: samples of the model, in model space, (m, d); None: 1,000 new ones.
         batch_size: the number of rows simulated together.
         seed: the seed of the choice of rows, of draws and of resamples.
+        seconds: the time of draws, by which fewer rows and samples are compared; None: no limit.
 
     Returns:
         An :class:`Agreement`.
@@ -158,12 +163,16 @@ def agreement(
     chosen = torch.randperm(len(table.train), generator=generator)[:ROWS]
     x = table.to_model_space(table.train[chosen], generator)
     x = x.to(model.diffusion.start_time.device)
-    if bool(x.isnan().any()):
+    with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        if seconds is not None:
+            began = monotonic()
+            impute(model, x[:FEWEST], num=1, seed=seed)
+            model(batch_size=FEWEST)
+            x = x[: max(FEWEST, int(FEWEST * seconds / (monotonic() - began)) - FEWEST)]
         x = impute(model, x, num=1, batch_size=batch_size, seed=seed)[0]
-    if samples is None:
-        with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        if samples is None:
             torch.manual_seed(seed_from(seed, "samples"))
-            samples = model(batch_size=ROWS)
+            samples = model(batch_size=ROWS if seconds is None else len(x))
     rows, drawn = (encode(table.columns, table.to_table(one)) for one in (x, samples))
     rng = np.random.default_rng(seed)
     both = _Both(table.columns, rows.numpy(), drawn.numpy(), rng)
@@ -208,19 +217,22 @@ class _Both:
         return distances
 
     def correlations(self) -> list[Distance]:
+        """The differences of correlations, each among rows that have both columns."""
         distances, columns = [], self._columns[:COLUMNS]
-        bases = [
-            [_scores(column, codes[:, j]) for j, column in enumerate(columns)]
-            for codes in (self._rows, self._samples)
-        ]
-        n, m = len(self._rows), len(self._samples)
         for i, j in itertools.combinations(range(len(columns)), 2):
-            ranked = all(columns[k].levels is None or columns[k].kind == "ordinal" for k in (i, j))
-            in_rows, in_samples = (_correlation(basis[i], basis[j], ranked) for basis in bases)
-            size = max(bases[0][i].shape[1], 1) * max(bases[0][j].shape[1], 1)
+            one, other = columns[i], columns[j]
+            ranked = all(c.levels is None or c.kind == "ordinal" for c in (one, other))
+            both = [codes[:, [i, j]] for codes in (self._rows, self._samples)]
+            both = [codes[np.isfinite(codes).all(1)] for codes in both]
+            if min(map(len, both)) < FEWEST:
+                continue
+            scores = [(_scores(one, c[:, 0]), _scores(other, c[:, 1])) for c in both]
+            in_rows, in_samples = (_correlation(a, b, ranked) for a, b in scores)
+            size = math.prod(max(score.shape[1], 1) for score in scores[0])
             # twice the standard error of a difference, more for the largest of several scores
-            noise = 2 * math.sqrt((1 / n + 1 / m) * size) * (1 - in_rows**2)
-            name = f"{columns[i].name} × {columns[j].name}"
+            errors = sum(1 / len(codes) for codes in both)
+            noise = 2 * math.sqrt(errors * size) * (1 - in_rows**2)
+            name = f"{one.name} × {other.name}"
             distances.append(Distance(name, abs(in_rows - in_samples), noise))
         return distances
 
@@ -267,14 +279,14 @@ def _correlation(one: Values, other: Values, ranked: bool) -> float:
 def _events(column: Column, codes: Values) -> Values:
     """Events of codes, (n,): levels; of numbers the index of an atom, -1 for no atom and -2 for
     absent; NaN where missing."""
-    if column.levels is not None:
-        return codes
-    there = np.where(np.isfinite(codes), -1.0, codes)
-    if isinstance(column, Mixed):
-        for k, atom in enumerate(column.atoms.tolist()):
-            there[codes == atom] = k
-    elif not isinstance(column, SkippedNumbers):
-        there[:] = math.nan
+    there = codes
+    if column.levels is None:
+        there = np.where(np.isfinite(codes), -1.0, codes)
+        if isinstance(column, Mixed):
+            for k, atom in enumerate(column.atoms.tolist()):
+                there[codes == atom] = k
+        elif not isinstance(column, Skipped):
+            there[:] = math.nan
     return np.where(codes == ABSENT, -2.0, there)
 
 

@@ -17,7 +17,7 @@ from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.tables.columns import encode
-from pyro_mdm.tables.columns.skipped import HIDDEN
+from pyro_mdm.tables.columns.skipped import HIDDEN, Skipped
 from pyro_mdm.tables.rows import TableRows
 
 if TYPE_CHECKING:
@@ -166,7 +166,10 @@ def table_calibration(
             number_ranks[column.name] = place[there, j]
             pit[column.name] = u[:, j].numpy()
         else:
-            one_hot = torch.nn.functional.one_hot(drawn[..., j].long(), column.levels)
+            # what is absent is one more category
+            index, codes = (v.clamp_max(column.levels) for v in (drawn[..., j], rows[:, j]))
+            number = column.levels + isinstance(column, Skipped)
+            one_hot = torch.nn.functional.one_hot(index.long(), number)
             halves = [half.double().mean(0).numpy() for half in (one_hot[::2], one_hot[1::2])]
-            classes[column.name] = (np.stack(halves), rows[:, j].numpy())
+            classes[column.name] = (np.stack(halves), codes.numpy())
     return TableCalibration(Calibration(number_ranks, draws), pit, classes)

@@ -16,6 +16,7 @@ from pyro_mdm.support.measured import student_factor
 from pyro_mdm.tables import density
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.columns.dates import days_of
+from pyro_mdm.tables.columns.skipped import Skipped
 from pyro_mdm.tables.density import ERROR
 from pyro_mdm.tables.frames import in_pieces
 
@@ -171,7 +172,8 @@ class Conditional:
                 f"column {self.name!r} is {column.kind}, expected one with levels; its law has "
                 "mean(), quantile(q), interval() and log_prob(values)"
             )
-        levels = column.values(np.arange(column.levels))
+        levels = [*column.values(np.arange(column.levels))]
+        levels += [None] if isinstance(column, Skipped) else []
         first = density.LEAST if draws is None else max(draws, BATCHES)
         last = density.MOST if draws is None else first
         sums = np.zeros((BATCHES, len(self.rows), len(levels)))
@@ -183,7 +185,7 @@ class Conditional:
             done, spent[poor] = done + number, done + number
             p, errors = _shares(sums / spent[:, None])
             poor = errors.max(1) > error
-        tables = [pd.DataFrame(v, self.rows.index, columns=list(levels)) for v in (p, errors)]
+        tables = [pd.DataFrame(v, self.rows.index, columns=levels) for v in (p, errors)]
         return (tables[0], tables[1]) if return_errors else tables[0]
 
     def _bounds(

@@ -18,6 +18,7 @@ from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded
+from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
@@ -31,11 +32,14 @@ Levels = int | Sequence[float] | Tensor | OneHot | None
 values; :class:`OneHot` for categories without an order, which have a dimension each; None:
 continuous."""
 
-GAUSSIAN_ROWS = 10_000
-"""The most rows that the Gaussian distribution is fitted to, spread evenly over all."""
-SHRINKAGE = 1.0
-"""The number of rows of independent columns that its covariance counts besides the data, so that it
-is not singular."""
+GAUSSIAN_ROWS, PRODUCTS = 10_000, 10**9
+"""The most rows that the Gaussian distribution is fitted to, spread evenly over all, and the most
+products of two entries in one pass over them."""
+
+
+COUPLED = 20
+"""The most categories of a column that depend on other columns in the Gaussian distribution, the
+most frequent ones; what tells the others apart is learned."""
 
 
 class Elsewhere(Recorded, nn.Module):
@@ -186,10 +190,13 @@ class MixedDenoiser(DenoiserScore):
             ValueError: as :meth:`fit`.
         """
         score = cls.fit(Elsewhere(), train_x, levels, maps=True)
-        N, some = len(train_x), train_x
-        if N > GAUSSIAN_ROWS:
-            some = train_x[(2 * torch.arange(GAUSSIAN_ROWS) + 1) * N // (2 * GAUSSIAN_ROWS)]
-        mean, covariance = joint_moments(some, shrinkage=SHRINKAGE)
+        N, d = train_x.shape
+        most = min(GAUSSIAN_ROWS, max(d, PRODUCTS // d**2))
+        rows = train_x if most >= N else train_x[spread(N, most)]
+        mean, covariance = score.data_mean.double().clone(), score.data_variance.double().diag()
+        coupled = _coupled(rows, levels)
+        mean[coupled], block = joint_moments(rows[:, coupled])
+        covariance[coupled.unsqueeze(-1), coupled] = block
         scale = score.data_variance.sqrt()
         score.network = MapMLP(
             covariance,
@@ -374,6 +381,22 @@ class MixedDenoiser(DenoiserScore):
         """The mixed decoder with the default decoder of each part."""
         decoders = [denoiser.default_likelihood() for denoiser in self.parts]
         return MixedLikelihood(decoders, self.part_of)
+
+
+def _coupled(x: Tensor, levels: Sequence[Levels]) -> Tensor:
+    """The dimensions whose covariance with others is fitted: all but those of rare categories.
+
+    Args:
+        x: rows, (n, d), NaN where an entry is missing.
+        levels: the levels of each column, as for :meth:`MixedDenoiser.fit`.
+    """
+    coupled, start = torch.ones(x.shape[1], dtype=torch.bool), 0
+    for column in levels:
+        width = column.number if isinstance(column, OneHot) else 1
+        rarest = x[:, start : start + width].nanmean(0).argsort()[: max(0, width - COUPLED)]
+        coupled[start + rarest.cpu()] = False
+        start += width
+    return coupled.nonzero().squeeze(1).to(x.device)
 
 
 def _like(x: Tensor, counted: Tensor | None) -> Tensor | None:

@@ -18,6 +18,10 @@ from pyro_mdm.support.settings import Recorded
 __all__ = ["LevelLogits", "MapMLP"]
 
 
+FEW = 64
+"""The most coupled dimensions of which each training datum has a map of its own."""
+
+
 class MapMLP(MLP):
     r"""Residual MLPs for vectors with maps of log SNR, added to the denoiser of a Gaussian.
 
@@ -35,6 +39,9 @@ class MapMLP(MLP):
     value and its log SNR; λ of their blocks is the average over the generated ones. Sines and
     cosines of values let them learn fast changes along a column. Posteriors of levels by the noise
     of their column alone are inputs too, as logits of a joint distribution are made of them.
+
+    Dimensions without a covariance, such as those of rare levels, are independent of all others in
+    that distribution, and are no part of its linear equations.
 
     Several MLPs, the members, share each training batch, each with other rows of it. In evaluation
     the output is the mean of all.
@@ -57,7 +64,8 @@ class MapMLP(MLP):
 
     Call:
         x (n, 2 d), as from :func:`~pyro_mdm.scores.base.map_channels`, and log_snr (n,); it returns
-        (n, out_features), and solves d linear equations for each datum.
+        (n, out_features), and solves as many linear equations for each datum as dimensions have a
+        covariance.
 
     Raises:
         ValueError: sizes below 1 or that do not fit, or a matrix C that is no covariance.
@@ -76,6 +84,7 @@ class MapMLP(MLP):
     scale: Tensor
     direct: Tensor
     offset: Tensor | None
+    coupled: Tensor
 
     @checked_arguments
     def __init__(
@@ -120,7 +129,12 @@ class MapMLP(MLP):
         self.register_buffer("scale", scale.detach().float())
         self.register_buffer("direct", direct)
         self.register_buffer("offset", None if offset is None else offset.detach().double())
+        coupled = (covariance != 0).sum(1) > 1
+        coupled[0] |= not coupled.any()  # no matrix is empty
+        self.register_buffer("coupled", coupled.nonzero().squeeze(1), persistent=False)
         self.levels = levels
+        if levels is not None:
+            levels.set_coupled(self.coupled)
         self.others = nn.ModuleList(
             MLP(features, hidden, depth, out_features, dropout) for _ in range(members - 1)
         )
@@ -182,19 +196,23 @@ class MapMLP(MLP):
         i = torch.where(left_out, 0, values).double()
         offset = torch.zeros_like(i[0]) if self.offset is None else self.offset
         R = (self.covariance / self.scale / self.scale.unsqueeze(-1)).double()
-        law, index = self._law(R, level, offset)
+        variance, here = R.diagonal(), self.coupled
+        R = R[here][:, here]
+        law, index = self._law(R, level[:, here], offset[here])
         J = law.J if index is None else law.J[index]
         off = i - a * offset
-        solved = (J @ off.unsqueeze(-1)).squeeze(-1)
+        solved = (J @ off[:, here].unsqueeze(-1)).squeeze(-1)
+        mean = a * variance * off / (a.square() * variance + q)
+        mean[:, here] = (a[:, here] * solved) @ R
         # observed dimensions have q = 0, and F = 0 below
-        F = (offset + (a * solved) @ R - a * i) / q.clamp_min(1e-12).sqrt()
+        F = (offset + mean - a * i) / q.clamp_min(1e-12).sqrt()
         F = torch.where(observed, 0, F)
         has = of_tensor(self.direct, "dimensions", _with_outputs)
         start = F.new_zeros(len(F), self.outlet.out_features)
         start[:, self.direct[has]] = F[:, has]
         chances = F.new_zeros(len(F), 0)
         if self.levels is not None:
-            logits = self.levels.evidence(law, index, solved, a)
+            logits = self.levels.evidence(law, index, solved, a[:, here])
             start[:, self.levels.outputs] = torch.where(generated[:, self.levels.first], logits, 0)
             chances = self.levels.chances(i, a, q, generated)
         return start, F.to(values.dtype), chances.to(values.dtype)
@@ -203,11 +221,12 @@ class MapMLP(MLP):
         """The Gaussians of distinct maps ``level`` (n, d), and the index of that of each datum,
         (n,).
 
-        Training maps all differ, and are not compared: there is a Gaussian for each datum, and the
-        index is None. So too where maps have derivatives, each of its own datum.
+        Training maps of few dimensions all differ, and are not compared: there is a Gaussian for
+        each datum, and the index is None. So too where maps have derivatives, each of its own
+        datum.
         """
         index = None
-        if not (self.training or level.requires_grad):
+        if not ((self.training and len(R) <= FEW) or level.requires_grad):
             level, index = torch.unique(level, dim=0, return_inverse=True)
         q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
@@ -267,6 +286,7 @@ class LevelLogits(Recorded, nn.Module):
     columns: Tensor
     of_levels: Tensor
     first: Tensor
+    coupled: Tensor
 
     def __init__(
         self, codes: Tensor, prior: Tensor, outputs: Tensor, columns: Tensor, of_levels: Tensor
@@ -284,14 +304,23 @@ class LevelLogits(Recorded, nn.Module):
         self.register_buffer("prior", prior.detach().double())
         for name, index in (("outputs", outputs), ("columns", columns), ("of_levels", of_levels)):
             self.register_buffer(name, index)
-        of_column = columns == of_levels.unique().unsqueeze(-1)
+        self.set_coupled(torch.arange(d))
+        first = (columns == of_levels.unsqueeze(-1)).to(torch.int64).argmax(1)
+        self.register_buffer("first", first, persistent=False)
+
+    def set_coupled(self, coupled: Tensor) -> None:
+        """Compute evidence by some dimensions alone, those that depend on other columns.
+
+        Args:
+            coupled: their indices, (c,) int64.
+        """
+        self.register_buffer("coupled", coupled, persistent=False)
+        of_column = self.columns[coupled] == self.of_levels.unique().unsqueeze(-1)
         widths = of_column.sum(1)
-        self._widths = widths.unique().tolist()
+        self._widths = [w for w in widths.unique().tolist() if w]
         for w in self._widths:
             dims = of_column[widths == w].nonzero()[:, 1].reshape(-1, w)
             self.register_buffer(f"dims_{w}", dims, persistent=False)
-        first = (columns == of_levels.unsqueeze(-1)).to(torch.int64).argmax(1)
-        self.register_buffer("first", first, persistent=False)
 
     def column_evidence(
         self, J: Tensor, R: Tensor, a: Tensor, q: Tensor, offset: Tensor
@@ -309,10 +338,10 @@ class LevelLogits(Recorded, nn.Module):
         rounding would decide, as the codes of rare levels are far from the mean.
 
         Args:
-            J: inverse covariances ``S^{-1}``, (maps, d, d).
-            R: the covariance of x̃, (d, d).
-            a, q: coefficients as in :class:`MapMLP`, (maps, d).
-            offset: δ, (d,).
+            J: inverse covariances ``S^{-1}`` of the coupled dimensions, (maps, c, c).
+            R: the covariance of x̃, (c, c).
+            a, q: coefficients as in :class:`MapMLP`, (maps, c).
+            offset: δ, (c,).
 
         Returns:
             The evidence for the columns of each width.
@@ -335,8 +364,8 @@ class LevelLogits(Recorded, nn.Module):
             G = V.mT @ JV - without @ JV_b
             G = torch.where(some, G, 0)  # not used for the others, whose J may be singular
             inverse = _inverse(one - G @ R_b)
-            here = self.columns[dims] == self.of_levels[:, None, None]
-            codes = self.codes[:, dims] - here * offset[dims]
+            here = self.columns[self.coupled[dims]] == self.of_levels[:, None, None]
+            codes = self.codes[:, self.coupled[dims]] - here * offset[dims]
             products = codes.unsqueeze(-1) * codes.unsqueeze(-2)
             quadratic = 0.5 * (inverse @ G).flatten(1) @ products.flatten(1).mT
             flat = slopes.movedim(1, 0).flatten(1)
@@ -350,8 +379,8 @@ class LevelLogits(Recorded, nn.Module):
         Args:
             law: the Gaussian distributions of inputs at maps.
             index: the index of the map of each datum, (n,); None: a map for each datum.
-            solved: J (i - a δ), (n, d).
-            a: coefficients as in :class:`MapMLP`, (n, d).
+            solved: J (i - a δ) of the coupled dimensions, (n, c).
+            a: coefficients as in :class:`MapMLP`, (n, c).
         """
         logits = solved.new_zeros(len(solved), len(self.codes))
         for evidence in law.evidence:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
@@ -22,7 +20,6 @@ from pyro_mdm.support.splits import Rows, split_rows
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
-    chained_completions,
     column_facts,
     column_of_facts,
     decode,
@@ -44,7 +41,7 @@ from pyro_mdm.tables.columns.kinds import (
     left_out,
     parse_spec,
 )
-from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
+from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, named
@@ -62,8 +59,6 @@ SHOWN = 12
 UnknownPolicy = Literal["missing", "refuse"]
 """The treatment of values that a column cannot have: missing entries with a warning, or an
 error."""
-TABLES = 4
-"""The number of completed tables that the Gaussian of the denoiser is fitted to."""
 NETWORK: dict[str, Any] = {
     "hidden": 64,
     "depth": 2,
@@ -231,8 +226,10 @@ class TableRows:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether training rows have missing entries."""
-        return bool((self.train.isnan() | (self.train == HIDDEN)).any())
+        """Whether training rows have missing entries, or absent numbers, which are filled in too:
+        given all else they have the distribution of numbers that exist, so that they change no
+        other distribution."""
+        return not bool(self.train.isfinite().all())
 
     @functools.cached_property
     def patterns(self) -> list[Pattern]:
@@ -386,44 +383,10 @@ class TableRows:
         x, log_det = to_model_space(self.columns, data, generator)
         return Dequantized(x.to(self.dtype), log_det)
 
-    def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """Stored rows in model space, with draws of N(0, 1) for absent numbers.
-
-        Numbers that are independent of all else do not change the distribution of the rest: a
-        pseudo-prior, as in Carlin & Chib, "Bayesian model choice via Markov chain Monte Carlo
-        methods", 1995.
-
-        Args:
-            data, generator: as for :meth:`transform`.
-        """
-        x, log_det = self.transform(data, generator)
-        starts = [0, *itertools.accumulate(column.width for column in self.columns)]
-        for j, column in enumerate(self.columns):
-            if isinstance(column, SkippedNumbers):
-                at = starts[j] + 1
-                if generator is None:
-                    noise = randomness.normal((len(x),), x.dtype, x.device)
-                else:
-                    noise = torch.randn(len(x), generator=generator).to(x)
-                x[:, at] = torch.where((data[:, j] == ABSENT).to(x.device), noise, x[:, at])
-        return Dequantized(x, log_det)
-
-    @functools.cached_property
-    def _completions(self) -> Tensor | None:
-        return chained_completions(self.columns, self.train, num=TABLES)
-
-    @property
-    def completed(self) -> Tensor | None:
-        """The first completion of the training rows, (n, d); None where no gap depends on
-        others."""
-        return None if self._completions is None else self._completions[0]
-
     def fit_x(self) -> Tensor:
-        """Rows in model space that a denoiser is fitted to: the training rows, which may have gaps,
-        or four completions of them where gaps depend on other columns."""
-        completions = None if self.rough else self._completions
-        rows = self.train if completions is None else completions.flatten(0, 1)
-        return self.training_x(rows, torch.Generator().manual_seed(0)).x
+        """Training rows in model space that a denoiser is fitted to, NaN where an entry is missing
+        or absent."""
+        return self.to_model_space(self.train, torch.Generator().manual_seed(0))
 
     def new_denoiser(self) -> MixedDenoiser:
         """An untrained denoiser of the rows: that of their Gaussian, and a network."""
@@ -500,7 +463,7 @@ class TableRows:
         for j, column in enumerate(self.columns):
             if column.name == name and isinstance(column, Skipped):
                 empty = codes[:, j].isnan() | (codes[:, j] == HIDDEN)
-                codes[:, j] = codes[:, j].masked_fill(empty, column.absent)
+                codes[:, j] = codes[:, j].masked_fill(empty, ABSENT)
         return codes
 
     def encode(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_mdm.budgets import Outcome
+from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
@@ -50,25 +49,6 @@ class NotFittedError(RuntimeError):
     """
 
 
-class _Fit:
-    """``fit`` of an estimator, ``Table(steps=500).fit(frame)``, and of the class, which makes an
-    estimator with the given settings, ``Table.fit(frame, steps=500)``."""
-
-    def __get__(self, table: T | None, owner: type[T]) -> Callable[..., T]:
-        if table is not None:
-            return partial(_fitted_to, table)
-        return lambda X, y=None, **settings: _fitted_to(owner(**settings), X, y)
-
-
-def _fitted_to(table: T, X: Frame, y: object = None) -> T:
-    frame = as_frame(X)
-    try:
-        table.fit_frame(frame)
-    except DataError as error:
-        raise DataError(in_python(str(error))) from error
-    return table
-
-
 class Table:
     """A joint distribution of the columns of a table, of any kinds, learned from incomplete rows.
 
@@ -83,8 +63,7 @@ class Table:
     The diffusion is :class:`~pyro_mdm.VPSDE`, which is not learned, as a denoiser of rows hardly
     gains by it. A tenth of the rows is validation data and chooses the weights, if there are at
     least eight of them; no others are held out. With ``holdout=False`` none chooses, and a tenth is
-    held out all the same. ``Table.fit(frame, **settings)`` is short for
-    ``Table(**settings).fit(frame)``.
+    held out all the same.
 
     Args:
         columns: the kinds of columns that replace those inferred, as text,
@@ -95,7 +74,8 @@ class Table:
             100 steps apart. With ``seconds``: as many as fit, and fewer in the same way.
         num: the number of draws of each row for :meth:`transform`.
         center: the centre of the draws of a number in :meth:`transform`: mean or median.
-        progress: whether to print the kinds of columns, and to show progress.
+        progress: whether to print the kinds of columns, and to show progress; None: progress alone,
+            of what takes more than five seconds.
         unknown: the treatment of values of other rows that a column cannot have, such as new
             categories: "missing" makes them missing entries, with a warning, and "refuse" is a
             DataError.
@@ -103,8 +83,8 @@ class Table:
         batch_size: the number of rows of a step; None: 512, or all.
         holdout: whether a tenth of the rows chooses the weights.
         device: the device of the model; None: cuda where there is one.
-        seconds: the most seconds of training, which ends earlier if the bound on validation data
-            has stopped falling, or the loss where there are none; None: no limit.
+        seconds: the most seconds of ``fit``, whose training ends earlier if the bound on validation
+            data has stopped falling, or the loss where there are none; None: no limit.
 
     Raises:
         DataError, ValueError: ``fit``: a table or settings that no model can have.
@@ -115,14 +95,13 @@ class Table:
         >>> import numpy as np, pandas as pd
         >>> rng = np.random.default_rng(0)
         >>> frame = pd.DataFrame({"age": rng.normal(size=99), "work": rng.choice(["a", "b"], 99)})
-        >>> table = Table.fit(frame, steps=2)
+        >>> table = Table(steps=2).fit(frame)
         >>> table.impute(frame.assign(work=None).head(2), num=3).shape
         (6, 2)
         >>> table.sample(2, given={"work": "b"})["work"].tolist()
         ['b', 'b']
     """
 
-    fit = _Fit()
     _programs: Trained
     _names_in: list[str]
 
@@ -135,7 +114,7 @@ class Table:
         steps: int | None = None,
         num: int = 20,
         center: Center = "mean",
-        progress: bool = False,
+        progress: bool | None = None,
         unknown: UnknownPolicy = "missing",
         learning_rate: float | None = None,
         batch_size: int | None = None,
@@ -154,9 +133,25 @@ class Table:
             "this Table is not fitted yet; call fit, or use Table.from_pretrained(folder)"
         )
 
+    @checked_arguments
+    def fit(self: T, X: Frame, y: object = None) -> T:
+        """Train on rows; returns the object.
+
+        Args:
+            X: rows, a DataFrame or an array.
+            y: not used.
+        """
+        frame = as_frame(X)
+        try:
+            self.fit_frame(frame)
+        except DataError as error:
+            raise DataError(in_python(str(error))) from error
+        return self
+
     def fit_frame(self, frame: pd.DataFrame) -> None:
-        """Train on a DataFrame whose labels are text; ``fit`` calls it."""
+        """Train on a DataFrame whose labels are text; :meth:`fit` calls it."""
         schedule = Schedule.of_steps(self.steps, self.learning_rate, self.seconds)
+        budget = Budget(self.seconds).start()
         rows = TableRows(frame, columns=self.columns_text, holdout=self.holdout)
         if self.progress:
             print(in_python(rows.columns_in_words))
@@ -166,9 +161,9 @@ class Table:
         usual = "cuda" if torch.cuda.is_available() else "cpu"
         options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
         options |= {"device": self.device or usual, "progress": self.progress}
-        self._take(train_rows(rows, schedule, **options), [*frame.columns])
+        self._take(train_rows(rows, schedule, budget=budget, **options), [*frame.columns])
         self.model.sampler = ExponentialIntegrator(DRAW_STEPS)
-        compared = self.agreement()
+        compared = agreement(self.rows, self.model, seed=self.seed, seconds=budget.left())
         if self.progress:
             print(compared)
         compared.warn("the model")
@@ -389,7 +384,7 @@ class Table:
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         for k, rows in enumerate(in_pieces(frame)):
             options: dict[str, Any] = {"piece": k, "batch_size": batch_size, "seed": seed}
-            options["progress"] = self.progress
+            options["progress"] = bool(self.progress)
             for pieces, new in zip(by_draw, self.draws(rows, num, **options), strict=True):
                 pieces.append(filled(rows, new))
         wholes = [pd.concat(pieces) for pieces in by_draw]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import NamedTuple
 
 import torch
 
-from pyro_mdm.budgets import ANY_STEPS, Outcome, steps_within
+from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, steps_within
 from pyro_mdm.conditioning.filling import Filling
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
@@ -21,6 +22,7 @@ from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.splits import spread
+from pyro_mdm.tables.network import FEW, MapMLP
 from pyro_mdm.tables.rows import TableRows
 from pyro_mdm.training import FALL, MovingAverage, Trainer, indices
 
@@ -39,6 +41,13 @@ measurements in many steps."""
 FEWEST, VALIDATED, DRAWS = 8, 256, 2
 """The fewest and the most validation rows that are measured, and the network evaluations of
 each."""
+COMPARED = 0.15
+"""The part of the seconds of a fit in which samples are compared with the rows."""
+MOST_SHARED = 32
+"""The most rows of a batch that have one map, where columns are many: the work of a map grows with
+the third power of their number."""
+QUIET = 5.0
+"""The seconds before progress is shown that was not asked for."""
 CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
 """The largest norm of a gradient, the steps in which the rate rises, and the decay
 and forgetting of the moving average of weights."""
@@ -101,7 +110,8 @@ def train_rows(
     batch_size: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    progress: bool = False,
+    progress: bool | None = False,
+    budget: Budget | None = None,
 ) -> Trained:
     """A model of the training rows, under :class:`~pyro_mdm.VPSDE`.
 
@@ -115,7 +125,8 @@ def train_rows(
         batch_size: the number of rows of a step; None: 512, or all.
         seed: the seed of the weights, the order and the noise.
         device: the device of the model.
-        progress: whether to show progress.
+        progress: whether to show progress; None: after five seconds.
+        budget: the seconds of the schedule, some of which may be spent; None: none are.
 
     Returns:
         The rows with their model and its guide.
@@ -134,7 +145,17 @@ def train_rows(
     with torch.random.fork_rng():
         model = new_model(rows, seed).to(device)
         guide = DiffusionGuide(model.diffusion)
-        outcome = _train(rows, model, guide, schedule or Schedule(), size, seed, progress)
+        schedule = schedule or Schedule()
+        if schedule.seconds is not None:
+            budget = budget or Budget(schedule.seconds).start()
+            schedule = schedule._replace(seconds=budget.left(1 - COMPARED))
+        outcome = _train(rows, model, guide, schedule, size, seed, progress)
+        if outcome.reason == "budget" and outcome.best_step == 0:
+            warnings.warn(
+                f"no step of {outcome.steps} in {outcome.seconds:.1f} s was better than none: the "
+                "answers are those of a Gaussian distribution of the columns; give more seconds",
+                stacklevel=2,
+            )
     diffusion, score = model.diffusion, model.score_function
     assert isinstance(score, DenoiserScore)
     score.set_trained_range(diffusion.terminal_log_snr.item(), diffusion.max_log_snr)
@@ -145,7 +166,9 @@ def new_model(rows: TableRows, seed: int = 0) -> DiffusionModel:
     """The untrained model of rows, whose network is given maps of log SNR."""
     torch.manual_seed(seed_from(seed, "initial weights"))
     score = rows.new_denoiser()
-    score.training_maps = RandomMaps(window=rows.window, missing="skip")
+    coupled = len(score.network.coupled) if isinstance(score.network, MapMLP) else 0
+    shared = min(MOST_SHARED, max(1, round((coupled / FEW) ** 3)))
+    score.training_maps = RandomMaps(window=rows.window, missing="skip", shared=shared)
     diffusion = VPSDE(max_log_snr=rows.max_log_snr)
     return DiffusionModel(diffusion, score, event_shape=rows.event_shape)
 
@@ -157,12 +180,11 @@ def _train(
     schedule: Schedule,
     batch_size: int,
     seed: int,
-    progress: bool,
+    progress: bool | None,
 ) -> Outcome:
     device, numbers = model.diffusion.start_time.device, batch_size * model.num_dims
     data, steps = rows.train.to(device), schedule.steps
     expected = STEPS if steps == ANY_STEPS else steps
-    filling = Filling(rows, steps=expected, batch_size=batch_size, seed=seed)
     filled = rows.is_incomplete
     loss_of = MDM_ELBO()(model, guide)
     weights = list(loss_of.parameters())
@@ -182,9 +204,13 @@ def _train(
         window=None if keeps or not limited else schedule.every,
         cool_down=COOL_DOWN if limited else 0.0,
         seconds=schedule.seconds,
-        progress=progress,
+        progress=progress is not False,
     )
+    trainer.quiet = QUIET if progress is None else 0.0
     trainer.unit = "bits/dim"
+    sizes: dict[str, int] = {"steps": expected, "batch_size": batch_size, "seed": seed}
+    filling = Filling(rows, budget=trainer.budget, **sizes)
+    trainer.budget.start()
 
     def look() -> None:
         with trainer.averaged():
@@ -199,7 +225,7 @@ def _train(
         chosen = filling.rows(step) if filled else indices(step, batch_size, len(data), seed)
         torch.manual_seed(seed_from(seed, "dropout", step, 0))
         with piece(0, 1, seed_from(seed, "noise", step, 0)):
-            x = rows.training_x(data[chosen.to(device)]).x
+            x = rows.transform(data[chosen.to(device)]).x
             x = filling.fill(x, step) if filled else x
             loss = loss_of(x) / numbers
         trainer.step(loss)

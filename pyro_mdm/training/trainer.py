@@ -86,6 +86,7 @@ class Trainer:
         best: least value of a validation; infinite before the first.
         best_step: number of steps before that validation; None before the first.
         unit: unit of the values of validations, in words.
+        quiet: seconds before progress is shown.
         budget: the :class:`~pyro_mdm.budgets.Budget` of seconds.
 
     Raises:
@@ -171,7 +172,7 @@ class Trainer:
             self.average = MovingAverage(self.weights, average)
         self.step_number, self.skipped, self.best = 0, 0, math.inf
         self.best_step: int | None = None
-        self.unit = "nats"
+        self.unit, self.quiet = "nats", 0.0
         self._best: list[Tensor] = []  # averaged weights and buffers
         self._late = (-1, False)  # a step, and whether time was over after it
         self._looked = 0.0  # the share of time at the last look
@@ -270,7 +271,8 @@ class Trainer:
         total = None if self.steps == ANY_STEPS else self.steps
         done, shown = self.step_number, bool(self.progress)
         pace = Pace(self.budget, done, self.steps)
-        with progress_bar(total, self._work, "steps", initial=done, shown=shown) as self._bar:
+        options: dict[str, Any] = {"initial": done, "delay": self.quiet, "shown": shown}
+        with progress_bar(total, self._work, "steps", **options) as self._bar:
             while not self._is_over_after_losses():
                 before = self.step_number
                 yield before
@@ -461,7 +463,7 @@ class Trainer:
         self._save()
         self.budget.stop()
         self._ended = True
-        if self.progress:
+        if self.progress and self.budget.spent >= self.quiet:
             say(f"{self._work}: {self.outcome}")
         if self._best:
             assign([*self._averaged_weights, *self._buffers], self._best)

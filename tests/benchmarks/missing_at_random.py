@@ -181,7 +181,7 @@ def work(job: runs.Row, number: int) -> runs.Row:
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = Table.fit(frame, seed=job["seed"], gaps=job["gaps"])
+        table = Table(seed=job["seed"], gaps=job["gaps"]).fit(frame)
         seconds = time.process_time() - start
         if job["gaps"] == "skip" and job["law"] != "survey":
             samples = in_turn(table, frame, SAMPLES)

@@ -6,7 +6,6 @@ them.
 """
 
 from pyro_mdm.tables.columns.base import Center, Column
-from pyro_mdm.tables.columns.chained import chained_completions
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.facts import column_facts, column_of_facts
 from pyro_mdm.tables.columns.fitting import decode, encode, fit_columns, to_model_space
@@ -37,7 +36,6 @@ __all__ = [
     "Nonnegative",
     "Ordinal",
     "Rounded",
-    "chained_completions",
     "column_facts",
     "column_of_facts",
     "decode",

@@ -26,7 +26,7 @@ from pyro_mdm.tables.columns.base import Column
 from pyro_mdm.tables.columns.dates import DateForm
 from pyro_mdm.tables.columns.kinds import BUILT_IN, KINDS, FindKind, class_of
 from pyro_mdm.tables.columns.numbers import Bounded
-from pyro_mdm.tables.columns.skipped import SkippedLevels, SkippedNumbers
+from pyro_mdm.tables.columns.skipped import Skipped
 
 __all__ = ["column_facts", "column_of_facts"]
 
@@ -90,7 +90,7 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
 
 def _classes() -> dict[str, type[Column]]:
     """Classes of columns that a run names without a file."""
-    ours: list[type[Column]] = [*BUILT_IN, Bounded, SkippedLevels, SkippedNumbers]
+    ours: list[type[Column]] = [*BUILT_IN, Bounded, Skipped]
     return {cls.__name__: cls for cls in (*KINDS.values(), *ours)}
 
 

@@ -5,6 +5,7 @@ See :mod:`pyro_mdm.tables.columns.base`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,8 +19,7 @@ from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
-from pyro_mdm.tables.columns.chained import chained_completions
-from pyro_mdm.tables.columns.gaps import skip_rules
+from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     DROP,
     KINDS,
@@ -39,8 +39,9 @@ from pyro_mdm.tables.columns.numbers import (
     Rounded,
     finite_numbers,
 )
-from pyro_mdm.tables.columns.skipped import Rule, Skipped, skipped
+from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
+from pyro_mdm.tables.covariance import drawn_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -145,7 +146,7 @@ def _with_absences(
     rules = skip_rules(table, [c.name for c in columns], train)
     rules |= {name: rules.get(name, Rule()) for name, word in empty.items() if word == "absent"}
     return [
-        skipped(column, rules[column.name])
+        Skipped(column, rules[column.name])
         if column.name in rules and empty[column.name] != "mar"
         else column
         for column in columns
@@ -156,30 +157,35 @@ def _fitted_to_whole_rows(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
     """Columns, with scales of completed rows for numbers with gaps, if gaps depend on other
-    columns: their present numbers have another distribution."""
+    columns: their present numbers have another distribution.
+
+    Rows are completed by draws of a Gaussian distribution in model space.
+    """
     import pandas as pd
 
-    if not columns:
-        return columns
     rows = table[train]
-    codes = encode(columns, without_unknown(rows, unknown_in(columns, rows)))
-    if codes.isnan().all(0).any():
+    codes = encode(columns, without_unknown(rows, unknown_in(columns, rows))) if columns else None
+    if codes is None or codes.isnan().all(0).any():
         return columns
-    completions = chained_completions(columns, codes)
-    if completions is None:
+    hidden = codes.isnan() | (codes == HIDDEN)
+    gaps = hidden.any(0).tolist()
+    depends = dependent_gaps(rows, [column.name for column in itertools.compress(columns, gaps)])
+    if not depends:
         return columns
-    completed = completions[0]
-    fitted = []
-    for j, column in enumerate(columns):
+    generator = torch.Generator().manual_seed(0)
+    x = drawn_rows(to_model_space(columns, codes, generator).x, generator)
+    fitted, widths = [], [column.width for column in columns]
+    for column, gone, drawn in zip(columns, hidden.T, x.split(widths, 1), strict=True):
         numbers = column.column if isinstance(column, Skipped) else column
-        drawn = ~codes[:, j].isfinite() & completed[:, j].isfinite()
-        if type(numbers) in SCALED and bool(drawn.any()):
+        if type(numbers) in SCALED and column.name in depends:
+            completed = column.unscaled(drawn if column.width > 1 else drawn.squeeze(-1))
+            gone = gone & completed.isfinite()  # not what is absent
             values = finite_numbers(column.name, table[column.name]).copy()
-            values[np.flatnonzero(train)[drawn.numpy()]] = completed[drawn, j].numpy()
+            values[np.flatnonzero(train)[gone.numpy()]] = completed[gone].numpy()
             series = pd.Series(values, table.index, name=column.name)
             whole = type(numbers).fit(column.name, series, train, _spec_of(column.name, kinds))
-            if _atoms(whole) == _atoms(numbers):  # numbers of donors repeat, and are no atoms
-                column = skipped(whole, column.rule) if isinstance(column, Skipped) else whole
+            if _atoms(whole) == _atoms(numbers):
+                column = Skipped(whole, column.rule) if isinstance(column, Skipped) else whole
         fitted.append(column)
     return fitted
 

@@ -1,14 +1,12 @@
 """Columns that do not exist for some rows, such as hours of work where nobody works.
 
-Absence is a value then: a column of numbers has one more dimension, for whether a number exists,
-and a column of levels has one more level. So new rows have such gaps too, completions leave them,
-and densities have their probability.
+Absence is a value then: a column has one more dimension, for whether it exists. So new rows have
+such gaps too, completions leave them, and densities have their probability.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,18 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Center, Column, Values
-from pyro_mdm.tables.columns.levels import Categorical, shown
+from pyro_mdm.tables.columns.levels import shown
 from pyro_mdm.tables.columns.spec import ColumnSpec
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = ["ABSENT", "HIDDEN", "Rule", "Skipped", "SkippedLevels", "SkippedNumbers", "skipped"]
+__all__ = ["ABSENT", "HIDDEN", "Rule", "Skipped"]
 
 ABSENT, HIDDEN = math.inf, -math.inf
-"""The codes of a number that does not exist, and of one that exists and is missing."""
+"""The codes of an entry that does not exist, and of one that exists and is missing."""
 
 
 class Rule(NamedTuple):
@@ -63,7 +60,11 @@ class Rule(NamedTuple):
 
 
 class Skipped(Column):
-    """A column that does not exist for some rows; :func:`skipped` makes it from a fitted column.
+    """A column that does not exist for some rows, with one more dimension, 1 where it exists, else
+    -1.
+
+    Where it is absent its other dimensions are missing. A model completes them by the distribution
+    of rows that have the column, given all else: then they tell nothing of existence.
 
     Args:
         column: the column where it exists, fitted.
@@ -71,22 +72,19 @@ class Skipped(Column):
 
     Attributes:
         column: the column where it exists.
-        absent: the code of absence.
     """
 
-    absent: float
-
     def __init__(self, column: Column, rule: Rule) -> None:
-        Column.__init__(self, column.name)
-        self.kind = column.kind
-        self.column = column
+        super().__init__(column.name)
+        self.kind, self.noisy, self.levels = column.kind, column.noisy, column.levels
+        self.column, self.width = column, 1 + column.width
         self._told_by, self._where, self._exact = rule
 
     @classmethod
     def fit(
         cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
     ) -> Column:
-        raise TypeError(f"a {cls.__name__} is made of a fitted column, by skipped(column, rule)")
+        raise TypeError(f"a {cls.__name__} is made of a fitted column, by Skipped(column, rule)")
 
     @property
     def rule(self) -> Rule:
@@ -96,35 +94,13 @@ class Skipped(Column):
     def codes_in(self, table: DataFrame) -> Values:
         codes = self.codes(table[self.name])
         empty = np.isnan(codes)
-        return np.where(empty, self._empty_codes(self.rule.codes(empty, table)), codes)
-
-    def _empty_codes(self, codes: Values) -> Values:
-        return codes
+        return np.where(empty, self.rule.codes(empty, table), codes)
 
     def read(self, values: Series[Any]) -> Values:
         return self.column.read(values)
 
     def refusal(self, value: object) -> str:
         return self.column.refusal(value)
-
-    @property
-    def in_words(self) -> str:
-        return f"{self.column.in_words}; absent {self.rule.in_words}"
-
-    @property
-    def spec(self) -> str:
-        return f"{self.column.spec} absent"
-
-
-class SkippedNumbers(Skipped):
-    """Numbers or dates that may be absent, with one more dimension, 1 where they exist, else -1."""
-
-    width = 2
-    absent = ABSENT
-
-    def __init__(self, column: Column, rule: Rule) -> None:
-        super().__init__(column, rule)
-        self.noisy = column.noisy
 
     def values(self, codes: Values) -> Any:
         import pandas as pd
@@ -137,10 +113,11 @@ class SkippedNumbers(Skipped):
         there = codes.isfinite()
         x, log_slope = self.column.scaled(torch.where(there, codes, math.nan), noise)
         exists = torch.where(codes == ABSENT, -1.0, 1.0).masked_fill(codes.isnan(), math.nan)
-        return torch.stack([exists.to(x), x], -1), torch.where(there, log_slope, 0)
+        x = torch.cat([exists.to(x).unsqueeze(-1), x.reshape(len(codes), -1)], -1)
+        return x, torch.where(there, log_slope, 0)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        exists, value = x.unbind(-1)
+        exists, value = x[..., 0], x[..., 1:] if self.width > 2 else x[..., 1]
         codes = torch.where(exists < 0, ABSENT, self.column.unscaled(value))
         return codes.masked_fill(exists.isnan(), math.nan)
 
@@ -160,55 +137,12 @@ class SkippedNumbers(Skipped):
 
     @property
     def denoiser_levels(self) -> list[Any]:
-        return [2, None]
-
-
-class SkippedLevels(Skipped, Categorical):
-    """Levels that may be absent, one-hot, with one more level for absence."""
-
-    kind = "categorical"
-
-    def __init__(self, column: Column, rule: Rule) -> None:
-        Skipped.__init__(self, column, rule)
-        self.kind = "categorical"
-        assert column.levels is not None
-        self.levels = self.width = column.levels + 1
+        return [2, *self.column.denoiser_levels]
 
     @property
-    def absent(self) -> float:  # type: ignore[override]
-        assert self.levels is not None
-        return self.levels - 1.0
+    def in_words(self) -> str:
+        return f"{self.column.in_words}; absent {self.rule.in_words}"
 
     @property
-    def _known(self) -> Sequence[Any]:  # type: ignore[override]
-        assert self.column.levels is not None
-        return [*self.column.values(np.arange(self.column.levels)), None]
-
-    def _empty_codes(self, codes: Values) -> Values:
-        """The last level where the entry is absent, and NaN where it is hidden."""
-        return np.where(codes == ABSENT, self.absent, math.nan)
-
-    def center(self, draws: Values, center: Center) -> Values:
-        """The most frequent level, or absence."""
-        import pandas as pd
-
-        return np.asarray(pd.DataFrame(draws.T).mode(axis=1, dropna=False)[0])
-
-
-def skipped(column: Column, rule: Rule) -> Skipped:
-    """A column that does not exist for some rows.
-
-    Args:
-        column: the column where it exists, fitted.
-        rule: the rule by which it is absent.
-
-    Raises:
-        DataError: a column of numbers with several dimensions.
-    """
-    if column.levels is None and column.width > 1:
-        raise DataError(
-            f"column {column.name!r}, {column.in_words}, has {column.width} dimensions and does "
-            "not exist for some rows, expected one dimension of such numbers; say "
-            f"{column.name}=mar if what is empty is hidden, or leave the column out"
-        )
-    return SkippedNumbers(column, rule) if column.levels is None else SkippedLevels(column, rule)
+    def spec(self) -> str:
+        return f"{self.column.spec} absent"

@@ -53,7 +53,7 @@ def table(problem: Problem, z: Tensor) -> Conditional:
 
     names = [f"z{j}" for j in range(z.shape[1])]
     frame = pd.DataFrame(z.double().numpy(), columns=names)
-    fitted = Table.fit(frame, seed=problem.seed, steps=problem.steps or None)
+    fitted = Table(seed=problem.seed, steps=problem.steps or None).fit(frame)
 
     def draw(given: Tensor, n: int) -> Tensor:
         row = pd.DataFrame(given.double().unsqueeze(0).numpy(), columns=names)
