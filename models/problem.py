@@ -156,6 +156,12 @@ class Problem(DataSet):
         """A new score, if these data have a construction of their own; None: the usual one."""
         return None
 
+    @property
+    def completed(self) -> Tensor | None:
+        """Completed training data in model space, with which training on gaps begins; None: draws
+        of the model."""
+        return None
+
     def fit_x(self) -> Tensor:
         """The data x that baselines are fitted to: training data, spread evenly.
 

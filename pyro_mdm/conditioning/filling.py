@@ -32,6 +32,10 @@ class Incomplete(Protocol):
     def train(self) -> Tensor:
         """The data as they are stored, (N, …)."""
 
+    @property
+    def completed(self) -> Tensor | None:
+        """Completed data in model space, with which training begins; None: draws of the model."""
+
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Stored data in model space, NaN where an entry is missing."""
 
@@ -98,6 +102,9 @@ class Filling:
         if not self.is_due(step):
             return
         data, seed = self._data, seed_from(self._seed, "fill", step)
+        if step == 0 and data.completed is not None:
+            self.values = data.completed[self._present(0)].to(model.diffusion.start_time.device)
+            return
         noise = torch.Generator().manual_seed(seed)
         x, _ = data.transform(data.train[self._present(step)], noise)
         completions = Completions(x.to(model.diffusion.start_time.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.splits import Rows, split_rows
+from pyro_mdm.tables.chained import chained_completions
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
@@ -30,7 +32,13 @@ from pyro_mdm.tables.columns import (
 from pyro_mdm.tables.columns.base import as_written
 from pyro_mdm.tables.columns.dates import DAY, days_of
 from pyro_mdm.tables.columns.fitting import Unknown, unknown_in, without_unknown
-from pyro_mdm.tables.columns.gaps import Pattern, never_together, patterns, skip_rules
+from pyro_mdm.tables.columns.gaps import (
+    Pattern,
+    dependent_gaps,
+    never_together,
+    patterns,
+    skip_rules,
+)
 from pyro_mdm.tables.columns.kinds import (
     DROP,
     FindKind,
@@ -54,6 +62,8 @@ __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
 
 FEWEST = 20
 """The fewest rows that a model is trained on."""
+TABLES = 4
+"""The number of completed tables that the Gaussian of the denoiser is fitted to."""
 SHOWN = 12
 """The most patterns of gaps that are printed."""
 UnknownPolicy = Literal["missing", "refuse"]
@@ -383,9 +393,36 @@ class TableRows:
         x, log_det = to_model_space(self.columns, data, generator)
         return Dequantized(x.to(self.dtype), log_det)
 
+    @functools.cached_property
+    def _completions(self) -> Tensor | None:
+        """Completed training rows in model space, (:data:`TABLES`, N, d), absent numbers too; None
+        where no gap depends on other columns."""
+        hidden = (self.train.isnan() | (self.train == HIDDEN)).any(0).tolist()
+        names = [*itertools.compress(self.names, hidden)]
+        if not dependent_gaps(self.to_table(self.to_model_space(self.train)), names):
+            return None
+        x = self.to_model_space(self.train, torch.Generator().manual_seed(0))
+        drawn = chained_completions(x, num=TABLES).to(x)
+        columns = [c.column if isinstance(c, Skipped) else c for c in self.columns]
+        ends = [*itertools.accumulate(c.width for c in self.columns)]
+        for column, end in zip(columns, ends, strict=True):
+            if column.levels is not None:  # to the nearest level
+                at = end - 1 if column.width == 1 else slice(end - column.width, end)
+                near, _ = column.scaled(column.unscaled(drawn[..., at]).flatten())
+                drawn[..., at] = near.reshape(drawn[..., at].shape).to(x)
+        return torch.where(x.isnan(), drawn, x)
+
+    @property
+    def completed(self) -> Tensor | None:
+        """The first completion of the training rows in model space, (N, d); None where no gap
+        depends on others."""
+        return None if self._completions is None else self._completions[0]
+
     def fit_x(self) -> Tensor:
-        """Training rows in model space that a denoiser is fitted to, NaN where an entry is missing
-        or absent."""
+        """Rows in model space that a denoiser is fitted to: the training rows, NaN where an entry
+        is missing or absent, or completions of them where gaps depend on other columns."""
+        if self._completions is not None:
+            return self._completions.flatten(0, 1)
         return self.to_model_space(self.train, torch.Generator().manual_seed(0))
 
     def new_denoiser(self) -> MixedDenoiser:

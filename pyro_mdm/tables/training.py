@@ -21,6 +21,7 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.progress import say
 from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.network import FEW, MapMLP
 from pyro_mdm.tables.rows import TableRows
@@ -46,6 +47,8 @@ COMPARED = 0.15
 MOST_SHARED = 32
 """The most rows of a batch that have one map, where columns are many: the work of a map grows with
 the third power of their number."""
+MANY, FEW_ROWS = 20, 5
+"""The fewest dimensions of a table that may have too few rows, and the fewest rows for each."""
 QUIET = 5.0
 """The seconds before progress is shown that was not asked for."""
 CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
@@ -142,6 +145,14 @@ def train_rows(
         raise ValueError(
             f"batch_size is {size}, expected at most the number of training rows, {number}"
         )
+    (dims,) = rows.event_shape
+    if MANY <= dims > number / FEW_ROWS:
+        warnings.warn(
+            f"there are {number} training rows, fewer than {FEW_ROWS} for each of {dims} "
+            "dimensions: dependences are shrunk to what so few rows show; leave out columns that "
+            "do not matter",
+            stacklevel=2,
+        )
     with torch.random.fork_rng():
         model = new_model(rows, seed).to(device)
         guide = DiffusionGuide(model.diffusion)
@@ -150,12 +161,16 @@ def train_rows(
             budget = budget or Budget(schedule.seconds).start()
             schedule = schedule._replace(seconds=budget.left(1 - COMPARED))
         outcome = _train(rows, model, guide, schedule, size, seed, progress)
-        if outcome.reason == "budget" and outcome.best_step == 0:
-            warnings.warn(
-                f"no step of {outcome.steps} in {outcome.seconds:.1f} s was better than none: the "
-                "answers are those of a Gaussian distribution of the columns; give more seconds",
-                stacklevel=2,
+        if outcome.best_step == 0:
+            words = (
+                f"no weights of {outcome.steps:,} steps in {outcome.seconds:.1f} s predict "
+                "held-out rows better than a Gaussian distribution of the columns, whose answers "
+                "are given"
             )
+            if outcome.reason == "budget":
+                warnings.warn(f"{words}; give more seconds", stacklevel=2)
+            elif progress or (progress is None and outcome.seconds >= QUIET):
+                say(words)
     diffusion, score = model.diffusion, model.score_function
     assert isinstance(score, DenoiserScore)
     score.set_trained_range(diffusion.terminal_log_snr.item(), diffusion.max_log_snr)

@@ -18,6 +18,7 @@ from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.tables.chained import chained_completions
 from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
@@ -41,7 +42,6 @@ from pyro_mdm.tables.columns.numbers import (
 )
 from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
-from pyro_mdm.tables.covariance import drawn_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -157,10 +157,7 @@ def _fitted_to_whole_rows(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
     """Columns, with scales of completed rows for numbers with gaps, if gaps depend on other
-    columns: their present numbers have another distribution.
-
-    Rows are completed by draws of a Gaussian distribution in model space.
-    """
+    columns: their present numbers have another distribution."""
     import pandas as pd
 
     rows = table[train]
@@ -173,7 +170,7 @@ def _fitted_to_whole_rows(
     if not depends:
         return columns
     generator = torch.Generator().manual_seed(0)
-    x = drawn_rows(to_model_space(columns, codes, generator).x, generator)
+    x = chained_completions(to_model_space(columns, codes, generator).x)[0]
     fitted, widths = [], [column.width for column in columns]
     for column, gone, drawn in zip(columns, hidden.T, x.split(widths, 1), strict=True):
         numbers = column.column if isinstance(column, Skipped) else column
