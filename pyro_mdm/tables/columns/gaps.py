@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_mdm.tables.columns.skipped import Rule
+from pyro_mdm.tables.columns.base import Column, Values
+from pyro_mdm.tables.columns.dates import Dates
+from pyro_mdm.tables.columns.levels import Ordinal
+from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -24,6 +27,15 @@ FEWEST = 10
 """The fewest rows with a gap, and without one, that are tested."""
 AUC_ROWS = 3000
 """The most rows that predictions of gaps are fitted to, drawn from all."""
+ELSEWHERE = 0.3
+"""The largest share of gaps where a column exists."""
+NEVER, OFTEN = 0.01, 0.1
+"""The shares of entries where a column does not exist, and of gaps elsewhere, by which rules are
+compared."""
+CHANCE = 1e-3
+"""The probability that gaps by chance count as more frequent on one side of a number."""
+PAIRED = 8
+"""The most columns of which rules of two are searched, those that tell most."""
 MOST_PATTERNS = 20
 """The most patterns of gaps that are predicted, those with most rows."""
 
@@ -100,8 +112,8 @@ class Pattern(NamedTuple):
     auc: float
     error: float  # the standard error of auc
     depends_on: str | None  # the column on which the pattern depends most, if on any
-    rule: Rule | None  # the rule by which they do not exist there; None: they exist, and are hidden
-    unseen: Rule | None  # the values of another column with which no row has an entry
+    rule: Rule | None  # the rule by which no row has an entry, if there is one
+    absent: bool  # whether they do not exist there, and are not hidden
 
     @property
     def in_words(self) -> str:
@@ -109,45 +121,51 @@ class Pattern(NamedTuple):
         where = f"{names}: empty in {self.rows:,} of {self.total:,} rows"
         auc = "" if math.isnan(self.auc) else f" (AUC {self.auc:.2f} ± {self.error:.2f})"
         name = self.columns[0]
-        if self.rule is not None:
+        if self.rule is not None and self.absent:
             return (
                 f"{where}; taken as absent {self.rule.in_words}{auc}; say {name}=mar if it is "
                 "hidden there"
             )
-        if self.unseen is not None:
+        say = f"; say {name}=absent if it does not exist there"
+        if self.rule is not None:
             return (
-                f"{where}; no row has it {self.unseen.in_words}{auc}, so that what it is there is "
-                f"extrapolated, and no data can say whether rightly; say {name}=absent if it does "
-                "not exist there"
+                f"{where}; no row has it {self.rule.in_words}{auc}, so that what it is there is "
+                f"extrapolated, and no data can say whether rightly{say}"
             )
         if self.depends_on is not None:
             return (
                 f"{where}, which depends on {self.depends_on!r}{auc}; taken as hidden, given what "
-                f"is there at random; say {name}=absent if it does not exist there"
+                f"is there at random{say}"
             )
         return f"{where}; no other column tells which{auc}"
 
 
-def patterns(
-    table: DataFrame, names: Sequence[str], rules: Mapping[str, Rule | None]
-) -> list[Pattern]:
+def patterns(columns: Sequence[Column], table: DataFrame) -> list[Pattern]:
     """The patterns of gaps in a table, those with most rows first.
 
     Args:
+        columns: the columns that are examined, fitted.
         table: the rows.
-        names: the names of the columns that are examined.
-        rules: the rules of columns that do not exist for some rows, by name.
     """
-    unseen = skip_rules(table, names, np.ones(len(table), dtype=np.bool_))
-    depends, groups = dependent_gaps(table, names), _alike(table, names)
+    names = [column.name for column in columns]
+    absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
+    rules, depends = absent | skip_rules(columns, table), dependent_gaps(table, names)
     result = []
-    for number, columns in enumerate(groups):
-        gone = table[columns[0]].isna().to_numpy()
-        others = [name for name in names if name not in columns]
-        auc, error = _auc(table[others], gone) if number < MOST_PATTERNS else (math.nan, math.nan)
-        on, rule = depends.get(columns[0]), rules.get(columns[0])
-        rows, none = int(gone.sum()), unseen.get(columns[0])
-        result.append(Pattern(columns, rows, len(table), auc, error, on, rule, none))
+    for number, alike in enumerate(_alike(table, names)):
+        gone, name = table[alike[0]].isna().to_numpy(), alike[0]
+        others = [c for c in columns if c.name not in alike] if number < MOST_PATTERNS else []
+        auc, error = _auc(others, table, gone)
+        pattern = Pattern(
+            alike,
+            int(gone.sum()),
+            len(table),
+            auc,
+            error,
+            depends.get(name),
+            rules.get(name),
+            name in absent,
+        )
+        result.append(pattern)
     return result
 
 
@@ -168,69 +186,236 @@ def _alike(table: DataFrame, names: Sequence[str]) -> list[list[str]]:
     return sorted(groups.values(), key=lambda columns: -int(table[columns[0]].isna().sum()))
 
 
-def skip_rules(table: DataFrame, names: Sequence[str], train: NDArray[np.bool_]) -> dict[str, Rule]:
-    """Rules by which columns do not exist for some rows.
+class _Codes(NamedTuple):
+    """The codes of a column of which a rule may consist."""
 
-    A rule is the values of another column at which a column is always empty, while elsewhere it
-    mostly is not. If a fraction r of the rows elsewhere is empty, n rows at these values are so by
-    chance with probability rⁿ; the column counts as absent where that is below ``FALSE_ALARM`` for
-    all tests together. Only levels and repeated numbers are tested: a column that is empty beyond
-    some number is rather hidden.
+    column: Column
+    codes: Values  # the different ones, sorted, (k,)
+    places: NDArray[np.intp]  # the place of each row among them, (n,); k where it is missing
+
+    @classmethod
+    def from_values(cls, column: Column, values: Series[Any]) -> _Codes:
+        codes = column.read(values)
+        distinct, places = np.unique(codes, return_inverse=True)
+        distinct = distinct[~np.isnan(distinct)]
+        return cls(column, distinct, np.minimum(places, len(distinct)))
+
+    @property
+    def is_ordered(self) -> bool:
+        return self.column.levels is None or isinstance(self.column, Ordinal)
+
+
+class _Cut(NamedTuple):
+    """Codes of a column at which another may be absent."""
+
+    of: _Codes
+    chosen: NDArray[np.bool_]  # of the different codes, (k,)
+    is_range: bool  # whether they are those between two ends, or outside of these
+    price: float  # minus the logarithm of its share of false alarms, nats
+
+    @property
+    def rows(self) -> NDArray[np.bool_]:
+        """The mask of the rows with these codes, (n,)."""
+        return np.append(self.chosen, False)[self.of.places]
+
+    @property
+    def condition(self) -> Condition:
+        column, codes, _ = self.of
+        if not self.is_range:
+            singles = codes[self.chosen].tolist()
+            return Condition(column, tuple((one, math.nextafter(one, math.inf)) for one in singles))
+        turns = np.flatnonzero(np.diff(self.chosen)) + 1
+        ends = [_end(column, codes[i - 1], codes[i]) for i in turns]
+        ends = [-math.inf] * bool(self.chosen[0]) + ends + [math.inf] * bool(self.chosen[-1])
+        return Condition(column, tuple(zip(ends[::2], ends[1::2], strict=True)))
+
+
+def _end(column: Column, low: float, high: float) -> float:
+    """The roundest number, or date, above one code and up to another."""
+    if isinstance(column, Ordinal):
+        return float(high)
+    if isinstance(column, Dates):
+        day = np.datetime64(math.floor(high), "D")
+        days = [day.astype(f"M8[{unit}]").astype("M8[D]").astype(float) for unit in "YMD"]
+        return float(next((end for end in days if end > low), high))
+    first, last = (math.floor(math.log10(x)) for x in (max(-low, high), high - low))
+    for step in (
+        digit * 10.0**power for power in range(first, last - 1, -1) for digit in (5, 2, 1)
+    ):
+        end = float(f"{math.floor(high / step) * step:.12g}")
+        if low < end <= high:
+            return end
+    return float(high)
+
+
+def _best_cut(column: _Codes, weights: Values, priced: bool = True) -> _Cut:
+    """The codes with the largest sum of the weights of their rows, less the price.
 
     Args:
-        table: the table, with all rows.
-        names: the names of the columns that are tested.
-        train: the mask of the training rows, (n,), which alone count.
+        column: the column.
+        weights: the weights of rows, (n,).
+        priced: whether the price counts.
+    """
+    k = len(column.codes)
+    sums = np.bincount(column.places, weights, k + 1)[:-1]
+    cuts = []
+    if not column.is_ordered or k <= LEVELS:
+        chosen = sums > (math.log(k) if priced else 0)
+        price = math.log(3 * k * math.comb(k, int(chosen.sum())))
+        cuts.append((sums[chosen].sum(), _Cut(column, chosen, False, price)))
+    if column.is_ordered:
+        total = np.append(0.0, sums.cumsum())
+        top, bottom = (total - least.accumulate(total) for least in (np.minimum, np.maximum))
+        inner, outer = int(top.argmax()), int(bottom.argmin())
+        one, two = math.log(6 * k), math.log(3 * k * (k + 1))
+        for i, j, outside, price in (
+            (0, int(total[1:].argmax()) + 1, False, one),
+            (int(total[:-1].argmin()), k, False, one),
+            (int(total[: inner + 1].argmin()), inner, False, two),
+            (int(total[: outer + 1].argmax()), outer, True, two),
+        ):
+            chosen = np.full(k, outside)
+            chosen[i:j] = not outside
+            cuts.append((sums[chosen].sum(), _Cut(column, chosen, True, price)))
+    return max(cuts, key=lambda cut: cut[0] - priced * cut[1].price)[1]
+
+
+def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
+    """Rules by which columns do not exist for some rows.
+
+    A rule is a condition on another column, or two of which both or either must hold: levels, or
+    numbers, dates or ordered levels below, from, between or outside of ends. A column is empty
+    where it holds, but for a hundredth of the rows, and elsewhere as entries are missing by chance:
+    in at most ``ELSEWHERE`` of the rows, which are at most a third of its empty entries, and no
+    more often near an end than far from it.
+
+    Were gaps chance, which of the n rows are the g with a gap would not depend on a rule, and m
+    rows where it holds had j gaps or more with the probability of a hypergeometric distribution.
+    That is held to ``FALSE_ALARM`` times the share of the rule, where the shares of all rules that
+    are searched, for all columns, are at most 1 together.
+
+    Args:
+        columns: the columns, fitted; those that are known not to exist for some rows have no rule.
+        table: the rows that count.
 
     Returns:
         Rules by the names of columns.
     """
-    rows = table[train]
+    plain = [column.column if isinstance(column, Skipped) else column for column in columns]
+    codes = {column.name: _Codes.from_values(column, table[column.name]) for column in plain}
+    codes = {name: column for name, column in codes.items() if len(column.codes) > 1}
+    open_ones = [column.name for column in columns if not isinstance(column, Skipped)]
     rules: dict[str, Rule] = {}
-    for columns in _alike(rows, names):
-        gone = rows[columns[0]].isna().to_numpy()
-        tried = []
-        for other in names:
-            if other in columns or (rule := _rule(gone, rows[other], len(names))) is None:
-                continue
-            explained = int((gone & rows[other].isin([*rule.values]).to_numpy()).sum())
-            tried.append((explained, -len(rule.values), other, rule))
-        if tried:
-            # most gaps explained, then fewest values
-            best = max(tried, key=lambda candidate: candidate[:2])[-1]
-            rules |= dict.fromkeys(columns, best)
+    groups = _alike(table, open_ones)
+    for names in groups:
+        gone = table[names[0]].isna().to_numpy()
+        few = min(int(gone.sum()), int((~gone).sum()))
+        others = [column for name, column in codes.items() if name not in names]
+        price = math.log(4 * len(groups) * max(len(others), 1) ** 2 / FALSE_ALARM)
+        if few >= FEWEST and (rule := _rule(gone, others, price)) is not None:
+            rules |= dict.fromkeys(names, rule)
     return rules
 
 
-def _rule(gone: NDArray[np.bool_], values: Series[Any], number: int) -> Rule | None:
-    """The rule by which values of another column make entries absent, if there is one."""
-    there, counts = values.notna().to_numpy(), values.value_counts()
-    if values.dtype.kind == "M":
-        return None
-    levels = counts.index[:LEVELS] if len(counts) <= LEVELS else counts.index[counts >= FEWEST]
-    if not len(levels) or len(levels) > 5 * LEVELS:
-        return None
-    empty = [level for level in levels if gone[(values == level).fillna(False).to_numpy()].all()]
-    where = values.isin(empty).to_numpy()
-    elsewhere = there & ~where
-    n, rest = int(where.sum()), int(elsewhere.sum())
-    if n < FEWEST or rest < FEWEST or 2 * int((gone & where).sum()) < int(gone.sum()):
-        return None
-    share = (int(gone[elsewhere].sum()) + 1) / (rest + 2)  # never 0 or 1
-    # any subset of the levels might have been the rule, in any pair of columns
-    if n * math.log(share) > math.log(FALSE_ALARM / (number**2 * 2 ** min(len(levels), 60))):
-        return None
-    exact = not gone[elsewhere].any()
-    return Rule(str(values.name), tuple(empty), exact)
+def _rule(gone: NDArray[np.bool_], columns: Sequence[_Codes], price: float) -> Rule | None:
+    """The rule by which other columns make entries absent, if there is one.
+
+    Pairs of conditions are improved in turn, from the cuts of single columns whose share of gaps
+    differs most from that of the other rows.
+    """
+    weights = np.where(gone, math.log((1 - NEVER) / OFTEN), math.log(NEVER / (1 - OFTEN)))
+    even = np.where(gone, 1 / gone.sum(), -1 / (~gone).sum())
+    rules = [((_best_cut(column, weights),), False) for column in columns]
+    starts = []
+    for cut in (_best_cut(column, even, priced=False) for column in columns):
+        there = cut.of.places < len(cut.of.codes)
+        nats = _information(gone[there], cut.rows[there]) - cut.price
+        if nats > -math.log(CHANCE):
+            starts.append((nats, cut))
+    starts = sorted(starts, key=lambda start: -start[0])[:PAIRED]
+    for _, first in starts:
+        for _, other in starts:
+            for either in (False, True) if other is not first else ():
+                pair = [first, other]
+                for turn in (1, 0, 1):
+                    free = weights * (pair[1 - turn].rows != either)
+                    pair[turn] = _best_cut(pair[turn].of, free)
+                rules.append(((pair[0], pair[1]), either))
+    gains = [
+        weights @ _holds(cuts, either)[0] - sum(cut.price for cut in cuts) for cuts, either in rules
+    ]
+    for place in np.argsort(-np.array(gains), kind="stable"):
+        cuts, either = rules[place]
+        holds, decided = _holds(cuts, either)
+        if gains[place] > 0 and _is_rule(gone[decided], holds[decided], cuts, decided, price):
+            exact = not gone[decided & ~holds].any()
+            return Rule(tuple(cut.condition for cut in cuts), either, exact)
+    return None
 
 
-def _auc(table: DataFrame, gone: NDArray[np.bool_]) -> tuple[float, float]:
+def _holds(cuts: Sequence[_Cut], either: bool) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The masks of rows where a rule holds, and of those that it decides, (n,) each."""
+    rows = np.stack([cut.rows for cut in cuts])
+    there = np.stack([cut.of.places < len(cut.of.codes) for cut in cuts])
+    holds = rows.any(0) if either else rows.all(0)
+    return holds, there.all(0) | (there & (rows == either)).any(0)
+
+
+def _is_rule(
+    gone: NDArray[np.bool_],
+    holds: NDArray[np.bool_],
+    cuts: Sequence[_Cut],
+    decided: NDArray[np.bool_],
+    price: float,
+) -> bool:
+    """Whether gaps are where a rule holds, and those elsewhere, and these, are by chance.
+
+    Args:
+        gone, holds: the masks of gaps, and of where the rule holds, among the rows that it decides.
+        cuts: its conditions.
+        decided: the mask of the rows that it decides, (n,).
+        price: minus the logarithm of the false alarms that are allowed, nats.
+    """
+    from scipy.stats import hypergeom
+
+    n, m, gaps, inside = len(gone), int(holds.sum()), int(gone.sum()), int((gone & holds).sum())
+    left = gaps - inside
+    if min(m, n - m) < FEWEST or m - inside > NEVER * m:
+        return False
+    if 3 * left > gaps or left > ELSEWHERE * (n - m):
+        return False
+    price += sum(cut.price for cut in cuts)
+    if hypergeom.logsf(inside - 1, n, gaps, m) > -price:
+        return False
+    elsewhere = np.flatnonzero(decided)[~holds]
+    rest = gone[~holds]
+    if not left:
+        return True
+    even = np.where(rest, 1 / left, -1 / (len(rest) - left))
+    for column in (cut.of for cut in cuts if cut.is_range):
+        near = _best_cut(column._replace(places=column.places[elsewhere]), even, priced=False)
+        if _information(rest, near.rows) - near.price > -math.log(CHANCE):
+            return False
+    return True
+
+
+def _information(gone: NDArray[np.bool_], holds: NDArray[np.bool_]) -> float:
+    """The information of rows on gaps, nats: their number times the mutual information."""
+    from scipy.special import xlogy
+
+    counts = np.bincount(2 * gone + holds, minlength=4).reshape(2, 2).astype(float)
+    sides = xlogy(counts.sum(0), counts.sum(0)).sum() + xlogy(counts.sum(1), counts.sum(1)).sum()
+    return float(xlogy(counts, counts).sum() - sides + xlogy(counts.sum(), counts.sum()))
+
+
+def _auc(
+    columns: Sequence[Column], table: DataFrame, gone: NDArray[np.bool_]
+) -> tuple[float, float]:
     """The area under the ROC curve of a prediction of gaps by trees, by folds, and its error.
 
     The error is that of Hanley & McNeil, The meaning and use of the area under a receiver operating
     characteristic (ROC) curve, Radiology 1982.
     """
-    import pandas as pd
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -239,21 +424,12 @@ def _auc(table: DataFrame, gone: NDArray[np.bool_]) -> tuple[float, float]:
         chosen = np.random.default_rng(0).choice(len(gone), AUC_ROWS, replace=False)
         table, gone = table.iloc[chosen], gone[chosen]
     positive, negative = int(gone.sum()), int((~gone).sum())
-    if min(positive, negative) < FEWEST or not table.shape[1]:
+    if min(positive, negative) < FEWEST or not columns:
         return math.nan, math.nan
-    codes = {}
-    for name in table.columns:
-        values = table[name]
-        if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufM":
-            places = pd.factorize(values)[0].astype(float)
-            codes[name] = np.where(places < 0, math.nan, places)
-        else:
-            codes[name] = pd.to_numeric(values).to_numpy(dtype=float, na_value=math.nan)
+    codes = np.stack([column.read(table[column.name]) for column in columns], 1)
     trees = HistGradientBoostingClassifier(max_iter=50, random_state=0)
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    predicted = cross_val_predict(
-        trees, np.stack([*codes.values()], 1), gone, cv=folds, method="predict_proba"
-    )[:, 1]
+    predicted = cross_val_predict(trees, codes, gone, cv=folds, method="predict_proba")[:, 1]
     a = float(roc_auc_score(gone, predicted))
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
     spread = a * (1 - a) + (positive - 1) * (q1 - a * a) + (negative - 1) * (q2 - a * a)
