@@ -44,7 +44,7 @@ from pyro_mdm.tables.columns.kinds import (
     left_out,
     parse_spec,
 )
-from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Skipped, SkippedNumbers
+from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, named
@@ -238,7 +238,14 @@ class TableRows:
     def patterns(self) -> list[Pattern]:
         """The gaps of the columns of a new run, computed at the first access, which takes
         seconds."""
-        return [] if self._rows_with_gaps is None else patterns(*self._rows_with_gaps)
+        if self._rows_with_gaps is None:
+            return []
+        return patterns(*self._rows_with_gaps, self._unseen)
+
+    @functools.cached_property
+    def _unseen(self) -> dict[str, Rule]:
+        """The rules by which no row has columns that are taken to exist in all."""
+        return {} if self._rows_with_gaps is None else skip_rules(*self._rows_with_gaps)
 
     @property
     def gaps_in_words(self) -> str:
@@ -258,7 +265,7 @@ class TableRows:
         without = [
             f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
             f"can say whether rightly; say {name}=absent if it does not exist there"
-            for name, rule in skip_rules(columns, rows).items()
+            for name, rule in self._unseen.items()
         ]
         without += [
             f"no row has both {one!r} and {other!r}: how they depend on each other, given the "

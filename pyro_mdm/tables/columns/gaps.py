@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,15 +27,17 @@ FEWEST = 10
 """The fewest rows with a gap, and without one, that are tested."""
 AUC_ROWS = 3000
 """The most rows that predictions of gaps are fitted to, drawn from all."""
-ELSEWHERE = 0.3
-"""The largest share of gaps where a column exists."""
+ELSEWHERE, UNEXPLAINED = 0.3, 0.4
+"""The largest share of gaps where a column exists, and the largest share of all gaps there."""
+MOST_CONDITIONS = 3
+"""The most conditions of a rule."""
 NEVER, OFTEN = 0.01, 0.1
 """The shares of entries where a column does not exist, and of gaps elsewhere, by which rules are
 compared."""
 CHANCE = 1e-3
 """The probability that gaps by chance count as more frequent on one side of a number."""
 PAIRED = 8
-"""The most columns of which rules of two are searched, those that tell most."""
+"""The most columns of which rules of several are searched, those that tell most."""
 MOST_PATTERNS = 20
 """The most patterns of gaps that are predicted, those with most rows."""
 
@@ -140,16 +142,19 @@ class Pattern(NamedTuple):
         return f"{where}; no other column tells which{auc}"
 
 
-def patterns(columns: Sequence[Column], table: DataFrame) -> list[Pattern]:
+def patterns(
+    columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Rule]
+) -> list[Pattern]:
     """The patterns of gaps in a table, those with most rows first.
 
     Args:
         columns: the columns that are examined, fitted.
         table: the rows.
+        rules: those of :func:`skip_rules`.
     """
     names = [column.name for column in columns]
     absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
-    rules, depends = absent | skip_rules(columns, table), dependent_gaps(table, names)
+    rules, depends = absent | dict(rules), dependent_gaps(table, names)
     result = []
     for number, alike in enumerate(_alike(table, names)):
         gone, name = table[alike[0]].isna().to_numpy(), alike[0]
@@ -200,6 +205,9 @@ class _Codes(NamedTuple):
         distinct = distinct[~np.isnan(distinct)]
         return cls(column, distinct, np.minimum(places, len(distinct)))
 
+    def at(self, rows: NDArray[np.intp]) -> _Codes:
+        return self._replace(places=self.places[rows])
+
     @property
     def is_ordered(self) -> bool:
         return self.column.levels is None or isinstance(self.column, Ordinal)
@@ -212,6 +220,7 @@ class _Cut(NamedTuple):
     chosen: NDArray[np.bool_]  # of the different codes, (k,)
     is_range: bool  # whether they are those between two ends, or outside of these
     price: float  # minus the logarithm of its share of false alarms, nats
+    weight: float  # the sum of the weights of their rows
 
     @property
     def rows(self) -> NDArray[np.bool_]:
@@ -257,37 +266,90 @@ def _best_cut(column: _Codes, weights: Values, priced: bool = True) -> _Cut:
         priced: whether the price counts.
     """
     k = len(column.codes)
-    sums = np.bincount(column.places, weights, k + 1)[:-1]
-    cuts = []
+    sums = np.bincount(column.places, weights, k + 1)[:k]
+    cuts: list[tuple[float, float, Any]] = []  # their sums, prices, and places or two ends
     if not column.is_ordered or k <= LEVELS:
         chosen = sums > (math.log(k) if priced else 0)
         price = math.log(3 * k * math.comb(k, int(chosen.sum())))
-        cuts.append((sums[chosen].sum(), _Cut(column, chosen, False, price)))
+        cuts.append((float(sums[chosen].sum()), price, chosen))
     if column.is_ordered:
-        total = np.append(0.0, sums.cumsum())
+        total = np.zeros(k + 1)
+        total[1:] = sums.cumsum()
         top, bottom = (total - least.accumulate(total) for least in (np.minimum, np.maximum))
+        first, last = int(total[1:].argmax()) + 1, int(total[:-1].argmin())
         inner, outer = int(top.argmax()), int(bottom.argmin())
         one, two = math.log(6 * k), math.log(3 * k * (k + 1))
-        for i, j, outside, price in (
-            (0, int(total[1:].argmax()) + 1, False, one),
-            (int(total[:-1].argmin()), k, False, one),
-            (int(total[: inner + 1].argmin()), inner, False, two),
-            (int(total[: outer + 1].argmax()), outer, True, two),
+        before, after = int(total[: inner + 1].argmin()), int(total[: outer + 1].argmax())
+        cuts += [
+            (total[first], one, (0, first)),
+            (total[k] - total[last], one, (last, k)),
+            (top[inner], two, (before, inner)),
+            (total[k] - bottom[outer], two, (outer, after)),
+        ]
+    weight, price, where = max(cuts, key=lambda cut: cut[0] - priced * cut[1])
+    if not isinstance(where, tuple):
+        return _Cut(column, where, False, price, weight)
+    low, high = where
+    chosen = np.zeros(k, dtype=np.bool_)
+    chosen[min(low, high) : max(low, high)] = True
+    return _Cut(column, chosen if low < high else ~chosen, True, price, weight)
+
+
+class _Cuts(NamedTuple):
+    """A rule of one condition, or of several of which all or any must hold."""
+
+    cuts: tuple[_Cut, ...]
+    either: bool
+
+    @property
+    def holds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The masks of rows where the rule holds, and of those that it decides, (n,) each."""
+        rows = np.stack([cut.rows for cut in self.cuts])
+        there = np.stack([cut.of.places < len(cut.of.codes) for cut in self.cuts])
+        holds = rows.any(0) if self.either else rows.all(0)
+        return holds, there.all(0) | (there & (rows == self.either)).any(0)
+
+    def improved(self, weights: Values) -> _Cuts:
+        """The rule with each condition in turn the best given the others, the last one first."""
+        cuts = [*self.cuts]
+        for turn in (*reversed(range(len(cuts))), len(cuts) - 1):
+            others = [cut.rows != self.either for place, cut in enumerate(cuts) if place != turn]
+            cuts[turn] = _best_cut(cuts[turn].of, weights * np.all(others, axis=0))
+        return _Cuts(tuple(cuts), self.either)
+
+    def explains(self, gone: NDArray[np.bool_], price: float) -> bool:
+        """Whether gaps are where the rule holds, and the gaps elsewhere are by chance.
+
+        Args:
+            gone: the mask of gaps, (n,).
+            price: minus the logarithm of the probability that is allowed by chance, nats.
+        """
+        from scipy.stats import hypergeom
+
+        holds, decided = self.holds
+        n, m = int(decided.sum()), int(holds.sum())
+        gaps, inside = int(gone[decided].sum()), int(gone[holds].sum())
+        left, elsewhere = gaps - inside, n - m
+        if (
+            min(m, elsewhere) < FEWEST
+            or m - inside > NEVER * m
+            or left > min(UNEXPLAINED * gaps, ELSEWHERE * elsewhere)
+            or hypergeom.logsf(inside - 1, n, gaps, m) > -price
         ):
-            chosen = np.full(k, outside)
-            chosen[i:j] = not outside
-            cuts.append((sums[chosen].sum(), _Cut(column, chosen, True, price)))
-    return max(cuts, key=lambda cut: cut[0] - priced * cut[1].price)[1]
+            return False
+        rest = np.flatnonzero(decided & ~holds)
+        columns = [cut.of.at(rest) for cut in self.cuts if cut.is_range]
+        return all(_dependence(column, gone[rest])[0] <= 0 for column in columns)
 
 
 def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
     """Rules by which columns do not exist for some rows.
 
-    A rule is a condition on another column, or two of which both or either must hold: levels, or
-    numbers, dates or ordered levels below, from, between or outside of ends. A column is empty
-    where it holds, but for a hundredth of the rows, and elsewhere as entries are missing by chance:
-    in at most ``ELSEWHERE`` of the rows, which are at most a third of its empty entries, and no
-    more often near an end than far from it.
+    A rule is a condition on another column, or up to ``MOST_CONDITIONS`` of which all or any must
+    hold: levels, or numbers, dates or ordered levels on one side of an end, or between two, or
+    outside of them. A column is empty where it holds, but for ``NEVER`` of the rows, and elsewhere
+    as entries are missing by chance: in at most ``ELSEWHERE`` of the rows with at most
+    ``UNEXPLAINED`` of its gaps, which have no rule again and are no more frequent near an end.
 
     Were gaps chance, which of the n rows are the g with a gap would not depend on a rule, and m
     rows where it holds had j gaps or more with the probability of a hypergeometric distribution.
@@ -309,10 +371,9 @@ def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
     groups = _alike(table, open_ones)
     for names in groups:
         gone = table[names[0]].isna().to_numpy()
-        few = min(int(gone.sum()), int((~gone).sum()))
         others = [column for name, column in codes.items() if name not in names]
-        price = math.log(4 * len(groups) * max(len(others), 1) ** 2 / FALSE_ALARM)
-        if few >= FEWEST and (rule := _rule(gone, others, price)) is not None:
+        price = math.log((2 * MOST_CONDITIONS - 1) * len(groups) / FALSE_ALARM)
+        if (rule := _rule(gone, others, price)) is not None:
             rules |= dict.fromkeys(names, rule)
     return rules
 
@@ -320,92 +381,63 @@ def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
 def _rule(gone: NDArray[np.bool_], columns: Sequence[_Codes], price: float) -> Rule | None:
     """The rule by which other columns make entries absent, if there is one.
 
-    Pairs of conditions are improved in turn, from the cuts of single columns whose share of gaps
-    differs most from that of the other rows.
+    Several conditions are improved in turn, from those of single columns on which gaps depend most.
+
+    Args:
+        gone: the mask of gaps, (n,).
+        columns: the columns of which rules may consist.
+        price: minus the logarithm of the probability of a false alarm, nats.
     """
+    if min(int(gone.sum()), int((~gone).sum())) < FEWEST or not columns:
+        return None
     weights = np.where(gone, math.log((1 - NEVER) / OFTEN), math.log(NEVER / (1 - OFTEN)))
-    even = np.where(gone, 1 / gone.sum(), -1 / (~gone).sum())
-    rules = [((_best_cut(column, weights),), False) for column in columns]
-    starts = []
-    for cut in (_best_cut(column, even, priced=False) for column in columns):
-        there = cut.of.places < len(cut.of.codes)
-        nats = _information(gone[there], cut.rows[there]) - cut.price
-        if nats > -math.log(CHANCE):
-            starts.append((nats, cut))
-    starts = sorted(starts, key=lambda start: -start[0])[:PAIRED]
-    for _, first in starts:
-        for _, other in starts:
-            for either in (False, True) if other is not first else ():
-                pair = [first, other]
-                for turn in (1, 0, 1):
-                    free = weights * (pair[1 - turn].rows != either)
-                    pair[turn] = _best_cut(pair[turn].of, free)
-                rules.append(((pair[0], pair[1]), either))
-    gains = [
-        weights @ _holds(cuts, either)[0] - sum(cut.price for cut in cuts) for cuts, either in rules
-    ]
-    for place in np.argsort(-np.array(gains), kind="stable"):
-        cuts, either = rules[place]
-        holds, decided = _holds(cuts, either)
-        if gains[place] > 0 and _is_rule(gone[decided], holds[decided], cuts, decided, price):
-            exact = not gone[decided & ~holds].any()
-            return Rule(tuple(cut.condition for cut in cuts), either, exact)
+    most = sorted((_dependence(column, gone) for column in columns), key=lambda cut: -cut[0])
+    starts = [cut for nats, cut in most[:PAIRED] if nats > 0]
+    rules = [_Cuts((_best_cut(cut.of, weights),), False) for cut in starts]
+    one = math.log(len(columns))
+
+    def gain(rule: _Cuts) -> float:
+        return float(weights @ rule.holds[0]) - sum(one + cut.price for cut in rule.cuts)
+
+    for either in (False, True):
+        grown = [_Cuts((cut,), either) for cut in starts]
+        for _ in range(MOST_CONDITIONS - 1):
+            grown = [
+                _Cuts((*rule.cuts, cut), either).improved(weights)
+                for rule in grown
+                for cut in starts
+                if all(cut.of is not other.of for other in rule.cuts)
+            ]
+            rules += grown
+            grown = sorted(grown, key=gain)[-1:]
+    for rule in sorted(rules, key=gain, reverse=True):
+        if gain(rule) <= 0:
+            return None
+        if rule.explains(gone, price + sum(one + cut.price for cut in rule.cuts)):
+            holds, decided = rule.holds
+            rest = np.flatnonzero(decided & ~holds)
+            if _rule(gone[rest], [column.at(rest) for column in columns], price) is None:
+                exact = not gone[rest].any()
+                return Rule(tuple(cut.condition for cut in rule.cuts), rule.either, exact)
     return None
 
 
-def _holds(cuts: Sequence[_Cut], either: bool) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The masks of rows where a rule holds, and of those that it decides, (n,) each."""
-    rows = np.stack([cut.rows for cut in cuts])
-    there = np.stack([cut.of.places < len(cut.of.codes) for cut in cuts])
-    holds = rows.any(0) if either else rows.all(0)
-    return holds, there.all(0) | (there & (rows == either)).any(0)
+def _dependence(column: _Codes, gone: NDArray[np.bool_]) -> tuple[float, _Cut]:
+    """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance.
 
+    With p the share of gaps among n rows, and J the share of the codes among rows with a gap less
+    that among others, the information on gaps is at least 2 n p (1 - p) J² nats, by Pinsker's
+    inequality.
 
-def _is_rule(
-    gone: NDArray[np.bool_],
-    holds: NDArray[np.bool_],
-    cuts: Sequence[_Cut],
-    decided: NDArray[np.bool_],
-    price: float,
-) -> bool:
-    """Whether gaps are where a rule holds, and those elsewhere, and these, are by chance.
-
-    Args:
-        gone, holds: the masks of gaps, and of where the rule holds, among the rows that it decides.
-        cuts: its conditions.
-        decided: the mask of the rows that it decides, (n,).
-        price: minus the logarithm of the false alarms that are allowed, nats.
+    Returns:
+        These nats less those expected by chance with probability :data:`CHANCE`, and the codes.
     """
-    from scipy.stats import hypergeom
-
-    n, m, gaps, inside = len(gone), int(holds.sum()), int(gone.sum()), int((gone & holds).sum())
-    left = gaps - inside
-    if min(m, n - m) < FEWEST or m - inside > NEVER * m:
-        return False
-    if 3 * left > gaps or left > ELSEWHERE * (n - m):
-        return False
-    price += sum(cut.price for cut in cuts)
-    if hypergeom.logsf(inside - 1, n, gaps, m) > -price:
-        return False
-    elsewhere = np.flatnonzero(decided)[~holds]
-    rest = gone[~holds]
-    if not left:
-        return True
-    even = np.where(rest, 1 / left, -1 / (len(rest) - left))
-    for column in (cut.of for cut in cuts if cut.is_range):
-        near = _best_cut(column._replace(places=column.places[elsewhere]), even, priced=False)
-        if _information(rest, near.rows) - near.price > -math.log(CHANCE):
-            return False
-    return True
-
-
-def _information(gone: NDArray[np.bool_], holds: NDArray[np.bool_]) -> float:
-    """The information of rows on gaps, nats: their number times the mutual information."""
-    from scipy.special import xlogy
-
-    counts = np.bincount(2 * gone + holds, minlength=4).reshape(2, 2).astype(float)
-    sides = xlogy(counts.sum(0), counts.sum(0)).sum() + xlogy(counts.sum(1), counts.sum(1)).sum()
-    return float(xlogy(counts, counts).sum() - sides + xlogy(counts.sum(), counts.sum()))
+    there = column.places < len(column.codes)
+    n, gaps = int(there.sum()), int(gone[there].sum())
+    weights = np.where(gone, 1 / max(gaps, 1), -1 / max(n - gaps, 1))
+    cut = _best_cut(column, weights, priced=False)
+    nats = 2 * gaps * (n - gaps) / max(n, 1) * cut.weight**2
+    return nats - cut.price + math.log(CHANCE), cut
 
 
 def _auc(
