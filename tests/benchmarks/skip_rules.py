@@ -3,10 +3,11 @@
     python -m tests.benchmarks.skip_rules --out runs/skip_rules.csv
     python -m tests.benchmarks.skip_rules --out runs/skip_rules.csv --summary docs/measured/data
 
-A survey has four to eight questions that everybody answers: age, sex, work, region, income, a date
-and two scales. Four more have gaps. Two exist by a rule, and one of them has gaps in a further 5%
-of the rows at random. The gaps of the third are by chance, in 5 to 50% of the rows. Those of the
-fourth are at random given another answer: their probability is a logistic function of its rank.
+A survey has four to eight questions for everybody: age, sex, work, region, income, a date and two
+scales. Of their answers 3% are missing at random. Four more columns have gaps. Two exist by a rule,
+and one of them has gaps in a further 5% of the rows at random. The gaps of the third are by chance,
+in 5 to 50% of the rows. Those of the fourth are at random given another answer: their probability
+is a logistic function of its rank.
 
     level     a rule of levels of a column
     below     one of numbers, dates or levels on one side of an end
@@ -18,14 +19,13 @@ Rules hold for 15 to 80% of the people. 2,000 new rows of a survey tell how righ
 
     recall       the share of columns with a rule whose rule is right in 99% of new rows
     precision    the share of rules that are right so, of all that are found
-    recognized   the share of entries that do not exist of which a rule says so, if one is found
+    recognized   the share of entries that do not exist of which a rule says so
     mistaken     the share of entries that exist of which a rule says that they do not
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +35,13 @@ from numpy.typing import NDArray
 
 from pyro_mdm.tables.columns import fit_columns
 from pyro_mdm.tables.columns.gaps import skip_rules
-from tests.benchmarks.documented import write
+from tests.benchmarks.documented import seeds_in_words, write
 
 RULES = ("level", "below", "between", "both", "either")
 SIZES = (300, 500, 800, 1500, 5000)
 ORDERED = ("age", "income", "joined", "agrees", "grade")
 GRADES = ("low", "middle", "high")
+ASKED = ("asked 0", "asked 1", "asked 2", "asked 3")
 NEW = 2000
 
 
@@ -140,13 +141,11 @@ def a_rule(rng: np.random.Generator, table: pd.DataFrame, kind: str) -> Known:
             return rule
 
 
-def targets(rng: np.random.Generator, n: int) -> Iterator[Any]:
-    """Values of columns that have gaps."""
-    while True:
-        yield rng.normal(size=n)
-        yield rng.choice(["day", "night", "both"], n)
-        yield rng.integers(0, 60, n)
-        yield np.datetime64("2020-01-01") + rng.integers(0, 900, n)
+def targets(rng: np.random.Generator, n: int) -> list[Any]:
+    """Values of four columns that have gaps, in random order."""
+    values: list[Any] = [rng.normal(size=n), rng.choice(["day", "night", "both"], n)]
+    values += [rng.integers(0, 60, n), np.datetime64("2020-01-01") + rng.integers(0, 900, n)]
+    return [values[place] for place in rng.permutation(4)]
 
 
 class Survey(NamedTuple):
@@ -164,8 +163,7 @@ def a_survey(rng: np.random.Generator, n: int, kinds: tuple[str, str]) -> Survey
     needed = [rng.choice(["sex", "works", "region"]), *rng.choice(["age", "income", "joined"], 1)]
     questions = questions[[*dict.fromkeys([*needed, *names])]]
     large = answers(rng, 5000)[[*questions]]
-    asked = {f"asked {j}": values for j, values in zip(range(4), targets(rng, n), strict=False)}
-    whole = questions.assign(**asked)
+    whole = questions.assign(**dict(zip(ASKED, targets(rng, n), strict=True)))
     rules = {f"asked {j}": a_rule(rng, large, kind) for j, kind in enumerate(kinds)}
     gone = {name: rule.holds(whole) for name, rule in rules.items()}
     gone["asked 1"] = gone["asked 1"] | (rng.random(n) < 0.05)
@@ -174,6 +172,7 @@ def a_survey(rng: np.random.Generator, n: int, kinds: tuple[str, str]) -> Survey
     ranks = questions[name].rank(pct=True).to_numpy()
     slope, middle = rng.uniform(4, 16) * rng.choice([-1, 1]), rng.uniform(0.2, 0.8)
     gone["asked 3"] = rng.random(n) < 1 / (1 + np.exp(-slope * (ranks - middle)))
+    gone |= {name: rng.random(n) < 0.03 for name in questions}
     table = whole.assign(**{name: whole[name].mask(mask) for name, mask in gone.items()})
     return Survey(whole, table, rules)
 
@@ -184,9 +183,9 @@ def work(seed: int, n: int) -> list[dict[str, object]]:
     kinds = RULES[seed % 5], RULES[seed // 5 % 5]
     whole, table, rules = a_survey(rng, n, kinds)
     found = skip_rules(fit_columns(whole, np.ones(n, dtype=bool)), table)
-    new = answers(rng, NEW)[[name for name in whole if name in answers(rng, 1)]]
+    new = answers(rng, NEW)
     rows: list[dict[str, object]] = []
-    for name, kind in zip(("asked 0", "asked 1", "asked 2", "asked 3"), (*kinds, "chance", "random")):
+    for name, kind in zip(ASKED, (*kinds, "chance", "random"), strict=True):
         truth = rules[name].holds(new) if name in rules else np.zeros(NEW, dtype=bool)
         said = found[name].holds(new) == 1 if name in found else np.zeros(NEW, dtype=bool)
         rows.append(
@@ -195,14 +194,76 @@ def work(seed: int, n: int) -> list[dict[str, object]]:
                 "seed": seed,
                 "column": name,
                 "rule": kind,
-                "found": name in found,
-                "right": name in found and (said == truth).mean() >= 0.99,
-                "absent": truth.sum(),
-                "recognized": (said & truth).sum(),
-                "existing": (~truth).sum(),
-                "mistaken": (said & ~truth).sum(),
-                "words": found[name].in_words if name in found else "",
-                "truth": str(rules[name]) if name in rules else "",
+                "found": int(name in found),
+                "right": int(name in found and bool((said == truth).mean() >= 0.99)),
+                "absent": int(truth.sum()),
+                "recognized": int((said & truth).sum()),
+                "existing": int((~truth).sum()),
+                "mistaken": int((said & ~truth).sum()),
             }
         )
     return rows
+
+
+def share(rows: pd.DataFrame, of: str, all_of: str | None = None) -> tuple[float, float]:
+    """A share, and its standard error over surveys."""
+    sums = rows.assign(all=1).groupby("seed")[[of, all_of or "all"]].sum().to_numpy(dtype=float)
+    value = sums[:, 0].sum() / sums[:, 1].sum()
+    residuals = sums[:, 0] - value * sums[:, 1]
+    return float(value), float(np.sqrt((residuals**2).sum()) / sums[:, 1].sum())
+
+
+def summarize(file: Path, folder: Path) -> None:
+    """Shares of all surveys of a size, and recall by kind of rule."""
+    rows = pd.read_csv(file)
+    made: dict[str, list[dict[str, object]]] = {"sizes": [], "kinds": []}
+    for n, surveys in rows.groupby("rows"):
+        ruled = surveys[surveys.rule.isin(RULES)]
+        shares = {
+            "recall": share(ruled, "right"),
+            "precision": share(surveys, "right", "found"),
+            "recognized": share(ruled, "recognized", "absent"),
+            "mistaken": share(surveys, "mistaken", "existing"),
+        }
+        made["sizes"].append(_cells({"rows": f"{n}"}, shares))
+        kinds = {kind: share(ruled[ruled.rule == kind], "right") for kind in RULES}
+        hidden = ("by chance", "at random")
+        kinds |= {kind: share(surveys[surveys.rule == kind.split()[1]], "found") for kind in hidden}
+        made["kinds"] += [
+            _cells({"rows": f"{n}", "gaps": kind}, {"found": value})
+            for kind, value in kinds.items()
+        ]
+    command = "python -m tests.benchmarks.skip_rules --out runs/skip_rules.csv"
+    notes = {
+        "sizes": "shares of 200 surveys, with errors over surveys",
+        "kinds": "shares of columns with a rule that is right; by chance and at random, with any",
+    }
+    for name, cells in made.items():
+        table = pd.DataFrame(cells)
+        seeds = seeds_in_words(rows)
+        write(folder / f"gaps-rules-{name}.csv", table, [command], seeds, None, [notes[name]], 4)
+
+
+def _cells(names: dict[str, object], shares: dict[str, tuple[float, float]]) -> dict[str, object]:
+    for name, (value, error) in shares.items():
+        names |= {name: value, f"{name}_se": error}
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--out", type=Path, default=Path("runs/skip_rules.csv"))
+    parser.add_argument("--summary", type=Path, help="folder of the tables made of --out")
+    options = parser.parse_args()
+    if options.summary:
+        summarize(options.out, options.summary)
+        return
+    rows = [row for n in options.sizes for seed in range(options.seeds) for row in work(seed, n)]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(options.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
