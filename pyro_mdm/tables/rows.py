@@ -192,7 +192,7 @@ class TableRows:
         self.columns: list[Column] = []
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
-        self._rows_with_gaps: tuple[DataFrame, list[str], dict[str, Rule | None]] | None = None
+        self._rows_with_gaps: tuple[list[Column], DataFrame] | None = None
         self.rows = None
 
     @property
@@ -245,7 +245,14 @@ class TableRows:
     def patterns(self) -> list[Pattern]:
         """The gaps of the columns of a new run, computed at the first access, which takes
         seconds."""
-        return [] if self._rows_with_gaps is None else patterns(*self._rows_with_gaps)
+        if self._rows_with_gaps is None:
+            return []
+        return patterns(*self._rows_with_gaps, self._unseen)
+
+    @functools.cached_property
+    def _unseen(self) -> dict[str, Rule]:
+        """The rules by which no row has columns that are taken to exist in all."""
+        return {} if self._rows_with_gaps is None else skip_rules(*self._rows_with_gaps)
 
     @property
     def gaps_in_words(self) -> str:
@@ -260,20 +267,17 @@ class TableRows:
         """Warn of columns, and pairs of them, that no row has where a model extrapolates them."""
         if self._rows_with_gaps is None:
             return
-        rows, names, absent = self._rows_with_gaps
-        there = rows[names].notna().all(axis=1)
-        unseen = {} if there.all() else skip_rules(rows, names, np.ones(len(rows), dtype=np.bool_))
+        columns, rows = self._rows_with_gaps
+        names = [column.name for column in columns if not isinstance(column, Skipped)]
         without = [
             f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
             f"can say whether rightly; say {name}=absent if it does not exist there"
-            for name, rule in unseen.items()
-            if name not in absent
+            for name, rule in self._unseen.items()
         ]
         without += [
             f"no row has both {one!r} and {other!r}: how they depend on each other, given the "
             "rest, is not in the data"
             for one, other in never_together(rows, names)
-            if {one, other}.isdisjoint(absent)
         ]
         if without:
             more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
@@ -314,9 +318,7 @@ class TableRows:
         rest = without_unknown(table, unknown)
         codes = encode(self.columns, rest)
         if is_new:
-            rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
-            names = [column.name for column in self.columns]
-            self._rows_with_gaps = rest, names, dict(rules)
+            self._rows_with_gaps = self.columns, rest
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(

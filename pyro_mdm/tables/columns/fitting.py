@@ -143,7 +143,7 @@ def _with_absences(
 ) -> list[Column]:
     """Columns, of which some do not exist for some rows, as given or as inferred from the table."""
     empty = {c.name: _spec_of(c.name, kinds).empty for c in columns}
-    rules = skip_rules(table, [c.name for c in columns], train)
+    rules = skip_rules(columns, table[train])
     rules |= {name: rules.get(name, Rule()) for name, word in empty.items() if word == "absent"}
     return [
         Skipped(column, rules[column.name])

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_mdm.tables.columns.skipped import Rule
+from pyro_mdm.tables.columns.base import Column, Values
+from pyro_mdm.tables.columns.dates import Dates
+from pyro_mdm.tables.columns.levels import Ordinal
+from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -24,6 +27,17 @@ FEWEST = 10
 """The fewest rows with a gap, and without one, that are tested."""
 AUC_ROWS = 3000
 """The most rows that predictions of gaps are fitted to, drawn from all."""
+ELSEWHERE, UNEXPLAINED = 0.3, 0.4
+"""The largest share of gaps where a column exists, and the largest share of all gaps there."""
+MOST_CONDITIONS = 3
+"""The most conditions of a rule."""
+NEVER, OFTEN = 0.01, 0.1
+"""The shares of entries where a column does not exist, and of gaps elsewhere, by which rules are
+compared."""
+CHANCE = 1e-3
+"""The probability that gaps by chance count as more frequent on one side of a number."""
+PAIRED = 8
+"""The most columns of which rules of several are searched, those that tell most."""
 MOST_PATTERNS = 20
 """The most patterns of gaps that are predicted, those with most rows."""
 
@@ -100,8 +114,8 @@ class Pattern(NamedTuple):
     auc: float
     error: float  # the standard error of auc
     depends_on: str | None  # the column on which the pattern depends most, if on any
-    rule: Rule | None  # the rule by which they do not exist there; None: they exist, and are hidden
-    unseen: Rule | None  # the values of another column with which no row has an entry
+    rule: Rule | None  # the rule by which no row has an entry, if there is one
+    absent: bool  # whether they do not exist there, and are not hidden
 
     @property
     def in_words(self) -> str:
@@ -109,45 +123,54 @@ class Pattern(NamedTuple):
         where = f"{names}: empty in {self.rows:,} of {self.total:,} rows"
         auc = "" if math.isnan(self.auc) else f" (AUC {self.auc:.2f} ± {self.error:.2f})"
         name = self.columns[0]
-        if self.rule is not None:
+        if self.rule is not None and self.absent:
             return (
                 f"{where}; taken as absent {self.rule.in_words}{auc}; say {name}=mar if it is "
                 "hidden there"
             )
-        if self.unseen is not None:
+        say = f"; say {name}=absent if it does not exist there"
+        if self.rule is not None:
             return (
-                f"{where}; no row has it {self.unseen.in_words}{auc}, so that what it is there is "
-                f"extrapolated, and no data can say whether rightly; say {name}=absent if it does "
-                "not exist there"
+                f"{where}; no row has it {self.rule.in_words}{auc}, so that what it is there is "
+                f"extrapolated, and no data can say whether rightly{say}"
             )
         if self.depends_on is not None:
             return (
                 f"{where}, which depends on {self.depends_on!r}{auc}; taken as hidden, given what "
-                f"is there at random; say {name}=absent if it does not exist there"
+                f"is there at random{say}"
             )
         return f"{where}; no other column tells which{auc}"
 
 
 def patterns(
-    table: DataFrame, names: Sequence[str], rules: Mapping[str, Rule | None]
+    columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Rule]
 ) -> list[Pattern]:
     """The patterns of gaps in a table, those with most rows first.
 
     Args:
+        columns: the columns that are examined, fitted.
         table: the rows.
-        names: the names of the columns that are examined.
-        rules: the rules of columns that do not exist for some rows, by name.
+        rules: those of :func:`skip_rules`.
     """
-    unseen = skip_rules(table, names, np.ones(len(table), dtype=np.bool_))
-    depends, groups = dependent_gaps(table, names), _alike(table, names)
+    names = [column.name for column in columns]
+    absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
+    rules, depends = absent | dict(rules), dependent_gaps(table, names)
     result = []
-    for number, columns in enumerate(groups):
-        gone = table[columns[0]].isna().to_numpy()
-        others = [name for name in names if name not in columns]
-        auc, error = _auc(table[others], gone) if number < MOST_PATTERNS else (math.nan, math.nan)
-        on, rule = depends.get(columns[0]), rules.get(columns[0])
-        rows, none = int(gone.sum()), unseen.get(columns[0])
-        result.append(Pattern(columns, rows, len(table), auc, error, on, rule, none))
+    for number, alike in enumerate(_alike(table, names)):
+        gone, name = table[alike[0]].isna().to_numpy(), alike[0]
+        others = [c for c in columns if c.name not in alike] if number < MOST_PATTERNS else []
+        auc, error = _auc(others, table, gone)
+        pattern = Pattern(
+            alike,
+            int(gone.sum()),
+            len(table),
+            auc,
+            error,
+            depends.get(name),
+            rules.get(name),
+            name in absent,
+        )
+        result.append(pattern)
     return result
 
 
@@ -168,69 +191,263 @@ def _alike(table: DataFrame, names: Sequence[str]) -> list[list[str]]:
     return sorted(groups.values(), key=lambda columns: -int(table[columns[0]].isna().sum()))
 
 
-def skip_rules(table: DataFrame, names: Sequence[str], train: NDArray[np.bool_]) -> dict[str, Rule]:
-    """Rules by which columns do not exist for some rows.
+class _Codes(NamedTuple):
+    """The codes of a column of which a rule may consist."""
 
-    A rule is the values of another column at which a column is always empty, while elsewhere it
-    mostly is not. If a fraction r of the rows elsewhere is empty, n rows at these values are so by
-    chance with probability rⁿ; the column counts as absent where that is below ``FALSE_ALARM`` for
-    all tests together. Only levels and repeated numbers are tested: a column that is empty beyond
-    some number is rather hidden.
+    column: Column
+    codes: Values  # the different ones, sorted, (k,)
+    places: NDArray[np.intp]  # the place of each row among them, (n,); k where it is missing
+
+    @classmethod
+    def from_values(cls, column: Column, values: Series[Any]) -> _Codes:
+        codes = column.read(values)
+        distinct, places = np.unique(codes, return_inverse=True)
+        distinct = distinct[~np.isnan(distinct)]
+        return cls(column, distinct, np.minimum(places, len(distinct)))
+
+    def at(self, rows: NDArray[np.intp]) -> _Codes:
+        return self._replace(places=self.places[rows])
+
+    @property
+    def is_ordered(self) -> bool:
+        return self.column.levels is None or isinstance(self.column, Ordinal)
+
+
+class _Cut(NamedTuple):
+    """Codes of a column at which another may be absent."""
+
+    of: _Codes
+    chosen: NDArray[np.bool_]  # of the different codes, (k,)
+    is_range: bool  # whether they are those between two ends, or outside of these
+    price: float  # minus the logarithm of its share of false alarms, nats
+    weight: float  # the sum of the weights of their rows
+
+    @property
+    def rows(self) -> NDArray[np.bool_]:
+        """The mask of the rows with these codes, (n,)."""
+        return np.append(self.chosen, False)[self.of.places]
+
+    @property
+    def condition(self) -> Condition:
+        column, codes, _ = self.of
+        if not self.is_range:
+            singles = codes[self.chosen].tolist()
+            return Condition(column, tuple((one, math.nextafter(one, math.inf)) for one in singles))
+        turns = np.flatnonzero(np.diff(self.chosen)) + 1
+        ends = [_end(column, codes[i - 1], codes[i]) for i in turns]
+        ends = [-math.inf] * bool(self.chosen[0]) + ends + [math.inf] * bool(self.chosen[-1])
+        return Condition(column, tuple(zip(ends[::2], ends[1::2], strict=True)))
+
+
+def _end(column: Column, low: float, high: float) -> float:
+    """The roundest number, or date, above one code and up to another."""
+    if isinstance(column, Ordinal):
+        return float(high)
+    if isinstance(column, Dates):
+        day = np.datetime64(math.floor(high), "D")
+        days = [day.astype(f"M8[{unit}]").astype("M8[D]").astype(float) for unit in "YMD"]
+        return float(next((end for end in days if end > low), high))
+    first, last = (math.floor(math.log10(x)) for x in (max(-low, high), high - low))
+    for step in (
+        digit * 10.0**power for power in range(first, last - 1, -1) for digit in (5, 2, 1)
+    ):
+        end = float(f"{math.floor(high / step) * step:.12g}")
+        if low < end <= high:
+            return end
+    return float(high)
+
+
+def _best_cut(column: _Codes, weights: Values, priced: bool = True) -> _Cut:
+    """The codes with the largest sum of the weights of their rows, less the price.
 
     Args:
-        table: the table, with all rows.
-        names: the names of the columns that are tested.
-        train: the mask of the training rows, (n,), which alone count.
+        column: the column.
+        weights: the weights of rows, (n,).
+        priced: whether the price counts.
+    """
+    k = len(column.codes)
+    sums = np.bincount(column.places, weights, k + 1)[:k]
+    cuts: list[tuple[float, float, Any]] = []  # their sums, prices, and places or two ends
+    if not column.is_ordered or k <= LEVELS:
+        chosen = sums > (math.log(k) if priced else 0)
+        price = math.log(3 * k * math.comb(k, int(chosen.sum())))
+        cuts.append((float(sums[chosen].sum()), price, chosen))
+    if column.is_ordered:
+        total = np.zeros(k + 1)
+        total[1:] = sums.cumsum()
+        top, bottom = (total - least.accumulate(total) for least in (np.minimum, np.maximum))
+        first, last = int(total[1:].argmax()) + 1, int(total[:-1].argmin())
+        inner, outer = int(top.argmax()), int(bottom.argmin())
+        one, two = math.log(6 * k), math.log(3 * k * (k + 1))
+        before, after = int(total[: inner + 1].argmin()), int(total[: outer + 1].argmax())
+        cuts += [
+            (total[first], one, (0, first)),
+            (total[k] - total[last], one, (last, k)),
+            (top[inner], two, (before, inner)),
+            (total[k] - bottom[outer], two, (outer, after)),
+        ]
+    weight, price, where = max(cuts, key=lambda cut: cut[0] - priced * cut[1])
+    if not isinstance(where, tuple):
+        return _Cut(column, where, False, price, weight)
+    low, high = where
+    chosen = np.zeros(k, dtype=np.bool_)
+    chosen[min(low, high) : max(low, high)] = True
+    return _Cut(column, chosen if low < high else ~chosen, True, price, weight)
+
+
+class _Cuts(NamedTuple):
+    """A rule of one condition, or of several of which all or any must hold."""
+
+    cuts: tuple[_Cut, ...]
+    either: bool
+
+    @property
+    def holds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The masks of rows where the rule holds, and of those that it decides, (n,) each."""
+        rows = np.stack([cut.rows for cut in self.cuts])
+        there = np.stack([cut.of.places < len(cut.of.codes) for cut in self.cuts])
+        holds = rows.any(0) if self.either else rows.all(0)
+        return holds, there.all(0) | (there & (rows == self.either)).any(0)
+
+    def improved(self, weights: Values) -> _Cuts:
+        """The rule with each condition in turn the best given the others, the last one first."""
+        cuts = [*self.cuts]
+        for turn in (*reversed(range(len(cuts))), len(cuts) - 1):
+            others = [cut.rows != self.either for place, cut in enumerate(cuts) if place != turn]
+            cuts[turn] = _best_cut(cuts[turn].of, weights * np.all(others, axis=0))
+        return _Cuts(tuple(cuts), self.either)
+
+    def explains(self, gone: NDArray[np.bool_], price: float) -> bool:
+        """Whether gaps are where the rule holds, and the gaps elsewhere are by chance.
+
+        Args:
+            gone: the mask of gaps, (n,).
+            price: minus the logarithm of the probability that is allowed by chance, nats.
+        """
+        from scipy.stats import hypergeom
+
+        holds, decided = self.holds
+        n, m = int(decided.sum()), int(holds.sum())
+        gaps, inside = int(gone[decided].sum()), int(gone[holds].sum())
+        left, elsewhere = gaps - inside, n - m
+        if (
+            min(m, elsewhere) < FEWEST
+            or m - inside > NEVER * m
+            or left > min(UNEXPLAINED * gaps, ELSEWHERE * elsewhere)
+            or hypergeom.logsf(inside - 1, n, gaps, m) > -price
+        ):
+            return False
+        rest = np.flatnonzero(decided & ~holds)
+        columns = [cut.of.at(rest) for cut in self.cuts if cut.is_range]
+        return all(_dependence(column, gone[rest])[0] <= 0 for column in columns)
+
+
+def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
+    """Rules by which columns do not exist for some rows.
+
+    A rule is a condition on another column, or up to ``MOST_CONDITIONS`` of which all or any must
+    hold: levels, or numbers, dates or ordered levels on one side of an end, or between two, or
+    outside of them. A column is empty where it holds, but for ``NEVER`` of the rows, and elsewhere
+    as entries are missing by chance: in at most ``ELSEWHERE`` of the rows with at most
+    ``UNEXPLAINED`` of its gaps, which have no rule again and are no more frequent near an end.
+
+    Were gaps chance, which of the n rows are the g with a gap would not depend on a rule, and m
+    rows where it holds had j gaps or more with the probability of a hypergeometric distribution.
+    That is held to ``FALSE_ALARM`` times the share of the rule, where the shares of all rules that
+    are searched, for all columns, are at most 1 together.
+
+    Args:
+        columns: the columns, fitted; those that are known not to exist for some rows have no rule.
+        table: the rows that count.
 
     Returns:
         Rules by the names of columns.
     """
-    rows = table[train]
+    plain = [column.column if isinstance(column, Skipped) else column for column in columns]
+    codes = {column.name: _Codes.from_values(column, table[column.name]) for column in plain}
+    codes = {name: column for name, column in codes.items() if len(column.codes) > 1}
+    open_ones = [column.name for column in columns if not isinstance(column, Skipped)]
     rules: dict[str, Rule] = {}
-    for columns in _alike(rows, names):
-        gone = rows[columns[0]].isna().to_numpy()
-        tried = []
-        for other in names:
-            if other in columns or (rule := _rule(gone, rows[other], len(names))) is None:
-                continue
-            explained = int((gone & rows[other].isin([*rule.values]).to_numpy()).sum())
-            tried.append((explained, -len(rule.values), other, rule))
-        if tried:
-            # most gaps explained, then fewest values
-            best = max(tried, key=lambda candidate: candidate[:2])[-1]
-            rules |= dict.fromkeys(columns, best)
+    groups = _alike(table, open_ones)
+    for names in groups:
+        gone = table[names[0]].isna().to_numpy()
+        others = [column for name, column in codes.items() if name not in names]
+        price = math.log((2 * MOST_CONDITIONS - 1) * len(groups) / FALSE_ALARM)
+        if (rule := _rule(gone, others, price)) is not None:
+            rules |= dict.fromkeys(names, rule)
     return rules
 
 
-def _rule(gone: NDArray[np.bool_], values: Series[Any], number: int) -> Rule | None:
-    """The rule by which values of another column make entries absent, if there is one."""
-    there, counts = values.notna().to_numpy(), values.value_counts()
-    if values.dtype.kind == "M":
+def _rule(gone: NDArray[np.bool_], columns: Sequence[_Codes], price: float) -> Rule | None:
+    """The rule by which other columns make entries absent, if there is one.
+
+    Several conditions are improved in turn, from those of single columns on which gaps depend most.
+
+    Args:
+        gone: the mask of gaps, (n,).
+        columns: the columns of which rules may consist.
+        price: minus the logarithm of the probability of a false alarm, nats.
+    """
+    if min(int(gone.sum()), int((~gone).sum())) < FEWEST or not columns:
         return None
-    levels = counts.index[:LEVELS] if len(counts) <= LEVELS else counts.index[counts >= FEWEST]
-    if not len(levels) or len(levels) > 5 * LEVELS:
-        return None
-    empty = [level for level in levels if gone[(values == level).fillna(False).to_numpy()].all()]
-    where = values.isin(empty).to_numpy()
-    elsewhere = there & ~where
-    n, rest = int(where.sum()), int(elsewhere.sum())
-    if n < FEWEST or rest < FEWEST or 2 * int((gone & where).sum()) < int(gone.sum()):
-        return None
-    share = (int(gone[elsewhere].sum()) + 1) / (rest + 2)  # never 0 or 1
-    # any subset of the levels might have been the rule, in any pair of columns
-    if n * math.log(share) > math.log(FALSE_ALARM / (number**2 * 2 ** min(len(levels), 60))):
-        return None
-    exact = not gone[elsewhere].any()
-    return Rule(str(values.name), tuple(empty), exact)
+    weights = np.where(gone, math.log((1 - NEVER) / OFTEN), math.log(NEVER / (1 - OFTEN)))
+    most = sorted((_dependence(column, gone) for column in columns), key=lambda cut: -cut[0])
+    starts = [cut for nats, cut in most[:PAIRED] if nats > 0]
+    rules = [_Cuts((_best_cut(cut.of, weights),), False) for cut in starts]
+    one = math.log(len(columns))
+
+    def gain(rule: _Cuts) -> float:
+        return float(weights @ rule.holds[0]) - sum(one + cut.price for cut in rule.cuts)
+
+    for either in (False, True):
+        grown = [_Cuts((cut,), either) for cut in starts]
+        for _ in range(MOST_CONDITIONS - 1):
+            grown = [
+                _Cuts((*rule.cuts, cut), either).improved(weights)
+                for rule in grown
+                for cut in starts
+                if all(cut.of is not other.of for other in rule.cuts)
+            ]
+            rules += grown
+            grown = sorted(grown, key=gain)[-1:]
+    for rule in sorted(rules, key=gain, reverse=True):
+        if gain(rule) <= 0:
+            return None
+        if rule.explains(gone, price + sum(one + cut.price for cut in rule.cuts)):
+            holds, decided = rule.holds
+            rest = np.flatnonzero(decided & ~holds)
+            if _rule(gone[rest], [column.at(rest) for column in columns], price) is None:
+                exact = not gone[rest].any()
+                return Rule(tuple(cut.condition for cut in rule.cuts), rule.either, exact)
+    return None
 
 
-def _auc(table: DataFrame, gone: NDArray[np.bool_]) -> tuple[float, float]:
+def _dependence(column: _Codes, gone: NDArray[np.bool_]) -> tuple[float, _Cut]:
+    """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance.
+
+    With p the share of gaps among n rows, and J the share of the codes among rows with a gap less
+    that among others, the information on gaps is at least 2 n p (1 - p) J² nats, by Pinsker's
+    inequality.
+
+    Returns:
+        These nats less those expected by chance with probability :data:`CHANCE`, and the codes.
+    """
+    there = column.places < len(column.codes)
+    n, gaps = int(there.sum()), int(gone[there].sum())
+    weights = np.where(gone, 1 / max(gaps, 1), -1 / max(n - gaps, 1))
+    cut = _best_cut(column, weights, priced=False)
+    nats = 2 * gaps * (n - gaps) / max(n, 1) * cut.weight**2
+    return nats - cut.price + math.log(CHANCE), cut
+
+
+def _auc(
+    columns: Sequence[Column], table: DataFrame, gone: NDArray[np.bool_]
+) -> tuple[float, float]:
     """The area under the ROC curve of a prediction of gaps by trees, by folds, and its error.
 
     The error is that of Hanley & McNeil, The meaning and use of the area under a receiver operating
     characteristic (ROC) curve, Radiology 1982.
     """
-    import pandas as pd
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -239,21 +456,12 @@ def _auc(table: DataFrame, gone: NDArray[np.bool_]) -> tuple[float, float]:
         chosen = np.random.default_rng(0).choice(len(gone), AUC_ROWS, replace=False)
         table, gone = table.iloc[chosen], gone[chosen]
     positive, negative = int(gone.sum()), int((~gone).sum())
-    if min(positive, negative) < FEWEST or not table.shape[1]:
+    if min(positive, negative) < FEWEST or not columns:
         return math.nan, math.nan
-    codes = {}
-    for name in table.columns:
-        values = table[name]
-        if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufM":
-            places = pd.factorize(values)[0].astype(float)
-            codes[name] = np.where(places < 0, math.nan, places)
-        else:
-            codes[name] = pd.to_numeric(values).to_numpy(dtype=float, na_value=math.nan)
+    codes = np.stack([column.read(table[column.name]) for column in columns], 1)
     trees = HistGradientBoostingClassifier(max_iter=50, random_state=0)
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    predicted = cross_val_predict(
-        trees, np.stack([*codes.values()], 1), gone, cv=folds, method="predict_proba"
-    )[:, 1]
+    predicted = cross_val_predict(trees, codes, gone, cv=folds, method="predict_proba")[:, 1]
     a = float(roc_auc_score(gone, predicted))
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
     spread = a * (1 - a) + (positive - 1) * (q1 - a * a) + (negative - 1) * (q2 - a * a)

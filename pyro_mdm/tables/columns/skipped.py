@@ -21,42 +21,75 @@ from pyro_mdm.tables.columns.spec import ColumnSpec
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = ["ABSENT", "HIDDEN", "Rule", "Skipped"]
+__all__ = ["ABSENT", "HIDDEN", "Condition", "Rule", "Skipped"]
 
 ABSENT, HIDDEN = math.inf, -math.inf
 """The codes of an entry that does not exist, and of one that exists and is missing."""
 
 
+class Condition(NamedTuple):
+    """The condition that the code of a column lies in one of some ranges."""
+
+    column: Column
+    ranges: tuple[tuple[float, float], ...]  # from the first end on, below the second
+
+    def holds(self, table: DataFrame) -> Values:
+        """1 where it holds, 0 where not, NaN where the column is missing, (n,)."""
+        codes = self.column.read(table[self.column.name])
+        inside = np.any([(low <= codes) & (codes < high) for low, high in self.ranges], axis=0)
+        return np.where(np.isnan(codes), math.nan, inside)
+
+    @property
+    def in_words(self) -> str:
+        below, least = ("below", "at least") if self.column.kind != "date" else ("before", "from")
+        ranges = []
+        for low, high in self.ranges[:5]:
+            ends = [f"{least} {self._shown(low)}"] if low > -math.inf else []
+            ends += [f"{below} {self._shown(high)}"] if high < math.inf else []
+            single = high == math.nextafter(low, math.inf)
+            ranges.append(self._shown(low) if single else " and ".join(ends))
+        more = f" and {len(self.ranges) - 5} more" if len(self.ranges) > 5 else ""
+        return f"{self.column.name!r} is {' or '.join(ranges)}{more}"
+
+    def _shown(self, code: float) -> str:
+        value = np.asarray(self.column.values(np.array([code])), dtype=object).tolist()[0]
+        if self.column.kind == "date":
+            return str(value).removesuffix(" 00:00:00")
+        return shown(value)
+
+
 class Rule(NamedTuple):
     """The rule by which an empty entry is absent, or hidden."""
 
-    column: str | None = None  # the column that decides; None: every empty entry is absent
-    values: tuple[Any, ...] = ()  # its values where the entry is absent
+    conditions: tuple[Condition, ...] = ()  # none: every empty entry is absent
+    either: bool = False  # whether one condition is enough; else all must hold
     exact: bool = True  # whether the entry was empty nowhere else, so that an empty one is absent
+
+    def holds(self, table: DataFrame) -> Values:
+        """1 where entries are absent, 0 where they exist, NaN where columns that decide are
+        missing, (n,)."""
+        if not self.conditions:
+            return np.ones(len(table))
+        values = np.stack([condition.holds(table) for condition in self.conditions])
+        one = (np.fmax if self.either else np.fmin).reduce(values)
+        return np.where(one == self.either, one, values.prod(0))
 
     def codes(self, empty: NDArray[np.bool_], table: DataFrame) -> Values:
         """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries, (n,); 0 for others.
 
         Args:
             empty: the mask of empty entries, (n,).
-            table: the table, with the column that decides.
+            table: the table, with the columns that decide.
         """
-        codes = np.where(empty, ABSENT, 0.0)
-        if self.column is not None:
-            others = table[self.column]
-            unsaid = others.isna().to_numpy()
-            codes[empty & ~unsaid & ~others.isin([*self.values]).to_numpy()] = HIDDEN
-            if not self.exact:
-                codes[empty & unsaid] = math.nan
-        return codes
+        holds = self.holds(table)
+        unsaid = ABSENT if self.exact else math.nan
+        codes = np.select([holds == 1, holds == 0], [ABSENT, HIDDEN], unsaid)
+        return np.where(empty, codes, 0.0)
 
     @property
     def in_words(self) -> str:
-        if self.column is None:
-            return "where it is empty"
-        values = [*map(shown, self.values[:5])]
-        more = f" and {len(self.values) - 5} more" if len(self.values) > 5 else ""
-        return f"where {self.column!r} is {' or '.join(values)}{more}"
+        words = (" or " if self.either else " and ").join(c.in_words for c in self.conditions)
+        return f"where {words or 'it is empty'}"
 
 
 class Skipped(Column):
@@ -78,7 +111,7 @@ class Skipped(Column):
         super().__init__(column.name)
         self.kind, self.noisy, self.levels = column.kind, column.noisy, column.levels
         self.column, self.width = column, 1 + column.width
-        self._told_by, self._where, self._exact = rule
+        self._rule = tuple(map(tuple, rule.conditions)), rule.either, rule.exact
 
     @classmethod
     def fit(
@@ -89,7 +122,8 @@ class Skipped(Column):
     @property
     def rule(self) -> Rule:
         """The rule by which it is absent."""
-        return Rule(self._told_by, self._where, self._exact)
+        conditions, either, exact = self._rule
+        return Rule(tuple(Condition(*condition) for condition in conditions), either, exact)
 
     def codes_in(self, table: DataFrame) -> Values:
         codes = self.codes(table[self.name])
