@@ -23,6 +23,7 @@ from pyro_mdm.tables.joint import AmortizedJoint
 from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
+from pyro_mdm.tables.pooling import pooled
 from pyro_mdm.tables.rows import TableRows
 from pyro_mdm.tables.table import NotFittedError, Table
 
@@ -53,5 +54,6 @@ __all__ = [
     "TableRows",
     "chained_completions",
     "fit_columns",
+    "pooled",
     "register_kind",
 ]

@@ -14,7 +14,13 @@ CLOSE = 1e-6
 
 
 @torch.no_grad()
-def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
+def joint_moments(
+    x: Tensor,
+    *,
+    rounds: int = 50,
+    shrinkage: float = 1.0,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     r"""The Gaussian distribution of data with missing entries, by EM.
 
     In each round a row counts as its mean and covariance given its present entries, under the
@@ -25,6 +31,7 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
         x: data, (N, d), NaN where an entry is missing.
         rounds: the most rounds.
         shrinkage: the number of rows of independent columns that C counts besides the data.
+        start: the mean and covariance of the first round; None: those of independent columns.
 
     Returns:
         The mean μ, (d,), and the covariance C, (d, d), in float64.
@@ -38,6 +45,8 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
     variance = ((rows - mean).square() * present).sum(0) / count.clamp_min(1)
     prior = torch.where(variance > 0, variance, 1.0).diag()
     C = prior
+    if start is not None:
+        mean, C = (moment.double() for moment in start)
     for _ in range(rounds):
         total, square = torch.zeros_like(mean), torch.zeros_like(C)
         for batch, there in zip(rows.split(ROWS), present.split(ROWS), strict=True):

@@ -24,7 +24,7 @@ from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
 from pyro_mdm.tables.parts import Parts
 
-__all__ = ["Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
+__all__ = ["GAUSSIAN_ROWS", "Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
 
 Levels = int | Sequence[float] | Tensor | OneHot | None
 """The levels of a column in model space: their number n, for ``linspace(-1, 1, n)``, or their
@@ -205,6 +205,34 @@ class MixedDenoiser(DenoiserScore):
             dropout,
         )
         return score
+
+    @torch.no_grad()
+    def refit_gaussian(self, x: Tensor) -> None:
+        """Start from the Gaussian distribution of other rows; what was learned beside it is kept.
+
+        Probabilities of levels are tilted to their new means, to first order.
+
+        Args:
+            x: rows, (N, d), NaN where an entry is missing.
+        """
+        network, scale = self.network, self.data_variance.sqrt()
+        before = self.data_mean + network.offset * scale
+        # on the host in float64, as the first one
+        start = before.cpu(), network.covariance.double().cpu()
+        mean, covariance = joint_moments(x.cpu(), shrinkage=SHRINKAGE, start=start)
+        mean = mean.to(before)
+        for denoiser, shift in self._split(mean - before):
+            if isinstance(denoiser, OneHotDenoiser):
+                tilt = shift.view_as(denoiser.log_prior) / denoiser.log_prior.exp()
+            elif isinstance(denoiser, DiscreteDenoiser):
+                off = denoiser.levels - denoiser.data_mean.unsqueeze(-1)
+                variance = (denoiser.log_prior.exp() * off.square()).sum(-1, keepdim=True)
+                tilt = shift.unsqueeze(-1) * off / variance
+            else:
+                continue
+            denoiser.log_prior = (denoiser.log_prior + tilt).log_softmax(-1)
+        network.offset = (mean - self.data_mean) / scale
+        network.covariance = covariance.to(network.covariance)
 
     @staticmethod
     def num_outputs(levels: Sequence[Levels]) -> int:
