@@ -122,7 +122,7 @@ def bootstrapped(
         sample = x[chosen]
         few = ~(sample.nan_to_num(math.inf).amin(0) < sample.nan_to_num(-math.inf).amax(0))
         sample = torch.cat([sample, x[least[few]], x[most[few]]])
-        one = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+        one = copy.deepcopy(model, {id(part): part for part in score.network.children()})
         one.score_function.refit_gaussian(sample)
         models.append(one)
     return models

@@ -129,8 +129,10 @@ def _fit_of(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Any]) -> Fit:
     """The fit to one table."""
     result = fit(table)
     if hasattr(result, "params") and hasattr(result, "bse"):
-        names, estimates = _named(result.params, getattr(result.model, "exog_names", None))
-        return Fit(names, estimates, np.asarray(result.bse, float), float(result.df_resid))
+        columns = getattr(getattr(result, "model", None), "exog_names", None)
+        names, estimates = _named(result.params, columns)
+        df = float(getattr(result, "df_resid", np.inf))
+        return Fit(names, estimates, _named(result.bse)[1], df)
     if hasattr(result, "coef_"):
         names, estimates = _coefficients(result)
         group = np.random.default_rng(0).permutation(np.arange(len(table)) % GROUPS)
