@@ -111,11 +111,11 @@ def test_errors_of_a_model_of_scikit_learn_are_those_of_refits() -> None:
     assert abs(mean - 1) < 5 * np.sqrt(2 / 19 / (10 * 3)) + 0.03
 
 
-FITS: dict[str, tuple[Callable[[pd.DataFrame], Any], list[str]]] = {
+FITS: dict[str, tuple[Callable[[pd.DataFrame], Any], list[Any]]] = {
     "a Series of params": (lambda t: fit_of(pd.Series([1.0, 2.0], ["a", "b"])), ["a", "b"]),
     "an array of params": (lambda t: fit_of(np.array([1.0, 2.0])), ["const", "x1"]),
-    "a pair of arrays": (lambda t: (np.ones(2), np.ones(2)), ["0", "1"]),
-    "a pair of numbers": (lambda t: (1.0, 0.5), ["0"]),
+    "a pair of arrays": (lambda t: (np.ones(2), np.ones(2)), [0, 1]),
+    "a pair of numbers": (lambda t: (1.0, 0.5), [0]),
     "a pair of dicts": (lambda t: ({"a": 1.0}, {"a": 1.0}), ["a"]),
     "a line without an intercept": (
         lambda t: LinearRegression(fit_intercept=False).fit(t[["x", "z"]], t.y),
@@ -177,9 +177,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: pooled(
             [two_columns()] * 2, lambda t: LinearRegression().fit(t[["x"]], t[["y", "z"]])
         ),
-        "estimates of shape (2, 1), expected those of one response",
+        "coefficients of shape (2, 1), expected those of one response",
     ),
-    "no fit": (lambda: pooled(TABLES, lambda t: 3.0), "fit returned float, expected a result"),
+    "no fit": (lambda: pooled(TABLES, lambda t: 3.0), "fit returned 3.0, expected a result"),
+    "no table": (lambda: pooled([*TABLES, None], fitness), "tables[5] is None"),
+    "other columns": (
+        lambda: pooled([*TABLES, two_columns()], fitness),
+        "of the columns ['x', 'y', 'z', 'is_high'], expected a DataFrame of the columns of the",
+    ),
     "a level of 95": (lambda: pooled(TABLES, fitness, level=95), "level is 95, expected"),
 }
 

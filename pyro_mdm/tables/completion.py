@@ -12,7 +12,6 @@ import torch
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
-from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.denoiser import GAUSSIAN_ROWS, MixedDenoiser
 from pyro_mdm.tables.frames import filled
@@ -69,14 +68,11 @@ def draws(
     x = table.to_model_space(codes, noise).to(models[0].diffusion.start_time.device)
     left_out = None if only is None else x.isnan() & ~table.dims_of(only).to(x.device)
     drawn, n, several = [], len(rows), len(models) > 1
-    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress and not several}
-    with progress_bar(len(models), "imputation", "tables", shown=progress and several) as bar:
-        for k, one in enumerate(models):
-            here = slice(k * n, k * n + n) if several else slice(None)
-            out = None if left_out is None else left_out[here]
-            seed_here = piece_seed + k
-            drawn.append(impute(one, x[here], num=1, left_out=out, seed=seed_here, **options)[0])
-            bar.update(1)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    for k, one in enumerate(models):
+        here = slice(k * n, k * n + n) if several else slice(None)
+        out = None if left_out is None else left_out[here]
+        drawn.append(impute(one, x[here], num=1, left_out=out, seed=piece_seed + k, **options)[0])
     whole = table.to_table(torch.cat(drawn))
     return [whole.iloc[k * n : k * n + n].reset_index(drop=True) for k in range(num)]
 
@@ -110,7 +106,7 @@ def bootstrapped(
             "them; use proper=False, or open the table with its rows: the folder of "
             "save_pretrained, or a run by inference.Table.from_run"
         )
-    models = []
+    models, shared = [], [*score.network.children()]
     for k in range(num):
         generator = torch.Generator().manual_seed(seed_from(seed, "bootstrap", k))
         x = table.to_model_space(table.train, generator)
@@ -122,7 +118,7 @@ def bootstrapped(
         sample = x[chosen]
         few = ~(sample.nan_to_num(math.inf).amin(0) < sample.nan_to_num(-math.inf).amax(0))
         sample = torch.cat([sample, x[least[few]], x[most[few]]])
-        one = copy.deepcopy(model, {id(part): part for part in score.network.children()})
+        one = copy.deepcopy(model, {id(module): module for module in shared})
         one.score_function.refit_gaussian(sample)
         models.append(one)
     return models

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_mdm.support.checks import describe
 from pyro_mdm.support.doors import checked_arguments
 
 if TYPE_CHECKING:
@@ -65,46 +66,36 @@ def pooled(
 
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, expected a number between 0 and 1, such as 0.95")
-    fits = [_fit_of(table, fit) for table in _each(tables)]
-    m, names = len(fits), fits[0].names
-    for k, (others, *numbers) in enumerate(fits):
-        if others != names:
+    fits = [_fit_of(table, fit) for table in _checked(tables)]
+    m, names = len(fits), [*fits[0].estimates.index]
+    for k, (estimates, errors, _) in enumerate(fits):
+        if [*estimates.index] != names:
             raise ValueError(
-                f"the fit to table {k} has the coefficients {others}, expected those of the first, "
-                f"{names}; fit the same model to all, with categories of one set of levels"
+                f"the fit to table {k} has the coefficients {[*estimates.index]}, expected those "
+                f"of the first, {names}; fit one model to all, with categories of the same levels"
             )
-        for name, *pair in zip(names, *numbers[:2], strict=True):
-            if not np.isfinite(pair).all() or pair[1] < 0:
+        for name, pair in zip(names, zip(estimates, errors, strict=True), strict=True):
+            if not np.isfinite(pair).all():
                 raise ValueError(
                     f"{name} has the estimate {pair[0]} and the standard error {pair[1]} in table "
-                    f"{k}, expected numbers; fit to columns that hold no missing entries and do "
-                    "not follow from each other"
+                    f"{k}, expected numbers; fit to columns without missing entries, none of which "
+                    "follows from others"
                 )
     Q, U = np.stack([one.estimates for one in fits]), np.stack([one.errors for one in fits]) ** 2
-    complete = min(one.df for one in fits)
-    between = (1 + 1 / m) * Q.var(0, ddof=1)
+    between, complete = (1 + 1 / m) * Q.var(0, ddof=1), min(one.df for one in fits)
     T = U.mean(0) + between
     share = np.divide(between, T, out=np.zeros_like(T), where=T > 0)  # λ
     with np.errstate(divide="ignore"):
-        observed = (1 + 2 / (complete + 1)) / complete / (1 - share)
+        observed = (1 + 2 / (complete + 1)) / complete / (1 - share)  # 1/ν
         df = 1 / (share**2 / (m - 1) + observed)
-    fmi = share + (1 - share) * 2 / (df + 3)
     half = stdtrit(df, (1 + level) / 2) * np.sqrt(T)
-    columns = {"estimate": Q.mean(0), "standard_error": np.sqrt(T), "df": df, "fmi": fmi}
+    columns = {"estimate": Q.mean(0), "standard_error": np.sqrt(T), "df": df}
+    columns |= {"fmi": share + (1 - share) * 2 / (df + 3)}
     columns |= {"low": Q.mean(0) - half, "high": Q.mean(0) + half}
-    return pd.DataFrame(columns, index=pd.Index(names, name="coefficient"))
+    return pd.DataFrame(columns, pd.Index(names, name="coefficient"))
 
 
-class Fit(NamedTuple):
-    """A fit to one table."""
-
-    names: list[str]
-    estimates: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    df: float  # degrees of freedom of the errors
-
-
-def _each(tables: Any) -> list[pd.DataFrame]:
+def _checked(tables: pd.DataFrame | Iterable[pd.DataFrame]) -> list[pd.DataFrame]:
     """The tables, each with the index that it had before it was completed."""
     import pandas as pd
 
@@ -114,9 +105,15 @@ def _each(tables: Any) -> list[pd.DataFrame]:
                 "tables is one DataFrame whose index has no number of a draw, expected what "
                 "Table.impute returns, or a list of completed tables"
             )
-        groups = tables.groupby(level=0, sort=False)
-        tables = [table.droplevel(0) for _, table in groups]
+        tables = [table.droplevel(0) for _, table in tables.groupby(level=0, sort=False)]
     tables = [*tables]
+    for k, table in enumerate(tables):
+        columns = [*getattr(table, "columns", [])]
+        if not isinstance(table, pd.DataFrame) or columns != [*tables[0].columns]:
+            raise TypeError(
+                f"tables[{k}] is {describe(table)} of the columns {columns}, expected a DataFrame "
+                "of the columns of the first"
+            )
     if len(tables) < 2:
         raise ValueError(
             f"there is a number of {len(tables)} tables, expected at least 2, whose differences "
@@ -125,52 +122,57 @@ def _each(tables: Any) -> list[pd.DataFrame]:
     return tables
 
 
+class Fit(NamedTuple):
+    """A fit to one table."""
+
+    estimates: pd.Series[float]
+    errors: NDArray[np.float64]
+    df: float  # degrees of freedom of the errors
+
+
 def _fit_of(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Any]) -> Fit:
     """The fit to one table."""
-    result = fit(table)
-    if hasattr(result, "params") and hasattr(result, "bse"):
-        columns = getattr(getattr(result, "model", None), "exog_names", None)
-        names, estimates = _named(result.params, columns)
-        df = float(getattr(result, "df_resid", np.inf))
-        return Fit(names, estimates, _named(result.bse)[1], df)
+    import pandas as pd
+
+    result, df = fit(table), np.inf
     if hasattr(result, "coef_"):
-        names, estimates = _coefficients(result)
         group = np.random.default_rng(0).permutation(np.arange(len(table)) % GROUPS)
-        refits = [_coefficients(fit(table[group != g]))[1] for g in range(GROUPS)]
+        refits = [_coefficients(fit(table[group != g])) for g in range(GROUPS)]
         errors = np.sqrt((GROUPS - 1) * np.var(refits, axis=0))
-        return Fit(names, estimates, errors, GROUPS - 1)
-    if isinstance(result, tuple | list) and len(result) == 2:
-        names, estimates = _named(result[0])
-        return Fit(names, estimates, _named(result[1])[1], np.inf)
-    raise TypeError(
-        f"fit returned {type(result).__name__}, expected a result of statsmodels, a fitted linear "
-        "model of scikit-learn, or a pair of estimates and their standard errors"
-    )
-
-
-def _named(values: Any, names: Any = None) -> tuple[list[str], NDArray[np.float64]]:
-    """The names of values and the values: those of a Series or a dict, the given ones, or
-    numbers."""
-    if isinstance(values, dict):
-        names, values = [*values], [*values.values()]
-    elif hasattr(values, "index") and hasattr(values, "to_numpy"):
-        names = [*values.index]
-    array = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    if array.ndim != 1:
-        raise ValueError(
-            f"fit has estimates of shape {array.shape}, expected those of one response, (p,); fit "
-            "one response at a time"
+        return Fit(_coefficients(result), errors, GROUPS - 1)
+    if hasattr(result, "params") and hasattr(result, "bse"):
+        estimates, errors, df = result.params, result.bse, getattr(result, "df_resid", df)
+        if not isinstance(estimates, pd.Series):
+            estimates = pd.Series(estimates, result.model.exog_names)
+    elif isinstance(result, tuple | list) and len(result) == 2:
+        estimates, errors = result
+    else:
+        raise TypeError(
+            f"fit returned {describe(result)}, expected a result of statsmodels, a fitted linear "
+            "model of scikit-learn, or a pair of estimates and their standard errors"
         )
-    return [str(name) for name in (range(len(array)) if names is None else names)], array
+    return Fit(pd.Series(estimates, dtype=float), pd.Series(errors, dtype=float).to_numpy(), df)
 
 
-def _coefficients(model: Any) -> tuple[list[str], NDArray[np.float64]]:
-    """The names and the coefficients of a linear model of scikit-learn, its intercept first."""
-    coefficients = np.asarray(model.coef_, dtype=np.float64)
-    if coefficients.ndim == 2 and len(coefficients) == 1:
-        coefficients = coefficients[0]
-    names = getattr(model, "feature_names_in_", [f"x{j}" for j in range(coefficients.shape[-1])])
-    names, values = _named(coefficients, names)
+class LinearModel(Protocol):
+    """A fitted linear model of scikit-learn."""
+
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64] | float
+
+
+def _coefficients(model: LinearModel) -> pd.Series[float]:
+    """The coefficients of one response by name, the intercept first."""
+    import pandas as pd
+
+    values = np.atleast_2d(model.coef_)
+    if len(values) > 1:
+        raise ValueError(
+            f"fit has coefficients of shape {values.shape}, expected those of one response, (p,); "
+            "fit one response at a time"
+        )
+    names = getattr(model, "feature_names_in_", [f"x{j}" for j in range(values.shape[1])])
+    slopes = pd.Series(values[0], [str(name) for name in names])
     if not getattr(model, "fit_intercept", True):
-        return names, values
-    return ["intercept", *names], np.append(np.ravel(model.intercept_), values)
+        return slopes
+    return pd.concat([pd.Series(np.ravel(model.intercept_), ["intercept"]), slopes])

@@ -376,9 +376,7 @@ class Table:
             num: the number of models.
             seed: the seed of the samples; None: the object's.
         """
-        return bootstrapped(
-            self.rows, self.model, num, seed=self.seed if seed is None else seed
-        )
+        return bootstrapped(self.rows, self.model, num, seed=self.seed if seed is None else seed)
 
     @checked_arguments
     def impute(
