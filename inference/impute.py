@@ -38,6 +38,7 @@ def impute(
     unknown: UnknownPolicy = "missing",
     overwrite: bool = False,
     accelerator: str = "auto",
+    proper: bool = False,
 ) -> None:
     """Complete a table with a run's averaged weights: missing entries given the others.
 
@@ -69,6 +70,8 @@ def impute(
             is an error. Their cells stay as they are.
         overwrite: whether both files are replaced if they exist.
         accelerator: kind of device: cpu, cuda, … or auto.
+        proper: whether each draw is under parameters of its own, those of a bootstrap sample of the
+            training rows, so that fits to the draws may be pooled by Rubin's rules.
     """
     check_positive(num=num, steps=steps, batch_size=batch_size)
     draws_out = out.with_name(f"{out.stem}-draws{out.suffix}")
@@ -88,13 +91,13 @@ def impute(
         )
     schema = schema_without(data, table.names)
     with TemporaryDirectory(dir=out.parent, prefix=".imputed-") as folder:
+        models = table.bootstrapped(num, seed) if proper else None
         files = CompletedFiles(Path(folder), out.suffix, num, whole, schema)
         with progress_bar(whole.rows, "imputation", "rows") as bar:
             for k, piece in enumerate(pieces()):
                 rows = piece.table.astype(whole.types)
-                draws = table.draws(
-                    rows, num, piece=k, batch_size=batch_size, seed=seed, unknown=unknown
-                )
+                options = {"batch_size": batch_size, "seed": seed, "unknown": unknown}
+                draws = table.draws(rows, num, piece=k, models=models, **options)
                 files.add(rows, piece.cells, table.middle(draws, center), draws)
                 bar.update(len(rows))
         files.write(out, draws_out)

@@ -256,6 +256,11 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "train": lambda: np.ones(N, bool),
         "kinds": lambda: {"a": "continuous"},
     },
+    "pooled": {
+        "tables": lambda: [frame(), frame()],
+        "fit": lambda: lambda table: (table["a"].mean(), table["a"].sem()),
+        "level": lambda: 0.9,
+    },
     "indices": values(seed=0, step=1, batch_size=4, n=8),
     "last_fall": values(bounds={1: 3.0, 2: 2.0}),
     "schedule": values(step=3, steps=10, warmup=2, decay="cosine"),
@@ -639,7 +644,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "AutoMDM.sample_posterior": values(num_samples=8),
     "AutoMDM.quantiles": values(quantiles=[0.1, 0.9]),
     "Table.fit": {"X": frame},
-    "Table.impute": {"X": lambda: gaps(), **values(num=2, batch_size=64, seed=0)},
+    "Table.impute": {"X": lambda: gaps(), **values(num=2, proper=True, batch_size=64, seed=0)},
     "Table.transform": {"X": lambda: gaps()},
     "Table.log_prob": {
         "X": lambda: frame()[:4],

@@ -22,6 +22,7 @@ from pyro_mdm.tables.joint import AmortizedJoint
 from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
+from pyro_mdm.tables.pooling import pooled
 from pyro_mdm.tables.rows import TableRows
 from pyro_mdm.tables.table import NotFittedError, Table
 
@@ -51,5 +52,6 @@ __all__ = [
     "Table",
     "TableRows",
     "fit_columns",
+    "pooled",
     "register_kind",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +12,15 @@ import torch
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import filled
+from pyro_mdm.tables.network import MapMLP
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DRAW_STEPS", "draws", "draws_given"]
+__all__ = ["DRAW_STEPS", "bootstrapped", "draws", "draws_given"]
 
 DRAW_STEPS = 16
 """Steps of the exponential sampler for tables: the standard deviation of draws is then 1% to 2% too
@@ -26,7 +30,7 @@ large on three tables, and their CRPS within 0.2% of that of 200 steps; 25 leave
 
 def draws(
     table: TableRows,
-    model: DiffusionModel,
+    model: DiffusionModel | Sequence[DiffusionModel],
     rows: pd.DataFrame,
     num: int,
     *,
@@ -42,7 +46,7 @@ def draws(
 
     Args:
         table: the training rows, with their columns.
-        model: the model of rows.
+        model: the model of rows, or ``num`` models, one for each draw.
         rows: incomplete rows, so few that memory holds them ``num`` times.
         num: the number of draws of each row.
         piece: the index of these rows among the pieces of a larger table, for their seed.
@@ -59,12 +63,62 @@ def draws(
     piece_seed = seed_from(seed, "draws", piece)
     noise = torch.Generator().manual_seed(piece_seed)
     codes = table.codes(rows, unknown, hidden).repeat(num, 1)
-    x = table.to_model_space(codes, noise).to(model.diffusion.start_time.device)
+    models = [model] if isinstance(model, DiffusionModel) else model
+    x = table.to_model_space(codes, noise).to(models[0].diffusion.start_time.device)
     left_out = None if only is None else x.isnan() & ~table.dims_of(only).to(x.device)
+    drawn, n, several = [], len(rows), len(models) > 1
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    drawn = impute(model, x, num=1, left_out=left_out, seed=piece_seed, **options)[0]
-    whole, n = table.to_table(drawn), len(rows)
+    for k, one in enumerate(models):
+        here = slice(k * n, k * n + n) if several else slice(None)
+        out = None if left_out is None else left_out[here]
+        drawn.append(impute(one, x[here], num=1, left_out=out, seed=piece_seed + k, **options)[0])
+    whole = table.to_table(torch.cat(drawn))
     return [whole.iloc[k * n : k * n + n].reset_index(drop=True) for k in range(num)]
+
+
+def bootstrapped(
+    table: TableRows, model: DiffusionModel, num: int, *, seed: int = 0
+) -> list[DiffusionModel]:
+    """Models that begin with the Gaussian distributions of bootstrap samples of the training rows.
+
+    They share the weights of the model, whose correction of that distribution they keep.
+
+    Args:
+        table: the training rows, with their columns.
+        model: the model of rows, which stays as it is.
+        num: the number of models.
+        seed: the seed of the samples.
+
+    Raises:
+        TypeError: a model that does not begin with a Gaussian distribution.
+        ValueError: training rows that are not kept.
+    """
+    score = model.score_function
+    if not (isinstance(score, MixedDenoiser) and isinstance(score.network, MapMLP)):
+        raise TypeError(
+            f"the model has a {type(score).__name__} whose parameters cannot be drawn anew, "
+            "expected one by MixedDenoiser.from_gaussian; use proper=False"
+        )
+    if not len(table.train):
+        raise ValueError(
+            "proper=True draws samples of the training rows, and this model was opened without "
+            "them; use proper=False, or open the table with its rows: the folder of "
+            "save_pretrained, or a run by inference.Table.from_run"
+        )
+    models, shared = [], [*score.network.children()]
+    for k in range(num):
+        generator = torch.Generator().manual_seed(seed_from(seed, "bootstrap", k))
+        x = table.to_model_space(table.train, generator)
+        chosen = torch.randint(len(x), (len(x),), generator=generator)
+        # a column that the sample leaves without two values keeps its extremes
+        least, most = x.nan_to_num(math.inf).argmin(0), x.nan_to_num(-math.inf).argmax(0)
+        sample = x[chosen]
+        few = ~(sample.nan_to_num(math.inf).amin(0) < sample.nan_to_num(-math.inf).amax(0))
+        sample = torch.cat([sample, x[least[few]], x[most[few]]])
+        one = copy.deepcopy(model, {id(module): module for module in shared})
+        one.score_function.refit_gaussian(sample)
+        models.append(one)
+    return models
 
 
 def draws_given(

@@ -25,7 +25,7 @@ from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
 from pyro_mdm.tables.parts import Parts
 
-__all__ = ["Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
+__all__ = ["GAUSSIAN_ROWS", "Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
 
 Levels = int | Sequence[float] | Tensor | OneHot | None
 """The levels of a column in model space: their number n, for ``linspace(-1, 1, n)``, or their
@@ -190,13 +190,8 @@ class MixedDenoiser(DenoiserScore):
             ValueError: as :meth:`fit`.
         """
         score = cls.fit(Elsewhere(), train_x, levels, maps=True)
-        N, d = train_x.shape
-        most = min(GAUSSIAN_ROWS, max(d, PRODUCTS // d**2))
-        rows = train_x if most >= N else train_x[spread(N, most)]
-        mean, covariance = score.data_mean.double().clone(), score.data_variance.double().diag()
-        coupled = _coupled(rows, levels)
-        mean[coupled], block = joint_moments(rows[:, coupled])
-        covariance[coupled.unsqueeze(-1), coupled] = block
+        before = score.data_mean.double(), score.data_variance.double().diag()
+        mean, covariance = _moments(train_x, _coupled(train_x, levels), *before)
         scale = score.data_variance.sqrt()
         score.network = MapMLP(
             covariance,
@@ -212,6 +207,34 @@ class MixedDenoiser(DenoiserScore):
             dropout,
         )
         return score
+
+    @torch.no_grad()
+    def refit_gaussian(self, x: Tensor) -> None:
+        """Start from the Gaussian distribution of other rows; what was learned beside it is kept.
+
+        Probabilities of levels are tilted to their new means, to first order.
+
+        Args:
+            x: rows, (N, d), NaN where an entry is missing.
+        """
+        network, scale = self.network, self.data_variance.sqrt()
+        before = self.data_mean + network.offset * scale
+        # on the host in float64, as the first one
+        start = before.double().cpu(), network.covariance.double().cpu()
+        mean, covariance = _moments(x.cpu(), network.coupled.cpu(), *start)
+        mean = mean.to(before)
+        for denoiser, shift in self._split(mean - before):
+            if isinstance(denoiser, OneHotDenoiser):
+                tilt = shift.view_as(denoiser.log_prior) / denoiser.log_prior.exp()
+            elif isinstance(denoiser, DiscreteDenoiser):
+                off = denoiser.levels - denoiser.data_mean.unsqueeze(-1)
+                variance = (denoiser.log_prior.exp() * off.square()).sum(-1, keepdim=True)
+                tilt = shift.unsqueeze(-1) * off / variance
+            else:
+                continue
+            denoiser.log_prior = (denoiser.log_prior + tilt).log_softmax(-1)
+        network.offset = (mean - self.data_mean) / scale
+        network.covariance = covariance.to(network.covariance)
 
     @staticmethod
     def num_outputs(levels: Sequence[Levels]) -> int:
@@ -381,6 +404,26 @@ class MixedDenoiser(DenoiserScore):
         """The mixed decoder with the default decoder of each part."""
         decoders = [denoiser.default_likelihood() for denoiser in self.parts]
         return MixedLikelihood(decoders, self.part_of)
+
+
+def _moments(x: Tensor, coupled: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean, (d,), and covariance, (d, d), of rows, by EM that starts from others, in which the
+    dimensions that are not coupled are independent.
+
+    Args:
+        x: rows, (N, d), NaN where an entry is missing.
+        coupled: the indices of coupled dimensions.
+        mean, covariance: the moments to start from.
+    """
+    N, d = x.shape
+    most = min(GAUSSIAN_ROWS, max(d, PRODUCTS // d**2))
+    rows = x if most >= N else x[spread(N, most)]
+    at = coupled.unsqueeze(-1), coupled
+    start = mean[coupled], covariance[at]
+    present = rows.double().nanmean(0)
+    mean, covariance = torch.where(present.isnan(), mean, present), covariance.clone()
+    mean[coupled], covariance[at] = joint_moments(rows[:, coupled], start=start)
+    return mean, covariance
 
 
 def _coupled(x: Tensor, levels: Sequence[Levels]) -> Tensor:

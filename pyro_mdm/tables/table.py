@@ -22,7 +22,7 @@ from pyro_mdm.tables.agreement import Agreement, agreement
 from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
 from pyro_mdm.tables.columns import Center, Column
-from pyro_mdm.tables.completion import DRAW_STEPS, draws, draws_given
+from pyro_mdm.tables.completion import DRAW_STEPS, bootstrapped, draws, draws_given
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
 from pyro_mdm.tables.folders import read_table_folder, write_table_folder
@@ -336,6 +336,7 @@ class Table:
         unknown: UnknownPolicy | None = None,
         hidden: Sequence[str] = (),
         progress: bool = False,
+        models: Sequence[DiffusionModel] | None = None,
     ) -> list[pd.DataFrame]:
         """Completed rows, with the modelled columns and rows 0, 1, ….
 
@@ -349,6 +350,8 @@ class Table:
             seed: the seed of the draws; None: the object's.
             unknown, hidden: options of :meth:`TableRows.codes`; None: the object's ``unknown``.
             progress: whether to show progress.
+            models: a model for each draw, as :meth:`bootstrapped` makes them; None: the trained one
+                for all.
 
         Returns:
             A table for each draw.
@@ -356,19 +359,40 @@ class Table:
         draw_seed = self.seed if seed is None else seed
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         options |= {"unknown": unknown or self.unknown, "hidden": hidden}
-        return draws(
-            self.rows, self.model, rows, num, piece=piece, only=only, seed=draw_seed, **options
-        )
+        model = self.model if models is None else models
+        return draws(self.rows, model, rows, num, piece=piece, only=only, seed=draw_seed, **options)
+
+    def bootstrapped(self, num: int, seed: int | None = None) -> list[DiffusionModel]:
+        """Models of bootstrap samples of the training rows, for draws that are proper.
+
+        See :meth:`impute`.
+
+        Args:
+            num: the number of models.
+            seed: the seed of the samples; None: the object's.
+        """
+        return bootstrapped(self.rows, self.model, num, seed=self.seed if seed is None else seed)
 
     @checked_arguments
     def impute(
-        self, X: Frame, num: Count = 20, *, batch_size: int = 1024, seed: int | None = None
+        self,
+        X: Frame,
+        num: Count = 20,
+        *,
+        proper: bool = False,
+        batch_size: int = 1024,
+        seed: int | None = None,
     ) -> pd.DataFrame:
         """Draws of the missing entries given the others of their row; the others stay as they are.
 
         Args:
             X: rows, a DataFrame or an array.
             num: the number of draws of each row.
+            proper: whether each draw is under parameters of its own, as
+                :func:`~pyro_mdm.tables.pooled` needs them for standard errors: the Gaussian
+                distribution that the network begins with is that of a bootstrap sample of the
+                training rows, and what was learned beside it is kept. False: all are under the
+                trained parameters, and differ by what these leave open.
             batch_size: the number of rows simulated together.
             seed: the seed of the noise; None: the object's. Draws depend on it, on ``batch_size``,
                 and on the rows of their piece of 4,096.
@@ -377,14 +401,18 @@ class Table:
             ``num`` completed tables, one after another, in the types of X. The index has the number
             of the draw and then that of X: ``draws.loc[0]`` is the first table, and
             ``draws.groupby(level=1)`` has the draws of a row.
+
+        Raises:
+            ValueError: ``proper`` without training rows, as of a trained model by its name.
         """
         import pandas as pd
 
         frame = self._to_fill(X)
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
+        models = self.bootstrapped(num, seed) if proper else None
         for k, rows in enumerate(in_pieces(frame)):
             options: dict[str, Any] = {"piece": k, "batch_size": batch_size, "seed": seed}
-            options["progress"] = bool(self.progress)
+            options |= {"progress": bool(self.progress), "models": models}
             for pieces, new in zip(by_draw, self.draws(rows, num, **options), strict=True):
                 pieces.append(filled(rows, new))
         wholes = [pd.concat(pieces) for pieces in by_draw]
