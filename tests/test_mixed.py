@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -339,12 +340,17 @@ def test_moments_of_incomplete_rows_are_those_of_the_law() -> None:
     problem = gaussian()
     n = 30_000
     x = problem.sample(n, 1)
-    mean, covariance = joint_moments(x, shrinkage=0.0)
+    mean, covariance = joint_moments(x)
     torch.testing.assert_close(mean, x.mean(0))
-    torch.testing.assert_close(covariance, x.T.cov(correction=0))
+    S = x.T.cov(correction=0)
+    torch.testing.assert_close(covariance.diagonal(), S.diagonal())
+    shrunk = covariance / S - torch.eye(D, dtype=S.dtype)
+    factor = float(shrunk[0, 1])  # N/(N + α), one for all pairs
+    torch.testing.assert_close(covariance, factor * S + (1 - factor) * S.diagonal().diag())
+    assert n / (n + 100 * D) < factor < 1
     j = int(problem.covariance[0, 1:].abs().argmax()) + 1
     x[x[:, 0] > problem.mean[0], j] = math.nan
-    mean, covariance = joint_moments(x, shrinkage=0.0)
+    mean, covariance = joint_moments(x)
     assert abs(float(x[:, j].nanmean() - problem.mean[j])) > 0.15
     # the half that is there says of the whole's mean, at its edge, as much as n / 6 whole rows, and
     # of its variances as much as n / 2; the column's own mean is off by 30 standard errors
@@ -435,3 +441,29 @@ MISTAKES: list[tuple[Any, str]] = [
 
 def test_what_does_not_fit_is_refused() -> None:
     refused((TypeError, ValueError), *MISTAKES)
+
+
+@pytest.mark.parametrize(("correlation", "n"), [(0.0, 40), (0.0, 400), (0.6, 40), (0.9, 200)])
+def test_the_covariance_is_shrunk_to_the_most_probable_degree(correlation: float, n: int) -> None:
+    """The evidence of α is that of scipy's matrix distributions, on a grid of its own."""
+    from scipy.special import multigammaln
+    from scipy.stats import invwishart
+
+    d = 6
+    C = correlation * torch.ones(d, d).double() + (1 - correlation) * torch.eye(d).double()
+    x = normal(3, n, d) @ torch.linalg.cholesky(C).mT
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+    S = (x.mT @ x).numpy()
+
+    def evidence(alpha: float) -> float:
+        nu = alpha + d + 1
+        prior = alpha * np.eye(d)
+        logdet = [np.linalg.slogdet(A)[1] for A in (prior, prior + S)]
+        gammas = multigammaln((nu + n) / 2, d) - multigammaln(nu / 2, d)
+        return float(nu / 2 * logdet[0] - (nu + n) / 2 * logdet[1] + gammas)
+
+    alphas = np.logspace(0, np.log10(100 * d), 200)
+    best = alphas[int(np.argmax([evidence(alpha) for alpha in alphas]))]
+    _, covariance = joint_moments(x)
+    mean = invwishart(best + d + 1 + n, best * np.eye(d) + S).mean()
+    assert float(np.abs(covariance.numpy() - mean).max()) < 0.02

@@ -217,7 +217,7 @@ def fitted(brief: None) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so few steps
         columns = {"x": "continuous", "y": "continuous", "size": "1<2<3"}
-        table = Table.fit(incomplete(), columns=columns, steps=1, seed=1, device="cpu")
+        table = Table(columns=columns, steps=1, seed=1, device="cpu").fit(incomplete())
     table.model.sampler = ExponentialIntegrator(4)
     return table
 
@@ -303,7 +303,7 @@ def test_a_column_that_a_sample_leaves_out_is_no_failure(brief: None) -> None:
     frame["ward"] = np.where(np.arange(60) == 2, "south", frame["ward"].replace("south", "east"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = Table.fit(frame, steps=1, device="cpu", holdout=False)
+        table = Table(steps=1, device="cpu", holdout=False).fit(frame)
         drawn = table.impute(frame, 20, proper=True)
     assert np.isfinite(drawn["y"]).all()
 
@@ -325,7 +325,7 @@ def test_the_program_makes_the_same_draws(brief: None, tmp_path: Path) -> None:
     frame = incomplete(90)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = TableOfRuns.fit(frame, folder=tmp_path / "run", steps=2, accelerator="cpu")
+        table = TableOfRuns(folder=tmp_path / "run", steps=2, accelerator="cpu").fit(frame)
     frame.to_parquet(tmp_path / "gaps.parquet")
     out, options = tmp_path / "full.parquet", {"num": 2, "accelerator": "cpu"}
     for proper in (False, True):

@@ -47,13 +47,11 @@ def joint_moments(
     x = x.double()  # squares are summed over all rows, and the mean's subtracted
     present = ~x.isnan()
     rows, count = torch.nan_to_num(x), present.sum(0)
-    if start is None:
-        mean = rows.sum(0) / count.clamp_min(1)
-        variance = ((rows - mean) * present).square().sum(0) / count.clamp_min(1)
-        C = torch.where(variance > 0, variance, 1.0).diag()
-    else:
+    mean = rows.sum(0) / count.clamp_min(1)
+    variance = ((rows - mean) * present).square().sum(0) / count.clamp_min(1)
+    C = torch.where(variance > 0, variance, 1.0).diag()
+    if start is not None:
         mean, C = (moment.double() for moment in start)
-        variance = C.diagonal()
     groups = _by_gaps(present)
     effective = len(x) * float(present.double().mean())
     for _ in range(rounds):
