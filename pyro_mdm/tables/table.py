@@ -162,6 +162,7 @@ class Table:
             print(in_python(rows.columns_in_words))
             if words := rows.gaps_in_words:
                 print(words)
+        rows.warn_of_doubts()
         rows.warn_of_gaps()
         usual = "cuda" if torch.cuda.is_available() else "cpu"
         options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}

@@ -1,7 +1,8 @@
-"""Properties of the numbers of a column: repeated ones, their rounding, and doubts."""
+"""Properties of the numbers of a column: repeated ones, their rounding, and sharp ends."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from pyro_mdm.tables.columns.base import WHOLE, Values
+from pyro_mdm.tables.columns.spec import EVERYWHERE, Ends
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -21,10 +23,11 @@ __all__ = [
     "STEPS",
     "atoms_of",
     "decimals_of",
-    "far_nines",
+    "edges_of",
     "finite_of",
     "is_name_of_codes",
     "may_be_names",
+    "multiple_of",
 ]
 
 FEW = 20
@@ -38,6 +41,11 @@ DECIMALS = 6
 STEPS = 10_000
 """The most steps of the last decimal between the least and the largest number of a column that is
 inferred to be rounded though few of its numbers repeat."""
+
+MULTIPLES = 5
+"""The fewest different numbers that may all be multiples of one without chance."""
+FEWEST, SHARP = 100, 0.4
+"""The fewest values of which an end is inferred, and the least density there, of the largest."""
 
 CODES = {"code", "codes", "id", "ids", "key", "phone", "postal", "postcode", "zip", "zipcode"}
 """Words in names of columns whose numbers are identifiers."""
@@ -101,20 +109,41 @@ def decimals_of(values: Values) -> int | None:
     return None
 
 
-def far_nines(numbers: Values) -> list[str]:
-    """The doubt that 999 or the like stands for a missing entry, in words, if there is reason."""
-    doubts = []
-    distinct, counts = np.unique(numbers, return_counts=True)
-    for number, next_one in ((distinct[0], distinct[1]), (distinct[-1], distinct[-2])):
-        rest = distinct[distinct != number]
-        nines = set(f"{abs(number):.0f}") == {"9"} and abs(number) >= 99
-        often = int(counts[distinct == number][0])
-        if nines and often >= 3 and abs(number - next_one) > rest.max() - rest.min():
-            doubts.append(
-                f"{number:g} is there {often} times, far from all others; leave it empty if it "
-                "stands for a missing entry"
-            )
-    return doubts
+def multiple_of(values: Values, decimals: int) -> int:
+    """The number of units of the last decimal that numbers are multiples of, such as 5 for 0.5.
+
+    Args:
+        values: numbers, (n,), NaN where missing.
+        decimals: the number of their decimals.
+    """
+    there = np.unique(values[~np.isnan(values)])
+    if len(there) < MULTIPLES:
+        return 1
+    return max(1, int(np.gcd.reduce((there * 10.0**decimals).round().astype(np.int64))))
+
+
+def edges_of(values: Values, step: float = 0.0) -> Ends:
+    """The least and the largest number where values end at once; infinite where they fade.
+
+    They do if the density of the last 1% of the values, ten at least, is :data:`SHARP` of the
+    largest one of a quarter of them. A least number that is close to 0 is no such end, but 0 is.
+
+    Args:
+        values: numbers in order, (n,), none missing.
+        step: the step of rounded numbers, over which equal ones are spread; 0: of others.
+    """
+    number, near = len(values), max(10, len(values) // 100)
+    if number < FEWEST:
+        return EVERYWHERE
+    places = np.arange(number)
+    first, last = np.searchsorted(values, values), np.searchsorted(values, values, "right")
+    spread = values + step * ((places - first + 0.5) / (last - first) - 0.5)
+    quarter = number // 4
+    peak = quarter / max((spread[quarter:] - spread[:-quarter]).min(), np.finfo(float).tiny)
+    ends = spread[near] - spread[0], spread[-1] - spread[-1 - near]
+    low, high = (bool(near >= SHARP * peak * end > 0) for end in ends)
+    low &= not 0 <= values[0] <= np.ptp(values) / 20
+    return float(values[0]) if low else -math.inf, float(values[-1]) if high else math.inf
 
 
 def may_be_names(name: str) -> list[str]:

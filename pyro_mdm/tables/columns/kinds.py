@@ -28,7 +28,6 @@ __all__ = [
     "KINDS",
     "FindKind",
     "class_of",
-    "doubts_of",
     "is_name",
     "kind_names",
     "kind_of",
@@ -241,11 +240,6 @@ def kind_of(values: Series[Any]) -> str:
     """
     asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind))
     return next(name for name in asked if KINDS[name].recognizes(values))
-
-
-def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:
-    """Doubts on the inferred kind of a column, in words, with a remedy each."""
-    return KINDS[kind].doubts(name, values.dropna())
 
 
 def left_out(
