@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -91,8 +92,19 @@ class Conditional:
             self._draws = pd.concat(pieces).set_axis(self.rows.index)
         return self._draws
 
+    def exists(self) -> pd.Series[Any]:
+        """The probability that the column exists, (n,), by the draws: 1 where it is never absent.
+
+        :meth:`mean`, :meth:`quantile` and :meth:`interval` are those of the draws where it does.
+        """
+        return self.sample().notna().mean(axis=1).rename(self.name)
+
     def mean(self) -> pd.Series[Any]:
-        """The mean of the draws of a column of numbers or dates, (n,)."""
+        """The mean of the draws of a column of numbers or dates, (n,); missing where none is.
+
+        Draws where the column does not exist count for nothing, which a warning says, with the
+        share of the others; :meth:`exists` has it for each row.
+        """
         import pandas as pd
 
         means = self._values(self._numbers().mean(axis=1).to_numpy())
@@ -103,6 +115,7 @@ class Conditional:
         """Quantiles of the draws of a column of numbers or dates.
 
         The k-th of S ordered draws is the quantile of k/(S + 1), and quantiles between are linear.
+        The S draws are those where the column exists, as for :meth:`mean`.
 
         Args:
             q: one or more probabilities in [0, 1].
@@ -114,7 +127,10 @@ class Conditional:
 
         if not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
             raise ValueError(f"q is {describe(q)}, expected probabilities from 0 to 1")
-        values = np.quantile(self._numbers(), q, axis=1, method="weibull")
+        numbers = self._numbers().to_numpy()
+        there = ~np.isnan(numbers).all(1)
+        values = np.full((*np.shape(q), len(numbers)), np.nan)
+        values[..., there] = np.nanquantile(numbers[there], q, axis=1, method="weibull")
         if np.ndim(q) == 0:
             return pd.Series(self._values(values), self.rows.index, name=self.name)
         by_quantile = dict(enumerate(map(self._values, values)))
@@ -236,6 +252,14 @@ class Conditional:
             raise ValueError(
                 f"column {self.name!r} is {column.kind}, expected one of numbers; its law has "
                 "probabilities() and sample()"
+            )
+        share = self.exists()
+        if (some := share[share < 1]).size:
+            warnings.warn(
+                f"column {self.name!r} does not exist in some draws of {len(some)} rows, in all but"
+                f" {some.min():.0%} to {some.max():.0%}; the result is that of the others, of the "
+                "share that exists() has for each row",
+                stacklevel=3,
             )
         return self.sample().apply(days_of) if self._dates else self.sample().astype(np.float64)
 

@@ -47,7 +47,7 @@ from pyro_mdm.tables.columns.kinds import (
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
-from pyro_mdm.tables.frames import check_names, named
+from pyro_mdm.tables.frames import check_names, dtype_of, named
 from pyro_mdm.tables.words import in_python, kinds_text, parse_kinds
 
 if TYPE_CHECKING:
@@ -289,6 +289,7 @@ class TableRows:
         Raises:
             DataError: as for :class:`TableRows`.
         """
+        types = {name: dtype_of(table[name]) for name in table}
         table = as_written(table)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
@@ -301,6 +302,8 @@ class TableRows:
         train[rows.train.numpy()] = True
         if self.facts is None:
             self.columns = fit_columns(table, train, self._kinds, self._find_kind)
+            for column in self.columns:
+                column.dtype = types[column.name]
             self.event_shape = (sum(column.width for column in self.columns),)
             self.facts = self._facts
         self.left_out = left_out(table, train, self._kinds)

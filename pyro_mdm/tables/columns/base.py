@@ -71,6 +71,7 @@ class Column(ABC):
         levels: the number of levels of the column; None: a column of numbers.
         width: the number of its dimensions in model space.
         noisy: whether a value is an interval of model space, from which x is drawn.
+        dtype: the type of the column in its table, by :func:`pyro_mdm.tables.frames.dtype_of`.
 
     Example:
         >>> from pyro_mdm.tables import Categorical
@@ -86,6 +87,7 @@ class Column(ABC):
     levels: int | None = None
     width: int = 1
     noisy: bool = False
+    dtype: str | tuple[Any, ...] | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
