@@ -256,9 +256,9 @@ class Conditional:
         share = self.exists()
         if (some := share[share < 1]).size:
             warnings.warn(
-                f"column {self.name!r} does not exist in some draws of {len(some)} rows, in all but"
-                f" {some.min():.0%} to {some.max():.0%}; the result is that of the others, of the "
-                "share that exists() has for each row",
+                f"column {self.name!r} may not exist: in {len(some)} of {len(share)} rows it does "
+                f"with probability {some.min():.2f} to {some.max():.2f}; the result is that of the "
+                "draws where it does, and exists() has the probability of each row",
                 stacklevel=3,
             )
         return self.sample().apply(days_of) if self._dates else self.sample().astype(np.float64)

@@ -115,7 +115,8 @@ def dtype_of(values: pd.Series[Any]) -> str | tuple[Any, ...] | None:
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
         return "category", kind.categories.tolist(), bool(kind.ordered)
-    return None if kind == object or (kind.kind == "f" and values.hasnans) else str(kind)
+    name = str(kind)
+    return None if name == "object" or (name == "float64" and values.hasnans) else name
 
 
 def typed(table: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:

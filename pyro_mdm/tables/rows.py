@@ -526,7 +526,9 @@ class TableRows:
             numbers = column.column if isinstance(column, SkippedNumbers) else column
             far, ends = _far(numbers, torch.where(entries.isfinite(), entries, math.nan))
             if far.any():
-                first, low, high = map(str, numbers.values(torch.cat([entries[far][:1], ends]).numpy()))
+                first, low, high = map(
+                    str, numbers.values(torch.cat([entries[far][:1], ends]).numpy())
+                )
                 warnings.warn(
                     f"column {column.name!r} holds {first} in {rows_in_words(far.numpy())}, "
                     f"expected values like those of the training rows, {low} to {high}; what is "

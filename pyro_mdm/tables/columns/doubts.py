@@ -78,7 +78,7 @@ def marks_of(numbers: Values) -> Values:
     for order in (slice(None), slice(None, None, -1)):
         ends, often = distinct[order], counts[order]
         is_mark = [bool(re.fullmatch(MARKS, f"{abs(w):g}".replace(".", ""))) for w in ends]
-        number = (is_mark + [False]).index(False)
+        number = [*is_mark, False].index(False)
         rest, least = ends[number:], abs(ends[0]) if len(ends) else 0
         if len(rest) < 2 or not LEAST <= often[:number].sum() < often[number:].sum():
             continue
