@@ -303,7 +303,7 @@ def as_written(table: DataFrame) -> DataFrame:
         if kind.kind == "f" and kind.itemsize < 8:
             numbers = values.to_numpy(dtype=f"f{kind.itemsize}", na_value=math.nan)
             table[name] = numbers.astype(str).astype(np.float64)
-        elif kind == object and infer_dtype(values, skipna=True) in NUMERIC:
+        elif str(kind) == "object" and infer_dtype(values, skipna=True) in NUMERIC:
             numbers = numbers_of(values)
             if np.nanmax(np.abs(numbers), initial=0.0) <= WHOLE:
                 table[name] = numbers

@@ -11,7 +11,8 @@ from pyro_mdm.tables.columns.base import Values
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.kinds import KINDS
-from pyro_mdm.tables.columns.levels import Boolean
+from pyro_mdm.tables.columns.levels import Boolean, Ordinal
+from pyro_mdm.tables.columns.numbers import Integer
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -29,6 +30,8 @@ MARKS = "9+[6-9]|7+|8+|9+"
 LEAST = 3
 """The fewest such numbers in a column, and their least distance from its other levels, in gaps
 between these."""
+CODES = {"code", "codes", "id", "ids", "key", "phone", "postal", "postcode", "zip", "zipcode"}
+"""Words in names of columns whose numbers are identifiers."""
 STYLES = {
     r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?": 'thousands=","',
     r"[+-]?\d{1,3}(\.\d{3})*,\d+|[+-]?\d+,\d+": 'decimal=","',
@@ -59,10 +62,10 @@ def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:
                 f"{' and '.join(f'{mark:g}' for mark in marks)}, there {int(marked.sum())} times, "
                 "is apart from all others; leave it empty if it stands for a missing entry"
             )
-        there = there[~marked]
+        doubts += _doubts_of_codes(name, there[~marked].to_numpy(dtype=np.float64), kind)
     elif kind not in (Dates.kind, Boolean.kind):
         doubts += _text_doubts(there)
-    return doubts + (KINDS[kind].doubts(name, there) if len(there) else [])
+    return doubts + KINDS[kind].doubts(name, there)
 
 
 def marks_of(numbers: Values) -> Values:
@@ -89,6 +92,25 @@ def marks_of(numbers: Values) -> Values:
         if far or apart or (ends[0] < 0 <= rest.min()):
             return np.sort(ends[:number])
     return distinct[:0]
+
+
+def _doubts_of_codes(name: str, numbers: Values, kind: str) -> list[str]:
+    """The doubt that whole numbers, (n,), are identifiers or a key."""
+    distinct = np.unique(numbers)
+    if kind not in (Integer.kind, Ordinal.kind) or (distinct != distinct.round()).any():
+        return []
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+    few = 2 < len(distinct) <= min(FEW, len(numbers) / 10)
+    if CODES & {word.lower() for word in words} or (few and np.ptp(distinct) > 10 * len(distinct)):
+        return [
+            f"its numbers may be names, which have no order; say --columns {name}=categorical, or "
+            f"{name}=drop"
+        ]
+    if kind == Integer.kind and (np.diff(numbers) > 0).all():
+        return [
+            f"its numbers increase from row to row, as in a key; say --columns {name}=drop if so"
+        ]
+    return []
 
 
 def _text_doubts(values: Series[Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +24,6 @@ __all__ = [
     "decimals_of",
     "edges_of",
     "finite_of",
-    "is_name_of_codes",
-    "may_be_names",
     "multiple_of",
 ]
 
@@ -35,20 +32,15 @@ FEW = 20
 
 REPEATS, SHARE, CHANCE = 5, 0.02, 1e-3
 """The least count of an atom, its least fraction of the rows, and the largest probability of such
-counts by chance in a column."""
+counts, or of a common divisor, by chance in a column."""
 DECIMALS = 6
 """The most decimals of a rounded column."""
 STEPS = 10_000
 """The most steps of the last decimal between the least and the largest number of a column that is
 inferred to be rounded though few of its numbers repeat."""
 
-MULTIPLES = 5
-"""The fewest different numbers that may all be multiples of one without chance."""
 FEWEST, SHARP = 100, 0.4
 """The fewest values of which an end is inferred, and the least density there, of the largest."""
-
-CODES = {"code", "codes", "id", "ids", "key", "phone", "postal", "postcode", "zip", "zipcode"}
-"""Words in names of columns whose numbers are identifiers."""
 
 
 def finite_of(values: Series[Any]) -> Values:
@@ -117,9 +109,8 @@ def multiple_of(values: Values, decimals: int) -> int:
         decimals: the number of their decimals.
     """
     there = np.unique(values[~np.isnan(values)])
-    if len(there) < MULTIPLES:
-        return 1
-    return max(1, int(np.gcd.reduce((there * 10.0**decimals).round().astype(np.int64))))
+    multiple = int(np.gcd.reduce((there * 10.0**decimals).round().astype(np.int64)))
+    return multiple if len(there) * math.log(max(multiple, 1)) > -math.log(CHANCE) else 1
 
 
 def edges_of(values: Values, step: float = 0.0) -> Ends:
@@ -144,16 +135,3 @@ def edges_of(values: Values, step: float = 0.0) -> Ends:
     low, high = (bool(near >= SHARP * peak * end > 0) for end in ends)
     low &= not 0 <= values[0] <= np.ptp(values) / 20
     return float(values[0]) if low else -math.inf, float(values[-1]) if high else math.inf
-
-
-def may_be_names(name: str) -> list[str]:
-    """The doubt that numbers of a column are identifiers, in words."""
-    return [
-        f"its numbers may be names, which have no order; say --columns {name}=categorical, or "
-        f"{name}=drop"
-    ]
-
-
-def is_name_of_codes(name: str) -> bool:
-    """Whether a column with this name has identifiers."""
-    return any(word.lower() in CODES for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))

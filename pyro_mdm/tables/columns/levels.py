@@ -20,7 +20,7 @@ from pyro_mdm.tables.columns.base import (
     check_numbers,
     numbers_of,
 )
-from pyro_mdm.tables.columns.evidence import FEW, is_name_of_codes, may_be_names
+from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
 
 if TYPE_CHECKING:
@@ -200,17 +200,6 @@ class Ordinal(_Levels):
         said = spec.ends is not None or spec.kind == cls.kind
         ends = spec.ends if said else _whole_ends(values)
         return cls(name, numbers_of(values), ends=ends)
-
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        import pandas as pd
-
-        if not pd.api.types.is_numeric_dtype(values):
-            return []
-        distinct = np.unique(values.to_numpy(dtype=np.float64))
-        gaps = len(distinct) > 2 and np.ptp(distinct) + 1 > 2 * len(distinct)
-        whole = bool((distinct == distinct.round()).all())
-        return may_be_names(name) if whole and (is_name_of_codes(name) or gaps) else []
 
     @property
     def places(self) -> int | Sequence[float]:

@@ -24,7 +24,6 @@ from pyro_mdm.tables.columns.base import (
 )
 from pyro_mdm.tables.columns.evidence import (
     DECIMALS,
-    FEW,
     REPEATS,
     SHARE,
     STEPS,
@@ -32,8 +31,6 @@ from pyro_mdm.tables.columns.evidence import (
     decimals_of,
     edges_of,
     finite_of,
-    is_name_of_codes,
-    may_be_names,
     multiple_of,
 )
 from pyro_mdm.tables.columns.scales import (
@@ -229,9 +226,9 @@ class Mixed(Continuous):
                 atoms = np.union1d(atoms, 0.0)
             self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
             self._upper = most if most in atoms else math.inf
-            rest = there[~np.isin(there, atoms)]
-            if len(rest) and (rest[0], rest[-1]) == (there[0], there[-1]):
-                self._edges = edges_of(rest)
+            rest = everything[~np.isnan(everything) & ~np.isin(everything, atoms)]
+            if len(rest) and (rest.min(), rest.max()) == (least, most):
+                self._edges = edges_of(np.sort(rest))
         ends = self._lower, self._upper
         if len(atoms) or not self._straighten(*shares(there), len(there), ends):
             self._set_line(*_beside(atoms, there, ends))
@@ -422,7 +419,7 @@ class Rounded(Continuous):
             raise DataError(self.refusal(everything[wrong][0]))
         there = np.sort(self._whole(values[~np.isnan(values)]))
         if ends in (None, EVERYWHERE):
-            self._edges = edges_of(there, 1.0)
+            self._edges = edges_of(np.sort(self._whole(everything[~np.isnan(everything)])), 1.0)
         edges = np.unique(np.concatenate([there - 0.5, there + 0.5]))
         share = smoothed(np.searchsorted(there, edges), len(there))
         if self._straighten(edges, share, len(there)):
@@ -451,15 +448,6 @@ class Rounded(Continuous):
     ) -> Column:
         numbers = finite_numbers(name, values)
         return cls(name, numbers[train], numbers, spec.ends)
-
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        number = len(np.unique(values.to_numpy(dtype=np.float64)))
-        few = (
-            f"it has {number} different numbers; if there can be no other, say --columns "
-            f"{name}=ordinal"
-        )
-        return [few] * (number <= FEW)
 
     def _digits(self, numbers: Values) -> int:
         """The number of decimals that numbers are rounded to."""
@@ -563,17 +551,6 @@ class Integer(Rounded):
     def recognizes(cls, values: Series[Any]) -> bool:
         numbers = finite_of(values)
         return len(numbers) > 0 and decimals_of(numbers) == 0
-
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        numbers = values.to_numpy(dtype=np.float64)
-        if is_name_of_codes(name):
-            return may_be_names(name)
-        if len(np.unique(numbers)) < len(numbers) or not (np.diff(numbers) > 0).all():
-            return []
-        return [
-            f"its numbers increase from row to row, as in a key; say --columns {name}=drop if so"
-        ]
 
     def _digits(self, numbers: Values) -> int:
         return 0
