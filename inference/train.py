@@ -93,7 +93,9 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
     if note := start_note(settings, programs):
         print(note)
     if isinstance(programs.problem, Tabular):
-        if not is_hidden():
+        if is_hidden():
+            programs.problem.warn_of_doubts()
+        else:
             print(programs.problem.columns_in_words)
             if words := programs.problem.gaps_in_words:
                 print(words)

@@ -29,7 +29,8 @@ from pyro_mdm.tables.columns import (
     to_model_space,
 )
 from pyro_mdm.tables.columns.evidence import FEW
-from pyro_mdm.tables.columns.kinds import doubts_of, left_out, parse_spec
+from pyro_mdm.tables.columns.doubts import doubts_of
+from pyro_mdm.tables.columns.kinds import left_out, parse_spec
 from tests.brief import SHORT, be_brief
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
@@ -278,13 +279,14 @@ DOUBTS: dict[str, tuple[str, list[Any], str | None]] = {
     "by gaps": ("area", [10, 400, 70, 99] * 20, "may be names, which have no order; say --columns"),
     "ids": ("PatientID", [*rng().permutation(100) * 3], "may be names"),
     "increasing": ("n", [*range(0, 200, 4)], "increase from row to row.*--columns n=drop"),
-    "few numbers": (
-        "dose",
-        [0.5, 1.5, 2.25] * 20,
-        "3 different numbers; .* --columns dose=ordinal",
+    "few numbers": ("dose", [0.5, 1.5, 2.25] * 20, None),
+    "few rows": ("gdp", [400, 10, 70, 99, 1200, 3] * 3, None),
+    "nines": ("age", [*rng().integers(18, 80, 90), *[-999] * 4], "-999, there 4 times, is apart"),
+    "nines above": (
+        "age",
+        [*WITHIN, *[9999.0] * 9],
+        "9999, there 9 times, is apart from all others",
     ),
-    "nines": ("age", [*rng().integers(18, 80, 90), *[-999] * 4], "-999 is there 4 times, far"),
-    "nines above": ("age", [*WITHIN, *[9999.0] * 9], "9999 is there 9 times, far from all others"),
     "99 in a row": ("age", [*rng().integers(18, 99, 90), *[99] * 4], None),
     "a few nines": ("age", [*rng().integers(18, 80, 90), 999], None),
     "marks": ("age", [*map(str, rng().integers(18, 80, 90)), *"??"], "98% of .* leave '\\?' empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -92,8 +93,19 @@ class Conditional:
             self._draws = pd.concat(pieces).set_axis(self.rows.index)
         return self._draws
 
+    def exists(self) -> pd.Series[Any]:
+        """The probability that the column exists, (n,), by the draws: 1 where it is never absent.
+
+        :meth:`mean`, :meth:`quantile` and :meth:`interval` are those of the draws where it does.
+        """
+        return self.sample().notna().mean(axis=1).rename(self.name)
+
     def mean(self) -> pd.Series[Any]:
-        """The mean of the draws of a column of numbers or dates, (n,)."""
+        """The mean of the draws of a column of numbers or dates, (n,); missing where none is.
+
+        Draws where the column does not exist count for nothing, which a warning says, with the
+        share of the others; :meth:`exists` has it for each row.
+        """
         import pandas as pd
 
         means = self._values(self._numbers().mean(axis=1).to_numpy())
@@ -104,6 +116,7 @@ class Conditional:
         """Quantiles of the draws of a column of numbers or dates.
 
         The k-th of S ordered draws is the quantile of k/(S + 1), and quantiles between are linear.
+        The S draws are those where the column exists, as for :meth:`mean`.
 
         Args:
             q: one or more probabilities in [0, 1].
@@ -115,7 +128,10 @@ class Conditional:
 
         if not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
             raise ValueError(f"q is {describe(q)}, expected probabilities from 0 to 1")
-        values = np.quantile(self._numbers(), q, axis=1, method="weibull")
+        numbers = self._numbers().to_numpy()
+        there = ~np.isnan(numbers).all(1)
+        values = np.full((*np.shape(q), len(numbers)), np.nan)
+        values[..., there] = np.nanquantile(numbers[there], q, axis=1, method="weibull")
         if np.ndim(q) == 0:
             return pd.Series(self._values(values), self.rows.index, name=self.name)
         by_quantile = dict(enumerate(map(self._values, values)))
@@ -238,6 +254,14 @@ class Conditional:
             raise ValueError(
                 f"column {self.name!r} is {column.kind}, expected one of numbers; its law has "
                 "probabilities() and sample()"
+            )
+        share = self.exists()
+        if (some := share[share < 1]).size:
+            warnings.warn(
+                f"column {self.name!r} may not exist: in {len(some)} of {len(share)} rows it does "
+                f"with probability {some.min():.2f} to {some.max():.2f}; the result is that of the "
+                "draws where it does, and exists() has the probability of each row",
+                stacklevel=3,
             )
         return self.sample().apply(days_of) if self._dates else self.sample().astype(np.float64)
 

@@ -19,9 +19,11 @@ __all__ = [
     "Frame",
     "as_frame",
     "check_names",
+    "dtype_of",
     "filled",
     "in_pieces",
     "named",
+    "typed",
     "with_levels",
 ]
 
@@ -103,6 +105,34 @@ def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str
             new = [level for level in levels if level not in dtype.categories]
             whole[column.name] = pd.CategoricalDtype([*dtype.categories, *new], dtype.ordered)
     return whole
+
+
+def dtype_of(values: pd.Series[Any]) -> str | tuple[Any, ...] | None:
+    """The type of a column as JSON holds it: its name, or that of categories with these, and
+    whether they are ordered. None: objects, or numbers that may be floats as some are missing."""
+    import pandas as pd
+
+    kind = values.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        return "category", kind.categories.tolist(), bool(kind.ordered)
+    name = str(kind)
+    return None if name == "object" or (name == "float64" and values.hasnans) else name
+
+
+def typed(table: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """A table with the types that its columns have in the training table."""
+    import pandas as pd
+
+    types = {}
+    for column in columns:
+        match column.dtype:
+            case "category", levels, ordered:
+                types[column.name] = pd.CategoricalDtype(levels, ordered)
+            case str(name):
+                dtype = pd.api.types.pandas_dtype(name)
+                if not (table[column.name].hasnans and dtype.kind in "iub"):
+                    types[column.name] = dtype
+    return table.astype(types)
 
 
 def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:

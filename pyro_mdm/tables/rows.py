@@ -29,8 +29,9 @@ from pyro_mdm.tables.columns import (
     fit_columns,
     to_model_space,
 )
-from pyro_mdm.tables.columns.base import as_written
+from pyro_mdm.tables.columns.base import as_written, rows_in_words
 from pyro_mdm.tables.columns.dates import DAY, days_of
+from pyro_mdm.tables.columns.doubts import doubts_of
 from pyro_mdm.tables.columns.fitting import Unknown, unknown_in, without_unknown
 from pyro_mdm.tables.columns.gaps import (
     Pattern,
@@ -43,7 +44,6 @@ from pyro_mdm.tables.columns.kinds import (
     DROP,
     FindKind,
     class_of,
-    doubts_of,
     is_name,
     kind_names,
     left_out,
@@ -52,8 +52,8 @@ from pyro_mdm.tables.columns.kinds import (
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
-from pyro_mdm.tables.frames import check_names, named
-from pyro_mdm.tables.words import kinds_text, parse_kinds
+from pyro_mdm.tables.frames import check_names, dtype_of, named
+from pyro_mdm.tables.words import in_python, kinds_text, parse_kinds
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -65,7 +65,9 @@ FEWEST = 20
 TABLES = 4
 """The number of completed tables that the Gaussian of the denoiser is fitted to."""
 SHOWN = 12
-"""The most patterns of gaps that are printed."""
+"""The most patterns of gaps, or doubts, that are printed."""
+FAR = 6.0
+"""The distance in model space beyond which a number is far outside."""
 UnknownPolicy = Literal["missing", "refuse"]
 """The treatment of values that a column cannot have: missing entries with a warning, or an
 error."""
@@ -298,6 +300,7 @@ class TableRows:
         Raises:
             DataError: as for :class:`TableRows`.
         """
+        types = {name: dtype_of(table[name]) for name in table}
         table = as_written(table)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
@@ -310,6 +313,8 @@ class TableRows:
         train[rows.train.numpy()] = True
         if self.facts is None:
             self.columns = fit_columns(table, train, self._kinds, self._find_kind)
+            for column in self.columns:
+                column.dtype = types[column.name]
             self.event_shape = (sum(column.width for column in self.columns),)
             self.facts = self._facts
         self.left_out = left_out(table, train, self._kinds)
@@ -364,14 +369,13 @@ class TableRows:
         return class_of(moved.get(name.rpartition("/")[2], name), self._find_kind)
 
     def _doubt(self, table: DataFrame, unknown: Mapping[str, Unknown]) -> None:
-        """Set :attr:`doubts`, on inferred kinds and on categories that count as missing."""
-        inferred = {c.name: c.kind for c in self.columns} | dict.fromkeys(
-            self.left_out, "categorical"
-        )
+        """Set :attr:`doubts`, on values, inferred kinds, and categories that count as missing."""
+        inferred = {c.name: c.kind for c in self.columns}
+        inferred |= dict.fromkeys(self.left_out, Categorical.kind)
         for name, kind in inferred.items():
-            doubts = []
-            if name not in self._kinds and OTHERS not in self._kinds:
-                doubts += doubts_of(name, table[name], kind)
+            if name in self._kinds or OTHERS in self._kinds:
+                continue
+            doubts = doubts_of(name, table[name], kind)
             if name in unknown:
                 what = unknown[name]
                 doubts.append(
@@ -381,6 +385,15 @@ class TableRows:
                 )
             if doubts:
                 self.doubts[name] = doubts
+
+    def warn_of_doubts(self) -> None:
+        """Warn of columns that are left out without being named, and of all :attr:`doubts`."""
+        lines = [f"  {name!r} is left out: {why}" for name, why in self.left_out.items()]
+        lines += [f"  {name!r}: {doubt}" for name, all_ in self.doubts.items() for doubt in all_]
+        if lines:
+            more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+            head = "columns to look at; --columns NAME=KIND says that one is right, and ends this:"
+            warnings.warn(in_python("\n".join([head, *lines[:SHOWN], *more])), stacklevel=2)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Stored rows in model space.
@@ -490,7 +503,40 @@ class TableRows:
             table = without_unknown(table, masks)
         codes = encode(self.columns, table)
         codes[:, [column.name in hidden for column in self.columns]] = math.nan
+        self._warn_of_impossible(table, codes)
         return codes
+
+    def _warn_of_impossible(self, table: DataFrame, codes: Tensor) -> None:
+        """Warn of entries that do not exist by the rules of the rows, and of numbers far outside.
+
+        Args:
+            table: rows.
+            codes: their codes, (n, columns).
+        """
+        for column, entries in zip(self.columns, codes.unbind(-1), strict=True):
+            there = (entries.isfinite() & (entries != getattr(column, "absent", math.nan))).numpy()
+            if isinstance(column, Skipped) and there.any() and column.rule.column in table:
+                decided = table[column.rule.column].notna().to_numpy()
+                wrong = there & decided & (column.rule.codes(there, table) == ABSENT)
+                if wrong.any():
+                    warnings.warn(
+                        f"column {column.name!r} has a value in {rows_in_words(wrong)} "
+                        f"{column.rule.in_words}, where the training rows never have one; what is "
+                        "drawn given it is extrapolated, so leave the entry empty",
+                        stacklevel=3,
+                    )
+            numbers = column.column if isinstance(column, SkippedNumbers) else column
+            far, ends = _far(numbers, torch.where(entries.isfinite(), entries, math.nan))
+            if far.any():
+                first, low, high = map(
+                    str, numbers.values(torch.cat([entries[far][:1], ends]).numpy())
+                )
+                warnings.warn(
+                    f"column {column.name!r} holds {first} in {rows_in_words(far.numpy())}, "
+                    f"expected values like those of the training rows, {low} to {high}; what is "
+                    "drawn given it is extrapolated, so check the entry",
+                    stacklevel=3,
+                )
 
     def with_absences(self, codes: Tensor, name: str) -> Tensor:
         """Codes in which the missing entries of a column are absent, if they may be.
@@ -540,6 +586,17 @@ class TableRows:
                 levels = pd.Series(column.values(np.arange(column.levels))).dropna()
                 series[column.name] = values.astype(pd.CategoricalDtype([*levels]))
         return series
+
+
+def _far(column: Column, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask of numbers far outside of those that a column was fitted to, (n,), and the ends of
+    these, (2,)."""
+    if column.levels is not None or column.width > 1:
+        return torch.zeros(len(codes), dtype=torch.bool), codes[:0]
+    ends = column.unscaled(torch.tensor([-3.0, 3.0], dtype=torch.float64))
+    x, _ = column.scaled(codes, torch.full_like(codes, 0.5))
+    beyond = torch.maximum(ends[0] - codes, codes - ends[1])
+    return (x.abs() > FAR) & (beyond > (ends[1] - ends[0]) / 4), ends
 
 
 def without_dropped(table: DataFrame, columns: str | None) -> DataFrame:

@@ -26,7 +26,7 @@ from pyro_mdm.tables.completion import DRAW_STEPS, bootstrapped, draws, draws_gi
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
 from pyro_mdm.tables.folders import read_table_folder, write_table_folder
-from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, with_levels
+from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 from pyro_mdm.tables.training import Schedule, Trained, train_rows
 from pyro_mdm.tables.words import in_python, kinds_text
@@ -157,6 +157,7 @@ class Table:
             print(in_python(rows.columns_in_words))
             if words := rows.gaps_in_words:
                 print(words)
+        rows.warn_of_doubts()
         rows.warn_of_gaps()
         usual = "cuda" if torch.cuda.is_available() else "cpu"
         options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
@@ -479,7 +480,7 @@ class Table:
         batch_size: int = 1024,
         seed: int | None = None,
     ) -> pd.DataFrame:
-        """Samples of rows, (n, columns).
+        """Samples of rows, (n, columns), in the types of the training table.
 
         Args:
             n: the number of rows.
@@ -491,9 +492,9 @@ class Table:
         options: dict[str, Any] = {"batch_size": batch_size}
         options["seed"] = self.seed if seed is None else seed
         if given:
-            return draws_given(rows, model, n, given, **options)
+            return typed(draws_given(rows, model, n, given, **options), rows.columns)
         x = torch.cat([batch for _, batch in draw_batches(model, n, **options)])
-        return rows.to_table(x)
+        return typed(rows.to_table(x), rows.columns)
 
     @checked_arguments
     def conditional(

@@ -74,5 +74,5 @@ def comma_separated(text: str, option: str) -> list[str]:
 
 def in_python(message: str) -> str:
     """A message with arguments of Python in the place of options of a program."""
-    message = re.sub(r"--columns (\S+=[^\s;,]+)", r'columns="\1"', message)
+    message = re.sub(r"--columns ([^=;,\n]+=[^\s;,]+)", r'columns="\1"', message)
     return re.sub(r"--(\w+)", r"\1", message)

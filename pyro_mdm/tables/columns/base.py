@@ -71,6 +71,7 @@ class Column(ABC):
         levels: the number of levels of the column; None: a column of numbers.
         width: the number of its dimensions in model space.
         noisy: whether a value is an interval of model space, from which x is drawn.
+        dtype: the type of the column in its table, by :func:`pyro_mdm.tables.frames.dtype_of`.
 
     Example:
         >>> from pyro_mdm.tables import Categorical
@@ -86,6 +87,7 @@ class Column(ABC):
     levels: int | None = None
     width: int = 1
     noisy: bool = False
+    dtype: str | tuple[Any, ...] | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -288,18 +290,23 @@ def check_finite(name: str, numbers: Values) -> None:
 
 
 def as_written(table: DataFrame) -> DataFrame:
-    """A table with its float32 numbers as their shortest decimals, in float64.
+    """A table with its numbers in float64 where they are objects, such as decimals, or float32.
 
-    Columns compare numbers with levels, atoms, ends and decimals, where 0.1 is not 0.10000000149.
+    Those of float32 are their shortest decimals: columns compare numbers with levels, atoms, ends
+    and decimals, where 0.1 is not 0.10000000149. Objects beyond 2**53 stay as they are.
     """
-    short = [n for n, kind in table.dtypes.items() if kind.kind == "f" and kind.itemsize < 8]
-    if not short:
-        return table
+    from pandas.api.types import infer_dtype
+
     table = table.copy(deep=False)
-    for name in short:
+    for name, kind in table.dtypes.items():
         values = table[name]
-        numbers = values.to_numpy(dtype=f"f{values.dtype.itemsize}", na_value=math.nan)
-        table[name] = numbers.astype(str).astype(np.float64)
+        if kind.kind == "f" and kind.itemsize < 8:
+            numbers = values.to_numpy(dtype=f"f{kind.itemsize}", na_value=math.nan)
+            table[name] = numbers.astype(str).astype(np.float64)
+        elif str(kind) == "object" and infer_dtype(values, skipna=True) in NUMERIC:
+            numbers = numbers_of(values)
+            if np.nanmax(np.abs(numbers), initial=0.0) <= WHOLE:
+                table[name] = numbers
     return table
 
 

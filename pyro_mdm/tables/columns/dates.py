@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Center, Column, Values
-from pyro_mdm.tables.columns.numbers import EVERYWHERE, Continuous, Integer
-from pyro_mdm.tables.columns.spec import ColumnSpec
+from pyro_mdm.tables.columns.numbers import Continuous, Integer
+from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -204,4 +205,7 @@ class Dates(Column):
     @property
     def in_words(self) -> str:
         what = "a probability of each day" if self._form.step == DAY else "a density"
-        return f"date: {what}, {self._first} to {self._last} in the table"
+        low, high = self._line.edges
+        drawn = f", none drawn before {self._first}" if low > -math.inf else ""
+        drawn += f", none drawn after {self._last}" if high < math.inf else ""
+        return f"date: {what}, {self._first} to {self._last} in the table{drawn}"

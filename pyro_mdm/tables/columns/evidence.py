@@ -1,14 +1,15 @@
-"""Properties of the numbers of a column: repeated ones, their rounding, and doubts."""
+"""Properties of the numbers of a column: repeated ones, their rounding, and sharp ends."""
 
 from __future__ import annotations
 
-import re
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pyro_mdm.tables.columns.base import WHOLE, Values
+from pyro_mdm.tables.columns.spec import EVERYWHERE, Ends
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -21,10 +22,9 @@ __all__ = [
     "STEPS",
     "atoms_of",
     "decimals_of",
-    "far_nines",
+    "edges_of",
     "finite_of",
-    "is_name_of_codes",
-    "may_be_names",
+    "multiple_of",
 ]
 
 FEW = 20
@@ -32,15 +32,15 @@ FEW = 20
 
 REPEATS, SHARE, CHANCE = 5, 0.02, 1e-3
 """The least count of an atom, its least fraction of the rows, and the largest probability of such
-counts by chance in a column."""
+counts, or of a common divisor, by chance in a column."""
 DECIMALS = 6
 """The most decimals of a rounded column."""
 STEPS = 10_000
 """The most steps of the last decimal between the least and the largest number of a column that is
 inferred to be rounded though few of its numbers repeat."""
 
-CODES = {"code", "codes", "id", "ids", "key", "phone", "postal", "postcode", "zip", "zipcode"}
-"""Words in names of columns whose numbers are identifiers."""
+FEWEST, SHARP = 100, 0.4
+"""The fewest values of which an end is inferred, and the least density there, of the largest."""
 
 
 def finite_of(values: Series[Any]) -> Values:
@@ -101,30 +101,37 @@ def decimals_of(values: Values) -> int | None:
     return None
 
 
-def far_nines(numbers: Values) -> list[str]:
-    """The doubt that 999 or the like stands for a missing entry, in words, if there is reason."""
-    doubts = []
-    distinct, counts = np.unique(numbers, return_counts=True)
-    for number, next_one in ((distinct[0], distinct[1]), (distinct[-1], distinct[-2])):
-        rest = distinct[distinct != number]
-        nines = set(f"{abs(number):.0f}") == {"9"} and abs(number) >= 99
-        often = int(counts[distinct == number][0])
-        if nines and often >= 3 and abs(number - next_one) > rest.max() - rest.min():
-            doubts.append(
-                f"{number:g} is there {often} times, far from all others; leave it empty if it "
-                "stands for a missing entry"
-            )
-    return doubts
+def multiple_of(values: Values, decimals: int) -> int:
+    """The number of units of the last decimal that numbers are multiples of, such as 5 for 0.5.
+
+    Args:
+        values: numbers, (n,), NaN where missing.
+        decimals: the number of their decimals.
+    """
+    there = np.unique(values[~np.isnan(values)])
+    multiple = int(np.gcd.reduce((there * 10.0**decimals).round().astype(np.int64)))
+    return multiple if len(there) * math.log(max(multiple, 1)) > -math.log(CHANCE) else 1
 
 
-def may_be_names(name: str) -> list[str]:
-    """The doubt that numbers of a column are identifiers, in words."""
-    return [
-        f"its numbers may be names, which have no order; say --columns {name}=categorical, or "
-        f"{name}=drop"
-    ]
+def edges_of(values: Values, step: float = 0.0) -> Ends:
+    """The least and the largest number where values end at once; infinite where they fade.
 
+    They do if the density of the last 1% of the values, ten at least, is :data:`SHARP` of the
+    largest one of a quarter of them. A least number that is close to 0 is no such end, but 0 is.
 
-def is_name_of_codes(name: str) -> bool:
-    """Whether a column with this name has identifiers."""
-    return any(word.lower() in CODES for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+    Args:
+        values: numbers in order, (n,), none missing.
+        step: the step of rounded numbers, over which equal ones are spread; 0: of others.
+    """
+    number, near = len(values), max(10, len(values) // 100)
+    if number < FEWEST:
+        return EVERYWHERE
+    places = np.arange(number)
+    first, last = np.searchsorted(values, values), np.searchsorted(values, values, "right")
+    spread = values + step * ((places - first + 0.5) / (last - first) - 0.5)
+    quarter = number // 4
+    peak = quarter / max((spread[quarter:] - spread[:-quarter]).min(), np.finfo(float).tiny)
+    ends = spread[near] - spread[0], spread[-1] - spread[-1 - near]
+    low, high = (bool(near >= SHARP * peak * end > 0) for end in ends)
+    low &= not 0 <= values[0] <= np.ptp(values) / 20
+    return float(values[0]) if low else -math.inf, float(values[-1]) if high else math.inf

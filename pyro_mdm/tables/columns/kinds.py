@@ -14,7 +14,7 @@ from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, numbers_of
 from pyro_mdm.tables.columns.dates import Dates
-from pyro_mdm.tables.columns.evidence import FEW, decimals_of
+from pyro_mdm.tables.columns.evidence import FEW, decimals_of, finite_of
 from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal
 from pyro_mdm.tables.columns.numbers import Continuous, Integer, Mixed, Nonnegative, Rounded
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, Empty
@@ -28,7 +28,6 @@ __all__ = [
     "KINDS",
     "FindKind",
     "class_of",
-    "doubts_of",
     "is_name",
     "kind_names",
     "kind_of",
@@ -243,11 +242,6 @@ def kind_of(values: Series[Any]) -> str:
     return next(name for name in asked if KINDS[name].recognizes(values))
 
 
-def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:
-    """Doubts on the inferred kind of a column, in words, with a remedy each."""
-    return KINDS[kind].doubts(name, values.dropna())
-
-
 def left_out(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str] | None = None
 ) -> dict[str, str]:
@@ -280,27 +274,19 @@ def left_out(
 def _key(name: str, values: Series[Any]) -> str | None:
     """The reason in words to infer that a column is a key, with a name for each row, if there is
     one."""
-    import pandas as pd
-
     there = values.dropna()
     counts = there.value_counts()
     alone = int((counts == 1).sum())
-    if pd.api.types.is_integer_dtype(there) or pd.api.types.is_float_dtype(there):
-        if len(counts) < max(len(there), FEW + 1):
-            return None
-        least, most = float(there.min()), float(there.max())
-        if most - least + 1 == len(counts) and float(least).is_integer() and _whole(there):
+    if len(numbers := finite_of(there)):
+        least, most = numbers.min(), numbers.max()
+        counted = most - least + 1 == len(counts) == len(there) > FEW
+        if counted and (numbers == numbers.round()).all():
             return (
                 f"it counts the rows, {least:.0f} to {most:.0f}; --columns {name}=integer keeps it"
             )
-    elif 2 * alone > len(there) and kind_of(values) == "categorical":
+    elif 2 * alone > len(there) and kind_of(values) == Categorical.kind:
         return (
             f"{alone} of its {len(there)} values are in one row alone, as in a key or a text; "
             f"--columns {name}=categorical keeps it"
         )
     return None
-
-
-def _whole(there: Series[Any]) -> bool:
-    numbers = there.to_numpy(dtype=np.float64)
-    return bool((numbers == numbers.round()).all())

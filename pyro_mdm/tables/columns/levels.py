@@ -20,19 +20,13 @@ from pyro_mdm.tables.columns.base import (
     check_numbers,
     numbers_of,
 )
-from pyro_mdm.tables.columns.evidence import FEW, far_nines, is_name_of_codes, may_be_names
+from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
 
 if TYPE_CHECKING:
     from pandas import Series
 
 __all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
-
-
-MOSTLY = 0.8
-"""The fraction of numbers in a text column above which its kind is doubted."""
-PLACEHOLDERS = {"?", "-", "--", ".", "n/a", "n.a.", "na", "nan", "none", "null", "missing"}
-"""Texts that stand for a missing entry, in lower case."""
 
 
 class _Levels(Column):
@@ -207,20 +201,6 @@ class Ordinal(_Levels):
         ends = spec.ends if said else _whole_ends(values)
         return cls(name, numbers_of(values), ends=ends)
 
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        import pandas as pd
-
-        if not pd.api.types.is_numeric_dtype(values):
-            return []
-        numbers = values.to_numpy(dtype=np.float64)
-        doubts, distinct = far_nines(numbers), np.unique(numbers)
-        gaps = len(distinct) > 2 and np.ptp(distinct) + 1 > 2 * len(distinct)
-        whole = bool((distinct == distinct.round()).all())
-        if whole and (is_name_of_codes(name) or (gaps and not doubts)):
-            doubts += may_be_names(name)
-        return doubts
-
     @property
     def places(self) -> int | Sequence[float]:
         if not self._numbers_in_order:
@@ -308,29 +288,6 @@ class Categorical(_Levels):
     ) -> Column:
         return cls(name, values[train])
 
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        import pandas as pd
-
-        numbers = pd.api.types.is_numeric_dtype(values)
-        if numbers or isinstance(values.dtype, pd.CategoricalDtype):
-            return []
-        text = values.astype(str).str.strip()
-        bare = text.str.replace(r"[,%$€£_\s]", "", regex=True)
-        number = pd.to_numeric(bare, errors="coerce").notna()
-        if number.mean() >= MOSTLY:
-            dressed = text[number & pd.to_numeric(text, errors="coerce").isna()]
-            fixes = [f"write {dressed.iloc[0]!r} as a plain number"] if len(dressed) else []
-            if not number.all():
-                fixes.append(f"leave {_some(text[~number])} empty")
-            fix = " and ".join(fixes) or "store them as numbers"
-            return [f"{number.mean():.0%} of its values are numbers in text; {fix}"]
-        if (empty := text[text.str.lower().isin(PLACEHOLDERS)]).any():
-            return [
-                f"{_some(empty)} is a category; leave it empty if it stands for a missing entry"
-            ]
-        return []
-
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.width == 1:
             return super().scaled(codes)
@@ -416,9 +373,3 @@ def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[
             f"{' < '.join(order)}; add it to the order, or leave the entry empty"
         )
     return [*levels.values()]
-
-
-def _some(values: Series[Any]) -> str:
-    """Some distinct values in words."""
-    distinct = [*map(repr, values.unique()[:4])]
-    return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "")

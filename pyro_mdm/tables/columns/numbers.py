@@ -24,16 +24,14 @@ from pyro_mdm.tables.columns.base import (
 )
 from pyro_mdm.tables.columns.evidence import (
     DECIMALS,
-    FEW,
     REPEATS,
     SHARE,
     STEPS,
     atoms_of,
     decimals_of,
-    far_nines,
+    edges_of,
     finite_of,
-    is_name_of_codes,
-    may_be_names,
+    multiple_of,
 )
 from pyro_mdm.tables.columns.scales import (
     KNOTS,
@@ -46,14 +44,13 @@ from pyro_mdm.tables.columns.scales import (
     smoothed,
     within,
 )
-from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
+from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec, Ends, range_in_words
 
 if TYPE_CHECKING:
     from pandas import Series
 
 __all__ = [
     "END",
-    "EVERYWHERE",
     "POINTS",
     "Bounded",
     "Continuous",
@@ -69,9 +66,6 @@ POINTS = 33
 END = 1.0
 """The length in model space of the end of a line whose slope its tail continues."""
 
-EVERYWHERE = (-math.inf, math.inf)
-"""The ends of a column that has none."""
-
 
 class Continuous(Column):
     r"""A continuous column, mapped to x ~ N(0, 1) by lines between and beyond quantiles.
@@ -80,7 +74,8 @@ class Continuous(Column):
     least and the largest of n values are the quantiles of 1/2n and 1 - 1/2n.
     ``QuantileTransformer`` is flat outside of the fitted values, where the density would be 0. A
     line with fewer bends replaces it where it fits, see
-    :func:`~pyro_mdm.tables.columns.scales.fewest_bends`.
+    :func:`~pyro_mdm.tables.columns.scales.fewest_bends`. No x becomes a number beyond the sharp
+    ends of the values, see :func:`~pyro_mdm.tables.columns.evidence.edges_of`.
 
     Args:
         name: the name of the column.
@@ -98,10 +93,15 @@ class Continuous(Column):
     ranged: ClassVar[bool] = True
     _ends: Ends | None = None
     """The ends that were given."""
+    _edges: Ends = EVERYWHERE
+    """The least and the largest number that is drawn, or multiple of the step."""
+    _half: ClassVar[float] = 0.0
+    """Half of the width of the interval that becomes one of these."""
 
     def __init__(self, name: str, values: Values) -> None:
         super().__init__(name)
         there = np.sort(values[~np.isnan(values)])
+        self._edges = edges_of(there)
         if not self._straighten(*shares(there), len(there)):
             knots, share = quantiles(there)
             self._set_line(knots, share.clip(0.5 / len(there), 1 - 0.5 / len(there)))
@@ -123,12 +123,12 @@ class Continuous(Column):
             return Bounded(name, numbers[train], numbers, spec.ends)
         return cls(name, numbers[train])
 
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        return far_nines(values.to_numpy(dtype=np.float64))
-
     def _straighten(self, w: Values, share: Values, number: int, ends: Ends = EVERYWHERE) -> bool:
-        """Whether there is a line with few bends, see :func:`fewest_bends`, which is then set."""
+        """Whether there is a line with few bends, see :func:`fewest_bends`, which is then set; at
+        most two values of all lie beyond the edges by it."""
+        low, high = self._edges
+        slack = 2 * (w[-1] - w[0]) / number + self._half
+        ends = max(ends[0], low - slack), min(ends[1], high + slack)
         line = fewest_bends(w, share, number, *ends)
         if line is not None:
             self._w, self._x = map(torch.from_numpy, line)
@@ -163,14 +163,21 @@ class Continuous(Column):
         return along(codes, w, x)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        return along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
+        w = along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
+        return w.clamp(*self._edges)
 
     def center(self, draws: Values, center: Center) -> Values:
         return np.asarray(draws.mean(0) if center == "mean" else np.median(draws, 0))
 
     @property
     def in_words(self) -> str:
-        return f"{self.kind}: a density on the whole line"
+        return f"{self.kind}: a density on the whole line{_ends(self.edges, 'none drawn')}"
+
+    @property
+    def edges(self) -> Ends:
+        """The least and the largest number that is drawn; infinite where values have no sharp
+        end."""
+        return self._edges
 
     @property
     def spec(self) -> str:
@@ -219,6 +226,9 @@ class Mixed(Continuous):
                 atoms = np.union1d(atoms, 0.0)
             self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
             self._upper = most if most in atoms else math.inf
+            rest = everything[~np.isnan(everything) & ~np.isin(everything, atoms)]
+            if len(rest) and (rest.min(), rest.max()) == (least, most):
+                self._edges = edges_of(np.sort(rest))
         ends = self._lower, self._upper
         if len(atoms) or not self._straighten(*shares(there), len(there), ends):
             self._set_line(*_beside(atoms, there, ends))
@@ -280,7 +290,7 @@ class Mixed(Continuous):
             beyond = x < x_start if end < start else x > x_start
             tail = (slope * (x - x_start) / (start - end)).clamp_max(0).exp()
             w = torch.where(beyond, end + (start - end) * tail, w)
-        return w
+        return w.clamp(*self._edges)
 
     @property
     def _tails(self) -> list[tuple[float, float, float, float]]:
@@ -303,7 +313,7 @@ class Mixed(Continuous):
 
     @property
     def in_words(self) -> str:
-        ends = _ends(self._lower, self._upper)
+        ends = _ends((self._lower, self._upper)) + _ends(self.edges, "none drawn")
         if len(self.atoms) == 0:
             return f"{self.kind}: a density{ends}"
         shares = (share_below(self._high) - share_below(self._low)).tolist()
@@ -368,7 +378,7 @@ class Bounded(Mixed):
 
 
 class Rounded(Continuous):
-    r"""A column of multiples of a power of ten, each with its probability.
+    r"""A column of multiples of a step, such as 1, 0.01, 0.5 or 1000, each with its probability.
 
     The interval of w has all numbers that would be rounded to it, w ± ½ step. Its ends are at
     ``x = Φ^{-1}(P(value < end))`` for values at quantiles, and on a line between and beyond them.
@@ -392,6 +402,9 @@ class Rounded(Continuous):
 
     kind = "rounded"
     noisy = True
+    _half: ClassVar[float] = 0.5
+    _multiple: int = 1
+    """The number of units of the last decimal in a step."""
 
     def __init__(
         self, name: str, values: Values, everything: Values, ends: Ends | None = None
@@ -399,11 +412,14 @@ class Rounded(Continuous):
         Column.__init__(self, name)
         self._ends = ends
         self._decimals = self._digits(everything)
+        self._multiple = multiple_of(everything, self._decimals)
         least = 0.0 if float(np.nanmin(everything)) >= 0 else -math.inf
         self._lower, self._upper = (least, math.inf) if ends is None else ends
         if (wrong := self._unrounded(everything)).any():
             raise DataError(self.refusal(everything[wrong][0]))
         there = np.sort(self._whole(values[~np.isnan(values)]))
+        if ends in (None, EVERYWHERE):
+            self._edges = edges_of(np.sort(self._whole(everything[~np.isnan(everything)])), 1.0)
         edges = np.unique(np.concatenate([there - 0.5, there + 0.5]))
         share = smoothed(np.searchsorted(there, edges), len(there))
         if self._straighten(edges, share, len(there)):
@@ -420,7 +436,7 @@ class Rounded(Continuous):
         decimals = decimals_of(numbers)
         if len(numbers) == 0 or decimals is None:
             return False
-        if np.ptp(numbers) * 10.0**decimals <= STEPS:
+        if np.ptp(numbers) * 10.0**decimals <= STEPS * multiple_of(numbers, decimals):
             return True
         counts = np.unique(numbers, return_counts=True)[1]
         rare = counts[counts < max(REPEATS, SHARE * len(numbers))]
@@ -433,15 +449,6 @@ class Rounded(Continuous):
         numbers = finite_numbers(name, values)
         return cls(name, numbers[train], numbers, spec.ends)
 
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        number = len(np.unique(values.to_numpy(dtype=np.float64)))
-        few = (
-            f"it has {number} different numbers; if there can be no other, say --columns "
-            f"{name}=ordinal"
-        )
-        return super().doubts(name, values) + [few] * (number <= FEW)
-
     def _digits(self, numbers: Values) -> int:
         """The number of decimals that numbers are rounded to."""
         decimals = decimals_of(numbers)
@@ -453,7 +460,12 @@ class Rounded(Continuous):
         return decimals
 
     def _whole(self, values: Values) -> Values:
-        return np.asarray((values * 10.0**self._decimals).round())
+        return np.asarray((values * self._per_unit).round())
+
+    @property
+    def _per_unit(self) -> float:
+        """The number of steps of one unit."""
+        return 10.0**self._decimals / self._multiple
 
     def _unrounded(self, values: Values) -> NDArray[np.bool_]:
         return np.asarray((np.round(values, self._decimals) != values) & ~np.isnan(values))
@@ -478,7 +490,7 @@ class Rounded(Continuous):
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert noise is not None
-        whole = (codes * 10.0**self._decimals).round()
+        whole = (codes * 10.0**self._decimals).round() / self._multiple
         low, high = (super(Rounded, self).scaled(whole + half)[0] for half in (-0.5, 0.5))
         first, last = self._whole_ends
         low = torch.where(whole <= first, -math.inf, low)
@@ -488,7 +500,7 @@ class Rounded(Continuous):
 
     def unscaled(self, x: Tensor) -> Tensor:
         whole = super().unscaled(x).round().clamp(*self._whole_ends)
-        return whole / 10.0**self._decimals
+        return whole / self._per_unit
 
     @property
     def decimals(self) -> int:
@@ -496,9 +508,14 @@ class Rounded(Continuous):
         return self._decimals
 
     @property
+    def edges(self) -> Ends:
+        low, high = self._edges
+        return low / self._per_unit, high / self._per_unit
+
+    @property
     def _whole_ends(self) -> Ends:
         """The least and the largest multiple."""
-        low, high = (end * 10.0**self._decimals for end in (self._lower, self._upper))
+        low, high = (end * self._per_unit for end in (self._lower, self._upper))
         return float(np.ceil(low - MARGIN)), float(np.floor(high + MARGIN))
 
     def center(self, draws: Values, center: Center) -> Values:
@@ -507,7 +524,10 @@ class Rounded(Continuous):
     @property
     def in_words(self) -> str:
         what = "integer" if self._decimals == 0 else f"number of {self._decimals} decimals"
-        return f"{self.kind}: a probability of each {what}{_ends(self._lower, self._upper)}"
+        if self._multiple > 1:
+            what = f"multiple of {1 / self._per_unit:.12g}"
+        ends = _ends((self._lower, self._upper)) + _ends(self.edges, "none drawn")
+        return f"{self.kind}: a probability of each {what}{ends}"
 
 
 class Integer(Rounded):
@@ -531,19 +551,6 @@ class Integer(Rounded):
     def recognizes(cls, values: Series[Any]) -> bool:
         numbers = finite_of(values)
         return len(numbers) > 0 and decimals_of(numbers) == 0
-
-    @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        numbers = values.to_numpy(dtype=np.float64)
-        doubts = far_nines(numbers)
-        if is_name_of_codes(name):
-            doubts += may_be_names(name)
-        elif len(np.unique(numbers)) == len(numbers) and (np.diff(numbers) > 0).all():
-            doubts.append(
-                f"its numbers increase from row to row, as in a key; say --columns {name}=drop if "
-                "so"
-            )
-        return doubts
 
     def _digits(self, numbers: Values) -> int:
         return 0
@@ -589,10 +596,11 @@ def _scale_of(values: Values, ends: Ends) -> tuple[Values, Values]:
     return np.interp(x, line[1], line[0]), share_below(torch.from_numpy(x)).numpy()
 
 
-def _ends(lower: float, upper: float) -> str:
+def _ends(ends: Ends, none: str = "none") -> str:
     """The ends of a column in words."""
-    low = f", none below {lower:g}" if lower > -math.inf else ""
-    return low + (f", none above {upper:g}" if upper < math.inf else "")
+    low, high = ends
+    words = f", {none} below {low:.12g}" if low > -math.inf else ""
+    return words + (f", {none} above {high:.12g}" if high < math.inf else "")
 
 
 def _refused_number(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-__all__ = ["OTHERS", "ColumnSpec", "Empty", "Ends", "range_in_words"]
+__all__ = ["EVERYWHERE", "OTHERS", "ColumnSpec", "Empty", "Ends", "range_in_words"]
 
 Ends = tuple[float, float]
 """The least and the largest number that a column may have."""
+EVERYWHERE: Ends = (-math.inf, math.inf)
+"""The ends of a column that has none."""
 
 Empty = Literal["absent", "mar"]
 """The meaning of an empty entry: absent, as the column does not exist for the row, or missing at
