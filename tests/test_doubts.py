@@ -194,8 +194,8 @@ def test_fit_warns_whether_or_not_it_shows_progress() -> None:
     frame = pd.DataFrame({"x": rng().normal(size=N), "city": ["Rome", "?"] * (N // 2)})
     for progress in (False, True):
         with pytest.warns(UserWarning, match=r"columns=\"NAME=KIND\" .*\n  'city': '\?' is a"):
-            Table.fit(frame, steps=1, progress=progress)
-    Table.fit(frame, steps=1, columns={"city": "categorical"})
+            Table(steps=1, progress=progress).fit(frame)
+    Table(steps=1, columns={"city": "categorical"}).fit(frame)
 
 
 # -- impossible rows -------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def working() -> pd.DataFrame:
 def fitted(frame: pd.DataFrame) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samples, after few steps
-        return Table.fit(frame, steps=5)
+        return Table(steps=5).fit(frame)
 
 
 @pytest.fixture(scope="module")

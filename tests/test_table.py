@@ -381,7 +381,7 @@ def test_a_row_group_is_not_held_to_read_a_piece_of_it(tmp_path: Path) -> None:
 def test_text_of_numerals_is_text(brief: None, tmp_path: Path) -> None:
     code = pd.Series([f"0{k % 3}" for k in range(80)])
     code[0] = "a"
-    table = Table(**UNTRAINED).fit(pd.DataFrame({"code": code}))
+    table = Table(columns="code=categorical", **UNTRAINED).fit(pd.DataFrame({"code": code}))
     rows = pd.DataFrame({"code": ["01", "02", "00"]})
     rows.to_csv(tmp_path / "new.csv", index=False)
     evaluate(table.run_folder, data=str(tmp_path / "new.csv"), draws=8, out=tmp_path / "rows.csv")

@@ -414,9 +414,9 @@ class TableRows:
         where no gap depends on other columns."""
         hidden = (self.train.isnan() | (self.train == HIDDEN)).any(0).tolist()
         names = [*itertools.compress(self.names, hidden)]
-        if not dependent_gaps(self.to_table(self.to_model_space(self.train)), names):
-            return None
         x = self.to_model_space(self.train, torch.Generator().manual_seed(0))
+        if not dependent_gaps(self.to_table(x), names):
+            return None
         drawn = chained_completions(x, num=TABLES).to(x)
         columns = [c.column if isinstance(c, Skipped) else c for c in self.columns]
         ends = [*itertools.accumulate(c.width for c in self.columns)]
@@ -514,10 +514,9 @@ class TableRows:
             codes: their codes, (n, columns).
         """
         for column, entries in zip(self.columns, codes.unbind(-1), strict=True):
-            there = (entries.isfinite() & (entries != getattr(column, "absent", math.nan))).numpy()
-            if isinstance(column, Skipped) and there.any() and column.rule.column in table:
-                decided = table[column.rule.column].notna().to_numpy()
-                wrong = there & decided & (column.rule.codes(there, table) == ABSENT)
+            there = entries.isfinite().numpy()
+            if isinstance(column, Skipped) and there.any() and column.rule.conditions:
+                wrong = there & (column.rule.holds(table) == 1)
                 if wrong.any():
                     warnings.warn(
                         f"column {column.name!r} has a value in {rows_in_words(wrong)} "
@@ -525,7 +524,7 @@ class TableRows:
                         "drawn given it is extrapolated, so leave the entry empty",
                         stacklevel=3,
                     )
-            numbers = column.column if isinstance(column, SkippedNumbers) else column
+            numbers = column.column if isinstance(column, Skipped) else column
             far, ends = _far(numbers, torch.where(entries.isfinite(), entries, math.nan))
             if far.any():
                 first, low, high = map(
