@@ -28,8 +28,8 @@ from pyro_mdm.tables.columns import (
     kind_of,
     to_model_space,
 )
-from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.doubts import doubts_of
+from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.kinds import left_out, parse_spec
 from tests.brief import SHORT, be_brief
 
