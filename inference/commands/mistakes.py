@@ -144,17 +144,17 @@ def _check_gaps(settings: Training, problem: Problem) -> None:
         raise ValueError(
             f"--gaps {gaps} has no effect: no entry of the training data is missing; leave it out"
         )
+    if gaps in ("fill", "skip") and maps not in OBSERVING:
+        raise ValueError(
+            f"--gaps is {gaps}, which is for maps that observe entries, and --maps is {maps}; "
+            f"expected {' or '.join(OBSERVING)}"
+        )
     is_absent = problem.train.is_floating_point() and bool(problem.train.isposinf().any())
     if is_absent and (maps not in OBSERVING or gaps in ("skip", "leave_out")):
         raise ValueError(
             f"--maps is {maps} and --gaps {gaps}, and columns of the table do not exist for some "
             "rows, which needs draws in their place, expected --maps mixed and --gaps fill; leave "
             "both out, or say NAME=mar in --columns"
-        )
-    if gaps in ("fill", "skip") and maps not in OBSERVING:
-        raise ValueError(
-            f"--gaps is {gaps}, which is for maps that observe entries, and --maps is {maps}; "
-            f"expected {' or '.join(OBSERVING)}"
         )
 
 
