@@ -122,7 +122,8 @@ class Skipped(Column):
         Column.__init__(self, column.name)
         self.kind = column.kind
         self.column = column
-        self._rule = tuple(map(tuple, rule.conditions)), rule.either, rule.exact
+        conditions = tuple((column, ranges) for column, ranges in rule.conditions)
+        self._rule = conditions, rule.either, rule.exact
 
     @classmethod
     def fit(
