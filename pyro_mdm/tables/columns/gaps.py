@@ -216,7 +216,7 @@ class _Codes(NamedTuple):
 class _Cut(NamedTuple):
     """Codes of a column at which another may be absent."""
 
-    of: _Codes
+    codes: _Codes
     chosen: NDArray[np.bool_]  # of the different codes, (k,)
     is_range: bool  # whether they are those between two ends, or outside of these
     price: float  # minus the logarithm of its share of false alarms, nats
@@ -225,11 +225,11 @@ class _Cut(NamedTuple):
     @property
     def rows(self) -> NDArray[np.bool_]:
         """The mask of the rows with these codes, (n,)."""
-        return np.append(self.chosen, False)[self.of.places]
+        return np.append(self.chosen, False)[self.codes.places]
 
     @property
     def condition(self) -> Condition:
-        column, codes, _ = self.of
+        column, codes, _ = self.codes
         if not self.is_range:
             singles = codes[self.chosen].tolist()
             return Condition(column, tuple((one, math.nextafter(one, math.inf)) for one in singles))
@@ -305,8 +305,8 @@ class _Cuts(NamedTuple):
     def holds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """The masks of rows where the rule holds, and of those that it decides, (n,) each."""
         rows = np.stack([cut.rows for cut in self.cuts])
-        there = np.stack([cut.of.places < len(cut.of.codes) for cut in self.cuts])
-        holds = rows.any(0) if self.either else rows.all(0)
+        there = np.stack([cut.codes.places < len(cut.codes.codes) for cut in self.cuts])
+        holds = np.asarray(rows.any(0) if self.either else rows.all(0))
         return holds, there.all(0) | (there & (rows == self.either)).any(0)
 
     def improved(self, weights: Values) -> _Cuts:
@@ -314,7 +314,7 @@ class _Cuts(NamedTuple):
         cuts = [*self.cuts]
         for turn in (*reversed(range(len(cuts))), len(cuts) - 1):
             others = [cut.rows != self.either for place, cut in enumerate(cuts) if place != turn]
-            cuts[turn] = _best_cut(cuts[turn].of, weights * np.all(others, axis=0))
+            cuts[turn] = _best_cut(cuts[turn].codes, weights * np.all(others, axis=0))
         return _Cuts(tuple(cuts), self.either)
 
     def explains(self, gone: NDArray[np.bool_], price: float) -> bool:
@@ -338,7 +338,7 @@ class _Cuts(NamedTuple):
         ):
             return False
         rest = np.flatnonzero(decided & ~holds)
-        columns = [cut.of.at(rest) for cut in self.cuts if cut.is_range]
+        columns = [cut.codes.at(rest) for cut in self.cuts if cut.is_range]
         return all(_dependence(column, gone[rest])[0] <= 0 for column in columns)
 
 
@@ -393,7 +393,7 @@ def _rule(gone: NDArray[np.bool_], columns: Sequence[_Codes], price: float) -> R
     weights = np.where(gone, math.log((1 - NEVER) / OFTEN), math.log(NEVER / (1 - OFTEN)))
     most = sorted((_dependence(column, gone) for column in columns), key=lambda cut: -cut[0])
     starts = [cut for nats, cut in most[:PAIRED] if nats > 0]
-    rules = [_Cuts((_best_cut(cut.of, weights),), False) for cut in starts]
+    rules = [_Cuts((_best_cut(cut.codes, weights),), False) for cut in starts]
     one = math.log(len(columns))
 
     def gain(rule: _Cuts) -> float:
@@ -406,7 +406,7 @@ def _rule(gone: NDArray[np.bool_], columns: Sequence[_Codes], price: float) -> R
                 _Cuts((*rule.cuts, cut), either).improved(weights)
                 for rule in grown
                 for cut in starts
-                if all(cut.of is not other.of for other in rule.cuts)
+                if all(cut.codes is not other.codes for other in rule.cuts)
             ]
             rules += grown
             grown = sorted(grown, key=gain)[-1:]

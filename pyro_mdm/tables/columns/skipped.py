@@ -111,7 +111,8 @@ class Skipped(Column):
         super().__init__(column.name)
         self.kind, self.noisy, self.levels = column.kind, column.noisy, column.levels
         self.column, self.width = column, 1 + column.width
-        self._rule = tuple(map(tuple, rule.conditions)), rule.either, rule.exact
+        conditions = tuple((column, ranges) for column, ranges in rule.conditions)
+        self._rule = conditions, rule.either, rule.exact
 
     @classmethod
     def fit(
