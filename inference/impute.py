@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from inference.commands.cli import check_positive, command_line
 from inference.drawing.imputation import CompletedFiles, Survey, fill_cells
@@ -96,8 +97,9 @@ def impute(
         with progress_bar(whole.rows, "imputation", "rows") as bar:
             for k, piece in enumerate(pieces()):
                 rows = piece.table.astype(whole.types)
-                options = {"batch_size": batch_size, "seed": seed, "unknown": unknown}
-                draws = table.draws(rows, num, piece=k, models=models, **options)
+                options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+                options |= {"unknown": unknown, "models": models}
+                draws = table.draws(rows, num, piece=k, **options)
                 files.add(rows, piece.cells, table.middle(draws, center), draws)
                 bar.update(len(rows))
         files.write(out, draws_out)

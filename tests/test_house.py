@@ -427,7 +427,6 @@ INTERFACE = {
     ("pyro_mdm/tables/columns/levels.py", "Categorical.__init__", "_known"),
     ("pyro_mdm/tables/columns/levels.py", "Ordinal.__init__", "_known"),
     ("pyro_mdm/tables/columns/levels.py", "_Levels", "_known"),
-    ("pyro_mdm/tables/columns/skipped.py", "SkippedLevels._known", "_known"),
 }
 """Public names of this kind that remain, by file and place, which callers may use, and attributes
 of columns, which runs keep. The list only becomes shorter."""

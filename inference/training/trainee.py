@@ -89,9 +89,9 @@ class Trainee:
         self.mine = range(rank * number, (rank + 1) * number)
         self.filling: Filling | None = None
         if settings.gaps == "fill":
-            batch = {"batch_size": settings.batch_size, "seed": settings.seed}
             steps = problem.steps if settings.steps == ANY_STEPS else settings.steps
-            self.filling = Filling(problem, steps=steps, **batch)
+            size, seed = settings.batch_size, settings.seed
+            self.filling = Filling(problem, steps=steps, batch_size=size, seed=seed)
         self.batches = self._gathered(problem.train, flip=settings.flip)
         context = problem.part("train").context
         self.contexts = None if context is None else self._gathered(context)

@@ -116,6 +116,7 @@ def bootstrapped(
         few = ~(sample.nan_to_num(math.inf).amin(0) < sample.nan_to_num(-math.inf).amax(0))
         sample = torch.cat([sample, x[least[few]], x[most[few]]])
         one = copy.deepcopy(model, {id(module): module for module in shared})
+        assert isinstance(one.score_function, MixedDenoiser)
         one.score_function.refit_gaussian(sample)
         models.append(one)
     return models

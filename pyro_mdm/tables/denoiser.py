@@ -218,6 +218,7 @@ class MixedDenoiser(DenoiserScore):
             x: rows, (N, d), NaN where an entry is missing.
         """
         network, scale = self.network, self.data_variance.sqrt()
+        assert isinstance(network, MapMLP) and network.offset is not None
         before = self.data_mean + network.offset * scale
         # on the host in float64, as the first one
         start = before.double().cpu(), network.covariance.double().cpu()

@@ -15,7 +15,7 @@ from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["LevelLogits", "MapMLP"]
+__all__ = ["FEW", "LevelLogits", "MapMLP"]
 
 
 FEW = 64
