@@ -29,8 +29,8 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/conditioning/filling.py": {
-        "test_chained_completions.py::test_a_training_on_gaps_begins_with_them": [
-            "self.values = first⟨.to(model.diffusion.start_time.device)→⟩"
+        "test_chained.py::test_a_training_on_gaps_begins_with_them": [
+            "data.completed[self._present(0)]⟨.to(model.diffusion.start_time.device)→⟩"
         ]
     },
     "inference/folders/checkpoints.py": {
@@ -936,71 +936,31 @@ LINES: dict[str, dict[str, list[str]]] = {
             "weight = ⟨1 / diffusion.progress_rate→torch.ones_like⟩(s)"
         ],
     },
-    "pyro_mdm/tables/columns/chained.py": {
-        "test_chained_completions.py::test_columns_that_are_nearly_one_are_drawn_as_one[True]": [
-            (
-                "            ⟨if not variable.missing.any()→variable.values[variable.missing] = "
-                "0\n            if True⟩:\n"
-            )
+    "pyro_mdm/tables/chained.py": {
+        "test_chained.py::test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most": [
+            "reach = REACH⟨→ * 9⟩ * np.ptp(y)"
         ],
-        (
-            "test_chained_completions.py::"
-            "test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most"
-        ): ["⟨np.where(near, codes, y[donors])→codes⟩"],
-        "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line-0.15]": [
-            "drawn = ⟨line.predict(new) + →⟩residual[donors]"
+        "test_chained.py::test_completed_rows_have_the_law_of_whole_rows[line-0.15]": [
+            "np.clip(⟨line.predict(new) + →⟩residual[donors]"
         ],
-        (
-            "test_chained_completions.py::"
-            "test_completed_rows_have_the_law_of_whole_rows[skewed-0.15]"
-        ): ["drawn = line.predict(new)⟨ + residual[donors]→⟩"],
-        (
-            "test_chained_completions.py::"
-            "test_completed_rows_have_the_law_of_whole_rows[levels-0.4]"
-        ): ['leaf_of_new⟨→ + 1e9⟩, "right"'],
-        "test_chained_completions.py::test_columns_that_are_nearly_one_are_drawn_as_one[False]": [
-            "⟨            self._features[:, variable.place] = 0  # it does not see itself\n→⟩"
-        ],
-        "test_chained_completions.py::test_scales_of_columns_are_those_of_whole_rows": [
-            "is_scaled = ⟨gain > _log_density(x, straight, half)→True⟩"
-        ],
-        "test_chained_completions.py::test_which_numbers_are_atoms_follows_other_columns[False]": [
-            "donors = _donors(x, ⟨atom, new, rng, of_levels=True→y, new, rng⟩)"
-        ],
-        "test_chained_completions.py::test_a_line_makes_no_atoms[1.0]": [
-            "⟨np.where(np.isin(on_line, atoms), drawn[free], on_line)→on_line⟩"
-        ],
-        (
-            "test_chained_completions.py::"
-            "test_a_skewed_column_that_is_rounded_is_on_a_line_of_the_model[2]"
-        ): ["decimals = ⟨column.decimals if isinstance(column, Rounded) else →⟩0"],
-        "test_chained_completions.py::test_numbers_beside_atoms_are_on_a_line[0.0-False]": [
-            "        if ⟨free.any()→False⟩:\n",
-            "⟨target = scaled if is_scaled else→is_scaled, target = False,⟩ straight",
-        ],
-        "test_chained_completions.py::test_every_kind_of_column_can_have_its_completions": [
-            (
-                "⟨drawn, _ = _scaled(column, drawn * self._deviation + self._mean)→return drawn "
-                "* self._deviation + self._mean⟩\n        codes = "
-                "column.unscaled(torch.from_numpy(drawn)).numpy()"
-            )
+        "test_chained.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.15]": [
+            "np.clip(line.predict(new)⟨ + residual[donors]→⟩"
         ],
     },
     "pyro_mdm/tables/columns/fitting.py": {
-        (
-            "test_chained_completions.py::"
-            "test_scales_of_completed_rows_keep_atoms_ends_and_decimals[said0]"
-        ): ["if ⟨_atoms(whole) == _atoms(numbers)→True⟩:"],
-        "test_chained_completions.py::test_scales_of_columns_are_those_of_whole_rows": [
-            ("⟨values[np.flatnonzero(train)[drawn.numpy()]] = completed[drawn, j].numpy()→pass⟩")
+        "test_chained.py::test_scales_of_completed_rows_keep_atoms_ends_and_decimals[said0]": [
+            "if ⟨_atoms(whole) == _atoms(numbers)→True⟩:"
+        ],
+        "test_chained.py::test_scales_of_columns_are_those_of_whole_rows": [
+            "⟨values[np.flatnonzero(train)[gone.numpy()]] = whole_codes[gone].numpy()→pass⟩"
         ],
     },
     "pyro_mdm/tables/covariance.py": {
         "test_mixed.py::test_moments_of_incomplete_rows_are_those_of_the_law": [
-            "⟨→0 * ⟩(C - gain @ C_there).sum(0)"
+            "⟨→0 * ⟩covariance * times[:, None, None]"
         ],
         "test_table_network.py::test_a_level_that_few_rows_have_does_not_stop_the_start": [
-            "⟨(square + shrinkage * prior) / (len(x) + shrinkage)→square / len(x)⟩"
+            "⟨(number * S + best * variance.diag()) / (number + best)→S⟩"
         ],
     },
     "pyro_mdm/tables/denoiser.py": {
@@ -1041,7 +1001,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "return out + start.⟨→detach().⟩to(out.dtype)"
         ],
         "test_mixed.py::test_a_map_network_starts_at_the_gaussian_law": [
-            "(a * solved) @ R⟨ - a * i→⟩)"
+            "(offset + mean⟨ - a * i→⟩)"
         ],
         "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]": [
             "G = V.mT @ JV⟨ - without @ JV_b→⟩",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["joint_moments"]
+__all__ = ["drawn_rows", "joint_moments"]
 
 CLOSE = 1e-5
 """The change of C, as a fraction of its largest variance, at which it has converged."""
@@ -65,6 +65,23 @@ def joint_moments(
         if bool((C - before).abs().max() <= CLOSE * C.diagonal().max()):
             break
     return mean, (C + C.mT) / 2
+
+
+@torch.no_grad()
+def drawn_rows(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Data with missing entries drawn given the others, (N, d), by the Gaussian distribution of the
+    data.
+
+    Args:
+        x: data, (N, d), NaN where an entry is missing.
+        generator: the generator of the draws.
+    """
+    (mean, C), present = joint_moments(x), ~x.isnan()
+    groups = _by_gaps(present)
+    noise = torch.randn(x.shape, generator=generator, dtype=C.dtype) @ torch.linalg.cholesky(C).mT
+    off, _ = _expected((torch.nan_to_num(x) - mean) * present, groups, C)
+    predicted, _ = _expected(noise * present, groups, C)
+    return mean + off + noise - predicted
 
 
 def _shrunk(S: Tensor, number: int, effective: float) -> Tensor:

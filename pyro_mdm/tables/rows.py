@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.splits import Rows, split_rows
-from pyro_mdm.tables.chained import chained_completions
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
@@ -32,10 +30,9 @@ from pyro_mdm.tables.columns import (
 from pyro_mdm.tables.columns.base import as_written, rows_in_words
 from pyro_mdm.tables.columns.dates import DAY, days_of
 from pyro_mdm.tables.columns.doubts import doubts_of
-from pyro_mdm.tables.columns.fitting import Unknown, unknown_in, without_unknown
+from pyro_mdm.tables.columns.fitting import Unknown, completed_rows, unknown_in, without_unknown
 from pyro_mdm.tables.columns.gaps import (
     Pattern,
-    dependent_gaps,
     never_together,
     patterns,
     skip_rules,
@@ -412,20 +409,7 @@ class TableRows:
     def _completions(self) -> Tensor | None:
         """Completed training rows in model space, (:data:`TABLES`, N, d), absent numbers too; None
         where no gap depends on other columns."""
-        hidden = (self.train.isnan() | (self.train == HIDDEN)).any(0).tolist()
-        names = [*itertools.compress(self.names, hidden)]
-        x = self.to_model_space(self.train, torch.Generator().manual_seed(0))
-        if not dependent_gaps(self.to_table(x), names):
-            return None
-        drawn = chained_completions(x, num=TABLES).to(x)
-        columns = [c.column if isinstance(c, Skipped) else c for c in self.columns]
-        ends = [*itertools.accumulate(c.width for c in self.columns)]
-        for column, end in zip(columns, ends, strict=True):
-            if column.levels is not None:  # to the nearest level
-                at = end - 1 if column.width == 1 else slice(end - column.width, end)
-                near, _ = column.scaled(column.unscaled(drawn[..., at]).flatten())
-                drawn[..., at] = near.reshape(drawn[..., at].shape).to(x)
-        return torch.where(x.isnan(), drawn, x)
+        return completed_rows(self.columns, self.train, TABLES)
 
     @property
     def completed(self) -> Tensor | None:

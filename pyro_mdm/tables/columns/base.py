@@ -218,6 +218,12 @@ class Column(ABC):
         return [OneHot(self.width) if self.width > 1 else self.places]
 
     @property
+    def blocks(self) -> list[tuple[int, bool]]:
+        """The widths of dimensions that are drawn together before there is a model, and whether
+        they are of levels."""
+        return [(self.width, self.levels is not None)]
+
+    @property
     def in_words(self) -> str:
         """The column in words, without its name."""
         return self.kind

@@ -6,6 +6,7 @@ See :mod:`pyro_mdm.tables.columns.base`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.tables.chained import chained_completions
+from pyro_mdm.tables.chained import Block, chained_completions
 from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Unknown",
+    "completed_rows",
     "decode",
     "encode",
     "fit_columns",
@@ -56,6 +58,9 @@ __all__ = [
     "unknown_in",
 ]
 
+REFITS = 2
+"""The number of times that scales are fitted to completed rows: the first completions are on scales
+of present entries."""
 SCALED = (Bounded, Continuous, Integer, Mixed, Nonnegative, Rounded)
 """The kinds that are fitted to completed rows; those of your own may read other values than
 numbers."""
@@ -123,7 +128,8 @@ def fit_columns(
                 column.kind = kind  # by which a run finds the class again
             columns.append(column)
     columns = _with_absences(table, train, kinds, columns)
-    columns = _fitted_to_whole_rows(table, train, kinds, columns)
+    for _ in range(REFITS):
+        columns = _fitted_to_whole_rows(table, train, kinds, columns)
     if not columns:
         reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
         raise DataError(
@@ -153,6 +159,33 @@ def _with_absences(
     ]
 
 
+def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Tensor | None:
+    """Rows in model space whose missing and absent entries are drawn given the others, by chained
+    equations, (num, n, Σ width); None where no missing entry depends on other columns.
+
+    Args:
+        columns: the columns, fitted.
+        codes: codes of rows, (n, d), NaN where an entry is missing.
+        num: the number of completed tables.
+    """
+    import pandas as pd
+
+    there = pd.DataFrame(codes.masked_fill(~codes.isfinite(), math.nan).numpy())
+    there = there.set_axis([column.name for column in columns], axis=1)
+    levels = {c.name: "category" for c in columns if c.levels is not None}
+    depends = dependent_gaps(there.astype(levels), [*there])
+    hidden = (codes.isnan() | (codes == HIDDEN)).any(0).tolist()
+    if not any(column.name in depends for column in itertools.compress(columns, hidden)):
+        return None
+    ends = [0]
+    blocks: list[Block] = []
+    for width, is_level in (block for column in columns for block in column.blocks):
+        ends.append(ends[-1] + width)
+        blocks.append((slice(*ends[-2:]), is_level))
+    x = to_model_space(columns, codes, torch.Generator().manual_seed(0)).x
+    return chained_completions(x, blocks, num=num).to(x)
+
+
 def _fitted_to_whole_rows(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
@@ -164,21 +197,17 @@ def _fitted_to_whole_rows(
     codes = encode(columns, without_unknown(rows, unknown_in(columns, rows))) if columns else None
     if codes is None or codes.isnan().all(0).any():
         return columns
-    hidden = codes.isnan() | (codes == HIDDEN)
-    gaps = hidden.any(0).tolist()
-    depends = dependent_gaps(rows, [column.name for column in itertools.compress(columns, gaps)])
-    if not depends:
+    if (completed := completed_rows(columns, codes)) is None:
         return columns
-    generator = torch.Generator().manual_seed(0)
-    x = chained_completions(to_model_space(columns, codes, generator).x)[0]
-    fitted, widths = [], [column.width for column in columns]
-    for column, gone, drawn in zip(columns, hidden.T, x.split(widths, 1), strict=True):
+    hidden, widths = codes.isnan() | (codes == HIDDEN), [column.width for column in columns]
+    fitted = []
+    for column, gone, drawn in zip(columns, hidden.T, completed[0].split(widths, 1), strict=True):
         numbers = column.column if isinstance(column, Skipped) else column
-        if type(numbers) in SCALED and column.name in depends:
-            completed = column.unscaled(drawn if column.width > 1 else drawn.squeeze(-1))
-            gone = gone & completed.isfinite()  # not what is absent
+        if type(numbers) in SCALED and bool(gone.any()):
+            whole_codes = column.unscaled(drawn if column.width > 1 else drawn.squeeze(-1))
+            gone = gone & whole_codes.isfinite()  # not what is absent
             values = finite_numbers(column.name, table[column.name]).copy()
-            values[np.flatnonzero(train)[gone.numpy()]] = completed[gone].numpy()
+            values[np.flatnonzero(train)[gone.numpy()]] = whole_codes[gone].numpy()
             series = pd.Series(values, table.index, name=column.name)
             whole = type(numbers).fit(column.name, series, train, _spec_of(column.name, kinds))
             if _atoms(whole) == _atoms(numbers):

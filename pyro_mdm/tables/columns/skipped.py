@@ -175,6 +175,10 @@ class Skipped(Column):
         return [2, *self.column.denoiser_levels]
 
     @property
+    def blocks(self) -> list[tuple[int, bool]]:
+        return [(1, True), *self.column.blocks]
+
+    @property
     def in_words(self) -> str:
         return f"{self.column.in_words}; absent {self.rule.in_words}"
 
