@@ -13,7 +13,7 @@ Rows are drawn from a known law, and which entries are missing depends on those 
     survey     a category, integers that those who work alone have, incomes and ages, of which
                incomes are missing by age
 
-A ``Table`` is trained by two ways of training on gaps, ``--gaps fill`` and ``leave_out``, but on the
+A ``Table`` is trained by two ways of training on gaps, ``--gaps fill`` and ``leave_out``; on the
 survey, some of whose columns do not exist, by the first alone. Gaps of the others are said to be at
 random. Of 5,000 samples, beside 100,000 rows of the law:
 
