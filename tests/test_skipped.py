@@ -160,9 +160,12 @@ def test_patterns_are_said_with_what_predicts_them() -> None:
     assert "no other column tells which" in found["age"].in_words
 
 
+BRIEF: dict[str, Any] = {"steps": 120, "test_size": 8, "holdout": False, "sampler_steps": 8}
+
+
 @pytest.fixture(scope="module")
 def table() -> Table:
-    return Table.fit(survey(300), steps=120, test_size=8, holdout=False, sampler_steps=8)
+    return Table.fit(survey(300), columns="age=0..120", **BRIEF)
 
 
 @pytest.mark.slow
