@@ -58,7 +58,6 @@ from pyro_mdm.support.measured import Measured
 from pyro_mdm.tables import (
     Ordinal,
     Table,
-    fit_columns,
 )
 from tests.problems import generator, less_data, more_noise, normal, rubbing, turning
 from tests.public_objects import (
@@ -187,11 +186,6 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         **values(train_x=IMAGES),
     },
     "register_kind": {"kind": lambda: Ordinal},
-    "chained_completions": {
-        "columns": lambda: fit_columns(gaps()[["a", "b"]], np.ones(N, bool)),
-        "codes": lambda: torch.tensor(gaps()[["a", "b"]].to_numpy()),
-        **values(num=2, seed=0),
-    },
     "from_sigma_denoiser": {"network": mlp, **values(train_x=X, least=0.01, most=50.0)},
     "from_velocity": {"network": mlp, **values(train_x=X, data_at=1.0, shift=0.0, scale=1.0)},
     "to_azula": {"model": model},

@@ -377,7 +377,7 @@ FITS: dict[str, Callable[..., list[Outcome]]] = {
     "Table": of_table,
     "AutoMDM": of_guide,
 }
-SPLITS = {"AmortizedPosterior": [10], "AmortizedLikelihood": [5, 5], "Table": [10]}
+SPLITS = {"AmortizedPosterior": [10], "AmortizedLikelihood": [5, 5], "Table": [9]}
 SPLITS |= {"AutoMDM": [3, 7]}
 """The steps of a second that ten seconds have, by network."""
 

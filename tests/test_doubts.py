@@ -44,6 +44,7 @@ CLEAN: dict[str, Callable[[], Any]] = {
     "categories": lambda: pd.Categorical(rng().choice(["Rome", "Oslo"], N)),
     "grades": lambda: pd.Categorical(rng().choice([*"abc"], N), [*"abc"], ordered=True),
     "days": lambda: pd.Timestamp("2020-01-01") + pd.to_timedelta(rng().integers(0, 99, N), "D"),
+    "postal": lambda: rng().choice(["00501", "01234", "09999"], N),
     "iso": lambda: [f"2020-01-{1 + k % 28:02}" for k in range(N)],
     "dates": lambda: [datetime.date(2020, 1, 1 + k % 28) for k in range(N)],
 }

@@ -275,8 +275,13 @@ def test_kinds_of_ones_own_beside_those_of_the_library() -> None:
         assert fit_columns(frame(), train)[0].kind != "plane"  # it has to be said
         (plane, _) = fit_columns(frame().assign(wind=winds(120)), train, {"wind": "plane"})
         assert plane.denoiser_levels == [None, None]
-        with pytest.raises(DataError, match="has 2 dimensions and does not exist for some rows"):
-            fit_columns(empty, train, {"wind": "plane absent"})
+        gone = fit_columns(empty, train, {"wind": "plane absent"})[0]
+        assert gone.denoiser_levels == [2, None, None] and len(gone.blocks) == 3
+        codes = encode([gone], empty)
+        x, _ = to_model_space([gone], codes)
+        again = encode([gone], decode([gone], x))
+        torch.testing.assert_close(again[codes.isfinite()], codes[codes.isfinite()])
+        assert torch.equal(again.isinf(), codes.isinf())
     finally:
         KINDS.clear()
         KINDS.update(kinds)

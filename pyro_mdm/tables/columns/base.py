@@ -221,7 +221,7 @@ class Column(ABC):
     def blocks(self) -> list[tuple[int, bool]]:
         """The widths of dimensions that are drawn together before there is a model, and whether
         they are of levels."""
-        return [(self.width, self.levels is not None)]
+        return [(1, False)] * self.width if self.levels is None else [(self.width, True)]
 
     @property
     def in_words(self) -> str:

@@ -121,7 +121,7 @@ def _text_doubts(values: Series[Any]) -> list[str]:
     text = written.str.strip()
     if not isinstance(values.dtype, pd.CategoricalDtype):
         bare = text.str.replace(r"[,'%$€£_\s]", "", regex=True)
-        number = pd.to_numeric(bare, errors="coerce").notna()
+        number = pd.to_numeric(bare, errors="coerce").notna() & ~text.str.fullmatch(r"0\d+")
         if number.mean() >= MOSTLY:
             dressed = text[number & pd.to_numeric(text, errors="coerce").isna()]
             fixes = [f"write {dressed.iloc[0]!r} as a plain number"] if len(dressed) else []

@@ -128,8 +128,7 @@ class Continuous(Column):
         most two values of all lie beyond the edges by it."""
         low, high = self._edges
         slack = 2 * (w[-1] - w[0]) / number + self._half
-        ends = max(ends[0], low - slack), min(ends[1], high + slack)
-        line = fewest_bends(w, share, number, *ends)
+        line = fewest_bends(w, share, number, *ends, (low - slack, high + slack))
         if line is not None:
             self._w, self._x = map(torch.from_numpy, line)
         return line is not None

@@ -29,6 +29,8 @@ BENDS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 SLACK, SLACK_X = 0.03, 0.3
 """The errors of a share and of an x that a line with fewer bends may have beyond those of
 chance."""
+BEND = 0.05
+"""The share of the values over which a line is bent to an end."""
 MARGIN = 1e-6
 """The fraction of an interval that is left out at each end, so that a rounded x stays inside."""
 
@@ -53,7 +55,12 @@ def quantiles(values: Values) -> tuple[Values, Values]:
 
 
 def fewest_bends(
-    w: Values, share: Values, number: int, lower: float = -math.inf, upper: float = math.inf
+    w: Values,
+    share: Values,
+    number: int,
+    lower: float = -math.inf,
+    upper: float = math.inf,
+    edges: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[Values, Values] | None:
     """The line with the fewest bends that values do not refute, of ``x = Φ^{-1}(P(value < w))``.
 
@@ -66,6 +73,8 @@ def fewest_bends(
         share: the share of values below each, (m,).
         number: the number n of values.
         lower, upper: the ends between which the line must stay.
+        edges: the ends to which it is bent where it passes them, over the last 5% of the values;
+            a share may then be off by 0.03.
 
     Returns:
         Points of the line, from the least to the largest value, or None for more than 34 bends.
@@ -90,15 +99,31 @@ def fewest_bends(
             slope = rises[np.searchsorted(at[1:-1], x, "right")]
         else:
             nodes = fitted[0] + np.concatenate([[0.0], np.cumsum(rises * np.diff(at))])
-            nodes = middle + scale * nodes
-            if not lower < nodes[0] < nodes[-1] < upper:
+            nodes, bent = _bent_to(edges, middle + scale * nodes, at, w, x, share)
+            if not lower < nodes[0] < nodes[-1] < upper or (np.diff(nodes) <= 0).any():
                 continue
-            placed = along(*map(torch.from_numpy, (w.astype(np.float64), nodes, at)))[0].numpy()
+            placed = along(*map(torch.from_numpy, (w.astype(np.float64), nodes, bent)))[0].numpy()
             off = share_below(torch.from_numpy(placed)).numpy() - share
             near = np.abs(placed - x) <= 3 * error + SLACK_X
-            if near.all() and np.abs(off).max() <= 0.8 / number**0.5 + SLACK:
-                return nodes, at
+            slack = SLACK + (0.8 / number**0.5 if bent is at else 0.0)
+            if near.all() and np.abs(off).max() <= slack:
+                return nodes, bent
     return None
+
+
+def _bent_to(
+    edges: tuple[float, float], nodes: Values, at: Values, w: Values, x: Values, share: Values
+) -> tuple[Values, Values]:
+    """Points of a line, bent to the edges that it passes, as for :func:`fewest_bends`."""
+    if nodes[0] < edges[0]:
+        i = int(np.searchsorted(share, BEND).clip(1))
+        inner = at > x[i]
+        nodes, at = np.r_[w[0], w[i], nodes[inner]], np.r_[x[0], x[i], at[inner]]
+    if nodes[-1] > edges[1]:
+        i = int(np.searchsorted(share, 1 - BEND).clip(max=len(w) - 2))
+        inner = at < x[i]
+        nodes, at = np.r_[nodes[inner], w[i], w[-1]], np.r_[at[inner], x[i], x[-1]]
+    return nodes, at
 
 
 def smoothed(ranks: Values, number: int) -> Values:
