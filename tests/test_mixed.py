@@ -462,7 +462,7 @@ def test_the_covariance_is_shrunk_to_the_most_probable_degree(correlation: float
         gammas = multigammaln((nu + n) / 2, d) - multigammaln(nu / 2, d)
         return float(nu / 2 * logdet[0] - (nu + n) / 2 * logdet[1] + gammas)
 
-    alphas = np.logspace(0, np.log10(100 * d), 200)
+    alphas = np.logspace(-1, np.log10(100 * d), 200)
     best = alphas[int(np.argmax([evidence(alpha) for alpha in alphas]))]
     _, covariance = joint_moments(x)
     mean = invwishart(best + d + 1 + n, best * np.eye(d) + S).mean()

@@ -13,7 +13,7 @@ __all__ = ["drawn_rows", "joint_moments"]
 CLOSE = 1e-5
 """The change of C, as a fraction of its largest variance, at which it has converged."""
 GRID = 41
-"""The number of weights α that are compared, from 1 to 100 d."""
+"""The number of weights α that are compared, from 0.1 to 100 d."""
 ENTRIES = 2**22
 """The most entries of matrices in memory at once."""
 
@@ -98,7 +98,7 @@ def _shrunk(S: Tensor, number: int, effective: float) -> Tensor:
     d, variance = len(S), S.diagonal()
     scale = variance.rsqrt()
     spectrum = torch.linalg.eigvalsh(scale.unsqueeze(-1) * S * scale).clamp_min(0)
-    alpha = torch.logspace(0, math.log10(100 * d), GRID, dtype=S.dtype, device=S.device)
+    alpha = torch.logspace(-1, math.log10(100 * d), GRID, dtype=S.dtype, device=S.device)
     nu, half = alpha + d + 1, torch.arange(d, device=S.device) / 2
     evidence = 0.5 * nu * d * alpha.log()
     evidence -= 0.5 * (nu + effective) * (alpha.unsqueeze(-1) + effective * spectrum).log().sum(1)
