@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from inference.commands.cli import check_positive, command_line
 from inference.drawing.imputation import CompletedFiles, Survey, fill_cells
@@ -98,8 +99,9 @@ def impute(
         with progress_bar(whole.rows, "imputation", "rows") as bar:
             for k, piece in enumerate(pieces()):
                 rows = piece.table.astype(whole.types)
-                options = {"batch_size": batch_size, "seed": seed, "unknown": unknown}
-                drawn = draws(table.problem, models, rows, num, piece=k, **options)
+                options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+                options |= {"unknown": unknown, "piece": k}
+                drawn = draws(table.problem, models, rows, num, **options)
                 files.add(rows, piece.cells, table.middle(drawn, center), drawn)
                 bar.update(len(rows))
         files.write(out, draws_out)

@@ -376,7 +376,8 @@ class Table:
         """
         import pandas as pd
 
-        wholes, options = [], {"seed": self.seed, "unknown": self.unknown}
+        options: dict[str, Any] = {"seed": self.seed, "unknown": self.unknown}
+        wholes = []
         for k, rows in enumerate(in_pieces(self._to_fill(X))):
             drawn = draws(self.rows, self.model, rows, self.num, piece=k, **options)
             wholes.append(filled(rows, self.middle(drawn)))
