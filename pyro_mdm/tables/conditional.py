@@ -24,8 +24,6 @@ from pyro_mdm.tables.frames import in_pieces
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pyro_mdm.tables.table import Table
-
 __all__ = ["Conditional"]
 
 BATCHES = 8
@@ -39,7 +37,7 @@ class Conditional:
     and kept. All results have the index of the rows.
 
     Attributes:
-        table: the joint distribution.
+        table: the joint distribution, a :class:`~pyro_mdm.tables.Table`.
         rows: the rows, without the entries of the column.
         name: the name of the column.
 
@@ -53,7 +51,7 @@ class Conditional:
     """
 
     def __init__(
-        self, table: Table, rows: pd.DataFrame, name: str, num: int, batch_size: int
+        self, table: Any, rows: pd.DataFrame, name: str, num: int, batch_size: int
     ) -> None:
         self.table, self.rows, self.name = table, rows, name
         self._num, self._batch_size = num, batch_size
@@ -222,7 +220,7 @@ class Conditional:
         self, rows: pd.DataFrame, values: Collection[Any], draws: int | None, **options: Any
     ) -> pd.DataFrame:
         rows = rows.assign(**{self.name: np.asarray(values, dtype=object)})
-        bounds = self.table.bounds(self._batch_size, self.name)
+        bounds: density.RowBounds = self.table.bounds(self._batch_size, self.name)
         return bounds.measured(rows, draws, **{"seed": self.table.seed} | options)
 
     def _numbers(self) -> pd.DataFrame:
