@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,8 +154,15 @@ def _fit_of(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Any]) -> Fit:
     return Fit(pd.Series(estimates, dtype=float), pd.Series(errors, dtype=float).to_numpy(), df)
 
 
-def _coefficients(model: Any) -> pd.Series[float]:
-    """The coefficients of a linear model of scikit-learn by name, the intercept first."""
+class LinearModel(Protocol):
+    """A fitted linear model of scikit-learn."""
+
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64] | float
+
+
+def _coefficients(model: LinearModel) -> pd.Series[float]:
+    """The coefficients of one response by name, the intercept first."""
     import pandas as pd
 
     values = np.atleast_2d(model.coef_)
