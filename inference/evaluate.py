@@ -105,11 +105,12 @@ def evaluate(
     check_evaluation(locals())
     if run is not None and data is not None:
         table = Table.from_run(run, accelerator=accelerator)
+        bounds = table.bounds(batch_size)
         print_rows(
             data,
             table.problem.columns,
             out,
-            lambda rows, k: table.measured(rows, None, draws, batch_size, seed, piece=k),
+            lambda rows, k: bounds.measured(rows, draws, seed=seed, piece=k),
         )
         return
     fabric = start(accelerator, precision)

@@ -19,6 +19,7 @@ from inference.table import Table
 from models.csv_files import text_columns
 from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.tables.columns import Center
+from pyro_mdm.tables.completion import bootstrapped, draws
 from pyro_mdm.tables.frames import PIECE, filled
 from pyro_mdm.tables.rows import UnknownPolicy
 
@@ -92,15 +93,16 @@ def impute(
         )
     schema = schema_without(data, table.names)
     with TemporaryDirectory(dir=out.parent, prefix=".imputed-") as folder:
-        models = table.bootstrapped(num, seed) if proper else None
+        model = table.model
+        models = bootstrapped(table.problem, model, num, seed=seed) if proper else model
         files = CompletedFiles(Path(folder), out.suffix, num, whole, schema)
         with progress_bar(whole.rows, "imputation", "rows") as bar:
             for k, piece in enumerate(pieces()):
                 rows = piece.table.astype(whole.types)
                 options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-                options |= {"unknown": unknown, "models": models}
-                draws = table.draws(rows, num, piece=k, **options)
-                files.add(rows, piece.cells, table.middle(draws, center), draws)
+                options |= {"unknown": unknown, "piece": k}
+                drawn = draws(table.problem, models, rows, num, **options)
+                files.add(rows, piece.cells, table.middle(drawn, center), drawn)
                 bar.update(len(rows))
         files.write(out, draws_out)
     print(

@@ -29,6 +29,7 @@ from inference.drawing.sampling import make_sampler
 from inference.folders.loading import load_trained
 from inference.folders.runs import Run, RunError
 from inference.machine.processes import start
+from inference.settings.names import kinds_text
 from inference.train import train
 from models import Tabular
 from pyro_mdm import tables
@@ -37,6 +38,7 @@ from pyro_mdm.tables.columns import Center
 from pyro_mdm.tables.completion import DRAW_STEPS
 from pyro_mdm.tables.rows import UnknownPolicy
 from pyro_mdm.tables.training import Schedule, Trained
+from pyro_mdm.tables.words import Kinds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +72,7 @@ class Table(tables.Table):
     def __init__(
         self,
         *,
-        columns: str | Mapping[str, str] | None = None,
+        columns: Kinds = None,
         folder: Path | str | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -94,7 +96,9 @@ class Table(tables.Table):
         folder = Path(self.folder or Path(str(parent)) / "run")
         options: dict[str, Any] = {"figures": False, "guide": "vpsde", "draws": DRAWS}
         options |= self._schedule | self.settings
-        options |= {"columns": self.columns_text, "seed": self.seed}
+        columns = self.columns
+        columns = kinds_text(columns) if isinstance(columns, Mapping) else columns
+        options |= {"columns": columns, "seed": self.seed}
         threads = torch.get_num_threads()
         try:
             with torch.random.fork_rng(), nullcontext() if self.progress else _silence():

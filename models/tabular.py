@@ -24,6 +24,7 @@ from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of, parse_spec
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.frames import named
 from pyro_mdm.tables.rows import FEWEST, TableRows, without_dropped
+from pyro_mdm.tables.words import Kinds
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -92,7 +93,7 @@ class Tabular(TableRows, Problem):
         self,
         *,
         data: Path | str | DataFrame | None = None,
-        columns: str | None = None,
+        columns: Kinds = None,
         holdout: bool = False,
         find_kind: FindKind | None = None,
     ) -> None:

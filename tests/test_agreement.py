@@ -14,7 +14,7 @@ import torch
 from inference.train import train
 from models import Tabular
 from pyro_mdm import VPSDE
-from pyro_mdm.tables.agreement import _Both, _forbidden, agreement
+from pyro_mdm.tables.agreement import _correlations, _distance, _forbidden, _marginals, agreement
 from tests.brief import SHORT
 
 
@@ -48,8 +48,9 @@ def test_what_differs_is_found_and_no_more(wrong: str) -> None:
     problem = Tabular(data=people(1200, 0))
     rows, samples = problem.codes(people(800, 1)), problem.codes(people(1000, 2, wrong=wrong))
     rng = np.random.default_rng(0)
-    both = _Both(problem.columns, rows.numpy(), samples.numpy(), rng)
-    found = [one.name for one in [*both.marginals(), *both.correlations()] if one.is_large]
+    codes = problem.columns, rows.numpy(), samples.numpy()
+    distances = [*_marginals(*codes, rng), *_correlations(*codes)]
+    found = [one.name for one in distances if one.is_large]
     assert {*DIFFERENT[wrong]} <= {*found} <= {*DIFFERENT[wrong], "income"}
     rules = [*_forbidden(problem.columns, problem.train.numpy())]
     names = {problem.columns[k].name for pair in rules for k, _ in pair}
@@ -57,13 +58,11 @@ def test_what_differs_is_found_and_no_more(wrong: str) -> None:
 
 
 def test_a_distance_is_that_of_its_definition() -> None:
-    from pyro_mdm.tables.agreement import _levels_distance, _numbers_distance
-
-    assert _numbers_distance(np.array([0.0, 1.0]), np.array([0.5, 2.0, 3.0])) == pytest.approx(
-        2 / 3
-    )
-    assert _numbers_distance(np.array([1.0, math.inf]), np.array([1.0, 1.0])) == 0.5
-    assert _levels_distance(np.array([0.0, 1, 1, 2]), np.array([0.0, 0, 1, 1])) == 0.25
+    numbers = np.array([0.0, 1.0]), np.array([0.5, 2.0, 3.0])
+    assert _distance(*numbers, ordered=True) == pytest.approx(2 / 3)
+    assert _distance(np.array([1.0, math.inf]), np.array([1.0, 1.0]), ordered=True) == 0.5
+    levels = np.array([0.0, 1, 1, 2]), np.array([0.0, 0, 1, 1])
+    assert _distance(*levels, ordered=False) == 0.25
 
 
 def test_what_is_missing_is_drawn_before_rows_are_compared() -> None:

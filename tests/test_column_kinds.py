@@ -434,7 +434,7 @@ def test_new_kinds_through_the_programs(
     assert "  school  ordinal: low < mid < high\n" in told and "key     left out: 120" in told
     problem = load_trained(tmp_path / "run")[1].problem
     assert isinstance(problem, Tabular) and problem.left_out == {}
-    assert "score=nonnegative 0..100" in problem.all_kinds
+    assert problem.all_kinds["score"] == "nonnegative 0..100"
 
     before = people().head(40)
     before["city"] = before["city"].astype(object)

@@ -279,7 +279,7 @@ def test_a_zero_inflated_column_whose_law_is_known(tmp_path: Path) -> None:
     assert drawn.min() == 0 and share == pytest.approx(0.5, abs=5.5 * 0.5 / math.sqrt(2000))
 
     given = pd.DataFrame({"a": [-1.5, 1.5, math.nan], "rain": [math.nan, math.nan, 0.0]})
-    rows = torch.cat([problem.encode(given) for _ in range(300)])
+    rows = torch.cat([problem.to_model_space(problem.codes(given)) for _ in range(300)])
     completed = impute(model, rows, num=1)[0].reshape(300, 3, 2)
     dry = [float((problem.to_table(completed[:, i])["rain"] == 0).mean()) for i in (0, 1)]
     middle = float(problem.to_table(completed[:, 2])["a"].mean())

@@ -20,6 +20,7 @@ from inference.impute import impute
 from inference.table import Table as TableOfRuns
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.tables import Table, pooled
+from pyro_mdm.tables.completion import bootstrapped
 
 # -- Rubin's rules ---------------------------------------------------------------------------------
 
@@ -251,7 +252,7 @@ def test_draws_have_the_variance_of_parameters_in_closed_form(fitted: Table) -> 
 def test_shares_of_levels_vary_like_those_of_samples(fitted: Table) -> None:
     num, n = 100, len(fitted.rows.train)
     low, high = bounds(num - 1)
-    models = fitted.bootstrapped(num)
+    models = bootstrapped(fitted.rows, fitted.model, num)
     parts = [model.score_function.parts for model in models]
     kinds = 0
     for p, part in enumerate(fitted.model.score_function.parts):
@@ -276,7 +277,7 @@ def test_shares_of_levels_vary_like_those_of_samples(fitted: Table) -> None:
 def test_the_fitted_model_stays_as_it_is(fitted: Table) -> None:
     before, frame = state(fitted), incomplete()
     first = fitted.impute(frame, 2)
-    models = fitted.bootstrapped(2)
+    models = bootstrapped(fitted.rows, fitted.model, 2)
     fitted.impute(frame, 2, proper=True)
     assert all(map(torch.equal, before, state(fitted)))
     assert first.equals(fitted.impute(frame, 2))

@@ -278,7 +278,8 @@ def test_laws_of_dates_are_dates_and_those_of_words_are_refused(brief: None) -> 
         ValueError,
         (lambda: table.conditional(rows, "size").mean(), "'size' is ordinal, expected one of num"),
     )
-    columns = table.problem.as_columns(table.problem.encode(frame))
+    problem = table.problem
+    columns = problem.as_columns(problem.to_model_space(problem.codes(frame)))
     for name in ("text", "zone", "day"):
         assert columns[name].dtype == "datetime64[us]"
         assert columns[name].dt.strftime("%Y-%m-%d").equals(frame["text"])

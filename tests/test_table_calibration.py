@@ -93,7 +93,7 @@ def test_what_calibration_says_is_counted() -> None:
 
 def test_columns_of_a_picture_are_those_of_the_table(tmp_path: Path) -> None:
     problem, _ = untrained(tmp_path, "a=drop")
-    columns = problem.as_columns(problem.encode(frame(40)))
+    columns = problem.as_columns(problem.to_model_space(problem.codes(frame(40))))
     assert [*columns] == ["b", "c", "years", "size"]
     np.testing.assert_allclose(columns["years"], frame(40)["years"])
     assert columns["size"].isna().equals(frame(40)["size"].isna())

@@ -280,13 +280,13 @@ def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
         build_problem(DataOptions(model="digits", columns="a=drop", holdout=False))
     problem = Tabular(data=file)
     with pytest.raises(DataError, match="no column 'age', 'city', expected age, income"):
-        problem.encode(people().drop(columns=["age", "city"]))
+        problem.codes(people().drop(columns=["age", "city"]))
     with pytest.raises(DataError, match="the table has two columns 'age', expected names that"):
-        problem.encode(people().set_axis(["age", "age", "grade", "city", "member"], axis=1))
+        problem.codes(people().set_axis(["age", "age", "grade", "city", "member"], axis=1))
     with pytest.raises(DataError, match=r"'grade' holds 9, which the training rows never have"):
-        problem.encode(people().assign(grade=9), unknown="refuse")
+        problem.codes(people().assign(grade=9), unknown="refuse")
     with pytest.raises(ValueError, match="unknown is 'drop', expected one of missing, refuse"):
-        problem.encode(people(), unknown="drop")  # type: ignore[arg-type]
+        problem.codes(people(), unknown="drop")  # type: ignore[arg-type]
     assert isinstance(problem.columns[2], Ordinal)
 
 

@@ -115,7 +115,7 @@ def _where(settings: Training, problem: Problem) -> str | None:
 def _columns(settings: Training, problem: Problem) -> str | None:
     """The kinds of all columns of a table, so that the run stays what it is under other rules."""
     if settings.model == "tabular" and isinstance(problem, Tabular):
-        return problem.all_kinds
+        return names.kinds_text(problem.all_kinds)
     return settings.columns
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
 import difflib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
 import os
 import re
 import sys
@@ -51,7 +53,7 @@ from pyro_mdm.support.checks import DataError, describe
 from pyro_mdm.support.files import read_file
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.columns.kinds import is_name, parse_spec
-from pyro_mdm.tables.words import comma_separated, joined
+from pyro_mdm.tables.words import comma_separated
 
 GUIDES: dict[str, Any] = {
     "vpsde": VPSDE,
@@ -329,7 +331,21 @@ def canonical_columns(columns: str | None) -> str | None:
                 whole = f"{Path(place).resolve()}:{name}"
                 texts[i] = text[:start] + text[start:].replace(kind, whole, 1)
                 break
-    return columns if texts == _parts(columns) else joined(texts)
+    return columns if texts == _parts(columns) else _joined(texts)
+
+
+def kinds_text(kinds: Mapping[str, str]) -> str:
+    """The text of kinds of columns by name, as ``--columns`` has it."""
+    return _joined([f"{name}={kind}" for name, kind in kinds.items()])
+
+
+def _joined(words: Sequence[str]) -> str:
+    """Words joined by commas, as :func:`comma_separated` reads them."""
+    text = io.StringIO()
+    spaces = any(word.partition("=")[0] != word.partition("=")[0].strip() for word in words)
+    options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
+    csv.writer(text, **options).writerow(words)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def _parts(columns: str | None) -> list[str]:

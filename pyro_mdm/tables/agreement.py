@@ -173,17 +173,16 @@ def agreement(
         if samples is None:
             torch.manual_seed(seed_from(seed, "samples"))
             samples = model(batch_size=ROWS if seconds is None else len(x))
-    rows, drawn = (encode(table.columns, table.to_table(one)) for one in (x, samples))
-    rng = np.random.default_rng(seed)
-    both = _Both(table.columns, rows.numpy(), drawn.numpy(), rng)
-    forbidden = [*_forbidden(table.columns, table.train.numpy())]
-    events = [_events(column, drawn.numpy()[:, j]) for j, column in enumerate(table.columns)]
+    columns = table.columns
+    rows, drawn = (encode(columns, table.to_table(one)).numpy() for one in (x, samples))
+    forbidden = [*_forbidden(columns, table.train.numpy())]
+    events = [*map(_events, columns, drawn.T)]
     broken = np.zeros(len(drawn), dtype=bool)
     for (i, a), (j, b) in forbidden:
         broken |= (events[i] == a) & (events[j] == b)
     return Agreement(
-        both.marginals(),
-        both.correlations(),
+        _marginals(columns, rows, drawn, np.random.default_rng(seed)),
+        _correlations(columns, rows, drawn),
         len(forbidden),
         float(broken.mean()),
         table.as_columns(x),
@@ -191,64 +190,50 @@ def agreement(
     )
 
 
-class _Both:
-    """Codes of rows and of samples, (n, d) and (m, d), and resamples of the rows."""
-
-    def __init__(
-        self,
-        columns: list[Column],
-        rows: Values,
-        samples: Values,
-        rng: np.random.Generator,
-    ) -> None:
-        self._columns, self._rows, self._samples = columns, rows, samples
-        n, m = len(rows), len(samples)
-        # both are drawn from one distribution, as rows and samples are if the model is right
-        self._resampled = [(rng.integers(0, n, n), rng.integers(0, n, m)) for _ in range(RESAMPLES)]
-
-    def marginals(self) -> list[Distance]:
-        distances = []
-        for j, column in enumerate(self._columns):
-            rows, samples = self._rows[:, j], self._samples[:, j]
-            distance = _levels_distance if column.levels is not None else _numbers_distance
-            by_chance = [distance(rows[a], rows[b]) for a, b in self._resampled]
-            noise = float(np.quantile(by_chance, 0.95))
-            distances.append(Distance(column.name, distance(rows, samples), noise))
-        return distances
-
-    def correlations(self) -> list[Distance]:
-        """The differences of correlations, each among rows that have both columns."""
-        distances, columns = [], self._columns[:COLUMNS]
-        for i, j in itertools.combinations(range(len(columns)), 2):
-            one, other = columns[i], columns[j]
-            ranked = all(c.levels is None or c.kind == "ordinal" for c in (one, other))
-            both = [codes[:, [i, j]] for codes in (self._rows, self._samples)]
-            both = [codes[np.isfinite(codes).all(1)] for codes in both]
-            if min(map(len, both)) < FEWEST:
-                continue
-            scores = [(_scores(one, c[:, 0]), _scores(other, c[:, 1])) for c in both]
-            in_rows, in_samples = (_correlation(a, b, ranked) for a, b in scores)
-            size = math.prod(max(score.shape[1], 1) for score in scores[0])
-            # twice the standard error of a difference, more for the largest of several scores
-            errors = sum(1 / len(codes) for codes in both)
-            noise = 2 * math.sqrt(errors * size) * (1 - in_rows**2)
-            name = f"{one.name} × {other.name}"
-            distances.append(Distance(name, abs(in_rows - in_samples), noise))
-        return distances
+def _marginals(
+    columns: list[Column], rows: Values, samples: Values, rng: np.random.Generator
+) -> list[Distance]:
+    """The distance of each column of codes of rows, (n, d), and of samples, (m, d)."""
+    n, m, distances = len(rows), len(samples), []
+    # both are drawn from one distribution, as rows and samples are if the model is right
+    resampled = [(rng.integers(0, n, n), rng.integers(0, n, m)) for _ in range(RESAMPLES)]
+    for column, real, drawn in zip(columns, rows.T, samples.T, strict=True):
+        ordered = column.levels is None
+        by_chance = [_distance(real[a], real[b], ordered) for a, b in resampled]
+        noise = float(np.quantile(by_chance, 0.95))
+        distances.append(Distance(column.name, _distance(real, drawn, ordered), noise))
+    return distances
 
 
-def _numbers_distance(rows: Values, samples: Values) -> float:
-    """The largest difference of two distribution functions."""
-    both = np.unique(np.concatenate([rows, samples]))
-    below = [np.searchsorted(np.sort(one), both, "right") / len(one) for one in (rows, samples)]
-    return float(np.abs(below[0] - below[1]).max())
+def _correlations(columns: list[Column], rows: Values, samples: Values) -> list[Distance]:
+    """The differences of correlations, each among rows that have both columns."""
+    distances = []
+    for i, j in itertools.combinations(range(min(COLUMNS, len(columns))), 2):
+        one, other = columns[i], columns[j]
+        ranked = all(c.levels is None or c.kind == "ordinal" for c in (one, other))
+        both = [codes[:, [i, j]] for codes in (rows, samples)]
+        both = [codes[np.isfinite(codes).all(1)] for codes in both]
+        if min(map(len, both)) < FEWEST:
+            continue
+        scores = [(_scores(one, c[:, 0]), _scores(other, c[:, 1])) for c in both]
+        in_rows, in_samples = (_correlation(a, b, ranked) for a, b in scores)
+        size = math.prod(max(score.shape[1], 1) for score in scores[0])
+        # twice the standard error of a difference, more for the largest of several scores
+        errors = sum(1 / len(codes) for codes in both)
+        noise = 2 * math.sqrt(errors * size) * (1 - in_rows**2)
+        distances.append(Distance(f"{one.name} × {other.name}", abs(in_rows - in_samples), noise))
+    return distances
 
 
-def _levels_distance(rows: Values, samples: Values) -> float:
-    """Half the sum of the differences of probabilities."""
-    levels = np.unique(np.concatenate([rows, samples]))
-    shares = [(one[:, None] == levels).mean(0) for one in (rows, samples)]
-    return float(np.abs(shares[0] - shares[1]).sum() / 2)
+def _distance(rows: Values, samples: Values, ordered: bool) -> float:
+    """The largest difference of two distribution functions, or half the sum of the differences of
+    probabilities where values have no order."""
+    values = np.unique(np.concatenate([rows, samples]))
+    counts = [
+        np.bincount(np.searchsorted(values, v), minlength=len(values)) for v in (rows, samples)
+    ]
+    off = counts[0] / len(rows) - counts[1] / len(samples)
+    return float(np.abs(off.cumsum()).max() if ordered else np.abs(off).sum() / 2)
 
 
 def _scores(column: Column, codes: Values) -> Values:
@@ -295,7 +280,7 @@ def _forbidden(
 ) -> Iterator[tuple[tuple[int, float], tuple[int, float]]]:
     """Pairs of events of two columns that no row has, though 12 rows would if the
     columns were independent."""
-    events = [_events(column, rows[:, j]) for j, column in enumerate(columns)]
+    events = [*map(_events, columns, rows.T)]
     for i, j in itertools.combinations(range(len(columns)), 2):
         there = np.isfinite(events[i]) & np.isfinite(events[j])
         first, second = events[i][there], events[j][there]

@@ -58,7 +58,8 @@ class TableCalibration:
     def __str__(self) -> str:
         lines = []
         if self.pit:
-            inside, present = self._inside()
+            u = np.stack([*self.pit.values()], 1)
+            inside, present = np.abs(np.nan_to_num(u, nan=9.0) - 0.5) <= LEVEL / 2, ~np.isnan(u)
             shares = inside.sum(1) / present.sum(1).clip(1)  # entries of a row go together
             share = inside.sum() / present.sum()
             weight = present.sum(1) / present.sum()
@@ -72,7 +73,13 @@ class TableCalibration:
                 f"their number: {self.ranks.smallest:.2g})"
             )
         if self.classes:
-            right, sure = (np.concatenate(values) for values in zip(*self._hits(), strict=True))
+            hits, chances = [], []
+            for (choosing, frequencies), k in self.classes.values():
+                there = np.flatnonzero(~np.isnan(k))
+                chosen = choosing[there].argmax(1)  # in its own half the largest is biased upwards
+                hits.append((chosen == k[there]).astype(np.float64))
+                chances.append(frequencies[there, chosen])
+            right, sure = np.concatenate(hits), np.concatenate(chances)
             gain = Measured.from_values(torch.from_numpy(right - sure))
             lines.append(
                 f"of {len(right)} categories {right.mean():.1%} are the most probable one, and "
@@ -80,21 +87,6 @@ class TableCalibration:
                 f"{gain.standard_error:.1%})"
             )
         return "\n".join(lines)
-
-    def _inside(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Masks of the entries in their interval, and of all entries, (rows, columns)."""
-        u = np.stack([*self.pit.values()], 1)
-        return np.abs(np.nan_to_num(u, nan=9.0) - 0.5) <= LEVEL / 2, ~np.isnan(u)
-
-    def _hits(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Whether the most frequent category of one half of the draws is the true one, and its
-        frequency in the other half, by column: in its own half the largest is biased upwards."""
-        pairs = []
-        for (choosing, frequencies), k in self.classes.values():
-            there = np.flatnonzero(~np.isnan(k))
-            chosen = choosing[there].argmax(1)
-            pairs.append(((chosen == k[there]).astype(np.float64), frequencies[there, chosen]))
-        return pairs
 
 
 def observes_entries(model: DiffusionModel) -> bool:
@@ -114,17 +106,13 @@ def table_calibration(
     seed: int = 0,
     progress: bool = False,
 ) -> TableCalibration:
-    """The calibration of a model on held-out rows.
-
-    A random half of the entries of each row is hidden and drawn given the others, and then the
-    other half given the first. So every entry is predicted once, from about half of its row.
+    """The calibration of a model on held-out rows, as :meth:`~pyro_mdm.tables.Table.calibration`.
 
     Args:
         table: the training rows, with their columns.
         model: the model of rows, trained at maps with entries observed.
         rows: held-out rows as stored, (n, columns), NaN where an entry is missing.
-        draws: the number of draws of each entry, at least 2.
-        seed: the seed of the choice of hidden entries, and of the draws.
+        draws, seed: as for the same.
         progress: whether to show progress.
 
     Returns:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,40 +15,19 @@ from pyro_mdm.support.checks import describe
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import student_factor
 from pyro_mdm.tables import density
-from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.columns.dates import days_of
 from pyro_mdm.tables.columns.skipped import Skipped
+from pyro_mdm.tables.completion import draws
 from pyro_mdm.tables.density import ERROR
 from pyro_mdm.tables.frames import in_pieces
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Conditional", "JointLaw"]
+__all__ = ["Conditional"]
 
 BATCHES = 8
 """The number of independent estimates of a probability, whose spread is its error."""
-
-
-class JointLaw(Protocol):
-    """The joint distribution of the columns of a table, as far as :class:`Conditional` uses it."""
-
-    seed: int
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the columns."""
-
-    def column(self, name: str) -> Column:
-        """The column with a name."""
-
-    @property
-    def draws(self) -> Callable[..., list[pd.DataFrame]]:
-        """The function that draws completed rows, a table for each draw."""
-
-    @property
-    def measured(self) -> Callable[..., pd.DataFrame]:
-        """The function that bounds log p of rows given the entries of others."""
 
 
 class Conditional:
@@ -58,7 +37,7 @@ class Conditional:
     and kept. All results have the index of the rows.
 
     Attributes:
-        table: the joint distribution.
+        table: the joint distribution, a :class:`~pyro_mdm.tables.Table`.
         rows: the rows, without the entries of the column.
         name: the name of the column.
 
@@ -72,7 +51,7 @@ class Conditional:
     """
 
     def __init__(
-        self, table: JointLaw, rows: pd.DataFrame, name: str, num: int, batch_size: int
+        self, table: Any, rows: pd.DataFrame, name: str, num: int, batch_size: int
     ) -> None:
         self.table, self.rows, self.name = table, rows, name
         self._num, self._batch_size = num, batch_size
@@ -83,11 +62,11 @@ class Conditional:
         import pandas as pd
 
         if self._draws is None:
-            pieces: list[pd.DataFrame] = []
+            pieces, table = [], self.table
             options: dict[str, Any] = {"batch_size": self._batch_size, "only": self.name}
-            options["hidden"] = [self.name]
+            options |= {"hidden": [self.name], "seed": table.seed, "unknown": table.unknown}
             for k, rows in enumerate(in_pieces(self.rows)):
-                drawn = self.table.draws(rows, self._num, piece=k, **options)
+                drawn = draws(table.rows, table.model, rows, self._num, piece=k, **options)
                 values = [one[self.name].to_numpy() for one in drawn]
                 pieces.append(pd.DataFrame(dict(enumerate(values))))
             self._draws = pd.concat(pieces).set_axis(self.rows.index)
@@ -240,11 +219,9 @@ class Conditional:
     def _measured(
         self, rows: pd.DataFrame, values: Collection[Any], draws: int | None, **options: Any
     ) -> pd.DataFrame:
-        asked = rows.assign(**dict.fromkeys(self.table.names, None))
-        asked[self.name] = np.asarray(values, dtype=object)
-        return self.table.measured(
-            asked, rows, draws, batch_size=self._batch_size, only=self.name, **options
-        )
+        rows = rows.assign(**{self.name: np.asarray(values, dtype=object)})
+        bounds: density.RowBounds = self.table.bounds(self._batch_size, self.name)
+        return bounds.measured(rows, draws, **{"seed": self.table.seed} | options)
 
     def _numbers(self) -> pd.DataFrame:
         """The draws as numbers; those of dates are days since 1970."""
@@ -263,26 +240,21 @@ class Conditional:
                 "draws where it does, and exists() has the probability of each row",
                 stacklevel=3,
             )
-        return self.sample().apply(days_of) if self._dates else self.sample().astype(np.float64)
+        draws = self.sample()
+        return draws.apply(days_of) if column.kind == "date" else draws.astype(np.float64)
 
     def _values(self, numbers: NDArray[np.float64]) -> Any:
         """Values of the column for numbers as in :meth:`_numbers`, (n,)."""
-        return self.table.column(self.name).values(numbers) if self._dates else numbers
-
-    @property
-    def _dates(self) -> bool:
-        return self.table.column(self.name).kind == "date"
+        column = self.table.column(self.name)
+        return column.values(numbers) if column.kind == "date" else numbers
 
     def __repr__(self) -> str:
         return f"Conditional of {self.name!r} in {len(self.rows)} rows"
 
 
 def _shares(bounds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities and their standard errors by the jackknife, both (n, levels).
-
-    Args:
-        bounds: independent bounds on their logarithms, (batches, n, levels), nats.
-    """
+    """Probabilities and their standard errors by the jackknife, both (n, levels), of independent
+    bounds on their logarithms, (batches, n, levels), nats."""
     log_p = torch.from_numpy(bounds)
     count = len(log_p)
     without = ((log_p.sum(0) - log_p) / (count - 1)).softmax(-1)

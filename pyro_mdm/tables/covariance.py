@@ -85,12 +85,8 @@ def drawn_rows(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _shrunk(S: Tensor, number: int, effective: float) -> Tensor:
-    """A covariance shrunk to its diagonal, as if by α rows, of the largest evidence.
-
-    Args:
-        S: the covariance of the rows, (d, d).
-        number: the number N of rows.
-        effective: the number n of rows by which α is chosen.
+    """The covariance S, (d, d), of a number N of rows shrunk to its diagonal, as if by α rows, of
+    the largest evidence given an effective number n of rows.
 
     With Ψ = α diag S and ν = α + d + 1 the evidence is, but for a constant,
     ``½ ν log|Ψ| - ½ (ν + n) log|Ψ + n S| + log Γ_d(½ (ν + n)) - log Γ_d(½ ν)``.
@@ -136,12 +132,8 @@ def _expected(off: Tensor, groups: list[Gaps], C: Tensor) -> tuple[Tensor, Tenso
     """Conditional means of rows, (n, d), and the sum of their conditional covariances, (d, d).
 
     By the precision ``J = C^{-1}`` the entries m of a row that are missing have the covariance
-    ``J_mm^{-1}`` and the mean ``-J_mm^{-1} J_mo (x - μ)_o``.
-
-    Args:
-        off: rows x - μ, (n, d), 0 where an entry is missing.
-        groups: the rows with missing entries.
-        C: the covariance, (d, d).
+    ``J_mm^{-1}`` and the mean ``-J_mm^{-1} J_mo (x - μ)_o``. Rows are x - μ, 0 where an entry is
+    missing.
     """
     J, left = torch.cholesky_inverse(torch.linalg.cholesky(C)), torch.zeros_like(C)
     for rows, pattern, dims in groups:

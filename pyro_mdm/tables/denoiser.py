@@ -20,10 +20,9 @@ from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded
 from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.covariance import joint_moments
-from pyro_mdm.tables.likelihood import MixedLikelihood
+from pyro_mdm.tables.likelihood import MixedLikelihood, Parts
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
-from pyro_mdm.tables.parts import Parts
 
 __all__ = ["GAUSSIAN_ROWS", "Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
 
@@ -136,14 +135,7 @@ class MixedDenoiser(DenoiserScore):
             ValueError: another number of dimensions, or data that are not at the levels.
         """
         check_fit(network, train_x, missing=maps)
-        by_dim: list[Any] = []
-        for column in levels:
-            if isinstance(column, OneHot):
-                by_dim += [column] * column.number
-            elif column is None:
-                by_dim.append(None)
-            else:
-                by_dim.append(tuple(discrete.level_values(column).tolist()))
+        by_dim = _by_dimension(levels)
         if train_x.dim() != 2 or len(by_dim) != train_x.shape[1]:
             raise ValueError(
                 f"train_x has shape {tuple(train_x.shape)} and levels are of {len(by_dim)} "
@@ -241,14 +233,7 @@ class MixedDenoiser(DenoiserScore):
     def num_outputs(levels: Sequence[Levels]) -> int:
         """The number of network outputs: 1 for each continuous column, 1 for each level of
         others."""
-        return sum(
-            1
-            if column is None
-            else column.number
-            if isinstance(column, OneHot)
-            else len(discrete.level_values(column))
-            for column in levels
-        )
+        return sum(len(kind) if isinstance(kind, tuple) else 1 for kind in _by_dimension(levels))
 
     def arguments(self) -> dict[str, Any]:
         state = {"parts": list(self.parts), "part_of": self.part_of, "maps": self.maps}
@@ -408,14 +393,8 @@ class MixedDenoiser(DenoiserScore):
 
 
 def _moments(x: Tensor, coupled: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean, (d,), and covariance, (d, d), of rows, by EM that starts from others, in which the
-    dimensions that are not coupled are independent.
-
-    Args:
-        x: rows, (N, d), NaN where an entry is missing.
-        coupled: the indices of coupled dimensions.
-        mean, covariance: the moments to start from.
-    """
+    """The mean, (d,), and covariance, (d, d), of rows, (N, d), NaN where an entry is missing, by EM
+    that starts from others; dimensions whose index is not among ``coupled`` are independent."""
     N, d = x.shape
     most = min(GAUSSIAN_ROWS, max(d, PRODUCTS // d**2))
     rows = x if most >= N else x[spread(N, most)]
@@ -427,13 +406,21 @@ def _moments(x: Tensor, coupled: Tensor, mean: Tensor, covariance: Tensor) -> tu
     return mean, covariance
 
 
-def _coupled(x: Tensor, levels: Sequence[Levels]) -> Tensor:
-    """The dimensions whose covariance with others is fitted: all but those of rare categories.
+def _by_dimension(levels: Sequence[Levels]) -> list[OneHot | tuple[float, ...] | None]:
+    """The levels of each dimension, one-hot ones once for each of theirs."""
+    kinds: list[OneHot | tuple[float, ...] | None] = []
+    for column in levels:
+        if isinstance(column, OneHot):
+            kinds += [column] * column.number
+        else:
+            values = None if column is None else tuple(discrete.level_values(column).tolist())
+            kinds.append(values)
+    return kinds
 
-    Args:
-        x: rows, (n, d), NaN where an entry is missing.
-        levels: the levels of each column, as for :meth:`MixedDenoiser.fit`.
-    """
+
+def _coupled(x: Tensor, levels: Sequence[Levels]) -> Tensor:
+    """The dimensions whose covariance with others is fitted to rows, (n, d): all but those of rare
+    categories."""
     coupled, start = torch.ones(x.shape[1], dtype=torch.bool), 0
     for column in levels:
         width = column.number if isinstance(column, OneHot) else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +17,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.tables.frames import in_pieces
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 
@@ -55,11 +55,11 @@ class RowBounds(NamedTuple):
     batch_size: int = 1024
     only: str | None = None
 
+    @checked_arguments
     def measured(
         self,
         rows: pd.DataFrame,
-        given: pd.DataFrame | None,
-        draws: int | None,
+        draws: Count | None,
         *,
         seed: int,
         piece: int = 0,
@@ -69,34 +69,26 @@ class RowBounds(NamedTuple):
 
         Args:
             rows: rows whose entries are measured.
-            given: rows of the entries that they are given, as many; None: no entries.
-            draws: the number of network evaluations of a row; None: as many as the error takes.
-            seed: the seed of the noise.
+            draws, seed, error: as for :meth:`~pyro_mdm.tables.Table.log_prob`.
             piece: the index of the first piece of the rows among those of a larger table.
-            error: the required standard error, nats.
 
         Returns:
-            Columns log_prob and standard_error, in nats, with the index of the rows.
+            What :meth:`~pyro_mdm.tables.Table.log_prob` returns.
         """
         import pandas as pd
 
         pieces = []
-        given_chunks = in_pieces(given) if given is not None else itertools.repeat(None)
-        for k, (chunk, given_chunk) in enumerate(
-            zip(in_pieces(rows), given_chunks, strict=False), piece
-        ):
+        for k, chunk in enumerate(in_pieces(rows), piece):
             if len(chunk):
                 chunk_seed = seed_from(seed, "bound", k)
                 if draws is not None:
-                    pieces.append(self._bound(chunk, given_chunk, draws, chunk_seed))
+                    pieces.append(self._bound(chunk, draws, chunk_seed))
                 else:
-                    pieces.append(self._bound_to(error, chunk, given_chunk, chunk_seed))
+                    pieces.append(self._bound_to(error, chunk, chunk_seed))
         values = torch.cat(pieces, 1).T.numpy() if pieces else np.empty((0, 2))
         return pd.DataFrame(values, rows.index, columns=["log_prob", "standard_error"])
 
-    def _bound_to(
-        self, error: float, rows: pd.DataFrame, given: pd.DataFrame | None, seed: int
-    ) -> Tensor:
+    def _bound_to(self, error: float, rows: pd.DataFrame, seed: int) -> Tensor:
         """:meth:`_bound` by as many draws as a standard error takes, predicted by a pilot.
 
         The bound is of other draws than the pilot: stopping by its own draws would bias it.
@@ -104,49 +96,40 @@ class RowBounds(NamedTuple):
         check_number("error", error, "a standard error in nats, e.g. 0.25")
         if not error > 0:
             raise ValueError(f"error is {error}, expected a standard error above 0, e.g. 0.25")
-        pilot = self._bound(rows, given, PILOT, seed_from(seed, "pilot"))
+        pilot = self._bound(rows, PILOT, seed_from(seed, "pilot"))
         ratio = (pilot[1] / error).nan_to_num(math.inf).square()
         doublings = (PILOT * ratio).clamp(LEAST, MOST).log2().ceil().int()
         values = torch.zeros_like(pilot)
         for number in doublings.unique().tolist():
             chosen = (doublings == number).numpy()
-            given_chosen = None if given is None else given[chosen]
-            values[:, chosen] = self._bound(
-                rows[chosen], given_chosen, 2**number, seed_from(seed, number)
-            )
+            values[:, chosen] = self._bound(rows[chosen], 2**number, seed_from(seed, number))
         return values
 
-    def _bound(
-        self, rows: pd.DataFrame, given: pd.DataFrame | None, draws: int, seed: int
-    ) -> Tensor:
-        """The bound on log p of rows, given other entries if there are any, and its error, (2,
-        n)."""
+    def _bound(self, rows: pd.DataFrame, draws: int, seed: int) -> Tensor:
+        """The bound on log p of rows, or of one column given the others, and its error, (2, n)."""
         table, model, only = self.table, self.model, self.only
         others = [] if only is None else [name for name in table.names if name != only]
         fresh = min(FRESH, draws)
         generator = torch.Generator().manual_seed(seed)
         device = model.diffusion.start_time.device
 
-        def in_model_space(
-            frame: pd.DataFrame, hidden: Sequence[str] = ()
-        ) -> tuple[Tensor, Tensor]:
-            codes = table.codes(frame, self.unknown, hidden)
-            if only is not None and frame is rows:
+        def in_model_space(hidden: Sequence[str]) -> tuple[Tensor, Tensor]:
+            codes = table.codes(rows.assign(**dict.fromkeys(hidden)), self.unknown, hidden)
+            if only is not None and hidden is others:
                 codes = table.with_absences(codes, only)
-            codes = codes.repeat(fresh, 1)
-            x, log_det = table.transform(codes, generator)
+            x, log_det = table.transform(codes.repeat(fresh, 1), generator)
             return x.to(device), log_det
 
-        x, log_det = in_model_space(rows, others)
+        x, log_det = in_model_space(others)
         counts = ~x[: len(rows)].isnan().all(1).cpu()
-        if given is not None:
+        if only is not None:
             there = counts.numpy()
             if not there.all():  # a row without a measured entry has log p 0
                 values = torch.zeros(2, len(rows), dtype=torch.float64)
                 if there.any():
-                    values[:, there] = self._bound(rows[there], given[there], draws, seed)
+                    values[:, there] = self._bound(rows[there], draws, seed)
                 return values
-            given_x = in_model_space(given, [] if only is None else [only])[0]
+            given_x, _ = in_model_space([only])
             observed = ~given_x.isnan()
             model = condition(model, observed, left_out=x.isnan() & ~observed)
             x = torch.where(observed, given_x, torch.where(x.isnan(), 0, x))

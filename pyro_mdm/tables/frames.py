@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,9 +39,7 @@ def as_frame(X: Frame) -> pd.DataFrame:
     import pandas as pd
 
     if isinstance(X, pd.DataFrame):
-        frame = X.set_axis([str(name) for name in X.columns], axis=1)
-        check_names([*frame.columns], "the table")
-        return frame
+        return named(X, "the table")
     values: NDArray[Any] = np.asarray(X)
     if values.ndim != 2:
         raise ValueError(
@@ -67,19 +66,12 @@ def named(table: pd.DataFrame, where: object) -> pd.DataFrame:
 
 
 def check_names(names: Sequence[str], what: str) -> None:
-    """Raise DataError where two columns have one name.
-
-    Args:
-        names: the names of all columns.
-        what: the table, in words.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
+    """Raise DataError where two columns of the table in words ``what`` have one name."""
+    for name, number in Counter(names).items():
+        if number > 1:
             raise DataError(
                 f"{what} has two columns {name!r}, expected names that differ; rename one"
             )
-        seen.add(name)
 
 
 def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -14,14 +14,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Categorical, constraints
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.matrices import full_precision, of_counted, with_event_dims
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 from pyro_mdm.scores.base import Number, check_fit
@@ -147,7 +147,6 @@ class OneHotDenoiser(DenoiserScore):
         log_prior = discrete.check_log_prior(log_prior, log_prior.shape[-1])
         super().__init__(network, (log_prior.numel(),), maps)
         self.number = log_prior.shape[-1]
-        self._kl_tables: dict[float, Tensor] = {}
         self.register_buffer("log_prior", log_prior)
         mean = log_prior.exp().flatten()
         variance = mean * (1 - mean)
@@ -274,16 +273,12 @@ class OneHotDenoiser(DenoiserScore):
 
     def _kl_table(self, log_snr: float) -> Tensor:
         """The divergence of each category, (m, C), nats, kept for later calls."""
-        table = self._kl_tables.get(log_snr)
-        if table is None or table.device != self.log_prior.device:
-            if len(self._kl_tables) >= TABLES:
-                self._kl_tables.clear()
-            table = self._kl_tables[log_snr] = one_hot_kl(self.log_prior, log_snr)
-        return table
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._kl_tables.clear()  # the prior is replaced
-        super()._load_from_state_dict(*args, **kwargs)
+        tables: dict[float, Tensor] = of_tensor(self.log_prior, "divergences", lambda _: {})
+        if log_snr not in tables:
+            if len(tables) >= TABLES:
+                tables.clear()
+            tables[log_snr] = one_hot_kl(self.log_prior, log_snr)
+        return tables[log_snr]
 
     def default_likelihood(self) -> Likelihood:
         """The baseline's posterior, a :class:`OneHotLikelihood` with π."""
@@ -369,28 +364,29 @@ class OneHotLikelihood(Likelihood):
     ) -> OneHotDecoder:
         z, log_snr, _ = read_state(diffusion, score, y, event_dim)
         odds = _log_odds(self.log_prior, z, log_snr).unflatten(-1, self.log_prior.shape)
-        return OneHotDecoder(odds.log_softmax(-1), y.dtype)
+        return OneHotDecoder(Categorical(logits=odds, validate_args=False), y.dtype)
 
 
 class OneHotDecoder(DecoderDistribution):
     """A distribution of m independent columns of C categories, as one-hot vectors.
 
     Args:
-        log_probs: log probabilities of categories, nats, (*batch, m, C) float64.
+        categories: the distribution of categories, (*batch, m).
         dtype: the dtype of samples and log probabilities.
     """
 
-    def __init__(self, log_probs: Tensor, dtype: torch.dtype) -> None:
-        self._log_probs, self._dtype = log_probs, dtype
-        self.levels = torch.tensor([0.0, 1.0], dtype=torch.float64, device=log_probs.device)
-        event = torch.Size([log_probs.shape[-2:].numel()])
-        super().__init__(log_probs.shape[:-2], event, validate_args=False)
+    def __init__(self, categories: Categorical, dtype: torch.dtype) -> None:
+        self._categories, self._dtype = categories, dtype
+        logits = categories.logits
+        self.levels = torch.tensor([0.0, 1.0], dtype=torch.float64, device=logits.device)
+        event = torch.Size([logits.shape[-2:].numel()])
+        super().__init__(logits.shape[:-2], event, validate_args=False)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: OneHotDecoder | None = None
     ) -> OneHotDecoder:
         new = super().expand(batch_shape, _instance)
-        new._log_probs = self._log_probs.expand(*batch_shape, *self._log_probs.shape[-2:])
+        new._categories = self._categories.expand([*batch_shape, self._categories.batch_shape[-1]])
         return new
 
     @property
@@ -413,18 +409,12 @@ class OneHotDecoder(DecoderDistribution):
             ValueError: x that is not one-hot.
         """
         self.check_event(value)
-        number = self._log_probs.shape[-1]
-        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        index = one_hot_index(value, number).unsqueeze(-1)
-        index = index.expand(*shape, *index.shape[-2:])
-        terms = self._log_probs.expand(*shape, *self._log_probs.shape[-2:]).gather(-1, index)
+        number = self._categories.logits.shape[-1]
+        terms = self._categories.log_prob(one_hot_index(value, number)).unsqueeze(-1)
         return nn.functional.pad(terms, (0, number - 1)).flatten(-2)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """One-hot samples, (*sample_shape, *batch, m C)."""
-        p = self._log_probs.exp()
-        count = torch.Size(sample_shape).numel()
-        index = torch.multinomial(p.flatten(0, -2), count, replacement=True).mT
-        x = _one_hot(index, p.shape[-1], self._dtype)
-        return x.reshape(torch.Size(sample_shape) + self.batch_shape + self.event_shape)
+        index = self._categories.sample(torch.Size(sample_shape))
+        return _one_hot(index, self._categories.logits.shape[-1], self._dtype).flatten(-2)

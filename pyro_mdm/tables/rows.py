@@ -50,7 +50,7 @@ from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
-from pyro_mdm.tables.words import in_python, kinds_text, parse_kinds
+from pyro_mdm.tables.words import Kinds, in_python, parse_kinds
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -95,7 +95,7 @@ class TableRows:
 
     Args:
         table: the rows, a DataFrame of at least 20.
-        columns: the kinds of columns that replace those inferred: a kind of
+        columns: the kinds of columns that replace those inferred, by name or as text: a kind of
             ``pyro_mdm.tables.columns.KINDS``, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``; None: all are
             inferred. The kind of ``*`` is that of all columns that are not named.
@@ -151,7 +151,7 @@ class TableRows:
         self,
         table: DataFrame,
         *,
-        columns: str | None = None,
+        columns: Kinds = None,
         holdout: bool = True,
         find_kind: FindKind | None = None,
     ) -> None:
@@ -178,7 +178,10 @@ class TableRows:
         return rows
 
     def begin(
-        self, source: Path | str, columns: str | None, find_kind: FindKind | None = None
+        self,
+        source: Path | str,
+        columns: Kinds,
+        find_kind: FindKind | None = None,
     ) -> None:
         """Begin with the kinds of columns of a table that is read from a source.
 
@@ -187,7 +190,7 @@ class TableRows:
             columns, find_kind: as for :class:`TableRows`.
         """
         self._find_kind = find_kind
-        self.source, self._columns_text, self._kinds = source, columns or "", parse_kinds(columns)
+        self.source, self._asked, self._kinds = source, columns, parse_kinds(columns)
         self.columns: list[Column] = []
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
@@ -204,14 +207,14 @@ class TableRows:
         return None
 
     @property
-    def all_kinds(self) -> str:
+    def all_kinds(self) -> dict[str, str]:
         """``columns`` with the kind of every column, so that none is inferred."""
-        return kinds_text({OTHERS: DROP, **{c.name: self._spec_of(c) for c in self.columns}})
-
-    def _spec_of(self, column: Column) -> str:
-        name = column.name
-        mar = name in self._kinds and parse_spec(name, self._kinds[name]).empty == "mar"
-        return f"{column.spec} mar" if mar else column.spec
+        kinds = {OTHERS: DROP}
+        for column in self.columns:
+            asked = self._kinds.get(column.name, "")
+            mar = bool(asked) and parse_spec(column.name, asked).empty == "mar"
+            kinds[column.name] = f"{column.spec} mar" if mar else column.spec
+        return kinds
 
     @property
     def columns_in_words(self) -> str:
@@ -301,7 +304,7 @@ class TableRows:
         table = as_written(table)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
-        self._kinds, is_new = parse_kinds(self._columns_text, [*table.columns]), self.facts is None
+        self._kinds, is_new = parse_kinds(self._asked, [*table.columns]), self.facts is None
         rows = self.rows = split_rows(len(table), holdout, self.split_seed, self.strata_of(table))
         if self.is_from_frame and holdout:
             others = torch.cat([rows.train, rows.test]).sort().values
@@ -480,7 +483,7 @@ class TableRows:
             for name, what in masks.items():
                 warnings.warn(
                     f"column {name!r} holds {what.values} in {what.rows}, expected of it "
-                    f"{self._in_words(name)}; there the entry counts as missing, and "
+                    f"{self.column(name).in_words}; there the entry counts as missing, and "
                     f"{self.refusing} makes this an error",
                     stacklevel=2,
                 )
@@ -491,12 +494,8 @@ class TableRows:
         return codes
 
     def _warn_of_impossible(self, table: DataFrame, codes: Tensor) -> None:
-        """Warn of entries that do not exist by the rules of the rows, and of numbers far outside.
-
-        Args:
-            table: rows.
-            codes: their codes, (n, columns).
-        """
+        """Warn of entries that do not exist by the rules of the rows, and of numbers far outside,
+        of a table and its codes, (n, columns)."""
         for column, entries in zip(self.columns, codes.unbind(-1), strict=True):
             there = entries.isfinite().numpy()
             if isinstance(column, Skipped) and there.any() and column.rule.conditions:
@@ -534,19 +533,6 @@ class TableRows:
                 codes[:, j] = codes[:, j].masked_fill(empty, ABSENT)
         return codes
 
-    def encode(
-        self,
-        table: DataFrame,
-        generator: torch.Generator | None = None,
-        unknown: UnknownPolicy = "missing",
-    ) -> Tensor:
-        """Another table in model space, (n, d), NaN where an entry is missing; see
-        :meth:`codes`."""
-        return self.to_model_space(self.codes(table, unknown), generator)
-
-    def _in_words(self, name: str) -> str:
-        return next(column.in_words for column in self.columns if column.name == name)
-
     def to_table(self, x: Tensor) -> DataFrame:
         """The table, in its units and categories, of data x in model space, (n, d)."""
         return decode(self.columns, x)
@@ -582,7 +568,7 @@ def _far(column: Column, codes: Tensor) -> tuple[Tensor, Tensor]:
     return (x.abs() > FAR) & (beyond > (ends[1] - ends[0]) / 4), ends
 
 
-def without_dropped(table: DataFrame, columns: str | None) -> DataFrame:
+def without_dropped(table: DataFrame, columns: Kinds) -> DataFrame:
     """A table without the values of dropped columns, which may have any type.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,9 +16,13 @@ from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder, trained_folder
 from pyro_mdm.samplers import ExponentialIntegrator
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.saved import damage_of
 from pyro_mdm.tables.agreement import Agreement, agreement
 from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
@@ -25,16 +30,18 @@ from pyro_mdm.tables.columns import Center, Column
 from pyro_mdm.tables.completion import DRAW_STEPS, bootstrapped, draws, draws_given
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
-from pyro_mdm.tables.folders import read_table_folder, write_table_folder
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 from pyro_mdm.tables.training import Schedule, Trained, train_rows
-from pyro_mdm.tables.words import in_python, kinds_text
+from pyro_mdm.tables.words import Kinds, in_python
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["NotFittedError", "Table"]
+
+NOTE, RUN_NOTE = "pyro_mdm.table", "inference.run"
+"""The notes that a table and a training run keep beside a model."""
 
 T = TypeVar("T", bound="Table")
 
@@ -109,7 +116,7 @@ class Table:
     def __init__(
         self,
         *,
-        columns: str | Mapping[str, str] | None = None,
+        columns: Kinds = None,
         seed: int = 0,
         steps: int | None = None,
         num: int = 20,
@@ -152,7 +159,7 @@ class Table:
         """Train on a DataFrame whose labels are text; :meth:`fit` calls it."""
         schedule = Schedule.of_steps(self.steps, self.learning_rate, self.seconds)
         budget = Budget(self.seconds).start()
-        rows = TableRows(frame, columns=self.columns_text, holdout=self.holdout)
+        rows = TableRows(frame, columns=self.columns, holdout=self.holdout)
         if self.progress:
             print(in_python(rows.columns_in_words))
             if words := rows.gaps_in_words:
@@ -173,13 +180,6 @@ class Table:
         """Become fitted, with rows, model and guide, and the names of all columns."""
         self._programs, self._names_in = programs, list(names)
 
-    @property
-    def columns_text(self) -> str | None:
-        """The setting ``columns`` as text."""
-        if self.columns is None or isinstance(self.columns, str):
-            return self.columns
-        return kinds_text({str(name): kind for name, kind in self.columns.items()})
-
     # -- folders -----------------------------------------------------------------------------------
 
     @checked_arguments
@@ -196,9 +196,16 @@ class Table:
             PretrainedError: columns whose levels JSON cannot hold.
             OSError: the files cannot be written; earlier ones are unchanged.
         """
-        rows, model = self.rows, self.model
+        rows, facts = self.rows, self.rows.facts
+        if facts is None:
+            raise PretrainedError(
+                "columns have levels that JSON cannot hold, expected numbers, text, dates or truth "
+                "values; fit to such columns, or pickle the table"
+            )
         settings = {name: getattr(self, name) for name in Table._setting_names()}
-        write_table_folder(folder, rows, model, self._names_in, settings)
+        del settings["device"]
+        content = {"facts": dict(facts), "names": self._names_in, "settings": settings}
+        save_folder(self.model, folder, {NOTE: content}, {"rows": rows.train})
 
     @classmethod
     @checked_arguments
@@ -215,10 +222,9 @@ class Table:
         Raises:
             PretrainedError: no such folder, or one that is damaged or of something else.
         """
-        saved = read_table_folder(folder)
-        table = cls(**saved.settings)
-        guide = DiffusionGuide(saved.model.diffusion)
-        table._take(Trained(saved.rows, saved.model, guide), saved.names)
+        rows, model, content = _read_folder(folder)
+        table = cls(**content["settings"])
+        table._take(Trained(rows, model, DiffusionGuide(model.diffusion)), content["names"])
         table.model.sampler = ExponentialIntegrator(DRAW_STEPS)
         return table
 
@@ -295,84 +301,18 @@ class Table:
             Columns log_prob and standard_error, in nats, with the index of X. The error is that of
             the noise, 1.96 of which hold 95%; the distance of log p from its bound is not known.
         """
-        return self.measured(as_frame(X), None, draws, batch_size, seed, error=error)
+        noise = self.seed if seed is None else seed
+        return self.bounds(batch_size).measured(as_frame(X), draws, seed=noise, error=error)
 
-    @checked_arguments
-    def measured(
-        self,
-        rows: pd.DataFrame,
-        given: pd.DataFrame | None,
-        draws: Count | None,
-        batch_size: int = 1024,
-        seed: int | None = None,
-        piece: int = 0,
-        only: str | None = None,
-        error: float = ERROR,
-    ) -> pd.DataFrame:
-        """The bound of :meth:`log_prob` for rows, given other entries if there are any.
+    def bounds(self, batch_size: int = 1024, only: str | None = None) -> RowBounds:
+        """Bounds on log p of the entries of rows, those of :meth:`log_prob`.
 
         Args:
-            rows: rows whose entries are measured.
-            given: rows of the entries that they are given, as many; None: no entries.
-            draws, batch_size, seed, error: as for :meth:`log_prob`.
-            piece: the index of the first piece of the rows among those of a larger table.
-            only: the name of the one column whose entries are measured, given others; None: all.
+            batch_size, only: as for :class:`~pyro_mdm.tables.density.RowBounds`.
         """
-        table, model, guide, _ = self._fitted
-        bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
-        noise = self.seed if seed is None else seed
-        return bounds.measured(rows, given, draws, seed=noise, piece=piece, error=error)
+        return RowBounds(*self._fitted[:3], self.unknown, batch_size, only)
 
     # -- draws -------------------------------------------------------------------------------------
-
-    def draws(
-        self,
-        rows: pd.DataFrame,
-        num: int,
-        *,
-        piece: int = 0,
-        only: str | None = None,
-        batch_size: int = 1024,
-        seed: int | None = None,
-        unknown: UnknownPolicy | None = None,
-        hidden: Sequence[str] = (),
-        progress: bool = False,
-        models: Sequence[DiffusionModel] | None = None,
-    ) -> list[pd.DataFrame]:
-        """Completed rows, with the modelled columns and rows 0, 1, ….
-
-        Args:
-            rows: incomplete rows, so few that memory holds them ``num`` times.
-            num: the number of draws of each row.
-            piece: the index of these rows among the pieces of a larger table, for their seed.
-            only: the name of the one column that is drawn, where missing entries of the others are
-                integrated out and stay empty; None: all are drawn.
-            batch_size: the number of completions simulated together.
-            seed: the seed of the draws; None: the object's.
-            unknown, hidden: options of :meth:`TableRows.codes`; None: the object's ``unknown``.
-            progress: whether to show progress.
-            models: a model for each draw, as :meth:`bootstrapped` makes them; None: the trained one
-                for all.
-
-        Returns:
-            A table for each draw.
-        """
-        draw_seed = self.seed if seed is None else seed
-        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        options |= {"unknown": unknown or self.unknown, "hidden": hidden}
-        model = self.model if models is None else models
-        return draws(self.rows, model, rows, num, piece=piece, only=only, seed=draw_seed, **options)
-
-    def bootstrapped(self, num: int, seed: int | None = None) -> list[DiffusionModel]:
-        """Models of bootstrap samples of the training rows, for draws that are proper.
-
-        See :meth:`impute`.
-
-        Args:
-            num: the number of models.
-            seed: the seed of the samples; None: the object's.
-        """
-        return bootstrapped(self.rows, self.model, num, seed=self.seed if seed is None else seed)
 
     @checked_arguments
     def impute(
@@ -408,13 +348,14 @@ class Table:
         """
         import pandas as pd
 
-        frame = self._to_fill(X)
+        frame, table, seed = self._to_fill(X), self.rows, self.seed if seed is None else seed
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
-        models = self.bootstrapped(num, seed) if proper else None
+        models = bootstrapped(table, self.model, num, seed=seed) if proper else self.model
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unknown": self.unknown}
+        options["progress"] = bool(self.progress)
         for k, rows in enumerate(in_pieces(frame)):
-            options: dict[str, Any] = {"piece": k, "batch_size": batch_size, "seed": seed}
-            options |= {"progress": bool(self.progress), "models": models}
-            for pieces, new in zip(by_draw, self.draws(rows, num, **options), strict=True):
+            drawn = draws(table, models, rows, num, piece=k, **options)
+            for pieces, new in zip(by_draw, drawn, strict=True):
                 pieces.append(filled(rows, new))
         wholes = [pd.concat(pieces) for pieces in by_draw]
         names = ["draw", *frame.index.names]
@@ -435,9 +376,11 @@ class Table:
         """
         import pandas as pd
 
+        options: dict[str, Any] = {"seed": self.seed, "unknown": self.unknown}
         wholes = []
         for k, rows in enumerate(in_pieces(self._to_fill(X))):
-            wholes.append(filled(rows, self.middle(self.draws(rows, self.num, piece=k))))
+            drawn = draws(self.rows, self.model, rows, self.num, piece=k, **options)
+            wholes.append(filled(rows, self.middle(drawn)))
         whole = pd.concat(wholes)
         if isinstance(X, pd.DataFrame):
             return whole.set_axis(X.columns, axis=1)
@@ -457,7 +400,7 @@ class Table:
         """The centre of each entry over draws.
 
         Args:
-            draws: completed rows, as :meth:`draws` returns them.
+            draws: completed rows, as :func:`~pyro_mdm.tables.completion.draws` returns them.
             center: mean or median for numbers; None: the object's.
         """
         import pandas as pd
@@ -522,8 +465,10 @@ class Table:
     ) -> TableCalibration:
         """The calibration of predictions on held-out rows.
 
-        Each entry is hidden once, with about half of its row, and drawn given the others. Printed,
-        it is the fraction of entries in their 90% intervals; ``figure()`` draws it by column.
+        A random half of the entries of each row is hidden and drawn given the others, and then the
+        other half given the first, so that each is predicted once, by about half of its row.
+        Printed, it is the fraction of entries in their 90% intervals; ``figure()`` draws it by
+        column.
 
         Args:
             X: rows that were not trained on, a DataFrame or an array.
@@ -597,21 +542,52 @@ class Table:
         from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
 
         inputs = InputTags(allow_nan=True, categorical=True, string=True)
-        transformer = TransformerTags(preserves_dtype=[])
-        return Tags(
-            estimator_type=None,
-            target_tags=TargetTags(required=False),
-            transformer_tags=transformer,
-            input_tags=inputs,
-        )
+        target, transformer = TargetTags(required=False), TransformerTags(preserves_dtype=[])
+        return Tags(None, target, transformer, input_tags=inputs)
 
     def __repr__(self) -> str:
-        default = {
-            p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()
-        }
+        usual = type(self)().get_params()
         settings = [
             f"{name}={value!r}"
             for name, value in self.get_params().items()
-            if name not in default or value != default[name]
+            if name not in usual or value != usual[name]
         ]
         return f"{type(self).__name__}({', '.join(settings)})"
+
+
+def _read_folder(
+    folder: str | os.PathLike[str],
+) -> tuple[TableRows, DiffusionModel, dict[str, Any]]:
+    """The rows, the model, and the note of a folder of a table or of a run."""
+    model, notes, beside = DiffusionModel.opened(folder, {})
+    folder = trained_folder(folder)
+    with damage_of(folder / TENSORS):
+        content = notes[NOTE] if NOTE in notes else _of_run(notes, folder)
+        empty = torch.empty(0, len(content["facts"]["columns"]), dtype=torch.float64)
+        train = beside.get("rows", empty)
+    try:
+        rows = TableRows.from_facts(content["facts"], train)
+    except DataError as error:
+        raise PretrainedError(f"{folder} has columns that cannot be opened: {error}") from error
+    score = model.score_function
+    if not isinstance(score, DenoiserScore) or model.event_shape != rows.event_shape:
+        raise PretrainedError(f"{folder} is damaged: its model is of no such columns")
+    score.training_maps = RandomMaps(window=rows.window)  # which a model does not keep
+    return rows, model, {"names": rows.names, **content}
+
+
+def _of_run(notes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The columns of a training run, whose rows are elsewhere."""
+    run = notes.get(RUN_NOTE, {})
+    facts = run.get("data", {}).get("facts")
+    if not facts or "columns" not in facts:
+        raise PretrainedError(
+            f"{folder} has a model that is of no table, expected what Table.save_pretrained "
+            "writes, or a run of inference.train --model tabular"
+        )
+    if (maps := run["config"].get("maps")) in ("levels", "independent"):
+        raise PretrainedError(
+            f"{folder} was trained at --maps {maps}, where no entry is ever observed, expected "
+            "mixed or subsets; train it at such maps"
+        )
+    return {"facts": facts, "settings": {"seed": run["config"]["seed"]}}

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-__all__ = ["comma_separated", "in_python", "joined", "parse_kinds", "kinds_text"]
+__all__ = ["Kinds", "comma_separated", "in_python", "parse_kinds"]
+
+Kinds = str | Mapping[str, str] | None
+"""Kinds of columns, as text or by name; None: all are inferred."""
 
 
-def parse_kinds(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]:
+def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
     """Kinds of columns by name, from a text such as ``"age=continuous,zip=drop"``.
 
     Args:
-        columns: the text, quoted as in a CSV file; None: no kinds.
+        columns: the text, quoted as in a CSV file, or the kinds; None: no kinds.
         names: the names of the table, which may have = in them, or spaces around them that the text
             leaves out; an exact name goes first.
 
     Raises:
         ValueError: another text.
     """
+    if isinstance(columns, Mapping):
+        return {str(name): kind.strip() for name, kind in columns.items()}
     names_of = {name.strip(): name for name in names} | {name: name for name in names}
     kinds = {}
     for text in comma_separated(columns or "", "columns"):
@@ -37,20 +40,6 @@ def parse_kinds(columns: str | None, names: Sequence[str] = ()) -> dict[str, str
             name, kind = text[:end], text[end + 1 :].strip()
             kinds[names_of.get(name) or names_of.get(name.strip(), name.strip())] = kind
     return kinds
-
-
-def kinds_text(kinds: Mapping[str, str]) -> str:
-    """The text of kinds of columns by name, as :func:`parse_kinds` reads it."""
-    return joined([f"{name}={kind}" for name, kind in kinds.items()])
-
-
-def joined(words: Sequence[str]) -> str:
-    """Words joined by commas, as :func:`comma_separated` reads them."""
-    text = io.StringIO()
-    spaces = any(word.partition("=")[0] != word.partition("=")[0].strip() for word in words)
-    options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
-    csv.writer(text, **options).writerow(words)
-    return text.getvalue().removesuffix("\r\n")
 
 
 def comma_separated(text: str, option: str) -> list[str]:
