@@ -413,9 +413,8 @@ class TableRows:
         """Completed training rows in model space, (:data:`TABLES`, N, d), absent numbers too; None
         where no gap depends on other columns."""
         hidden = (self.train.isnan() | (self.train == HIDDEN)).any(0).tolist()
-        names = [*itertools.compress(self.names, hidden)]
         x = self.to_model_space(self.train, torch.Generator().manual_seed(0))
-        if not dependent_gaps(self.to_table(x), names):
+        if not dependent_gaps([*itertools.compress(self.columns, hidden)], self.to_table(x)):
             return None
         drawn = chained_completions(x, num=TABLES).to(x)
         columns = [c.column if isinstance(c, Skipped) else c for c in self.columns]

@@ -165,8 +165,7 @@ def _fitted_to_whole_rows(
     if codes is None or codes.isnan().all(0).any():
         return columns
     hidden = codes.isnan() | (codes == HIDDEN)
-    gaps = hidden.any(0).tolist()
-    depends = dependent_gaps(rows, [column.name for column in itertools.compress(columns, gaps)])
+    depends = dependent_gaps([*itertools.compress(columns, hidden.any(0).tolist())], rows)
     if not depends:
         return columns
     generator = torch.Generator().manual_seed(0)
