@@ -274,11 +274,9 @@ def test_patterns_are_said_with_what_tells_them() -> None:
     rng = np.random.default_rng(1)
     table.loc[rng.random(400) < 0.3, "age"] = math.nan
     columns = fitted(table)
-    found = {p.columns[0]: p for p in patterns(columns, table, {})}
-    assert found.keys() == {"hours", "age"} and found["hours"].columns == [*ASKED]
-    assert "taken as absent where 'job' is" in found["hours"].in_words
-    assert "hours=mar" in found["hours"].in_words
-    assert "no other column tells which" in found["age"].in_words
+    hours, age = sorted(patterns(columns, table, {}), key=lambda words: words.startswith("age"))
+    assert hours.startswith(", ".join(ASKED)) and "taken as absent where 'job' is" in hours
+    assert "hours=mar" in hours and "no other column tells which" in age
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from pyro_mdm.tables.chained import chained_completions
 from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
+    BUILT_IN,
     DROP,
     KINDS,
     FindKind,
@@ -31,15 +32,7 @@ from pyro_mdm.tables.columns.kinds import (
     parse_spec,
 )
 from pyro_mdm.tables.columns.levels import Categorical, shown
-from pyro_mdm.tables.columns.numbers import (
-    Bounded,
-    Continuous,
-    Integer,
-    Mixed,
-    Nonnegative,
-    Rounded,
-    finite_numbers,
-)
+from pyro_mdm.tables.columns.numbers import Continuous, Mixed, finite_numbers
 from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
 
@@ -55,10 +48,6 @@ __all__ = [
     "to_model_space",
     "unknown_in",
 ]
-
-SCALED = (Bounded, Continuous, Integer, Mixed, Nonnegative, Rounded)
-"""The kinds that are fitted to completed rows; those of your own may read other values than
-numbers."""
 
 
 @checked_arguments
@@ -173,7 +162,9 @@ def _fitted_to_whole_rows(
     fitted, widths = [], [column.width for column in columns]
     for column, gone, drawn in zip(columns, hidden.T, x.split(widths, 1), strict=True):
         numbers = column.column if isinstance(column, Skipped) else column
-        if type(numbers) in SCALED and column.name in depends:
+        # a kind of your own may read other values than numbers
+        ours = isinstance(numbers, Continuous) and type(numbers) in BUILT_IN
+        if ours and column.name in depends:
             completed = column.unscaled(drawn if column.width > 1 else drawn.squeeze(-1))
             gone = gone & completed.isfinite()  # not what is absent
             values = finite_numbers(column.name, table[column.name]).copy()

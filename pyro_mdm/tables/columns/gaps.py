@@ -17,7 +17,7 @@ from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = ["Pattern", "dependent_gaps", "never_together", "patterns", "skip_rules"]
+__all__ = ["dependent_gaps", "never_together", "patterns", "skip_rules"]
 
 FALSE_ALARM = 1e-6
 """The largest probability that gaps by chance alone, in any column, count as dependent."""
@@ -71,55 +71,38 @@ def dependent_gaps(columns: Sequence[Column], table: DataFrame) -> dict[str, str
     return depends
 
 
-class Pattern(NamedTuple):
-    """Columns that are empty in the same rows."""
+def patterns(columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Rule]) -> list[str]:
+    """The patterns of gaps in a table in words, those with most rows first.
 
-    columns: list[str]  # the names of the columns
-    rows: int  # the number of rows where they are empty
-    total: int  # the number of all rows
-    depends_on: str | None  # the column on which the pattern depends most, if on any
-    rule: Rule | None  # the rule by which no row has an entry, if there is one
-    absent: bool  # whether they do not exist there, and are not hidden
-
-    @property
-    def in_words(self) -> str:
-        names = ", ".join(self.columns[:4]) + (", …" if len(self.columns) > 4 else "")
-        where = f"{names}: empty in {self.rows:,} of {self.total:,} rows"
-        name = self.columns[0]
-        if self.rule is not None and self.absent:
-            taken = f"taken as absent {self.rule.in_words}"
-            return f"{where}; {taken}; say {name}=mar if it is hidden there"
-        say = f"; say {name}=absent if it does not exist there"
-        if self.rule is not None:
-            return (
-                f"{where}; no row has it {self.rule.in_words}, so that what it is there is "
-                f"extrapolated, and no data can say whether rightly{say}"
-            )
-        if self.depends_on is not None:
-            return (
-                f"{where}, which depends on {self.depends_on!r}; taken as hidden, given what "
-                f"is there at random{say}"
-            )
-        return f"{where}; no other column tells which"
-
-
-def patterns(
-    columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Rule]
-) -> list[Pattern]:
-    """The patterns of gaps in a table, those with most rows first.
+    A pattern is of columns that are empty in the same rows.
 
     Args:
         columns: the columns that are examined, fitted.
         table: the rows.
-        rules: those of :func:`skip_rules`.
+        rules: those of :func:`skip_rules`, by which no row has columns that are taken to exist.
     """
     absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
-    rules, depends = absent | dict(rules), dependent_gaps(columns, table)
-    result = []
+    depends, result = dependent_gaps(columns, table), []
     for names in _alike(table, [column.name for column in columns]):
         name, rows = names[0], int(table[names[0]].isna().sum())
-        where = depends.get(name), rules.get(name), name in absent
-        result.append(Pattern(names, rows, len(table), *where))
+        say = f"; say {name}=absent if it does not exist there"
+        if name in absent:
+            words = f"taken as absent {absent[name].in_words}"
+            words = f"; {words}; say {name}=mar if it is hidden there"
+        elif name in rules:
+            words = (
+                f"; no row has it {rules[name].in_words}, so that what it is there is "
+                f"extrapolated, and no data can say whether rightly{say}"
+            )
+        elif name in depends:
+            words = (
+                f", which depends on {depends[name]!r}; taken as hidden, given what is there at "
+                f"random{say}"
+            )
+        else:
+            words = "; no other column tells which"
+        some = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        result.append(f"{some}: empty in {rows:,} of {len(table):,} rows{words}")
     return result
 
 
