@@ -269,17 +269,14 @@ def test_gaps_by_chance_are_no_absence(share: float) -> None:
         assert skip_rules(columns, table) == {}
 
 
-def test_patterns_are_said_with_what_predicts_them() -> None:
+def test_patterns_are_said_with_what_tells_them() -> None:
     table = survey()
     rng = np.random.default_rng(1)
     table.loc[rng.random(400) < 0.3, "age"] = math.nan
     columns = fitted(table)
-    found = {p.columns[0]: p for p in patterns(columns, table, {})}
-    assert found.keys() == {"hours", "age"} and found["hours"].columns == [*ASKED]
-    assert found["hours"].auc > 0.99 and "taken as absent where 'job' is" in found["hours"].in_words
-    assert "hours=mar" in found["hours"].in_words
-    assert abs(found["age"].auc - 0.5) < 6 * found["age"].error
-    assert "no other column tells which" in found["age"].in_words
+    hours, age = sorted(patterns(columns, table, {}), key=lambda words: words.startswith("age"))
+    assert hours.startswith(", ".join(ASKED)) and "taken as absent where 'job' is" in hours
+    assert "hours=mar" in hours and "no other column tells which" in age
 
 
 @pytest.fixture(scope="module")

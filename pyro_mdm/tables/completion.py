@@ -112,7 +112,7 @@ def bootstrapped(
         chosen = torch.randint(len(x), (len(x),), generator=generator)
         # a column that the sample leaves without two values keeps its extremes
         least, most = x.nan_to_num(math.inf).argmin(0), x.nan_to_num(-math.inf).argmax(0)
-        sample = x
+        sample = x[chosen]
         few = ~(sample.nan_to_num(math.inf).amin(0) < sample.nan_to_num(-math.inf).amax(0))
         sample = torch.cat([sample, x[least[few]], x[most[few]]])
         one = copy.deepcopy(model, {id(module): module for module in shared})

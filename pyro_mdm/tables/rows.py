@@ -31,12 +31,7 @@ from pyro_mdm.tables.columns.base import as_written, rows_in_words
 from pyro_mdm.tables.columns.dates import DAY, days_of
 from pyro_mdm.tables.columns.doubts import doubts_of
 from pyro_mdm.tables.columns.fitting import Unknown, completed_rows, unknown_in, without_unknown
-from pyro_mdm.tables.columns.gaps import (
-    Pattern,
-    never_together,
-    patterns,
-    skip_rules,
-)
+from pyro_mdm.tables.columns.gaps import never_together, patterns, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     DROP,
     FindKind,
@@ -244,8 +239,8 @@ class TableRows:
         return not bool(self.train.isfinite().all())
 
     @functools.cached_property
-    def patterns(self) -> list[Pattern]:
-        """The gaps of the columns of a new run, computed at the first access, which takes
+    def patterns(self) -> list[str]:
+        """The gaps of the columns of a new run in words, computed at the first access, which takes
         seconds."""
         if self._rows_with_gaps is None:
             return []
@@ -261,7 +256,7 @@ class TableRows:
         """The gaps of columns, a line each; empty without gaps."""
         if not self.patterns:
             return ""
-        lines = [f"  {pattern.in_words}" for pattern in self.patterns]
+        lines = [f"  {pattern}" for pattern in self.patterns]
         more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +18,7 @@ from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec
 if TYPE_CHECKING:
     from pandas import Series
 
-__all__ = ["DAY", "DateForm", "Dates", "days_of", "is_dates"]
+__all__ = ["DAY", "DateForm", "Dates", "days_of"]
 
 ISO = r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?)?"
 """The pattern of a date in text, with or without a time of day, without a time zone."""
@@ -33,24 +32,6 @@ FIRST, LAST = -719_162, 2_932_896
 objects."""
 REACH = 106_000
 """The most days from 1970 that nanoseconds hold in 64 bits, rounded down."""
-
-
-def is_dates(values: Series[Any]) -> bool:
-    """Whether a column has dates, by its type, or by each value, an object or text."""
-    import pandas as pd
-
-    if pd.api.types.is_datetime64_any_dtype(values):
-        return True
-    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_numeric_dtype(values):
-        return False
-    there = values.dropna()
-    if len(there) == 0:
-        return False
-    if isinstance(there.iloc[0], datetime.date):
-        return pd.api.types.infer_dtype(there) in ("date", "datetime")
-    if not (isinstance(there.iloc[0], str) and re.fullmatch(ISO, there.iloc[0])):
-        return False
-    return not np.isnan(days_of(there)).any()
 
 
 def days_of(values: Series[Any]) -> Values:
@@ -74,7 +55,7 @@ def days_of(values: Series[Any]) -> Values:
 class DateForm(NamedTuple):
     """The form of the dates of a column."""
 
-    dtype: Any  # the datetime64 type of the column; None: objects or text
+    dtype: str | None  # the datetime64 type of the column; None: objects or text
     pattern: str | None  # of text, as for strftime; None: objects
     step: int  # the number of microseconds that all dates are multiples of
 
@@ -87,7 +68,7 @@ class DateForm(NamedTuple):
         micros = np.round(days_of(there) * DAY)
         step = next(step for step in STEPS if (micros % step == 0).all())
         if pd.api.types.is_datetime64_any_dtype(values):
-            return cls(values.dtype, None, step)
+            return cls(str(values.dtype), None, step)
         if not isinstance(there.iloc[0], str):
             return cls(None, None, step)
         longest = str(max(there, key=len))
@@ -104,17 +85,15 @@ class DateForm(NamedTuple):
         """
         import pandas as pd
 
-        in_nanoseconds = self.dtype is not None and "[ns" in str(self.dtype)
-        first, last = (-REACH, REACH) if in_nanoseconds else (FIRST, LAST)
+        first, last = (-REACH, REACH) if "[ns" in (self.dtype or "") else (FIRST, LAST)
         micros = np.round(days.clip(first, last) * (DAY / self.step)) * self.step
         stamps = pd.DatetimeIndex(micros.astype(np.int64).astype("datetime64[us]"))
         if self.dtype is not None:
-            if (zone := getattr(self.dtype, "tz", None)) is not None:
-                first_of_two = np.ones(len(stamps), bool)
-                stamps = stamps.tz_localize(
-                    zone, ambiguous=first_of_two, nonexistent="shift_forward"
-                )
-            return stamps.astype(self.dtype)
+            dtype = pd.api.types.pandas_dtype(self.dtype)
+            if (zone := getattr(dtype, "tz", None)) is not None:
+                first = np.ones(len(stamps), bool)  # of the two times where a clock is put back
+                stamps = stamps.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+            return stamps.astype(dtype)
         if self.pattern is None:
             whole = self.step == DAY
             return np.array([s.date() if whole else s.to_pydatetime() for s in stamps], object)
@@ -164,7 +143,17 @@ class Dates(Column):
 
     @classmethod
     def recognizes(cls, values: Series[Any]) -> bool:
-        return is_dates(values)
+        """Whether values are dates by their type, or each by itself, an object or ISO text."""
+        import pandas as pd
+
+        if pd.api.types.infer_dtype(values, skipna=True) in ("date", "datetime", "datetime64"):
+            return True
+        there = values.dropna()
+        if isinstance(values.dtype, pd.CategoricalDtype) or not len(there):
+            return False
+        first = there.iloc[0]
+        is_iso = isinstance(first, str) and re.fullmatch(ISO, first) is not None
+        return is_iso and not np.isnan(days_of(there)).any()
 
     @classmethod
     def fit(

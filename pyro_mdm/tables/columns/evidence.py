@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pyro_mdm.tables.columns.base import WHOLE, Values
 from pyro_mdm.tables.columns.spec import EVERYWHERE, Ends
@@ -72,19 +71,13 @@ def atoms_of(values: Values) -> Values:
     decimals = decimals_of(values)
     if decimals is None:
         return numbers[often]
+    from scipy.stats import poisson
+
     # expected counts by the density within a fifth of a standard deviation
     reach, step = values.std() / 5, 10.0**-decimals
-    chance = [
-        _more_than_chance(int(n), ((np.abs(values - a) <= reach).sum() - n) * step / (2 * reach))
-        for a, n in zip(numbers[often], counts[often], strict=True)
-    ]
-    return numbers[often][np.array(chance) * len(numbers) < CHANCE]
-
-
-def _more_than_chance(count: int, expected: float) -> float:
-    """P(N >= count) of a Poisson number N with an expectation."""
-    both = torch.tensor([count, expected], dtype=torch.float64)
-    return float(torch.special.gammainc(*both))
+    near = np.array([(np.abs(values - atom) <= reach).sum() for atom in numbers[often]])
+    chance = poisson.sf(counts[often] - 1, (near - counts[often]) * step / (2 * reach))
+    return numbers[often][chance * len(numbers) < CHANCE]
 
 
 def decimals_of(values: Values) -> int | None:

@@ -8,7 +8,7 @@ these as they are, and ``{kind: content}`` of other kinds::
     {"tensor": [0.5, 1.0]}                float64, (n,)
     {"tuple": [0, 100]}
     {"column": {"class": …}}              a column within a column
-    {"dates": [dtype, pattern, step]}     a DateForm
+    {"record": ["DateForm", [dtype, pattern, step]]}
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Column
 from pyro_mdm.tables.columns.dates import DateForm
 from pyro_mdm.tables.columns.kinds import BUILT_IN, KINDS, FindKind, class_of
-from pyro_mdm.tables.columns.numbers import Bounded
-from pyro_mdm.tables.columns.skipped import Skipped
+from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 
 __all__ = ["column_facts", "column_of_facts"]
+
+RECORDS: dict[str, Any] = {record.__name__: record for record in (Condition, DateForm, Rule)}
+"""The named tuples among attributes."""
 
 
 def column_facts(column: Column) -> dict[str, Any]:
@@ -90,8 +92,7 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
 
 def _classes() -> dict[str, type[Column]]:
     """Classes of columns that a run names without a file."""
-    ours: list[type[Column]] = [*BUILT_IN, Bounded, Skipped]
-    return {cls.__name__: cls for cls in (*KINDS.values(), *ours)}
+    return {cls.__name__: cls for cls in (*KINDS.values(), *BUILT_IN, Skipped)}
 
 
 def _encoded(value: object) -> Any:
@@ -107,17 +108,14 @@ def _encoded(value: object) -> Any:
         return {"tensor": _encoded(value.tolist())}
     if isinstance(value, Column):
         return {"column": column_facts(value)}
-    if isinstance(value, DateForm):
-        dtype = None if value.dtype is None else str(value.dtype)
-        return {"dates": [dtype, value.pattern, value.step]}
+    if type(value) in RECORDS.values():
+        return {"record": [type(value).__name__, _encoded([*value])]}
     if isinstance(value, tuple):
         return {"tuple": _encoded([*value])}
     raise TypeError(f"{value!r} is a {type(value).__name__}, expected numbers or text")
 
 
 def _decoded(value: object, find_kind: FindKind | None = None) -> Any:
-    import pandas as pd
-
     if isinstance(value, list):
         return [_decoded(item, find_kind) for item in value]
     match value:
@@ -127,9 +125,8 @@ def _decoded(value: object, find_kind: FindKind | None = None) -> Any:
             return torch.tensor(_decoded(numbers), dtype=torch.float64)
         case {"column": dict(facts)}:
             return column_of_facts(facts, find_kind)
-        case {"dates": [dtype, pattern, step]}:
-            kind = None if dtype is None else pd.api.types.pandas_dtype(dtype)
-            return DateForm(kind, pattern, step)
+        case {"record": [str(name), list(fields)]} if name in RECORDS:
+            return RECORDS[name](*_decoded(fields, find_kind))
         case {"tuple": list(values)}:
             return tuple(_decoded(values, find_kind))
         case dict():

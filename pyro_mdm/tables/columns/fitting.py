@@ -6,7 +6,6 @@ See :mod:`pyro_mdm.tables.columns.base`.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from pyro_mdm.tables.chained import Block, chained_completions
 from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
+    BUILT_IN,
     DROP,
     KINDS,
     FindKind,
@@ -32,15 +32,7 @@ from pyro_mdm.tables.columns.kinds import (
     parse_spec,
 )
 from pyro_mdm.tables.columns.levels import Categorical, shown
-from pyro_mdm.tables.columns.numbers import (
-    Bounded,
-    Continuous,
-    Integer,
-    Mixed,
-    Nonnegative,
-    Rounded,
-    finite_numbers,
-)
+from pyro_mdm.tables.columns.numbers import Continuous, Mixed, finite_numbers
 from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
 
@@ -61,9 +53,6 @@ __all__ = [
 REFITS = 2
 """The number of times that scales are fitted to completed rows: the first completions are on scales
 of present entries."""
-SCALED = (Bounded, Continuous, Integer, Mixed, Nonnegative, Rounded)
-"""The kinds that are fitted to completed rows; those of your own may read other values than
-numbers."""
 
 
 @checked_arguments
@@ -170,10 +159,12 @@ def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Te
     """
     import pandas as pd
 
-    there = pd.DataFrame(codes.masked_fill(~codes.isfinite(), math.nan).numpy())
-    there = there.set_axis([column.name for column in columns], axis=1)
-    levels = {c.name: "category" for c in columns if c.levels is not None}
-    depends = dependent_gaps(there.astype(levels), [*there])
+    there = codes.isfinite().numpy()
+    present = {
+        column.name: pd.Series(column.values(np.where(here, code, 0.0))).where(here)
+        for column, code, here in zip(columns, codes.numpy().T, there.T, strict=True)
+    }
+    depends = dependent_gaps(columns, pd.DataFrame(present))
     hidden = (codes.isnan() | (codes == HIDDEN)).any(0).tolist()
     if not any(column.name in depends for column in itertools.compress(columns, hidden)):
         return None
@@ -203,7 +194,9 @@ def _fitted_to_whole_rows(
     fitted = []
     for column, gone, drawn in zip(columns, hidden.T, completed[0].split(widths, 1), strict=True):
         numbers = column.column if isinstance(column, Skipped) else column
-        if type(numbers) in SCALED and bool(gone.any()):
+        # a kind of your own may read other values than numbers
+        ours = isinstance(numbers, Continuous) and type(numbers) in BUILT_IN
+        if ours and bool(gone.any()):
             whole_codes = column.unscaled(drawn if column.width > 1 else drawn.squeeze(-1))
             gone = gone & whole_codes.isfinite()  # not what is absent
             values = finite_numbers(column.name, table[column.name]).copy()

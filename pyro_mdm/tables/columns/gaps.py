@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,16 +17,14 @@ from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = ["Pattern", "dependent_gaps", "never_together", "patterns", "skip_rules"]
+__all__ = ["dependent_gaps", "never_together", "patterns", "skip_rules"]
 
 FALSE_ALARM = 1e-6
 """The largest probability that gaps by chance alone, in any column, count as dependent."""
 LEVELS = 20
-"""The most levels of a column that are tested, the most frequent ones."""
+"""The most levels in an order of which any may be chosen."""
 FEWEST = 10
 """The fewest rows with a gap, and without one, that are tested."""
-AUC_ROWS = 3000
-"""The most rows that predictions of gaps are fitted to, drawn from all."""
 ELSEWHERE, UNEXPLAINED = 0.3, 0.4
 """The largest share of gaps where a column exists, and the largest share of all gaps there."""
 MOST_CONDITIONS = 3
@@ -38,139 +36,73 @@ CHANCE = 1e-3
 """The probability that gaps by chance count as more frequent on one side of a number."""
 PAIRED = 8
 """The most columns of which rules of several are searched, those that tell most."""
-MOST_PATTERNS = 20
-"""The most patterns of gaps that are predicted, those with most rows."""
 
 
-def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
+def dependent_gaps(columns: Sequence[Column], table: DataFrame) -> dict[str, str]:
     """The columns whose gaps depend on another column, each with the one on which they depend most.
 
-    Scores of a column, in [0, 1], are the ranks of its numbers, the distances of these from the
-    middle, and indicators of levels. Were gaps chance, the scores of the g gaps among n rows would
-    be a sample without replacement, whose sum differs from g times the mean by t with probability
-    at most ``2 exp(-t²/(2(v min(g, n - g) + t/3)))``, with v the variance of scores: Bernstein's
-    inequality, which holds without replacement too (Hoeffding, Probability inequalities for sums of
-    bounded random variables, 1963, section 6).
+    Were gaps chance, gaps at the codes where they are most frequent would have a hypergeometric
+    distribution, as for :func:`skip_rules`.
 
     Args:
+        columns: the columns that are tested, fitted.
         table: the rows.
-        names: the names of the columns that are tested.
 
     Returns:
         Names of columns, by the names of columns with gaps.
     """
-    scores = {name: list(_scores(table[name])) for name in names}
-    gaps = {name: table[name].isna().to_numpy() for name in names}
-    gaps = {name: gone for name, gone in gaps.items() if gone.any() and not gone.all()}
-    tests = len(gaps) * sum(map(len, scores.values()))
+    from scipy.stats import hypergeom
+
+    codes = _codes_of(columns, table)
+    groups = _alike(table, [column.name for column in columns])
     depends: dict[str, str] = {}
-    for name, gone in gaps.items():
-        exponents = {
-            other: max(_exponent(gone, score) for score in others_scores)
-            for other, others_scores in scores.items()
-            if other != name and others_scores
-        }
-        most = max(exponents, key=lambda other: exponents[other], default=None)
-        if most is not None and exponents[most] > math.log(2 * tests / FALSE_ALARM):
-            depends[name] = most
+    for names in groups:
+        gone = table[names[0]].isna().to_numpy()
+        most = math.log(len(groups) * max(len(codes), 1) / FALSE_ALARM)
+        for name, column in codes.items():
+            if name not in names:
+                _, cut = _dependence(column, gone)
+                there, rows = column.there, cut.rows
+                numbers = int(there.sum()), int(gone[there].sum()), int(rows.sum())
+                nats = -hypergeom.logsf(int(gone[rows].sum()) - 1, *numbers) - cut.price
+                if nats > most:
+                    most = nats
+                    depends |= dict.fromkeys(names, name)
     return depends
 
 
-def _scores(values: Series[Any]) -> Iterator[NDArray[np.float64]]:
-    """Scores of a column, (n,) each, in [0, 1], NaN where the value is missing."""
-    import pandas as pd
+def patterns(columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Rule]) -> list[str]:
+    """The patterns of gaps in a table in words, those with most rows first.
 
-    there = values.notna().to_numpy()
-    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufM":
-        for level in values.value_counts().index[:LEVELS]:
-            yield np.where(there, (values == level).fillna(False).to_numpy(dtype=float), math.nan)
-        return
-    ranks = values.rank(pct=True).to_numpy(dtype=float)
-    yield ranks
-    yield np.abs(2 * ranks - 1)
-
-
-def _exponent(gone: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    """Minus the logarithm of Bernstein's bound, without its factor 2."""
-    there = ~np.isnan(score)
-    score, gone = score[there], gone[there]
-    few = min(int(gone.sum()), int((~gone).sum()))
-    if few == 0:
-        return 0.0
-    t = abs(float(score[gone].sum() - gone.sum() * score.mean()))
-    return t**2 / (2 * (float(score.var()) * few + t / 3)) if t > 0 else 0.0
-
-
-class Pattern(NamedTuple):
-    """Columns that are empty in the same rows.
-
-    These rows are predicted by the other columns, with the area ``auc`` under the ROC curve on rows
-    that the prediction was not fitted to; it is NaN where too few rows are empty, or are not.
-    """
-
-    columns: list[str]  # the names of the columns
-    rows: int  # the number of rows where they are empty
-    total: int  # the number of all rows
-    auc: float
-    error: float  # the standard error of auc
-    depends_on: str | None  # the column on which the pattern depends most, if on any
-    rule: Rule | None  # the rule by which no row has an entry, if there is one
-    absent: bool  # whether they do not exist there, and are not hidden
-
-    @property
-    def in_words(self) -> str:
-        names = ", ".join(self.columns[:4]) + (", …" if len(self.columns) > 4 else "")
-        where = f"{names}: empty in {self.rows:,} of {self.total:,} rows"
-        auc = "" if math.isnan(self.auc) else f" (AUC {self.auc:.2f} ± {self.error:.2f})"
-        name = self.columns[0]
-        if self.rule is not None and self.absent:
-            return (
-                f"{where}; taken as absent {self.rule.in_words}{auc}; say {name}=mar if it is "
-                "hidden there"
-            )
-        say = f"; say {name}=absent if it does not exist there"
-        if self.rule is not None:
-            return (
-                f"{where}; no row has it {self.rule.in_words}{auc}, so that what it is there is "
-                f"extrapolated, and no data can say whether rightly{say}"
-            )
-        if self.depends_on is not None:
-            return (
-                f"{where}, which depends on {self.depends_on!r}{auc}; taken as hidden, given what "
-                f"is there at random{say}"
-            )
-        return f"{where}; no other column tells which{auc}"
-
-
-def patterns(
-    columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Rule]
-) -> list[Pattern]:
-    """The patterns of gaps in a table, those with most rows first.
+    A pattern is of columns that are empty in the same rows.
 
     Args:
         columns: the columns that are examined, fitted.
         table: the rows.
-        rules: those of :func:`skip_rules`.
+        rules: those of :func:`skip_rules`, by which no row has columns that are taken to exist.
     """
-    names = [column.name for column in columns]
     absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
-    rules, depends = absent | dict(rules), dependent_gaps(table, names)
-    result = []
-    for number, alike in enumerate(_alike(table, names)):
-        gone, name = table[alike[0]].isna().to_numpy(), alike[0]
-        others = [c for c in columns if c.name not in alike] if number < MOST_PATTERNS else []
-        auc, error = _auc(others, table, gone)
-        pattern = Pattern(
-            alike,
-            int(gone.sum()),
-            len(table),
-            auc,
-            error,
-            depends.get(name),
-            rules.get(name),
-            name in absent,
-        )
-        result.append(pattern)
+    depends, result = dependent_gaps(columns, table), []
+    for names in _alike(table, [column.name for column in columns]):
+        name, rows = names[0], int(table[names[0]].isna().sum())
+        say = f"; say {name}=absent if it does not exist there"
+        if name in absent:
+            words = f"taken as absent {absent[name].in_words}"
+            words = f"; {words}; say {name}=mar if it is hidden there"
+        elif name in rules:
+            words = (
+                f"; no row has it {rules[name].in_words}, so that what it is there is "
+                f"extrapolated, and no data can say whether rightly{say}"
+            )
+        elif name in depends:
+            words = (
+                f", which depends on {depends[name]!r}; taken as hidden, given what is there at "
+                f"random{say}"
+            )
+        else:
+            words = "; no other column tells which"
+        some = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        result.append(f"{some}: empty in {rows:,} of {len(table):,} rows{words}")
     return result
 
 
@@ -209,8 +141,20 @@ class _Codes(NamedTuple):
         return self._replace(places=self.places[rows])
 
     @property
+    def there(self) -> NDArray[np.bool_]:
+        """The mask of the rows where it is not missing, (n,)."""
+        return self.places < len(self.codes)
+
+    @property
     def is_ordered(self) -> bool:
         return self.column.levels is None or isinstance(self.column, Ordinal)
+
+
+def _codes_of(columns: Sequence[Column], table: DataFrame) -> dict[str, _Codes]:
+    """The codes of the columns that have two or more, by name."""
+    plain = [column.column if isinstance(column, Skipped) else column for column in columns]
+    codes = {column.name: _Codes.from_values(column, table[column.name]) for column in plain}
+    return {name: column for name, column in codes.items() if len(column.codes) > 1}
 
 
 class _Cut(NamedTuple):
@@ -305,7 +249,7 @@ class _Cuts(NamedTuple):
     def holds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """The masks of rows where the rule holds, and of those that it decides, (n,) each."""
         rows = np.stack([cut.rows for cut in self.cuts])
-        there = np.stack([cut.codes.places < len(cut.codes.codes) for cut in self.cuts])
+        there = np.stack([cut.codes.there for cut in self.cuts])
         holds = np.asarray(rows.any(0) if self.either else rows.all(0))
         return holds, there.all(0) | (there & (rows == self.either)).any(0)
 
@@ -363,9 +307,7 @@ def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
     Returns:
         Rules by the names of columns.
     """
-    plain = [column.column if isinstance(column, Skipped) else column for column in columns]
-    codes = {column.name: _Codes.from_values(column, table[column.name]) for column in plain}
-    codes = {name: column for name, column in codes.items() if len(column.codes) > 1}
+    codes = _codes_of(columns, table)
     open_ones = [column.name for column in columns if not isinstance(column, Skipped)]
     rules: dict[str, Rule] = {}
     groups = _alike(table, open_ones)
@@ -432,37 +374,9 @@ def _dependence(column: _Codes, gone: NDArray[np.bool_]) -> tuple[float, _Cut]:
     Returns:
         These nats less those expected by chance with probability :data:`CHANCE`, and the codes.
     """
-    there = column.places < len(column.codes)
+    there = column.there
     n, gaps = int(there.sum()), int(gone[there].sum())
     weights = np.where(gone, 1 / max(gaps, 1), -1 / max(n - gaps, 1))
     cut = _best_cut(column, weights, priced=False)
     nats = 2 * gaps * (n - gaps) / max(n, 1) * cut.weight**2
     return nats - cut.price + math.log(CHANCE), cut
-
-
-def _auc(
-    columns: Sequence[Column], table: DataFrame, gone: NDArray[np.bool_]
-) -> tuple[float, float]:
-    """The area under the ROC curve of a prediction of gaps by trees, by folds, and its error.
-
-    The error is that of Hanley & McNeil, The meaning and use of the area under a receiver operating
-    characteristic (ROC) curve, Radiology 1982.
-    """
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-
-    if len(gone) > AUC_ROWS:
-        chosen = np.random.default_rng(0).choice(len(gone), AUC_ROWS, replace=False)
-        table, gone = table.iloc[chosen], gone[chosen]
-    positive, negative = int(gone.sum()), int((~gone).sum())
-    if min(positive, negative) < FEWEST or not columns:
-        return math.nan, math.nan
-    codes = np.stack([column.read(table[column.name]) for column in columns], 1)
-    trees = HistGradientBoostingClassifier(max_iter=50, random_state=0)
-    folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    predicted = cross_val_predict(trees, codes, gone, cv=folds, method="predict_proba")[:, 1]
-    a = float(roc_auc_score(gone, predicted))
-    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
-    spread = a * (1 - a) + (positive - 1) * (q1 - a * a) + (negative - 1) * (q2 - a * a)
-    return a, math.sqrt(max(spread, 0.0) / (positive * negative))

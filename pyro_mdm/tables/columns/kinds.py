@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.tables.columns.base import Column, numbers_of
+from pyro_mdm.tables.columns.base import Column
 from pyro_mdm.tables.columns.dates import Dates
-from pyro_mdm.tables.columns.evidence import FEW, decimals_of, finite_of
+from pyro_mdm.tables.columns.evidence import FEW, finite_of
 from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal
-from pyro_mdm.tables.columns.numbers import Continuous, Integer, Mixed, Nonnegative, Rounded
+from pyro_mdm.tables.columns.numbers import (
+    Bounded,
+    Continuous,
+    Integer,
+    Mixed,
+    Nonnegative,
+    Rounded,
+)
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, Empty
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ BUILT_IN: tuple[type[Column], ...] = (
     Rounded,
     Mixed,
     Nonnegative,
+    Bounded,
     Continuous,
 )
 """The kinds of the library."""
@@ -201,20 +209,11 @@ def kinds_of(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[s
     result = {}
     for name in table.columns:
         spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
-        if spec.ends is not None and spec.kind is None:
-            result[name] = _kind_within_ends(table[name])
+        if spec.ends is not None and spec.kind is None:  # few numbers of a range are no levels
+            result[name] = _kind_of(table[name], Ordinal.kind)
         else:
             result[name] = spec.kind or others or kind_of(table[name])
     return result
-
-
-def _kind_within_ends(values: Series[Any]) -> str:
-    """The inferred kind of a column with a range, in which few numbers are no levels."""
-    kind = kind_of(values)
-    if kind != Ordinal.kind:
-        return kind
-    decimals = decimals_of(numbers_of(values))
-    return Continuous.kind if decimals is None else Rounded.kind if decimals else Integer.kind
 
 
 # -- inference from values -------------------------------------------------------------------------
@@ -238,7 +237,12 @@ def kind_of(values: Series[Any]) -> str:
         >>> kind_of(pd.Series([0.0, 1.0, 2.0, 1.0])), kind_of(pd.Series(["a", "b"]))
         ('ordinal', 'categorical')
     """
-    asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind))
+    return _kind_of(values)
+
+
+def _kind_of(values: Series[Any], without: str = "") -> str:
+    """The inferred kind of a column, other than one."""
+    asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind) and name != without)
     return next(name for name in asked if KINDS[name].recognizes(values))
 
 

@@ -230,8 +230,7 @@ class Ordinal(_Levels):
         """The median draw."""
         import pandas as pd
 
-        place = {level: k for k, level in enumerate(self._known)}
-        levels = np.stack([pd.Series(row).map(place).to_numpy(np.float64) for row in draws])
+        levels = np.stack([self.read(pd.Series(row)) for row in draws])
         return np.asarray(self.values(np.sort(levels, 0)[len(draws) // 2]))
 
     @property
@@ -361,15 +360,13 @@ def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[
                 f"--columns {name}={'<'.join(order)}: column {name!r} holds numbers, and its order "
                 f"has {wrong[0]!r}; expected numbers"
             )
-        levels = {level: float(level) for level in order}
-        outside = [value for value in distinct if float(value) not in levels.values()]
+        levels = [float(level) for level in order]
     else:
         texts = {str(value): value for value in distinct}
-        levels = {level: texts.get(level, level) for level in order}
-        outside = [value for text, value in texts.items() if text not in levels]
-    if outside:
+        levels = [texts.get(level, level) for level in order]
+    if outside := [value for value in distinct if value not in levels]:
         raise DataError(
             f"column {name!r} holds {outside[0]!s}, which its order leaves out, expected one of "
             f"{' < '.join(order)}; add it to the order, or leave the entry empty"
         )
-    return [*levels.values()]
+    return levels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -93,6 +92,9 @@ class Continuous(Column):
     ranged: ClassVar[bool] = True
     _ends: Ends | None = None
     """The ends that were given."""
+    _lower: float = -math.inf
+    _upper: float = math.inf
+    """The least and the largest number that it may have."""
     _edges: Ends = EVERYWHERE
     """The least and the largest number that is drawn, or multiple of the step."""
     _half: ClassVar[float] = 0.0
@@ -149,10 +151,24 @@ class Continuous(Column):
         self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
 
     def read(self, values: Series[Any]) -> Values:
-        return finite_numbers(self.name, values)
+        codes = finite_numbers(self.name, values)
+        return np.where(self._impossible(codes), math.nan, codes)
+
+    def _impossible(self, numbers: Values) -> NDArray[np.bool_]:
+        """The mask of numbers that the column cannot have, (n,)."""
+        return np.asarray((numbers < self._lower) | (numbers > self._upper))
 
     def refusal(self, value: object) -> str:
-        return no_number(self.name, value)
+        number = as_number(value)
+        if number is None:
+            return no_number(self.name, value)
+        low, high = self._lower, self._upper
+        where = f"below {low:g}" if number <= low else f"above {high:g}"
+        return (
+            f"column {self.name!r} holds {number:g}, and the table of the run has none "
+            f"{'at or ' * (number in (low, high))}{where}; leave the entry empty, or train with "
+            f"--columns {self.name}=continuous"
+        )
 
     def values(self, codes: Values) -> Any:
         return codes
@@ -170,7 +186,18 @@ class Continuous(Column):
 
     @property
     def in_words(self) -> str:
-        return f"{self.kind}: a density on the whole line{_ends(self.edges, 'none drawn')}"
+        return f"{self.kind}: a density on the whole line{self._ends_in_words}"
+
+    @property
+    def _ends_in_words(self) -> str:
+        words = ""
+        for none, (low, high) in (
+            ("none", (self._lower, self._upper)),
+            ("none drawn", self.edges),
+        ):
+            words += f", {none} below {low:.12g}" if low > -math.inf else ""
+            words += f", {none} above {high:.12g}" if high < math.inf else ""
+        return words
 
     @property
     def edges(self) -> Ends:
@@ -208,6 +235,8 @@ class Mixed(Continuous):
 
     kind = "mixed"
     noisy = True
+    _repeats: ClassVar[bool] = True
+    """Whether numbers that repeat are atoms, and not only ends."""
 
     def __init__(
         self, name: str, values: Values, everything: Values, ends: Ends | None = None
@@ -216,7 +245,7 @@ class Mixed(Continuous):
         self._ends = ends
         there = np.sort(values[~np.isnan(values)])
         least, most = float(np.nanmin(everything)), float(np.nanmax(everything))
-        atoms = self._repeated(there)
+        atoms = atoms_of(there) if self._repeats else np.empty(0)
         if ends is not None:
             atoms = np.union1d(atoms, [end for end in ends if end in (least, most)])
             self._lower, self._upper = ends
@@ -250,20 +279,8 @@ class Mixed(Continuous):
         numbers = finite_numbers(name, values)
         return cls(name, numbers[train], numbers, spec.ends)
 
-    def _repeated(self, values: Values) -> Values:
-        """The atoms among sorted values, other than ends."""
-        return atoms_of(values)
-
-    def read(self, values: Series[Any]) -> Values:
-        codes = super().read(values)
-        outside = (codes < self._lower) | (codes > self._upper)
-        for end, *_ in self._tails:
-            outside |= codes == end
-        return np.where(outside, math.nan, codes)
-
-    def refusal(self, value: object) -> str:
-        open_ends = [end for end, *_ in self._tails]
-        return _refused_number(self.name, value, self._lower, self._upper, open_ends)
+    def _impossible(self, numbers: Values) -> NDArray[np.bool_]:
+        return super()._impossible(numbers) | np.isin(numbers, [end for end, *_ in self._tails])
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, log_slope = super().scaled(codes)
@@ -312,16 +329,32 @@ class Mixed(Continuous):
 
     @property
     def in_words(self) -> str:
-        ends = _ends((self._lower, self._upper)) + _ends(self.edges, "none drawn")
         if len(self.atoms) == 0:
-            return f"{self.kind}: a density{ends}"
+            return f"{self.kind}: a density{self._ends_in_words}"
         shares = (share_below(self._high) - share_below(self._low)).tolist()
         atoms = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
         more = f" and {len(atoms) - 5} more" if len(atoms) > 5 else ""
-        return f"{self.kind}: atoms {', '.join(atoms[:5])}{more}, and a density beside them{ends}"
+        words = f"{self.kind}: atoms {', '.join(atoms[:5])}{more}, and a density beside them"
+        return words + self._ends_in_words
 
 
-class Nonnegative(Mixed):
+class Bounded(Mixed):
+    """A continuous column with a range, and atoms at ends that numbers have.
+
+    Args:
+        name, values, everything, ends: as for :class:`Mixed`.
+
+    Example:
+        >>> score = np.linspace(0.0, 10.0, 50)
+        >>> Bounded("score", score, score, ends=(0.0, 20.0)).spec
+        'continuous 0..20'
+    """
+
+    kind = "continuous"
+    _repeats = False
+
+
+class Nonnegative(Bounded):
     """A column of numbers with a density above 0, and an atom at 0 if a number is 0.
 
     Args:
@@ -353,27 +386,6 @@ class Nonnegative(Mixed):
     def recognizes(cls, values: Series[Any]) -> bool:
         numbers = finite_of(values)
         return len(numbers) > 0 and bool((numbers >= 0).all())
-
-    def _repeated(self, values: Values) -> Values:
-        return np.empty(0)
-
-
-class Bounded(Mixed):
-    """A continuous column with a range, and atoms at ends that numbers have.
-
-    Args:
-        name, values, everything, ends: as for :class:`Mixed`.
-
-    Example:
-        >>> score = np.linspace(0.0, 10.0, 50)
-        >>> Bounded("score", score, score, ends=(0.0, 20.0)).spec
-        'continuous 0..20'
-    """
-
-    kind = "continuous"
-
-    def _repeated(self, values: Values) -> Values:
-        return np.empty(0)
 
 
 class Rounded(Continuous):
@@ -469,10 +481,8 @@ class Rounded(Continuous):
     def _unrounded(self, values: Values) -> NDArray[np.bool_]:
         return np.asarray((np.round(values, self._decimals) != values) & ~np.isnan(values))
 
-    def read(self, values: Series[Any]) -> Values:
-        codes = super().read(values)
-        wrong = self._unrounded(codes) | (codes < self._lower) | (codes > self._upper)
-        return np.where(wrong, math.nan, codes)
+    def _impossible(self, numbers: Values) -> NDArray[np.bool_]:
+        return super()._impossible(numbers) | self._unrounded(numbers)
 
     def refusal(self, value: object) -> str:
         number = as_number(value)
@@ -482,7 +492,7 @@ class Rounded(Continuous):
                 f"column {self.name!r} holds {number:g}, expected {expected}; round it, or train "
                 f"with --columns {self.name}=continuous"
             )
-        return _refused_number(self.name, value, self._lower, self._upper)
+        return super().refusal(value)
 
     def values(self, codes: Values) -> Any:
         return np.round(codes, self._decimals)
@@ -525,8 +535,7 @@ class Rounded(Continuous):
         what = "integer" if self._decimals == 0 else f"number of {self._decimals} decimals"
         if self._multiple > 1:
             what = f"multiple of {1 / self._per_unit:.12g}"
-        ends = _ends((self._lower, self._upper)) + _ends(self.edges, "none drawn")
-        return f"{self.kind}: a probability of each {what}{ends}"
+        return f"{self.kind}: a probability of each {what}{self._ends_in_words}"
 
 
 class Integer(Rounded):
@@ -593,25 +602,3 @@ def _scale_of(values: Values, ends: Ends) -> tuple[Values, Values]:
         return quantiles(values)
     x = np.linspace(line[1][0], line[1][-1], POINTS)
     return np.interp(x, line[1], line[0]), share_below(torch.from_numpy(x)).numpy()
-
-
-def _ends(ends: Ends, none: str = "none") -> str:
-    """The ends of a column in words."""
-    low, high = ends
-    words = f", {none} below {low:.12g}" if low > -math.inf else ""
-    return words + (f", {none} above {high:.12g}" if high < math.inf else "")
-
-
-def _refused_number(
-    name: str, value: object, lower: float, upper: float, open_ends: Sequence[float] = ()
-) -> str:
-    """The message for a value that a column with ends cannot have."""
-    number = as_number(value)
-    if number is None:
-        return no_number(name, value)
-    at = "at or " if number in open_ends else ""
-    where = f"{at}below {lower:g}" if number <= lower else f"{at}above {upper:g}"
-    return (
-        f"column {name!r} holds {number:g}, and the table of the run has none {where}; leave the "
-        f"entry empty, or train with --columns {name}=continuous"
-    )

@@ -105,26 +105,20 @@ class Skipped(Column):
 
     Attributes:
         column: the column where it exists.
+        rule: the rule by which it is absent.
     """
 
     def __init__(self, column: Column, rule: Rule) -> None:
         super().__init__(column.name)
         self.kind, self.noisy, self.levels = column.kind, column.noisy, column.levels
         self.column, self.width = column, 1 + column.width
-        conditions = tuple((column, ranges) for column, ranges in rule.conditions)
-        self._rule = conditions, rule.either, rule.exact
+        self.rule = rule
 
     @classmethod
     def fit(
         cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
     ) -> Column:
         raise TypeError(f"a {cls.__name__} is made of a fitted column, by Skipped(column, rule)")
-
-    @property
-    def rule(self) -> Rule:
-        """The rule by which it is absent."""
-        conditions, either, exact = self._rule
-        return Rule(tuple(Condition(*condition) for condition in conditions), either, exact)
 
     def codes_in(self, table: DataFrame) -> Values:
         codes = self.codes(table[self.name])
