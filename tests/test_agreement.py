@@ -71,7 +71,7 @@ def test_what_is_missing_is_drawn_before_rows_are_compared() -> None:
     x = rng.normal(size=600)
     y = 0.7 * x + math.sqrt(0.51) * rng.normal(size=600)
     table = pd.DataFrame({"x": x, "y": np.where(x > 0, math.nan, y)})
-    problem = Tabular(data=table)
+    problem = Tabular(data=table, columns="y=mar")
     torch.manual_seed(0)
     model = problem.build(VPSDE(max_log_snr=9.0, min_log_snr=-9.0), maps=True).eval()
     found = agreement(problem, model)

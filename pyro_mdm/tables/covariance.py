@@ -12,6 +12,9 @@ __all__ = ["drawn_rows", "joint_moments"]
 
 CLOSE = 1e-5
 """The change of C, as a fraction of its largest variance, at which it has converged."""
+MANY = 10
+"""The number of rows for each dimension from which α is 1: the evidence of many rows would take
+the shape of columns that are not Gaussian for independence."""
 GRID = 41
 """The number of weights α that are compared, from 0.1 to 100 d."""
 ENTRIES = 2**22
@@ -27,8 +30,9 @@ def joint_moments(
     In each round a row counts as its mean and covariance given its present entries, under the
     distribution so far. C is shrunk to the variances of the columns, as if α more rows were of
     independent columns: ``C = (N S + α diag S)/(N + α)``, the posterior mean by an inverse Wishart
-    prior whose α has the largest evidence, given as many rows as have an entry on average. So C is
-    not singular, and few rows of many columns are no more dependent than they show.
+    prior whose α has the largest evidence, given as many rows as have an entry on average, or is 1
+    for ten rows or more for each column. So C is not singular, and few rows of many columns are no
+    more dependent than they show.
 
     A column without two values has the variance 1.
 
@@ -92,6 +96,8 @@ def _shrunk(S: Tensor, number: int, effective: float) -> Tensor:
     ``½ ν log|Ψ| - ½ (ν + n) log|Ψ + n S| + log Γ_d(½ (ν + n)) - log Γ_d(½ ν)``.
     """
     d, variance = len(S), S.diagonal()
+    if effective >= MANY * d:
+        return (number * S + variance.diag()) / (number + 1)
     scale = variance.rsqrt()
     spectrum = torch.linalg.eigvalsh(scale.unsqueeze(-1) * S * scale).clamp_min(0)
     alpha = torch.logspace(-1, math.log10(100 * d), GRID, dtype=S.dtype, device=S.device)

@@ -91,8 +91,8 @@ class DateForm(NamedTuple):
         if self.dtype is not None:
             dtype = pd.api.types.pandas_dtype(self.dtype)
             if (zone := getattr(dtype, "tz", None)) is not None:
-                first = np.ones(len(stamps), bool)  # of the two times where a clock is put back
-                stamps = stamps.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+                earlier = np.ones(len(stamps), bool)  # of the two where a clock is put back
+                stamps = stamps.tz_localize(zone, ambiguous=earlier, nonexistent="shift_forward")
             return stamps.astype(dtype)
         if self.pattern is None:
             whole = self.step == DAY

@@ -92,7 +92,8 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
 
 def _classes() -> dict[str, type[Column]]:
     """Classes of columns that a run names without a file."""
-    return {cls.__name__: cls for cls in (*KINDS.values(), *BUILT_IN, Skipped)}
+    ours: list[type[Column]] = [*KINDS.values(), *BUILT_IN, Skipped]
+    return {cls.__name__: cls for cls in ours}
 
 
 def _encoded(value: object) -> Any:
@@ -108,7 +109,7 @@ def _encoded(value: object) -> Any:
         return {"tensor": _encoded(value.tolist())}
     if isinstance(value, Column):
         return {"column": column_facts(value)}
-    if type(value) in RECORDS.values():
+    if isinstance(value, tuple) and type(value) in RECORDS.values():
         return {"record": [type(value).__name__, _encoded([*value])]}
     if isinstance(value, tuple):
         return {"tuple": _encoded([*value])}
