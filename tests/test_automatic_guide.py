@@ -209,10 +209,10 @@ def test_a_chain_that_loses_is_its_gaussian() -> None:
 @pytest.mark.slow
 def test_particles_find_both_modes() -> None:
     guide = AutoMDM(two_modes, start="particles", steps=8)
-    guide.fit(updates=400, particles=2_048, learning_rate=0.01, progress=False)
+    guide.fit(updates=60, start_updates=60, particles=1_024, learning_rate=0.02, progress=False)
     x = guide.sample_posterior(1_000)["x"]
     assert 0.3 < float((x > 0).float().mean()) < 0.7
-    # a Gaussian of this spread has 0.29 there; seeds of the fit, 0.66 to 0.95
+    # a Gaussian of this spread has 0.29 there; twelve seeds of the fit, all of it
     assert float(((x.abs() - 2).abs() < 0.6).float().mean()) > 0.45
     grid = torch.linspace(-6, 6, 20_001)
     log_p = dist.Normal(0.0, 3.0).log_prob(grid)

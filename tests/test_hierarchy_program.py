@@ -17,7 +17,9 @@ from torch import Tensor
 
 from inference.folders.runs import RunError
 from inference.posterior import posterior
+from inference.posteriors import hierarchy
 from inference.posteriors.hierarchy import HierarchyReport, hierarchy_named, read_units
+from pyro_mdm import AutoMDM
 from pyro_mdm.posteriors import AmortizedLikelihood, LikelihoodMembers
 from tests.mistakes import refused
 
@@ -83,6 +85,19 @@ def test_a_hierarchy_is_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert hierarchy_named("mine.py:population").__name__ == "population"
     with pytest.raises(TypeError, match=r"--hierarchy mine\.py:number is 3, expected a Pyro"):
         hierarchy_named("mine.py:number")
+
+
+class Brief(AutoMDM):
+    """A guide that is trained for a moment: its weights are right all the same."""
+
+    def fit(self, *args: Any, **options: Any) -> AutoMDM:
+        return super().fit(*args, start_updates=100, **options)
+
+
+@pytest.fixture(autouse=True)
+def brief_guides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hierarchy, "AutoMDM", Brief)
+    monkeypatch.setattr(hierarchy, "UPDATES", (0, 3))
 
 
 class Exact(AmortizedLikelihood):
