@@ -21,22 +21,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.spec import ColumnSpec, range_in_words
 from pyro_mdm.tables.one_hot import OneHot
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 __all__ = [
     "Center",
     "Column",
+    "Mask",
     "Values",
     "WHOLE",
     "as_number",
@@ -51,6 +50,8 @@ __all__ = [
 
 Values = NDArray[Any]
 """Values or codes of a column."""
+Mask = NDArray[np.bool_]
+"""Whether each row is meant."""
 Center = Literal["mean", "median"]
 """The centre of draws."""
 
@@ -95,7 +96,7 @@ class Column(ABC):
     # -- the kind ----------------------------------------------------------------------------------
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         """Whether values are inferred to be of this kind.
 
         It is asked where the kind is not given, in the order of
@@ -104,7 +105,7 @@ class Column(ABC):
         return False
 
     @classmethod  # noqa: B027  many kinds check nothing
-    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
         """Raise DataError unless a column may be of this kind.
 
         Args:
@@ -115,9 +116,7 @@ class Column(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         """A column of this kind, fitted to values.
 
         Args:
@@ -128,7 +127,7 @@ class Column(ABC):
         """
 
     @classmethod
-    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+    def doubts(cls, name: str, values: pd.Series[Any]) -> list[str]:
         """Doubts that values are of this kind, in words, with a remedy each.
 
         Args:
@@ -139,7 +138,7 @@ class Column(ABC):
 
     # -- the column --------------------------------------------------------------------------------
 
-    def codes(self, values: Series[Any]) -> Values:
+    def codes(self, values: pd.Series[Any]) -> Values:
         """The codes of values, (n,) float64, NaN where missing.
 
         Raises:
@@ -151,16 +150,16 @@ class Column(ABC):
             raise DataError(self.refusal(values[unknown].iloc[0]))
         return codes
 
-    def codes_in(self, table: DataFrame) -> Values:
+    def codes_in(self, table: pd.DataFrame) -> Values:
         """The codes of the column in a table, as :meth:`codes`."""
         return self.codes(table[self.name])
 
-    def unknown(self, values: Series[Any]) -> NDArray[np.bool_]:
+    def unknown(self, values: pd.Series[Any]) -> Mask:
         """The mask of values that the column cannot have, (n,)."""
         return np.isnan(self.read(values)) & values.notna().to_numpy()
 
     @abstractmethod
-    def read(self, values: Series[Any]) -> Values:
+    def read(self, values: pd.Series[Any]) -> Values:
         """The codes of values, (n,) float64, NaN where missing or not possible in the column."""
 
     @abstractmethod
@@ -242,10 +241,8 @@ WHOLE = 2.0**53
 """The whole number beyond which float64 does not represent all."""
 
 
-def numbers_of(values: Series[Any]) -> Values:
+def numbers_of(values: pd.Series[Any]) -> Values:
     """Values as float64, NaN where missing or not a number."""
-    import pandas as pd
-
     try:
         numbers = pd.to_numeric(values, errors="coerce")
     except OverflowError:  # a whole number of hundreds of digits
@@ -253,7 +250,7 @@ def numbers_of(values: Series[Any]) -> Values:
     return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
 
 
-def check_sizes(name: str, values: Series[Any]) -> None:
+def check_sizes(name: str, values: pd.Series[Any]) -> None:
     """Raise DataError for numbers that float64 cannot compute with.
 
     They are complex, or their squares would be infinite or zero, or whole ones that differ would be
@@ -263,8 +260,6 @@ def check_sizes(name: str, values: Series[Any]) -> None:
         name: the name of the column.
         values: the values of all rows; others than numbers are not looked at.
     """
-    import pandas as pd
-
     fix = f"say --columns {name}=categorical, or leave it out: --columns {name}=drop"
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind == "complex":
@@ -295,28 +290,26 @@ def check_finite(name: str, numbers: Values) -> None:
         )
 
 
-def as_written(table: DataFrame) -> DataFrame:
+def as_written(table: pd.DataFrame) -> pd.DataFrame:
     """A table with its numbers in float64 where they are objects, such as decimals, or float32.
 
     Those of float32 are their shortest decimals: columns compare numbers with levels, atoms, ends
     and decimals, where 0.1 is not 0.10000000149. Objects beyond 2**53 stay as they are.
     """
-    from pandas.api.types import infer_dtype
-
     table = table.copy(deep=False)
     for name, kind in table.dtypes.items():
         values = table[name]
         if kind.kind == "f" and kind.itemsize < 8:
             numbers = values.to_numpy(dtype=f"f{kind.itemsize}", na_value=math.nan)
             table[name] = numbers.astype(str).astype(np.float64)
-        elif str(kind) == "object" and infer_dtype(values, skipna=True) in NUMERIC:
+        elif str(kind) == "object" and pd.api.types.infer_dtype(values, skipna=True) in NUMERIC:
             numbers = numbers_of(values)
             if np.nanmax(np.abs(numbers), initial=0.0) <= WHOLE:
                 table[name] = numbers
     return table
 
 
-def check_numbers(name: str, values: Series[Any], spec: ColumnSpec, advice: str = "") -> None:
+def check_numbers(name: str, values: pd.Series[Any], spec: ColumnSpec, advice: str = "") -> None:
     """Raise DataError unless values are numbers, in the given range if there is one.
 
     Args:
@@ -352,7 +345,7 @@ def as_number(value: Any) -> float | None:
         return None
 
 
-def rows_in_words(mask: NDArray[np.bool_]) -> str:
+def rows_in_words(mask: Mask) -> str:
     """The number of rows of a mask in words."""
     count = int(mask.sum())
     return f"{count:,} row{'s' if count != 1 else ''}"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import Center, Column, Values
+from pyro_mdm.tables.columns.base import Center, Column, Mask, Values
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.numbers import Continuous, Integer
 from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec
-
-if TYPE_CHECKING:
-    from pandas import Series
 
 __all__ = ["DAY", "DateForm", "Dates", "days_of"]
 
@@ -34,10 +31,8 @@ REACH = 106_000
 """The most days from 1970 that nanoseconds hold in 64 bits, rounded down."""
 
 
-def days_of(values: Series[Any]) -> Values:
+def days_of(values: pd.Series[Any]) -> Values:
     """Days since 1970 of dates, (n,) float64, NaN where missing or not a date."""
-    import pandas as pd
-
     stamps = values
     if pd.api.types.infer_dtype(values, skipna=True) in ("date", "datetime"):
         stamps = pd.to_datetime(values, errors="coerce")
@@ -60,10 +55,8 @@ class DateForm(NamedTuple):
     step: int  # the number of microseconds that all dates are multiples of
 
     @classmethod
-    def from_values(cls, values: Series[Any]) -> DateForm:
+    def from_values(cls, values: pd.Series[Any]) -> DateForm:
         """The form of a column of dates."""
-        import pandas as pd
-
         there = values.dropna()
         micros = np.round(days_of(there) * DAY)
         step = next(step for step in STEPS if (micros % step == 0).all())
@@ -83,16 +76,14 @@ class DateForm(NamedTuple):
         Args:
             days: days since 1970, (n,).
         """
-        import pandas as pd
-
         first, last = (-REACH, REACH) if "[ns" in (self.dtype or "") else (FIRST, LAST)
         micros = np.round(days.clip(first, last) * (DAY / self.step)) * self.step
         stamps = pd.DatetimeIndex(micros.astype(np.int64).astype("datetime64[us]"))
         if self.dtype is not None:
             dtype = pd.api.types.pandas_dtype(self.dtype)
             if (zone := getattr(dtype, "tz", None)) is not None:
-                earlier = np.ones(len(stamps), bool)  # of the two where a clock is put back
-                stamps = stamps.tz_localize(zone, ambiguous=earlier, nonexistent="shift_forward")
+                early = np.ones(len(stamps), bool)  # of the two times where a clock is put back
+                stamps = stamps.tz_localize(zone, ambiguous=early, nonexistent="shift_forward")
             return stamps.astype(dtype)
         if self.pattern is None:
             whole = self.step == DAY
@@ -124,7 +115,7 @@ class Dates(Column):
     kind = "date"
     noisy = True
 
-    def __init__(self, name: str, values: Series[Any], train: NDArray[np.bool_]) -> None:
+    def __init__(self, name: str, values: pd.Series[Any], train: Mask) -> None:
         super().__init__(name)
         days = days_of(values)
         if (wrong := np.isnan(days) & values.notna().to_numpy()).any():
@@ -142,10 +133,8 @@ class Dates(Column):
         )
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         """Whether values are dates by their type, or each by itself, an object or ISO text."""
-        import pandas as pd
-
         if pd.api.types.infer_dtype(values, skipna=True) in ("date", "datetime", "datetime64"):
             return True
         there = values.dropna()
@@ -156,14 +145,10 @@ class Dates(Column):
         return is_iso and not np.isnan(days_of(there)).any()
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         return cls(name, values, train)
 
-    def read(self, values: Series[Any]) -> Values:
-        import pandas as pd
-
+    def read(self, values: pd.Series[Any]) -> Values:
         days = days_of(values)
         if self._form.step == DAY and getattr(values.dtype, "tz", None) is not None:
             days = np.floor(days)  # a day whose clock was put forward at midnight begins later
@@ -186,8 +171,6 @@ class Dates(Column):
         return self._line.unscaled(x)
 
     def center(self, draws: Values, center: Center) -> Values:
-        import pandas as pd
-
         days = np.stack([days_of(pd.Series(row)) for row in draws])
         return np.asarray(self.values(self._line.center(days, center)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +11,9 @@ from pyro_mdm.tables.columns.base import Values
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.kinds import KINDS
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Boolean, Ordinal
 from pyro_mdm.tables.columns.numbers import Integer
-
-if TYPE_CHECKING:
-    from pandas import Series
 
 __all__ = ["doubts_of", "marks_of"]
 
@@ -43,7 +41,7 @@ FORMATS += ["%H:%M", "%H:%M:%S"]
 """Forms of dates and times in text."""
 
 
-def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:
+def doubts_of(name: str, values: pd.Series[Any], kind: str) -> list[str]:
     """Doubts on the values of a column and on its inferred kind.
 
     Args:
@@ -51,8 +49,6 @@ def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:
         values: its values.
         kind: the name of the kind.
     """
-    import pandas as pd
-
     there, doubts = values.dropna(), []
     if pd.api.types.is_numeric_dtype(there) and not pd.api.types.is_bool_dtype(there):
         marks = marks_of(there.to_numpy(dtype=np.float64))
@@ -113,10 +109,8 @@ def _doubts_of_codes(name: str, numbers: Values, kind: str) -> list[str]:
     return []
 
 
-def _text_doubts(values: Series[Any]) -> list[str]:
+def _text_doubts(values: pd.Series[Any]) -> list[str]:
     """Doubts on values that are no numbers."""
-    import pandas as pd
-
     written = values.astype(str)
     text = written.str.strip()
     if not isinstance(values.dtype, pd.CategoricalDtype):
@@ -149,14 +143,12 @@ def _text_doubts(values: Series[Any]) -> list[str]:
     return doubts
 
 
-def _share_read(text: Series[Any], form: str) -> float:
+def _share_read(text: pd.Series[Any], form: str) -> float:
     """The fraction of texts that are dates or times of a form."""
-    import pandas as pd
-
     return float(pd.to_datetime(text, format=form, errors="coerce").notna().mean())
 
 
-def _some(values: Series[Any]) -> str:
+def _some(values: pd.Series[Any]) -> str:
     """Some distinct values in words."""
     distinct = [*map(repr, values.unique()[:4])]
     return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "")

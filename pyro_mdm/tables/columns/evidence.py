@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pyro_mdm.tables.columns.base import WHOLE, Values
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.spec import EVERYWHERE, Ends
-
-if TYPE_CHECKING:
-    from pandas import Series
 
 __all__ = [
     "DECIMALS",
@@ -42,10 +40,8 @@ FEWEST, SHARP = 100, 0.4
 """The fewest values of which an end is inferred, and the least density there, of the largest."""
 
 
-def finite_of(values: Series[Any]) -> Values:
+def finite_of(values: pd.Series[Any]) -> Values:
     """The present numbers of a column, float64; empty if it has other values, or infinite ones."""
-    import pandas as pd
-
     none = np.empty(0)
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
         return none

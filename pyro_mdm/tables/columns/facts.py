@@ -92,8 +92,8 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
 
 def _classes() -> dict[str, type[Column]]:
     """Classes of columns that a run names without a file."""
-    ours: list[type[Column]] = [*KINDS.values(), *BUILT_IN, Skipped]
-    return {cls.__name__: cls for cls in ours}
+    classes: tuple[type[Column], ...] = (*KINDS.values(), *BUILT_IN, Skipped)
+    return {cls.__name__: cls for cls in classes}
 
 
 def _encoded(value: object) -> Any:
@@ -109,10 +109,9 @@ def _encoded(value: object) -> Any:
         return {"tensor": _encoded(value.tolist())}
     if isinstance(value, Column):
         return {"column": column_facts(value)}
-    if isinstance(value, tuple) and type(value) in RECORDS.values():
-        return {"record": [type(value).__name__, _encoded([*value])]}
     if isinstance(value, tuple):
-        return {"tuple": _encoded([*value])}
+        items, name = _encoded([*value]), type(value).__name__
+        return {"record": [name, items]} if name in RECORDS else {"tuple": items}
     raise TypeError(f"{value!r} is a {type(value).__name__}, expected numbers or text")
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm import randomness
@@ -19,7 +18,7 @@ from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.chained import Block, chained_completions
-from pyro_mdm.tables.columns.base import Column, as_written, check_sizes, rows_in_words
+from pyro_mdm.tables.columns.base import Column, Mask, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     BUILT_IN,
@@ -31,13 +30,11 @@ from pyro_mdm.tables.columns.kinds import (
     left_out,
     parse_spec,
 )
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Categorical, shown
 from pyro_mdm.tables.columns.numbers import Continuous, Mixed, finite_numbers
 from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 __all__ = [
     "Unknown",
@@ -57,8 +54,8 @@ of present entries."""
 
 @checked_arguments
 def fit_columns(
-    table: DataFrame,
-    train: NDArray[np.bool_],
+    table: pd.DataFrame,
+    train: Mask,
     kinds: Mapping[str, str] | None = None,
     find_kind: FindKind | None = None,
 ) -> list[Column]:
@@ -134,7 +131,7 @@ def _spec_of(name: str, kinds: Mapping[str, str]) -> ColumnSpec:
 
 
 def _with_absences(
-    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
+    table: pd.DataFrame, train: Mask, kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
     """Columns, of which some do not exist for some rows, as given or as inferred from the table."""
     empty = {c.name: _spec_of(c.name, kinds).empty for c in columns}
@@ -178,12 +175,10 @@ def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Te
 
 
 def _fitted_to_whole_rows(
-    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
+    table: pd.DataFrame, train: Mask, kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
     """Columns, with scales of completed rows for numbers with gaps, if gaps depend on other
     columns: their present numbers have another distribution."""
-    import pandas as pd
-
     rows = table[train]
     codes = encode(columns, without_unknown(rows, unknown_in(columns, rows))) if columns else None
     if codes is None or codes.isnan().all(0).any():
@@ -218,8 +213,8 @@ def _check_values(
     cls: type[Column],
     kind: str,
     spec: ColumnSpec,
-    values: Series[Any],
-    train: NDArray[np.bool_],
+    values: pd.Series[Any],
+    train: Mask,
 ) -> None:
     distinct, drop = values[train].dropna().unique(), f"--columns {name}=drop"
     if len(distinct) == 0:
@@ -243,13 +238,13 @@ def _check_values(
 class Unknown(NamedTuple):
     """Values that a column cannot have, with words for messages."""
 
-    mask: NDArray[np.bool_]  # where they are, (n,)
+    mask: Mask  # where they are, (n,)
     values: str  # some of them
     are: str  # "is" or "are"
     rows: str  # the number of rows
 
 
-def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown]:
+def unknown_in(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Unknown]:
     """The values of a table that its columns cannot have, by the names of these columns."""
     table, unknown = as_written(table), {}
     for column in columns:
@@ -263,7 +258,7 @@ def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown
     return unknown
 
 
-def without_unknown(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
+def without_unknown(table: pd.DataFrame, unknown: Mapping[str, Unknown]) -> pd.DataFrame:
     """A table with its unknown values missing."""
     table = table.copy(deep=False)
     for name, what in unknown.items():
@@ -271,7 +266,7 @@ def without_unknown(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFra
     return table
 
 
-def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
+def encode(columns: Sequence[Column], table: pd.DataFrame) -> Tensor:
     """The codes of a table, (n, d) float64, NaN where an entry is missing.
 
     Args:
@@ -338,7 +333,7 @@ def to_model_space(
     return Dequantized(x.float(), log_det.float())
 
 
-def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
+def decode(columns: Sequence[Column], x: Tensor) -> pd.DataFrame:
     """The table of data in model space, in its units and categories.
 
     Args:
@@ -353,8 +348,6 @@ def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
         >>> decode([Boolean("smokes")], torch.tensor([[0.9], [-1.2]]))["smokes"].tolist()
         [True, False]
     """
-    import pandas as pd
-
     table = {}
     pieces = x.cpu().split([c.width for c in columns], -1)
     for column, piece in zip(columns, pieces, strict=True):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_mdm.tables.columns.base import Column, Values
+from pyro_mdm.tables.columns.base import Column, Mask, Values
 from pyro_mdm.tables.columns.dates import Dates
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Ordinal
 from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 __all__ = ["dependent_gaps", "never_together", "patterns", "skip_rules"]
 
@@ -38,7 +36,7 @@ PAIRED = 8
 """The most columns of which rules of several are searched, those that tell most."""
 
 
-def dependent_gaps(columns: Sequence[Column], table: DataFrame) -> dict[str, str]:
+def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, str]:
     """The columns whose gaps depend on another column, each with the one on which they depend most.
 
     Were gaps chance, gaps at the codes where they are most frequent would have a hypergeometric
@@ -71,7 +69,9 @@ def dependent_gaps(columns: Sequence[Column], table: DataFrame) -> dict[str, str
     return depends
 
 
-def patterns(columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Rule]) -> list[str]:
+def patterns(
+    columns: Sequence[Column], table: pd.DataFrame, rules: Mapping[str, Rule]
+) -> list[str]:
     """The patterns of gaps in a table in words, those with most rows first.
 
     A pattern is of columns that are empty in the same rows.
@@ -106,14 +106,14 @@ def patterns(columns: Sequence[Column], table: DataFrame, rules: Mapping[str, Ru
     return result
 
 
-def never_together(table: DataFrame, names: Sequence[str]) -> list[tuple[str, str]]:
+def never_together(table: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of columns of which no row has both."""
     there = table[[*names]].notna().to_numpy(dtype=np.float64)
     i, j = np.triu(there.T @ there == 0, 1).nonzero()
     return [(names[a], names[b]) for a, b in zip(i, j, strict=True)]
 
 
-def _alike(table: DataFrame, names: Sequence[str]) -> list[list[str]]:
+def _alike(table: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     """The names of columns with gaps, grouped by the rows where they have them."""
     groups: dict[bytes, list[str]] = {}
     for name in names:
@@ -131,7 +131,7 @@ class _Codes(NamedTuple):
     places: NDArray[np.intp]  # the place of each row among them, (n,); k where it is missing
 
     @classmethod
-    def from_values(cls, column: Column, values: Series[Any]) -> _Codes:
+    def from_values(cls, column: Column, values: pd.Series[Any]) -> _Codes:
         codes = column.read(values)
         distinct, places = np.unique(codes, return_inverse=True)
         distinct = distinct[~np.isnan(distinct)]
@@ -141,7 +141,7 @@ class _Codes(NamedTuple):
         return self._replace(places=self.places[rows])
 
     @property
-    def there(self) -> NDArray[np.bool_]:
+    def there(self) -> Mask:
         """The mask of the rows where it is not missing, (n,)."""
         return self.places < len(self.codes)
 
@@ -150,7 +150,7 @@ class _Codes(NamedTuple):
         return self.column.levels is None or isinstance(self.column, Ordinal)
 
 
-def _codes_of(columns: Sequence[Column], table: DataFrame) -> dict[str, _Codes]:
+def _codes_of(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, _Codes]:
     """The codes of the columns that have two or more, by name."""
     plain = [column.column if isinstance(column, Skipped) else column for column in columns]
     codes = {column.name: _Codes.from_values(column, table[column.name]) for column in plain}
@@ -161,13 +161,13 @@ class _Cut(NamedTuple):
     """Codes of a column at which another may be absent."""
 
     codes: _Codes
-    chosen: NDArray[np.bool_]  # of the different codes, (k,)
+    chosen: Mask  # of the different codes, (k,)
     is_range: bool  # whether they are those between two ends, or outside of these
     price: float  # minus the logarithm of its share of false alarms, nats
     weight: float  # the sum of the weights of their rows
 
     @property
-    def rows(self) -> NDArray[np.bool_]:
+    def rows(self) -> Mask:
         """The mask of the rows with these codes, (n,)."""
         return np.append(self.chosen, False)[self.codes.places]
 
@@ -246,7 +246,7 @@ class _Cuts(NamedTuple):
     either: bool
 
     @property
-    def holds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def holds(self) -> tuple[Mask, Mask]:
         """The masks of rows where the rule holds, and of those that it decides, (n,) each."""
         rows = np.stack([cut.rows for cut in self.cuts])
         there = np.stack([cut.codes.there for cut in self.cuts])
@@ -261,7 +261,7 @@ class _Cuts(NamedTuple):
             cuts[turn] = _best_cut(cuts[turn].codes, weights * np.all(others, axis=0))
         return _Cuts(tuple(cuts), self.either)
 
-    def explains(self, gone: NDArray[np.bool_], price: float) -> bool:
+    def explains(self, gone: Mask, price: float) -> bool:
         """Whether gaps are where the rule holds, and the gaps elsewhere are by chance.
 
         Args:
@@ -286,7 +286,7 @@ class _Cuts(NamedTuple):
         return all(_dependence(column, gone[rest])[0] <= 0 for column in columns)
 
 
-def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
+def skip_rules(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Rule]:
     """Rules by which columns do not exist for some rows.
 
     A rule is a condition on another column, or up to ``MOST_CONDITIONS`` of which all or any must
@@ -320,7 +320,7 @@ def skip_rules(columns: Sequence[Column], table: DataFrame) -> dict[str, Rule]:
     return rules
 
 
-def _rule(gone: NDArray[np.bool_], columns: Sequence[_Codes], price: float) -> Rule | None:
+def _rule(gone: Mask, columns: Sequence[_Codes], price: float) -> Rule | None:
     """The rule by which other columns make entries absent, if there is one.
 
     Several conditions are improved in turn, from those of single columns on which gaps depend most.
@@ -364,7 +364,7 @@ def _rule(gone: NDArray[np.bool_], columns: Sequence[_Codes], price: float) -> R
     return None
 
 
-def _dependence(column: _Codes, gone: NDArray[np.bool_]) -> tuple[float, _Cut]:
+def _dependence(column: _Codes, gone: Mask) -> tuple[float, _Cut]:
     """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance.
 
     With p the share of gaps among n rows, and J the share of the codes among rows with a gap less

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import datetime
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.files import json_of
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+from pyro_mdm.tables.columns.lazy import pd
 
 __all__ = ["table_bytes", "table_of"]
 
@@ -26,7 +24,7 @@ SCALARS = (bool, int, float, str)
 """The types of values that JSON holds."""
 
 
-def table_bytes(table: DataFrame) -> bytes:
+def table_bytes(table: pd.DataFrame) -> bytes:
     """A table as JSON.
 
     Raises:
@@ -36,14 +34,12 @@ def table_bytes(table: DataFrame) -> bytes:
     return json.dumps({"rows": len(table), "columns": columns}).encode()
 
 
-def table_of(content: bytes) -> DataFrame:
+def table_of(content: bytes) -> pd.DataFrame:
     """The table of :func:`table_bytes`, with rows 0, 1, ….
 
     Raises:
         ValueError: other bytes.
     """
-    import pandas as pd
-
     try:
         kept = json_of(content)
         columns = [(column["name"], _values(column)) for column in kept["columns"]]
@@ -53,10 +49,7 @@ def table_of(content: bytes) -> DataFrame:
     return table.set_axis([name for name, _ in columns], axis=1)
 
 
-def _column(name: str, values: Series[Any]) -> dict[str, Any]:
-    import pandas as pd
-    from pandas.api.types import infer_dtype, is_object_dtype
-
+def _column(name: str, values: pd.Series[Any]) -> dict[str, Any]:
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
         codes = [None if code < 0 else int(code) for code in values.cat.codes]
@@ -65,7 +58,7 @@ def _column(name: str, values: Series[Any]) -> dict[str, Any]:
     if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):
         return {"dtype": str(kind), "values": values.astype("int64").tolist()}
     missing = values.isna().to_numpy()
-    if infer_dtype(values) == "date" and is_object_dtype(kind):
+    if pd.api.types.infer_dtype(values) == "date" and pd.api.types.is_object_dtype(kind):
         days = [None if day is None else day.isoformat() for day in values.where(~missing, None)]
         return {"dtype": "date", "values": days}
     items: list[Any] = []
@@ -81,9 +74,7 @@ def _column(name: str, values: Series[Any]) -> dict[str, Any]:
     return {"dtype": str(kind), "values": items}
 
 
-def _values(column: dict[str, Any]) -> Series[Any]:
-    import pandas as pd
-
+def _values(column: dict[str, Any]) -> pd.Series[Any]:
     if column["dtype"] == "category":
         dtype = pd.CategoricalDtype(_values(column["of"]), column["ordered"])
         codes = [-1 if code is None else code for code in column["values"]]

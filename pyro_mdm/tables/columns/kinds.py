@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar, get_args
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.tables.columns.base import Column
+from pyro_mdm.tables.columns.base import Column, Mask
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW, finite_of
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal
 from pyro_mdm.tables.columns.numbers import (
     Bounded,
@@ -25,9 +23,6 @@ from pyro_mdm.tables.columns.numbers import (
     Rounded,
 )
 from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, Empty
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 __all__ = [
     "BUILT_IN",
@@ -197,7 +192,7 @@ def _parsed(name: str, text: str) -> ColumnSpec:
     )
 
 
-def kinds_of(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
+def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
     """The kind of each column by its name: as given, or that of :data:`OTHERS`, or inferred.
 
     Args:
@@ -219,7 +214,7 @@ def kinds_of(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[s
 # -- inference from values -------------------------------------------------------------------------
 
 
-def kind_of(values: Series[Any]) -> str:
+def kind_of(values: pd.Series[Any]) -> str:
     """The kind of a column by its values, the first of :data:`KINDS` that recognizes them.
 
     Date if each is one; boolean if each is true or false; ordinal if pandas has an order of its
@@ -240,14 +235,14 @@ def kind_of(values: Series[Any]) -> str:
     return _kind_of(values)
 
 
-def _kind_of(values: Series[Any], without: str = "") -> str:
+def _kind_of(values: pd.Series[Any], without: str = "") -> str:
     """The inferred kind of a column, other than one."""
     asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind) and name != without)
     return next(name for name in asked if KINDS[name].recognizes(values))
 
 
 def left_out(
-    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str] | None = None
+    table: pd.DataFrame, train: Mask, kinds: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Columns without information, with the reason in words, by name.
 
@@ -275,7 +270,7 @@ def left_out(
     return reasons
 
 
-def _key(name: str, values: Series[Any]) -> str | None:
+def _key(name: str, values: pd.Series[Any]) -> str | None:
     """The reason in words to infer that a column is a key, with a name for each row, if there is
     one."""
     there = values.dropna()

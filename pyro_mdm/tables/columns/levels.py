@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import (
     Center,
     Column,
+    Mask,
     Values,
     as_number,
     check_numbers,
     numbers_of,
 )
 from pyro_mdm.tables.columns.evidence import FEW
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
-
-if TYPE_CHECKING:
-    from pandas import Series
 
 __all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
 
@@ -34,7 +32,7 @@ class _Levels(Column):
 
     _known: Sequence[Any]
 
-    def read(self, values: Series[Any]) -> Values:
+    def read(self, values: pd.Series[Any]) -> Values:
         place = {value: k for k, value in enumerate(self._known)}
         levels = values.astype(object).map(place)
         return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
@@ -89,19 +87,15 @@ class Boolean(_Levels):
     _known = (False, True)
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
-        import pandas as pd
-
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
 
     @classmethod
-    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
         cls(name).codes(values)
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         return cls(name)
 
     def refusal(self, value: object) -> str:
@@ -163,19 +157,15 @@ class Ordinal(_Levels):
         self.levels = len(levels)
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         """Whether values are ordered categories of pandas, at most 20 whole numbers, or two
         numbers."""
-        import pandas as pd
-
         if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
             return True
         return not Categorical.recognizes(values) and _are_few(values)
 
     @classmethod
-    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
-        import pandas as pd
-
+    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
         distinct = values.dropna().unique()
         number = len(distinct)
         if spec.ends is not None:
@@ -192,9 +182,7 @@ class Ordinal(_Levels):
             check_numbers(name, values, spec, advice)
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         if (order := _order(name, spec.order, values)) is not None:
             return cls(name, np.empty(0), order, said=spec.order is not None)
         said = spec.ends is not None or spec.kind == cls.kind
@@ -211,9 +199,7 @@ class Ordinal(_Levels):
             return self._count
         return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
 
-    def read(self, values: Series[Any]) -> Values:
-        import pandas as pd
-
+    def read(self, values: pd.Series[Any]) -> Values:
         if self._of_numbers:
             values = pd.Series(numbers_of(values).tolist())
         return super().read(values)
@@ -228,8 +214,6 @@ class Ordinal(_Levels):
 
     def center(self, draws: Values, center: Center) -> Values:
         """The median draw."""
-        import pandas as pd
-
         levels = np.stack([self.read(pd.Series(row)) for row in draws])
         return np.asarray(self.values(np.sort(levels, 0)[len(draws) // 2]))
 
@@ -268,7 +252,7 @@ class Categorical(_Levels):
     kind = "categorical"
     most_levels: ClassVar[int | None] = 100
 
-    def __init__(self, name: str, values: Series[Any]) -> None:
+    def __init__(self, name: str, values: pd.Series[Any]) -> None:
         super().__init__(name)
         levels = values.dropna().astype(object).value_counts().index.tolist()
         self._known = levels[: self.most_levels]
@@ -276,15 +260,11 @@ class Categorical(_Levels):
         self.width = self.levels if self.levels > 2 else 1
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
-        import pandas as pd
-
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         return pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values)
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         return cls(name, values[train])
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -301,8 +281,6 @@ class Categorical(_Levels):
 
     def center(self, draws: Values, center: Center) -> Values:
         """The most frequent category."""
-        import pandas as pd
-
         return np.asarray(pd.DataFrame(draws.T).mode(axis=1)[0])
 
     @property
@@ -324,14 +302,14 @@ def _plain(level: object) -> str:
     return f"{level:.15g}" if isinstance(level, float) else str(level)
 
 
-def _are_few(values: Series[Any]) -> bool:
+def _are_few(values: pd.Series[Any]) -> bool:
     """Whether numbers are at most :data:`FEW` distinct whole ones, or two."""
     distinct = values.dropna().unique()
     whole = all(float(value).is_integer() for value in distinct)
     return len(distinct) <= 2 or (whole and len(distinct) <= FEW)
 
 
-def _whole_ends(values: Series[Any]) -> Ends | None:
+def _whole_ends(values: pd.Series[Any]) -> Ends | None:
     """The ends of whole numbers of which at least half between are present; None: other numbers."""
     numbers = np.unique(numbers_of(values.dropna()))
     low, high = float(numbers[0]), float(numbers[-1])
@@ -339,7 +317,7 @@ def _whole_ends(values: Series[Any]) -> Ends | None:
     return (low, high) if whole and high - low < 2 * len(numbers) else None
 
 
-def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:
+def _order(name: str, order: Sequence[str] | None, values: pd.Series[Any]) -> list[Any] | None:
     """The levels of an ordinal column, lowest first, as in the table; None: numbers in their order.
 
     Args:
@@ -347,8 +325,6 @@ def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[
         order: the given order; None: that of pandas, if there is one.
         values: the values of all rows.
     """
-    import pandas as pd
-
     if order is None:
         dtype = values.dtype
         return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import (
     Center,
     Column,
+    Mask,
     Values,
     as_number,
     check_finite,
@@ -32,6 +32,7 @@ from pyro_mdm.tables.columns.evidence import (
     finite_of,
     multiple_of,
 )
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.scales import (
     KNOTS,
     MARGIN,
@@ -44,9 +45,6 @@ from pyro_mdm.tables.columns.scales import (
     within,
 )
 from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec, Ends, range_in_words
-
-if TYPE_CHECKING:
-    from pandas import Series
 
 __all__ = [
     "END",
@@ -109,17 +107,15 @@ class Continuous(Column):
             self._set_line(knots, share.clip(0.5 / len(there), 1 - 0.5 / len(there)))
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         return True
 
     @classmethod
-    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
         check_numbers(name, values, spec)
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         numbers = finite_numbers(name, values)
         if spec.ends is not None:
             return Bounded(name, numbers[train], numbers, spec.ends)
@@ -150,11 +146,11 @@ class Continuous(Column):
         self._w = torch.cat([w[:1] - start, w, w[-1:] + end])
         self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
 
-    def read(self, values: Series[Any]) -> Values:
+    def read(self, values: pd.Series[Any]) -> Values:
         codes = finite_numbers(self.name, values)
         return np.where(self._impossible(codes), math.nan, codes)
 
-    def _impossible(self, numbers: Values) -> NDArray[np.bool_]:
+    def _impossible(self, numbers: Values) -> Mask:
         """The mask of numbers that the column cannot have, (n,)."""
         return np.asarray((numbers < self._lower) | (numbers > self._upper))
 
@@ -269,17 +265,15 @@ class Mixed(Continuous):
         self._set_tails(self._lower not in atoms, self._upper not in atoms)
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         return len(atoms_of(finite_of(values))) > 0
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         numbers = finite_numbers(name, values)
         return cls(name, numbers[train], numbers, spec.ends)
 
-    def _impossible(self, numbers: Values) -> NDArray[np.bool_]:
+    def _impossible(self, numbers: Values) -> Mask:
         return super()._impossible(numbers) | np.isin(numbers, [end for end, *_ in self._tails])
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -383,7 +377,7 @@ class Nonnegative(Bounded):
         super().__init__(name, values, everything, ends)
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         numbers = finite_of(values)
         return len(numbers) > 0 and bool((numbers >= 0).all())
 
@@ -442,7 +436,7 @@ class Rounded(Continuous):
         self._set_tails()
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         numbers = finite_of(values)
         decimals = decimals_of(numbers)
         if len(numbers) == 0 or decimals is None:
@@ -454,9 +448,7 @@ class Rounded(Continuous):
         return bool(2 * len(rare) <= rare.sum()) and not len(atoms_of(numbers))
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         numbers = finite_numbers(name, values)
         return cls(name, numbers[train], numbers, spec.ends)
 
@@ -478,10 +470,10 @@ class Rounded(Continuous):
         """The number of steps of one unit."""
         return 10.0**self._decimals / self._multiple
 
-    def _unrounded(self, values: Values) -> NDArray[np.bool_]:
+    def _unrounded(self, values: Values) -> Mask:
         return np.asarray((np.round(values, self._decimals) != values) & ~np.isnan(values))
 
-    def _impossible(self, numbers: Values) -> NDArray[np.bool_]:
+    def _impossible(self, numbers: Values) -> Mask:
         return super()._impossible(numbers) | self._unrounded(numbers)
 
     def refusal(self, value: object) -> str:
@@ -556,7 +548,7 @@ class Integer(Rounded):
     kind = "integer"
 
     @classmethod
-    def recognizes(cls, values: Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series[Any]) -> bool:
         numbers = finite_of(values)
         return len(numbers) > 0 and decimals_of(numbers) == 0
 
@@ -567,7 +559,7 @@ class Integer(Rounded):
         return codes.round().astype(np.int64)
 
 
-def finite_numbers(name: str, values: Series[Any]) -> Values:
+def finite_numbers(name: str, values: pd.Series[Any]) -> Values:
     """Values as float64, finite, or NaN where missing or not a number.
 
     Raises:

@@ -7,19 +7,16 @@ such gaps too, completions leave them, and densities have their probability.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_mdm.tables.columns.base import Center, Column, Values
+from pyro_mdm.tables.columns.base import Center, Column, Mask, Values
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import shown
 from pyro_mdm.tables.columns.spec import ColumnSpec
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 __all__ = ["ABSENT", "HIDDEN", "Condition", "Rule", "Skipped"]
 
@@ -33,7 +30,7 @@ class Condition(NamedTuple):
     column: Column
     ranges: tuple[tuple[float, float], ...]  # from the first end on, below the second
 
-    def holds(self, table: DataFrame) -> Values:
+    def holds(self, table: pd.DataFrame) -> Values:
         """1 where it holds, 0 where not, NaN where the column is missing, (n,)."""
         codes = self.column.read(table[self.column.name])
         inside = np.any([(low <= codes) & (codes < high) for low, high in self.ranges], axis=0)
@@ -65,7 +62,7 @@ class Rule(NamedTuple):
     either: bool = False  # whether one condition is enough; else all must hold
     exact: bool = True  # whether the entry was empty nowhere else, so that an empty one is absent
 
-    def holds(self, table: DataFrame) -> Values:
+    def holds(self, table: pd.DataFrame) -> Values:
         """1 where entries are absent, 0 where they exist, NaN where columns that decide are
         missing, (n,)."""
         if not self.conditions:
@@ -74,7 +71,7 @@ class Rule(NamedTuple):
         one = (np.fmax if self.either else np.fmin).reduce(values)
         return np.where(one == self.either, one, values.prod(0))
 
-    def codes(self, empty: NDArray[np.bool_], table: DataFrame) -> Values:
+    def codes(self, empty: Mask, table: pd.DataFrame) -> Values:
         """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries, (n,); 0 for others.
 
         Args:
@@ -115,25 +112,21 @@ class Skipped(Column):
         self.rule = rule
 
     @classmethod
-    def fit(
-        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
-    ) -> Column:
+    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
         raise TypeError(f"a {cls.__name__} is made of a fitted column, by Skipped(column, rule)")
 
-    def codes_in(self, table: DataFrame) -> Values:
+    def codes_in(self, table: pd.DataFrame) -> Values:
         codes = self.codes(table[self.name])
         empty = np.isnan(codes)
         return np.where(empty, self.rule.codes(empty, table), codes)
 
-    def read(self, values: Series[Any]) -> Values:
+    def read(self, values: pd.Series[Any]) -> Values:
         return self.column.read(values)
 
     def refusal(self, value: object) -> str:
         return self.column.refusal(value)
 
     def values(self, codes: Values) -> Any:
-        import pandas as pd
-
         there = np.isfinite(codes)
         values = pd.Series(self.column.values(np.where(there, codes, 0.0)))
         return (values if there.all() else values.where(there)).to_numpy()
@@ -152,8 +145,6 @@ class Skipped(Column):
 
     def center(self, draws: Values, center: Center) -> Values:
         """Absence where most draws have it, else the centre of the others."""
-        import pandas as pd
-
         gone = pd.isna(draws)
         absent, some = 2 * gone.sum(0) > len(draws), gone.any(0)
         middle = np.empty(draws.shape[1], dtype=object)
