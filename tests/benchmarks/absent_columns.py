@@ -83,7 +83,7 @@ def work(job: dict[str, Any]) -> dict[str, float]:
         fitted = Table(seed=seed, progress=False).fit(table)
         seconds = time.perf_counter() - began
         samples = fitted.sample(4000)
-        new = ideal.head(500)
+        new = ideal.head(500).assign(**{"asked": "yes"} if share else {})
         last = f"y{number - 1}"
         draws = fitted.conditional(new, last, num=50).sample()
     gone = samples[[f"y{j}" for j in range(number)]].isna()
