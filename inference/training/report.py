@@ -308,6 +308,7 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
     if samples is None:
         return
     compared = agreement(problem, model, samples, seed=run.config["seed"])
+    assert compared is not None  # without a limit of time
     print(compared)
     compared.warn(str(run.folder))
     if not run.config["figures"]:

@@ -19,7 +19,7 @@ __all__ = ["Filling", "Incomplete"]
 
 DRAWS = 10
 """The number of draws of missing entries in a training."""
-MOST, TOGETHER = 4096, 2**15
+MOST, TOGETHER = 4096, 2**14
 """The largest number of data that are completed in a period, and of numbers completed together."""
 PART = 0.05
 """The part of the seconds of a training that the draws of a period may take."""

@@ -41,6 +41,8 @@ RESAMPLES = 100
 resamples beyond it."""
 FEWEST = 50
 """The fewest rows, and samples, with both columns of a pair that is compared."""
+PROBED, LEAST = 10, 200
+"""The rows whose draws are timed, and the fewest rows that are compared within some seconds."""
 COLUMNS = 40
 """The most columns whose pairs are compared."""
 LARGE = 0.1
@@ -145,7 +147,7 @@ def agreement(
     batch_size: int = 1024,
     seed: int = 0,
     seconds: float | None = None,
-) -> Agreement:
+) -> Agreement | None:
     """The agreement of samples of a trained model with its training rows.
 
     Args:
@@ -157,7 +159,7 @@ def agreement(
         seconds: the time of draws, by which fewer rows and samples are compared; None: no limit.
 
     Returns:
-        An :class:`Agreement`.
+        An :class:`Agreement`; None if fewer than 200 rows can be compared within the seconds.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
     chosen = torch.randperm(len(table.train), generator=generator)[:ROWS]
@@ -166,9 +168,12 @@ def agreement(
     with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
         if seconds is not None:
             began = monotonic()
-            impute(model, x[:FEWEST], num=1, seed=seed)
-            model(batch_size=FEWEST)
-            x = x[: max(FEWEST, int(FEWEST * seconds / (monotonic() - began)) - FEWEST)]
+            impute(model, x[:PROBED], num=1, seed=seed)
+            model(batch_size=PROBED)
+            number = int(PROBED * seconds / (monotonic() - began)) - PROBED
+            if number < min(LEAST, len(x)):
+                return None
+            x = x[:number]
         x = impute(model, x, num=1, batch_size=batch_size, seed=seed)[0]
         if samples is None:
             torch.manual_seed(seed_from(seed, "samples"))

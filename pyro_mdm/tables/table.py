@@ -172,6 +172,8 @@ class Table:
         self._take(train_rows(rows, schedule, budget=budget, **options), [*frame.columns])
         self.model.sampler = ExponentialIntegrator(DRAW_STEPS)
         compared = agreement(self.rows, self.model, seed=self.seed, seconds=budget.left())
+        if compared is None:
+            return
         if self.progress:
             print(compared)
         compared.warn("the model")
@@ -497,7 +499,9 @@ class Table:
                 "which from_run(folder) of inference.Table opens with them"
             )
         chosen = self.seed if seed is None else seed
-        return agreement(self.rows, self.model, seed=chosen)
+        compared = agreement(self.rows, self.model, seed=chosen)
+        assert compared is not None  # without a limit of time
+        return compared
 
     # -- the conventions of scikit-learn -----------------------------------------------------------
 

@@ -115,7 +115,9 @@ def fit_columns(
             columns.append(column)
     columns = _with_absences(table, train, kinds, columns)
     for _ in range(REFITS):
-        columns = _fitted_to_whole_rows(table, train, kinds, columns)
+        before, columns = columns, _fitted_to_whole_rows(table, train, kinds, columns)
+        if columns is before:  # no gap depends on another column
+            break
     if not columns:
         reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
         raise DataError(

@@ -36,6 +36,10 @@ PAIRED = 8
 """The most columns of which rules of several are searched, those that tell most."""
 
 
+FAR = 3.5
+"""The standard deviations from the expected number of gaps within which tails are not computed."""
+
+
 def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, str]:
     """The columns whose gaps depend on another column, each with the one on which they depend most.
 
@@ -60,9 +64,12 @@ def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, 
         for name, column in codes.items():
             if name not in names:
                 _, cut = _dependence(column, gone)
-                there, rows = column.there, cut.rows
-                numbers = int(there.sum()), int(gone[there].sum()), int(rows.sum())
-                nats = -hypergeom.logsf(int(gone[rows].sum()) - 1, *numbers) - cut.price
+                n, gaps = int(column.there.sum()), int(gone[column.there].sum())
+                rows, here = int(cut.rows.sum()), int(gone[cut.rows].sum())
+                expected = gaps * rows / max(n, 1)
+                if here - expected <= FAR * math.sqrt(expected * (1 - gaps / n) * (1 - rows / n)):
+                    continue  # no such tail is as small, and each takes SciPy a quarter of a ms
+                nats = -hypergeom.logsf(here - 1, n, gaps, rows) - cut.price
                 if nats > most:
                     most = nats
                     depends |= dict.fromkeys(names, name)
