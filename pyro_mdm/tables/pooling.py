@@ -43,9 +43,9 @@ def pooled(
         level: the level of the intervals, between 0 and 1.
 
     Returns:
-        A row for each coefficient: its estimate and standard_error, the degrees of freedom df, the
-        fraction of missing information fmi, and the ends low and high of its interval, by Student's
-        t.
+        A table with a row for each coefficient, its estimate and standard_error, the degrees of
+        freedom df, the fraction of missing information fmi, and the ends low and high of its
+        interval, by Student's t.
 
     Raises:
         TypeError: a fit of another kind.

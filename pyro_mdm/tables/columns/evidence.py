@@ -105,7 +105,7 @@ def multiple_of(values: Values, decimals: int) -> int:
 def edges_of(values: Values, step: float = 0.0) -> Ends:
     """The least and the largest number where values end at once; infinite where they fade.
 
-    They do if the density of the last 1% of the values, ten at least, is :data:`SHARP` of the
+    They do if the density of the last 1% of the values, ten at least, is 0.4 of the
     largest one of a quarter of them. A least number that is close to 0 is no such end, but 0 is.
 
     Args:
