@@ -27,9 +27,9 @@ from inference.commands.cli import command_line
 from inference.experiment import train_all
 from inference.machine.processes import ENDING, catch_signals, raised_signals
 from inference.measuring.experiment_tables import Cell
-from inference.table import Table
 from pyro_mdm.support import files
 from pyro_mdm.support.files import check_place
+from pyro_mdm.tables.completion import draws
 from tests.programs import run_program
 
 PROGRAMS = {
@@ -159,15 +159,13 @@ def test_a_signal_ends_a_program_without_a_trace(
 def test_half_a_completed_table_is_not_left(
     number: signal.Signals, tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draws = Table.draws
-
-    def ended(self: Table, *arguments: Any, **options: Any) -> Any:
+    def ended(*arguments: Any, **options: Any) -> Any:
         if options["piece"] == 1:
             assert any(tmp_path.iterdir())  # the rows before
             signal.raise_signal(number)
-        return draws(self, *arguments, **options)
+        return draws(*arguments, **options)
 
-    monkeypatch.setattr(Table, "draws", ended)
+    monkeypatch.setattr("inference.impute.draws", ended)
     monkeypatch.setattr("pyro_mdm.tables.frames.PIECE", 8)
     words = ["wine", "--data", given / "a.csv", "--out", tmp_path / "f.csv"]
     with pytest.raises(SystemExit) as caught:
