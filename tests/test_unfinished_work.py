@@ -165,7 +165,7 @@ def test_half_a_completed_table_is_not_left(
             signal.raise_signal(number)
         return draws(*arguments, **options)
 
-    monkeypatch.setattr("inference.impute.draws", ended)
+    monkeypatch.setattr("pyro_mdm.tables.completion.draws", ended)
     monkeypatch.setattr("pyro_mdm.tables.frames.PIECE", 8)
     words = ["wine", "--data", given / "a.csv", "--out", tmp_path / "f.csv"]
     with pytest.raises(SystemExit) as caught:
