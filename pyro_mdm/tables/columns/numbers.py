@@ -81,9 +81,9 @@ class Continuous(Column):
 
     Example:
         >>> age = Continuous("age", np.linspace(20.0, 60.0, 100))
-        >>> x, log_slope = age.scaled(torch.tensor([30.0, 65.0]).double())
+        >>> x, log_slope = age.scaled(torch.tensor([30.0, 55.0]).double())
         >>> age.unscaled(x).round().tolist()
-        [30.0, 65.0]
+        [30.0, 55.0]
     """
 
     kind: str = "continuous"
