@@ -44,6 +44,8 @@ GETTERS: dict[Any, Any] = {
 }
 PLACES: dict[int, tuple[StorageWeakRef, str]] = {}
 """The places of storages, also of those that are kept from one :class:`Elsewhere` to the next."""
+PLAIN = (int, float, str, torch.dtype, torch.device, torch.layout, type(None))
+"""Kinds of leaves that hold no tensor."""
 FREE = "free"
 """The place of zeros that autograd makes for tensors of any device."""
 
@@ -53,15 +55,24 @@ class DeviceError(RuntimeError):
 
 
 def tensors(tree: Any) -> list[Tensor]:
+    """The tensors of a tree, which of arguments is mostly a tuple of leaves."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, PLAIN):
+        return []
+    if type(tree) in (tuple, list):
+        return [leaf for branch in tree for leaf in tensors(branch)]
+    if type(tree) is dict:
+        return tensors(list(tree.values()))
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def line() -> str:
     """The innermost line of this repository that is running."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
+    for frame, number in traceback.walk_stack(None):
+        path = Path(frame.f_code.co_filename)
         if path.is_relative_to(ROOT) and path != Path(__file__) and ".venv" not in path.parts:
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+            return f"{path.relative_to(ROOT)}:{number}"
     return "backward"
 
 

@@ -42,6 +42,10 @@ SHORTER = {
     r"in range\(\d{3,}\)": "in range(2)",
     r"\(300": "(30",  # data
     r"\(updates=\d{3,}": "(updates=20",
+    r"start_updates=\d{3,}": "start_updates=100",
+    r"\(draws=first, updates=\d{3,}": "(draws=first, start_updates=20, updates=20",
+    r"num_samples=2_000, warmup_steps=200": "num_samples=400, warmup_steps=100",
+    r"1_000(:?\])": r"200\1",
     r"simulations(\"?[:=] ?)\d{3,}": r"simulations\g<1>100",
     r"measurements, \d{3}\)": "measurements, 50)",
     r"Integrator\(25\)": "Integrator(5)",

@@ -78,6 +78,8 @@ X = torch.stack([LEVELS[torch.arange(8) * k // 2 % 3] for k in (1, 2, 3, 5)], -1
 """Data of three levels, (8, SIZE)."""
 OBSERVED = torch.tensor([True, False, False, True])
 ENDS: dict[str, Any] = {"max_log_snr": 4.0, "min_log_snr": -3.0}
+FEW = 4
+"""The number of steps of samplers: a trial shows that parts serve, not how well."""
 SMALL = (8, 1)
 """Width and depth of networks."""
 LIBRARY = Path(pyro_mdm.__file__).parent
@@ -223,7 +225,10 @@ def serving(diffusion: Diffusion, maps: bool = False) -> Score:
 
 
 def _model(diffusion: Diffusion, score: Score, **options: Any) -> DiffusionModel:
-    return DiffusionModel(diffusion, score, event_shape=(SIZE,), **options)
+    model = DiffusionModel(diffusion, score, event_shape=(SIZE,), **options)
+    if getattr(model.sampler, "is_default", False):
+        model.sampler.steps = FEW  # type: ignore[union-attr]
+    return model
 
 
 def _bound(diffusion: Diffusion, score: Score, **options: Any) -> None:
@@ -231,11 +236,11 @@ def _bound(diffusion: Diffusion, score: Score, **options: Any) -> None:
 
 
 def _sampled(make: Callable[[int], Any]) -> Callable[[Diffusion, Score], object]:
-    return lambda diffusion, score: _model(diffusion, score, sampler=make(8))(batch_size=2)
+    return lambda diffusion, score: _model(diffusion, score, sampler=make(FEW))(batch_size=2)
 
 
 def _replaced(diffusion: Diffusion, score: Score) -> None:
-    sampler = Replacement(StochasticExponentialIntegrator(8), OBSERVED, torch.zeros(SIZE))
+    sampler = Replacement(StochasticExponentialIntegrator(FEW), OBSERVED, torch.zeros(SIZE))
     _model(diffusion, score, sampler=sampler)(batch_size=2)
 
 
