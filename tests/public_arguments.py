@@ -116,6 +116,7 @@ LEARNED = {
     "observed": lambda: ["x"],
     "simulations": lambda: N,
     "steps": lambda: 2,
+    "seconds": lambda: 0.3,  # also where steps are None
     "seed": lambda: 0,
     "progress": lambda: False,
     "batch_size": lambda: 8,
@@ -630,7 +631,13 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "LikelihoodMembers.evidence": values(estimate=lambda one: Measured(0.0, 0.1)),
     "PosteriorGuide.initial_params": values(chains=2),
     "AutoMDM.fit": values(
-        updates=2, start_updates=2, paths=4, particles=16, learning_rate=1e-3, progress=False
+        updates=2,
+        start_updates=2,
+        paths=4,
+        particles=16,
+        learning_rate=1e-3,
+        seconds=0.3,  # also where updates are None
+        progress=False,
     ),
     "AutoMDM.check": values(num_samples=200, progress=False),
     "AutoMDM.gap": values(simulated=2, paths=4),
