@@ -1,7 +1,7 @@
 """What tests take of the processor, said at their end: a plugin that conftest.py loads.
 
-What the last run measured is kept in pytest's cache. With ``--at-most 0.5`` tests are left out that
-took more seconds than that, such as in a second run under other rounding.
+What the last run measured is kept in pytest's cache. With ``--at-most 0.15`` tests are left out
+that took more seconds than that, such as in a second run under other rounding.
 
 Seconds of the clock depend on what else runs; these are the processor's, of the test with its
 fixtures and of the processes that it started and that have ended, but for those of
