@@ -423,7 +423,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: AutoMDM(conjugate, WIDE)(), r"Σ_∞ has the first row \[4.0\], expected 1 for x"),
     (lambda: AutoMDM(conjugate).fit(paths=0), "paths is 0"),
     (lambda: AutoMDM(conjugate).fit(paths=2.5), "paths is 2.5"),  # type: ignore[arg-type]
-    (lambda: AutoMDM(conjugate).fit(particles=4), "particles is 4, expected at least 16"),
+    (lambda: AutoMDM(conjugate).fit(particles=31), "particles is 31, expected at least 32"),
     (lambda: AutoMDM(conjugate).fit(learning_rate=-1.0), "learning_rate is -1"),
     (lambda: AutoMDM(flat, start="particles", init_loc_fn=HALF).fit(), "cannot be drawn"),
     (lambda: made(conjugate).log_density(torch.zeros(3, 1)), r"\(3, 1\), expected \(n, 2\)"),

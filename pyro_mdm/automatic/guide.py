@@ -135,7 +135,7 @@ class AutoMDM(SubsampledGuide):
         if paths is not None:
             check_count("paths", paths, "of an update")
         if particles is not None:
-            check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
+            check_count("particles", particles, f"in {GROUPS} groups", least=4 * GROUPS)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
         budget = Budget(seconds).start()
         if draws is not None and self.prototype_trace is None:
