@@ -85,7 +85,7 @@ def drawn_rows(x: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(x.shape, generator=generator, dtype=C.dtype) @ torch.linalg.cholesky(C).mT
     off, _ = _expected((torch.nan_to_num(x) - mean) * present, groups, C)
     predicted, _ = _expected(noise * present, groups, C)
-    return mean + off + noise - predicted
+    return torch.where(present, x.double(), mean + off + noise - predicted)
 
 
 def _shrunk(S: Tensor, number: int, effective: float) -> Tensor:
