@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["pd"]
-
 if TYPE_CHECKING:
     import pandas as pd
 else:
