@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 from pyro_mdm.support.checks import check_count, check_number
 
-__all__ = ["ANY_STEPS", "Budget", "Outcome", "Pace", "Reason", "steps_within"]
+__all__ = ["ANY_STEPS", "LEAST", "Budget", "Outcome", "Pace", "Reason", "steps_within"]
 
 ANY_STEPS = 10**9
 """The number of steps of a training that only its seconds limit."""

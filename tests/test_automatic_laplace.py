@@ -94,7 +94,7 @@ def test_a_flat_axis_has_a_wide_deviation() -> None:
     approximation = laplace(quartic, torch.ones(2), Budget())
     assert approximation is not None
     deviations = approximation[1].square().sum(1).sqrt()
-    assert 10 < float(deviations[1]) <= 1_001 and float(deviations[0]) < 1
+    assert 1 < float(deviations[1]) <= 1_001 and float(deviations[0]) < 1
 
 
 def of_nothing(x: Tensor) -> Tensor:
@@ -113,16 +113,17 @@ def test_a_flat_latent_has_a_limit() -> None:
     assert float(deviations[0]) == pytest.approx(1) and deviations[1] >= FLAT**-0.5
 
 
-def test_a_curvature_that_takes_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that every look moves on: a Hessian of 30 rows ends in its midst."""
-    ticks = itertools.count()
-    monkeypatch.setattr("pyro_mdm.budgets.monotonic", lambda: float(next(ticks)))
-    looks = []
-    for dim in (3, 30):
-        before = next(ticks)
-        found = laplace(quartic, torch.ones(dim), Budget(60.0).start())
-        looks.append((found is None, next(ticks) - before))
-    assert looks[0][0] is False and looks[1][0] is True and looks[1][1] < 30
+def test_a_search_whose_seconds_are_over_ends_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that every look moves on by a quarter of the seconds."""
+    ticks, asked = itertools.count(), []
+    monkeypatch.setattr("pyro_mdm.budgets.monotonic", lambda: 15.0 * next(ticks))
+
+    def density(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return quartic(x)
+
+    assert laplace(density, 50 * torch.ones(3), Budget(60.0).start()) is not None
+    assert 4 <= len(asked) <= 8
 
 
 @pytest.mark.parametrize("start", ["gaussian", "shaped"])
@@ -198,9 +199,9 @@ def test_a_start_that_loses_its_gradients_is_that_of_the_race(
 
     train, shares = Fitting._train_start, list[float]()
 
-    def trained(self: Fitting, share: float) -> None:
+    def trained(self: Fitting, share: float, seconds: float) -> None:
         shares.append(share)
-        train(self, share)
+        train(self, share, seconds)
         if share > 0.25:
             with torch.no_grad():
                 self.guide.loc.fill_(9.0)

@@ -140,6 +140,11 @@ class Chain(nn.Module):
         """Whether the chain doesn't change N(0, I)."""
         return not any(bool(parameter.any()) for parameter in self._moving)
 
+    @property
+    def _stays(self) -> bool:
+        """Whether paths need no steps: the chain is at rest, and nobody asks for its gradients."""
+        return not torch.is_grad_enabled() and self.is_at_rest
+
     def kernels(self) -> ChainKernels:
         """The steps."""
         times = TIME * self.log_time.double().exp() * self.gaps.double().softmax(0)
@@ -189,6 +194,8 @@ class Chain(nn.Module):
 
     def paths(self, h: Ratio, n: int) -> Path:
         """n paths, through whose states gradients pass where they are enabled."""
+        if self._stays:
+            return Path(torch.randn(n, self.dim).to(self.gaps), self.gaps.new_zeros(n))
         kernels, root, y = self.kernels(), self.root(), self.start(n)
         slope = h.gradient(y[:, 0])
         u, pull = self.control(h, y, slope, self.steps), self.power[-1] * bounded(slope, LIMIT)
@@ -221,6 +228,8 @@ class Chain(nn.Module):
 
     def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
         """Σ_k (log q/r* - log r/r°) of paths that r draws from their ends u (n, d), (n,)."""
+        if self._stays:
+            return u.new_zeros(len(u))
         kernels, root, after = self.kernels(), self.root(), self.start(len(u))
         after[:, 0] = u  # v_0 is at rest, and does not correlate with x
         slope = h.gradient(after[:, 0])

@@ -31,6 +31,7 @@ from pyro_mdm.evaluation.defensive import Defensive, Scored, defended
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.memory import free_bytes
 
 __all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
 
@@ -41,6 +42,8 @@ COMPARED = 1_000
 """The number of paths by which a chain is judged."""
 AT_A_TIME = 1_000
 """The number of paths that are drawn together."""
+OF_MEMORY = 0.5
+"""The share of the free memory that paths may take."""
 ENOUGH = 30
 """The number of draws for each latent by which correlations are estimated."""
 STORED = (
@@ -283,7 +286,7 @@ class ChainGuide(AutoMultivariateNormal):
     def set_up(self, *args: Any, **kwargs: Any) -> None:
         if self.prototype_trace is None:
             with pyro.poutine.block():
-                self(*args, **kwargs)
+                self._setup_prototype(*args, **kwargs)
 
     def latents(self) -> Iterable[tuple[str, dict[str, Any]]]:
         return self.prototype_trace.iter_stochastic_nodes()
@@ -334,6 +337,36 @@ class ChainGuide(AutoMultivariateNormal):
         log_weights = drawn.log_target - drawn.log_proposal
         return drawn.x, log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
 
+    def paths_at_once(self, most: int, *, kept: bool = False) -> int:
+        """The number of paths, at most a given one, for which there is memory.
+
+        Args:
+            most: the largest number.
+            kept: whether the graphs of all their steps are kept, as for an update.
+
+        Raises:
+            MemoryError: there is none for a single path.
+        """
+        density, free = self.program_density, OF_MEMORY * free_bytes(self.loc.device)
+        size = density.bytes_of_row * (self.chain.steps + 1 if kept else 1)
+        if size > free:
+            raise MemoryError(
+                f"a path takes {size / 2**30:.3g} GiB, expected at most {free / 2**30:.3g} GiB, "
+                f"{OF_MEMORY:.0%} of what is free; take fewer steps, or, where the program asks a "
+                "learned likelihood, fewer of its paths"
+            )
+        return most if size == 0 else int(min(most, free // size))
+
+    def _check_memory(self, n: int) -> None:
+        """Raise MemoryError if there is none for the latents of n draws, and four copies."""
+        free = OF_MEMORY * free_bytes(self.loc.device)
+        most = free / (4 * self.loc.element_size() * max(1, self.latent_dim))
+        if n > most:
+            raise MemoryError(
+                f"{n:,} draws of {self.latent_dim:,} latents are too many for the memory, expected "
+                f"at most {most:,.0f}; take fewer, several times"
+            )
+
     @torch.no_grad()
     def _in_pieces(
         self,
@@ -345,9 +378,10 @@ class ChainGuide(AutoMultivariateNormal):
     ) -> Scored:
         """What is made of a number of draws, or of points, a few at a time."""
         self.set_up(*args, **kwargs)
+        self._check_memory(len(rows))
         pieces = [
             made(piece if piece.dim() > 1 else len(piece), args, kwargs, keep=keep)
-            for piece in rows.split(AT_A_TIME)
+            for piece in rows.split(self.paths_at_once(AT_A_TIME))
         ]
         scored = Scored(*(torch.cat(tensors) for tensors in zip(*pieces, strict=True)))
         if rows.dim() == 1 and (lost := int(scored.is_impossible.sum())):

@@ -87,6 +87,8 @@ class ProgramDensity:
         self._first_free_dim = min(dims, default=0) - 1
         self._is_summed = any(map(is_enumerated, sites))
         self._is_batched = True
+        self.bytes_of_row = 0
+        """The bytes that a row's gradient keeps for its own gradient, after a check."""
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log p of x (n, dim), (n,) nats; NaN where a distribution is not defined."""
@@ -189,6 +191,7 @@ class ProgramDensity:
                 "write it for torch.func.vmap, with torch.where for if, and torch.stack for "
                 "torch.tensor of latents or values set in place"
             ) from error
+        self.bytes_of_row = self._bytes_of(x, *args, **kwargs) // len(x)
         # a thousand roundings: threads and GPUs may sum in another order in each run, and a hidden
         # draw changes far more
         rounding = 1e3 * torch.finfo(first.dtype).eps
@@ -222,6 +225,25 @@ class ProgramDensity:
             )
             first = self(x, *args, **kwargs)
         return first, self(x, *args, **kwargs)
+
+    @torch.enable_grad()
+    def _bytes_of(self, x: Tensor, *args: Any, **kwargs: Any) -> int:
+        """The bytes that the graph of the gradient at rows x (n, dim) keeps; 0 where unknown."""
+        kept = dict[int, int]()
+
+        def seen(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        x = x.detach().requires_grad_()
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+                density = self(x, *args, **kwargs).sum()
+                torch.autograd.grad(density, x, create_graph=True)
+        except RuntimeError:  # torch.func's derivatives inside of a program have no hooks
+            return 0
+        return sum(kept.values())
 
     def _check_laws(self) -> None:
         """Raise ValueError if a site's ``log_prob`` is no density, such as a bound on one."""

@@ -15,7 +15,7 @@ from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
 from pyro_mdm.automatic.laplace import laplace
 from pyro_mdm.automatic.mixture import Component, Mixture
 from pyro_mdm.automatic.ratio import Ratio
-from pyro_mdm.budgets import Budget
+from pyro_mdm.budgets import LEAST, Budget, steps_within
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
 
@@ -27,11 +27,16 @@ WORST = 50.0
 """Nats below the median beyond which a path's weight doesn't count in an update."""
 OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
-OF_START = 0.3
-"""The share of the seconds that the start has, of those that are left."""
-RACED = 0.25
+OF_START, OF_COMPARISON = 0.3, 0.1
+"""The shares of the seconds that the start's training has, of those that are left, and the last
+comparison of bounds."""
+OF_RACE = 0.25
 """The share of the start's training that the usual start and Laplace's approximation have each,
-before the better of them has the rest."""
+where they race, before the better of them has the rest."""
+WORTH_A_RACE, WORTH_A_START, WORTH_A_CHAIN = 400, 10, 30
+"""Updates within seconds, below which there is no race, no training of the start, or no chain."""
+DERIVATIVES = 3.0
+"""The time of a gradient of a gradient, in gradients."""
 OF_PARTICLES, OF_MIXTURE = 0.4, 0.5
 """The shares of the seconds that particles have, and that they have together with their mixture."""
 PARTICLES, FIRST_PARTICLES, MOST_PARTICLES = 4_096, 256, 16_384
@@ -40,10 +45,12 @@ that are tempered first, which tells how many there is time for, and the most.""
 LEAPS, FEW_LATENTS = 5, 10
 """The leapfrog steps of particles' Hamiltonian moves, and the latents up to which moves by
 differences of particles serve, at a fraction of the cost."""
+UPDATES = 1_000
+"""The most updates of the start, and of the chain, where neither they nor seconds are given."""
 WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
-"""Within seconds: the updates whose mean losses are compared, the number of these without a gain
-after which rates fall, the least gain in nats, and the part of the updates so far in which they
-fall."""
+"""Where updates are not given: those whose mean losses are compared, the number of these without a
+gain after which rates fall, the least gain in nats, and the part of the updates so far in which
+they fall."""
 
 
 @dataclass
@@ -53,56 +60,87 @@ class Fitting:
     Args:
         guide: the guide, set up.
         args, kwargs: arguments of the program.
-        updates, start_updates: numbers of updates of the chain, and of the start.
+        updates, start_updates: numbers of updates of the chain, and of the start; None: as many as
+            gain, within the budget.
         paths: number of paths drawn for an update.
         learning_rate: learning rate of the chain; that of the start is four times as high.
-        budget: the seconds of both trainings together, and of tempering.
+        budget: the seconds of all that follows.
         progress: whether progress bars are shown.
         draws: draws to which the start was fitted, in its units, (n, dim); None: none.
         units: m and R of the coordinates z of x = m + R z in which the start is fitted; None: x.
-        seconds_of_start: the seconds of the start's training.
     """
 
     guide: ChainGuide
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    updates: int
-    start_updates: int
+    updates: int | None
+    start_updates: int | None
     paths: int
     learning_rate: float
     budget: Budget
     progress: bool
     draws: Tensor | None = None
     units: tuple[Tensor, Tensor] | None = None
-    seconds_of_start: float = 0.0
 
     def from_start(self) -> Tensor:
         """Fit the start, and anneal the chain from it; returns the chain's losses, (updates,).
 
-        A chain with a lower bound than the start alone becomes that start.
+        What has the highest bound is kept: Laplace's approximation, the trained start, or the
+        chain. Within seconds nothing is begun that there is no time for.
         """
-        guide = self.guide
-        chain = guide.chain
-        self.seconds_of_start = OF_START * (self.budget.left() or 0.0)
-        raced = self._raced()
-        before = self._copied()
-        try:
-            self._train_start(1.0 - raced)
-        except ValueError:  # no finite gradients any more: the race has a start at least
-            if raced == 0:
-                raise
-            self._restore(before)
+        chain, is_first = self.guide.chain, len(self.guide.losses) == 0
+        seconds = self._seconds_of_update()
+        raced = self._raced(seconds)
+        pays = self._pays(self.updates, WORTH_A_CHAIN, seconds * self._updates_of_start, OF_START)
+        left = self._left(OF_START if pays and self.updates != 0 else 1 - OF_COMPARISON)
+        bound = self._judged("start")
+        if self._pays(self.start_updates, WORTH_A_START, seconds, 0.0):
+            bound = self._improved(1.0 - raced, left / (1.0 - raced), bound, is_alone=not raced)
         self._leave_units()
-        losses = self._train(chain.parameters(), self._loss_of_chain, "chain")
-        with torch.no_grad():
-            gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_start(COMPARED).mean()
-        if not bool(gain >= 0):
+        losses = self.guide.losses
+        if pays:
+            if chain.is_at_rest:
+                chain.reset()
+            left = self._left(1 - OF_COMPARISON)
+            weights = chain.parameters()
+            losses = self._train(weights, self._loss_of_chain, "chain", self.updates, left)
+        if (is_first and not pays) or self._judged("chain") < bound:
             chain.rest()
         return losses
 
-    def _raced(self) -> float:
-        """Train the usual start and Laplace's approximation in turn, and keep that with the higher
-        bound; returns the share of the start's training that this took."""
+    @property
+    def _updates_of_start(self) -> float:
+        """The time of an update of the chain, in those of the start."""
+        return DERIVATIVES * (self.guide.chain.steps + 1)
+
+    def _seconds_of_update(self) -> float:
+        """The seconds of an update of the start; 0 where no seconds are given."""
+        if self.budget.seconds is None:
+            return 0.0
+        before = self.budget.spent
+        weights = [weight for weight in self._of_start().values() if weight.requires_grad]
+        torch.autograd.grad(self._loss_of_start(self.paths), weights, allow_unused=True)
+        return self.budget.spent - before
+
+    def _pays(self, updates: int | None, worth: int, seconds: float, before: float) -> bool:
+        """Whether there is time for so many updates, after a share of the seconds that are left, or
+        their number was given."""
+        left = self.budget.left()
+        return updates is not None or left is None or (1 - before) * left >= worth * seconds
+
+    def _left(self, share: float) -> float:
+        """A share of the seconds that are left; 0 where none are given, and nobody asks."""
+        return share * (self.budget.left() or 0.0)
+
+    def _raced(self, seconds: float) -> float:
+        """Become Laplace's approximation, if that has the higher bound.
+
+        Where there is time, both are trained before. Returns the share of the start's training that
+        this took.
+
+        Args:
+            seconds: the seconds of an update.
+        """
         guide = self.guide
         if isinstance(guide.shape, Mixture) or guide.program_density.plate is not None:
             return 0.0
@@ -112,50 +150,85 @@ class Fitting:
             approximation = laplace(ratio.log_density, x, self.budget)
         if approximation is None:
             return 0.0
+        left = self._left(OF_START)
+        races = self.budget.seconds is None or left >= WORTH_A_RACE * seconds
         errors = list[ValueError]()
 
-        def trained() -> float:
+        def bound() -> float:
             try:
-                self._train_start(RACED)
+                if races:
+                    self._train_start(OF_RACE, left)
             except ValueError as error:  # there are no finite gradients from there
                 errors.append(error)
                 return -math.inf
-            with torch.no_grad():
-                bound = float(self._bound_of_start(COMPARED).mean())
-            return bound if math.isfinite(bound) else -math.inf
+            return self._judged("start")
 
         first = self._copied()
-        bound, usual = trained(), self._copied()
+        bound_of_usual, usual = bound(), self._copied()
         self._restore(first)
         self.units = approximation
         guide.become_gaussian(torch.zeros_like(guide.loc), torch.eye(guide.latent_dim).to(x))
-        if not trained() > bound:
+        if not bound() > bound_of_usual:
             self.units = None
             self._restore(usual)
         if len(errors) == 2:
             raise errors[0]
-        return 2 * RACED
+        return 2 * OF_RACE * races
 
-    def _train_start(self, share: float) -> None:
-        """Train the start for a share of its updates."""
+    def _improved(self, share: float, seconds: float, bound: float, *, is_alone: bool) -> float:
+        """Train the start, and return its bound; it stays as it is where that is higher.
+
+        Args:
+            share: the share of its training that is left.
+            seconds: the seconds of its whole training.
+            bound: its bound before.
+            is_alone: whether no other start has been trained; its errors are raised then.
+        """
+        before = self._copied()
+        try:
+            self._train_start(share, seconds)
+        except ValueError:  # no finite gradients any more
+            if is_alone:
+                raise
+            self._restore(before)
+            return bound
+        after = self._judged("start")
+        if after < bound and not isinstance(self.guide.shape, Mixture):
+            self._restore(before)
+            return bound
+        return after
+
+    def _train_start(self, share: float, seconds: float) -> None:
+        """Train the start for a share of its updates and seconds."""
         what = "Gaussian" if self.guide.shape is None else "start"
-        self._train(self._of_start().values(), self._loss_of_start, what, share)
+        weights = self._of_start().values()
+        self._train(weights, self._loss_of_start, what, self.start_updates, seconds, share)
 
-    def _loss_of_start(self) -> Tensor:
-        """The negative bound of a Gaussian.
+    @torch.no_grad()
+    def _judged(self, what: str) -> float:
+        """The mean bound of the start or the chain by a thousand paths, or fewer where the seconds
+        are over, nats; values far below the median don't count, nor NaN."""
+        bound, drawn = self._bound_of_start if what == "start" else self._bound_of_chain, []
+        at_once = self.guide.paths_at_once(COMPARED // 4)
+        while not drawn or (len(drawn) * at_once < COMPARED and self.budget.share < 1):
+            drawn.append(bound(at_once))
+        return float(_clamped(torch.cat(drawn)).mean().nan_to_num(-math.inf))
+
+    def _loss_of_start(self, n: int) -> Tensor:
+        """The negative bound of a Gaussian, by n draws.
 
         That of a mixture has gradients of probabilities too, by the score function. To it comes the
         negative log density of draws that the mixture was fitted to: the bound alone would leave
         tails and gaps between modes out, where weights are then large.
         """
         if not isinstance(self.guide.shape, Mixture):
-            return -_clamped(self._bound_of_start()).mean()
-        bound, h = self._drawn_from_start(self.paths)
+            return -_clamped(self._bound_of_start(n)).mean()
+        bound, h = self._drawn_from_start(n)
         assert self.draws is not None and isinstance(h.shape, Component)
         bound, log_share = _clamped(bound), h.shape.log_share
         gain = bound.detach() - bound.detach().mean()
         bound = bound + gain * (log_share - log_share.detach())
-        rows = self.draws[torch.randint(len(self.draws), (self.paths,))]
+        rows = self.draws[torch.randint(len(self.draws), (n,))]
         return -bound.mean() - _clamped(self.guide.shape.log_density(rows)).mean()
 
     def _of_start(self) -> dict[str, Tensor]:
@@ -195,46 +268,48 @@ class Fitting:
         h = self._ratio_of_start().of_paths(n)
         return h.log_density(h.place(u)) - h.log_unit(u), h
 
-    def _bound_of_start(self, n: int | None = None) -> Tensor:
-        return self._drawn_from_start(n or self.paths)[0]
+    def _bound_of_start(self, n: int) -> Tensor:
+        return self._drawn_from_start(n)[0]
 
-    def _bound_of_chain(self, n: int | None = None) -> Tensor:
-        return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
+    def _bound_of_chain(self, n: int) -> Tensor:
+        return self.guide.log_weights(n, *self.args, **self.kwargs)[1]
 
-    def _loss_of_chain(self) -> Tensor:
-        return -_clamped(self._bound_of_chain()).mean()
+    def _loss_of_chain(self, n: int) -> Tensor:
+        return -_clamped(self._bound_of_chain(n)).mean()
 
     def _train(
         self,
         parameters: Iterable[Tensor],
-        loss: Callable[[], Tensor],
+        loss: Callable[[int], Tensor],
         what: str,
+        updates: int | None,
+        seconds: float,
         share: float = 1.0,
     ) -> Tensor:
-        is_start = what != "chain"
-        steps = round(share * self.start_updates) if is_start else self.updates
-        ends = self.budget.seconds is not None
-        seconds = self.seconds_of_start * share if is_start else self.budget.left()
+        """Train on a loss of a number of paths, for a share of its updates and seconds."""
+        within = self.budget.seconds
+        steps = steps_within(updates, within, UPDATES, least=0)
         trainer = Trainer(
             parameters,
-            steps=steps,
-            learning_rate=4 * self.learning_rate if is_start else self.learning_rate,
+            steps=round(share * steps),
+            learning_rate=self.learning_rate if what == "chain" else 4 * self.learning_rate,
             warmup=0,
             clip=CLIP,
             average=None,
             skip=True,
-            patience=PATIENCE if ends else None,
+            patience=PATIENCE if updates is None else None,
             least_gain=LEAST_GAIN,
-            window=WINDOW if ends else None,
+            window=WINDOW if updates is None else None,
             cool_down=COOL_DOWN,
-            seconds=seconds if ends else None,
+            seconds=None if within is None else max(share * seconds, LEAST),
             progress=what if self.progress else False,
         )
         losses: list[Tensor] = []
+        at_once = self.guide.paths_at_once(self.paths, kept=True)
+        sizes = [len(paths) for paths in torch.arange(self.paths).split(at_once)]
         for _ in trainer:
-            losses.append(loss())
-            trainer.step(losses[-1])
-            losses[-1] = losses[-1].detach()
+            trainer.step(loss(size) * (size / self.paths) for size in sizes)
+            losses.append(trainer.last_loss)
         trainer.optimizer.zero_grad()
         outcome, raced = trainer.outcome, self.guide.outcomes.get(what)
         if raced is not None:

@@ -12,7 +12,7 @@ from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, sec
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.mixture import Mixture
 from pyro_mdm.automatic.subsampled import SubsampledFitting, SubsampledGuide
-from pyro_mdm.budgets import Budget, steps_within
+from pyro_mdm.budgets import Budget
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.tempering import GROUPS
 from pyro_mdm.support.checks import check_count, check_number
@@ -152,8 +152,9 @@ class AutoMDM(SubsampledGuide):
             "learning_rate": learning_rate,
             "seconds": seconds,
         }
-        chain, start = (steps_within(n, seconds, 1_000, least=0) for n in (updates, start_updates))
-        fitting = kind(self, args, kwargs, chain, start, paths, learning_rate, budget, progress)
+        fitting = kind(
+            self, args, kwargs, updates, start_updates, paths, learning_rate, budget, progress
+        )
         self.outcomes = {}
         if isinstance(self.shape, Mixture):
             with torch.no_grad():

@@ -24,13 +24,13 @@ Density = Callable[[Tensor], Tensor]
 
 MOST_LATENTS = 500
 """The most latents whose curvature is asked for, which takes a backward pass of each."""
-ITERATIONS, AT_A_TIME = 500, 20
-"""The most iterations of L-BFGS, and those between two looks at the clock."""
-NEWTON, HALVINGS = 20, 12
-"""The most steps of Newton's method, and the lengths that are tried for each."""
+STEPS = 50
+"""The most steps of Newton's method."""
+LENGTHS = tuple(2.0**-k for k in range(-2, 13))
+"""The lengths that are tried for each step."""
 CLOSE = 1e-3
 """Twice the nats below the mode, by the curvature, at which the search ends."""
-SHARE = 0.2
+SHARE = 0.5
 """The share of the seconds after which it ends too; there is none without a curvature by then."""
 FLAT = 1e-10
 """The curvature of a latent below which it has none: a deviation of 100,000, unconstrained."""
@@ -41,8 +41,8 @@ LEAST_CURVATURE = 1e-6
 def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
     """A mode m (dim,) of a density, and a lower triangular R with R Rᵀ = (-∇² log p(m))⁻¹.
 
-    L-BFGS leads near the mode, and Newton's steps from there, which no units slow down. Curvatures
-    count by their size, with a least one, so that R is there at any m.
+    Newton's steps lead there, which no units slow down, each of the best of some lengths.
+    Curvatures count by their size, with a least one, so that R is there at any m.
 
     Args:
         log_density: function of x (n, dim) that returns log p up to a constant, (n,), nats.
@@ -55,8 +55,7 @@ def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor
     if len(start) > MOST_LATENTS:
         return None
     try:
-        near = _by_lbfgs(log_density, start, budget)
-        curved = _by_newton(log_density, near, budget)
+        curved = _mode(log_density, start, budget)
     except (NotImplementedError, RuntimeError):  # an operation has no second derivative
         return None
     if curved is None:
@@ -67,46 +66,14 @@ def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor
     return None if bool(wrong) else (mode, root.to(mode))
 
 
-@torch.enable_grad()
-def _by_lbfgs(log_density: Density, start: Tensor, budget: Budget) -> Tensor:
-    """The best value that L-BFGS comes to, (dim,)."""
-    x = start.detach().clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [x], max_iter=AT_A_TIME, history_size=20, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        value = -log_density(x[None])[0]
-        (x.grad,) = torch.autograd.grad(value, x)  # parameters of the program have none
-        return value.detach()
-
-    best, least = x.detach().clone(), math.inf
-    for _ in range(ITERATIONS // AT_A_TIME):
-        optimizer.step(closure)
-        with torch.no_grad():
-            value = -float(log_density(x[None])[0])
-        if not value < least:  # no progress, or no number
-            break
-        best, least = x.detach().clone(), value
-        if budget.share > SHARE:
-            break
-    return best
-
-
-def _by_newton(
-    log_density: Density, x: Tensor, budget: Budget
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def _mode(log_density: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor] | None:
     """The value after Newton's steps, (dim,), and curvatures (dim,) along axes (dim, dim) there.
 
     Latents are scaled by their curvatures first, as second derivatives have few digits.
     """
-
-    def loss(x: Tensor) -> Tensor:
-        return -log_density(x[None])[0]
-
-    halves = 0.5 ** torch.arange(HALVINGS, dtype=torch.float64, device=x.device)[:, None]
-    for step in range(NEWTON + 1):
-        derivatives = _derivatives(loss, x, budget)
+    lengths = torch.tensor(LENGTHS, dtype=torch.float64, device=x.device)[:, None]
+    for step in range(STEPS + 1):
+        derivatives = _derivatives(log_density, x)
         if derivatives is None:
             return None
         slope, curvature = derivatives
@@ -115,11 +82,11 @@ def _by_newton(
         values, axes = torch.linalg.eigh(units[:, None] * curvature * units)
         values = values.abs().clamp_min(LEAST_CURVATURE)
         along = axes.mT @ (units * slope)
-        if step == NEWTON or float((along.square() / values).sum()) < CLOSE or budget.share > SHARE:
+        if step == STEPS or float((along.square() / values).sum()) < CLOSE or budget.share > SHARE:
             break
-        tried = (x.double() - halves * (units * (axes @ (along / values)))).to(x)
+        tried = (x.double() - lengths * (units * (axes @ (along / values)))).to(x)
         with torch.no_grad():
-            losses = torch.cat([loss(x)[None], -log_density(tried)]).nan_to_num(math.inf)
+            losses = (-log_density(torch.cat([x[None], tried]))).nan_to_num(math.inf)
         best = int(losses.argmin())
         if best == 0:
             break
@@ -128,21 +95,16 @@ def _by_newton(
 
 
 @torch.enable_grad()
-def _derivatives(loss: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
-    """The gradient (dim,) and the Hessian (dim, dim) of a function, float64; None where they are
-    not finite, or take too long."""
-    moving, rows = x.detach().requires_grad_(), list[Tensor]()
-    (slope,) = torch.autograd.grad(loss(moving), moving, create_graph=True)
-    for entry in slope:
-        if budget.share > SHARE:
-            return None
-        rows.append(
-            torch.autograd.grad(
-                entry, moving, retain_graph=True, allow_unused=True, materialize_grads=True
-            )[0]
-            if entry.requires_grad
-            else torch.zeros_like(x)
+def _derivatives(log_density: Density, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The gradient (dim,) and the Hessian (dim, dim) of -log p, float64; None where they are not
+    finite. Copies of x have a row of the Hessian each."""
+    copies = x.detach().repeat(len(x), 1).requires_grad_()
+    (slopes,) = torch.autograd.grad(-log_density(copies).sum(), copies, create_graph=True)
+    curvature = torch.zeros_like(slopes)
+    if slopes.requires_grad:
+        (curvature,) = torch.autograd.grad(
+            slopes.diagonal().sum(), copies, allow_unused=True, materialize_grads=True
         )
-    slope, curvature = slope.detach().double(), torch.stack(rows).double()
+    slope, curvature = slopes[0].detach().double(), curvature.double()
     is_finite = bool(slope.isfinite().all() & curvature.isfinite().all())
     return (slope, curvature) if is_finite else None

@@ -331,23 +331,32 @@ class SubsampledFitting(Fitting):
         """The mean bound on log p(x, data) of globals x (n, dim); -inf where it is NaN."""
         return self.guide.of_all_rows(x, self.args, self.kwargs)[0].mean().nan_to_num(-math.inf)
 
-    def _bound_of_start(self, n: int | None = None) -> Tensor:
-        ratio = self.guide.ratio(*self.args, **self.kwargs)
-        half = (min(n or self.paths, COMPARED_BY_ALL) + 1) // 2
-        u = torch.randn(half, self.guide.latent_dim).to(self.guide.loc)
-        # a subsample moves the gradients of all draws alike, which in pairs leaves the scale alone
-        u = torch.cat([u, -u])
-        x = ratio.place(u)
-        if n is None:
-            return ratio.log_density(x) - ratio.log_unit(u)
-        return self.guide.of_all_rows(x, self.args, self.kwargs)[0] - ratio.log_unit(u)
+    @property
+    def _updates_of_start(self) -> float:
+        return 1.0  # the chain of the globals feels no gradient
 
-    def _bound_of_chain(self, n: int | None = None) -> Tensor:
-        if n is None:
-            return super()._bound_of_chain()
-        paths = min(n, COMPARED_BY_ALL)
-        drawn = self.guide.paths(paths, self.args, self.kwargs)
-        return drawn.log_target - drawn.log_proposal
+    def _bound_of_start(self, n: int) -> Tensor:
+        x, log_q = self._paired(n)
+        return self.guide.ratio(*self.args, **self.kwargs).log_density(x) - log_q
+
+    def _paired(self, n: int) -> tuple[Tensor, Tensor]:
+        """n draws of the start and their log densities: a subsample moves the gradients of all
+        draws alike, which in pairs leaves the scale alone."""
+        ratio = self.guide.ratio(*self.args, **self.kwargs)
+        u = torch.randn((n + 1) // 2, self.guide.latent_dim).to(self.guide.loc)
+        u = torch.cat([u, -u])
+        return ratio.place(u), ratio.log_unit(u)
+
+    @torch.no_grad()
+    def _judged(self, what: str) -> float:
+        """The mean bound of the start or the chain, by all rows."""
+        if what == "start":
+            x, log_q = self._paired(COMPARED_BY_ALL)
+            bound = self.guide.of_all_rows(x, self.args, self.kwargs)[0] - log_q
+        else:
+            drawn = self.guide.paths(COMPARED_BY_ALL, self.args, self.kwargs)
+            bound = drawn.log_target - drawn.log_proposal
+        return float(bound.mean().nan_to_num(-math.inf))
 
 
 def _batches(plate: PlateDensity) -> list[tuple[Tensor, int]]:

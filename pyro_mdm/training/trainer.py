@@ -83,6 +83,7 @@ class Trainer:
     Attributes:
         step_number: number of steps taken.
         skipped: number of steps that were left out.
+        last_loss: loss of the last step, ().
         best: least value of a validation; infinite before the first.
         best_step: number of steps before that validation; None before the first.
         unit: unit of the values of validations, in words.
@@ -172,7 +173,7 @@ class Trainer:
             self.average = MovingAverage(self.weights, average)
         self.step_number, self.skipped, self.best = 0, 0, math.inf
         self.best_step: int | None = None
-        self.unit, self.quiet = "nats", 0.0
+        self.unit, self.quiet, self.last_loss = "nats", 0.0, torch.tensor(math.nan)
         self._best: list[Tensor] = []  # averaged weights and buffers
         self._late = (-1, False)  # a step, and whether time was over after it
         self._looked = 0.0  # the share of time at the last look
@@ -202,21 +203,29 @@ class Trainer:
     # -- steps -------------------------------------------------------------------------------------
 
     @checked_arguments
-    def step(self, loss: Tensor) -> Tensor:
-        """Take a step on a loss, (); returns the norm of its gradient before clipping, ()."""
-        if loss.dim() or not loss.requires_grad:
-            raise ValueError(
-                f"loss is {describe(loss)}, expected one number, (), that depends on the weights; "
-                "take its mean, and compute it where gradients are kept"
-            )
+    def step(self, loss: Tensor | Iterable[Tensor]) -> Tensor:
+        """Take a step on a loss, (); returns the norm of its gradient before clipping, ().
+
+        Args:
+            loss: the loss, or the terms of its sum one after another, such as those of a generator,
+                for a batch whose graph is larger than the memory.
+        """
         self.begin()
-        loss.backward(inputs=self.weights)
-        self._patience.add(loss)
+        terms = []
+        for term in [loss] if isinstance(loss, Tensor) else loss:
+            if term.dim() or not term.requires_grad:
+                raise ValueError(
+                    f"loss is {describe(term)}, expected one number, (), that depends on the "
+                    "weights; take its mean, and compute it where gradients are kept"
+                )
+            term.backward(inputs=self.weights)
+            terms.append(term.detach())
+        self.last_loss = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+        self._patience.add(self.last_loss)
         return self.update()
 
     def begin(self) -> None:
-        """Set learning rates and clear gradients: the first half of :meth:`step`, for losses in
-        several pieces."""
+        """Set learning rates and clear gradients: the first half of :meth:`step`."""
         factor = schedule_within(
             self.share_of_time, self.step_number, self.steps, self.warmup, self.decay
         )
