@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.automatic import Gap, gap
-from pyro_mdm.automatic.checkup import Checkup, Moments, Second, checked, funnels, remedies_of
+from pyro_mdm.automatic.checkup import Checkup, Second, checked, funnels, remedies_of
+from pyro_mdm.automatic.moments import Moments, uneven
 from pyro_mdm.posteriors import ImportanceWeights
 
 ONES = torch.ones(3, 2)
@@ -377,7 +378,7 @@ def test_no_shape_is_to_blame_where_both_fits_are_sure() -> None:
     guide = made(funnel)
     x = torch.zeros(guide.latent_dim)
     draws = Second("draws", Moments(x, x + 1, 1e4), None)
-    sure = Checkup(ImportanceWeights(torch.zeros(4_000)), "chain", draws, 3.0, "", True, ())
+    sure = Checkup(ImportanceWeights(torch.zeros(4_000)), "chain", draws, 3.0, "", True, "", ())
     assert sure.disagrees and not sure.is_thin
     first, then, *_ = remedies_of(guide, sure, (), {})
     assert "missed a mode" in first and "a funnel" in then
@@ -446,3 +447,44 @@ def test_draws_of_the_fit_are_warned_of(how: str, which: str) -> None:
         share = "20%" if which == "mixed" else "100%"
         with pytest.warns(UserWarning, match=f"{share} of the draws are those .* expected others"):
             look(guide, how, draws)
+
+
+# -- moments ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.95, 1.5])
+def test_errors_of_moments_are_those_of_repetitions(scale: float) -> None:
+    """Of N(0, 1) by weighted draws of a wider or narrower Gaussian, of two numbers."""
+    made_of: list[Moments] = []
+    for _ in range(300):
+        x = scale * torch.randn(400, 2, dtype=torch.float64)
+        log_weights = (x.square() * (scale**-2 - 1)).sum(1) / 2
+        made_of.append(Moments.from_weights(x, ImportanceWeights(log_weights)))
+    for name in ("mean", "deviation"):
+        values = torch.stack([getattr(one, name) for one in made_of])
+        errors = torch.stack([getattr(one, f"{name}_error") for one in made_of])
+        torch.testing.assert_close(errors.median(0).values, values.std(0), rtol=0.25, atol=0.0)
+
+
+def test_a_latent_whose_halves_differ_is_named() -> None:
+    """A few draws of a tail carry the deviation of 'b'."""
+    x = torch.randn(4_000, 2)
+    even = ImportanceWeights(torch.zeros(4_000))
+    assert uneven(x, even) is None
+    x[1, 1] = 200.0
+    differs = uneven(x, even)
+    assert differs is not None and differs[0] == 1 and differs[2] > 2 * differs[1]
+
+
+def test_moments_are_by_site() -> None:
+    def program() -> None:
+        pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        pyro.sample("x", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+
+    guide = AutoMDM(program, steps=2).fit(updates=0, start_updates=0, progress=False)
+    moments = guide.moments(4_000)
+    draws = guide.sample_posterior(4_000)
+    for name, value in draws.items():
+        assert moments[name].mean.shape == value.shape[1:]
+        error = moments[name].mean_error
+        assert error is not None and bool((error < 0.1 * moments[name].deviation).all())

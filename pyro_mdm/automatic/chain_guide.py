@@ -15,15 +15,17 @@ from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform, biject_to, constraints
 
 from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
 from pyro_mdm.automatic.mixture import MOST, Mixture
+from pyro_mdm.automatic.moments import Moments, uneven
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
+from pyro_mdm.automatic.symmetry import Symmetry
 from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
@@ -269,13 +271,23 @@ class ChainGuide(AutoMultivariateNormal):
         self.set_up(*args, **kwargs)
         return unconstrained(draws, self.latents())
 
-    def become_mixture(self, x: Tensor, budget: Budget | None) -> Tensor:
-        """Take the mixture of draws x (n, latent_dim), fitted within a budget, and return them in
-        units of their deviations."""
+    def symmetry(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symmetry:
+        """The maps that leave the program's density as it is at two draws x (2, latent_dim)."""
+
+        def log_density(rows: Tensor) -> Tensor:
+            return self.log_density(rows, *args, **kwargs)
+
+        return Symmetry.of(self.program_density, self.latents(), log_density, x)
+
+    def become_mixture(self, x: Tensor, symmetry: Symmetry, budget: Budget | None) -> Tensor:
+        """Take the mixture of images of draws x (n, latent_dim), fitted within a budget, and return
+        the images in units of their deviations."""
+        distinct = x.unique(dim=0, return_inverse=True)[1]
+        x = symmetry.scattered(x)
         self.become_gaussian(x.mean(0), torch.diag(x.std(0).clamp_min(1e-6)))
         self.chain.reset()
         w = (x - self.loc) / self.scale
-        self.shape.fit(w, x.unique(dim=0, return_inverse=True)[1], budget)
+        self.shape.fit(w, distinct, budget)
         return w
 
     def become_gaussian(self, loc: Tensor, root: Tensor) -> None:
@@ -495,10 +507,49 @@ class ChainGuide(AutoMultivariateNormal):
         if resample:
             x, weights = self.weighed(10 * num_samples, args, kwargs, keep=True)
             weights.warn(OF_TAILS, stacklevel=3)
+            self._warn_of_halves(x, weights)
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
         else:
             x = self._in_pieces(self.paths, torch.arange(num_samples), args, kwargs, True).kept
         return self.by_site(x)
+
+    def _warn_of_halves(self, x: Tensor, weights: ImportanceWeights) -> None:
+        """Warn of the latent whose deviations differ between halves of the draws x."""
+        if (differs := uneven(x[:, : self.latent_dim], weights)) is not None:
+            at, low, high = differs
+            names = [
+                name
+                for name, site in self.latents()
+                for _ in range(biject_to(site["fn"].support).inv(site["value"]).numel())
+            ]
+            warnings.warn(
+                f"{names[at]!r} has a deviation of {low:.3g} in one half of the draws and of "
+                f"{high:.3g} in the other, unconstrained, expected about the same: a tail has few "
+                "draws, and the deviation is likely too small; take more draws, or train longer",
+                stacklevel=3,
+            )
+
+    def moments(self, num_samples: int, /, *args: Any, **kwargs: Any) -> dict[str, Moments]:
+        """Means and deviations of all latents by site, by weighted draws, with their errors.
+
+        Args:
+            num_samples: number of draws.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
+
+        Returns:
+            The :class:`~pyro_mdm.automatic.moments.Moments` of each site, of its shape.
+
+        Warns:
+            UserWarning: weights that mislead, or a latent whose deviation differs between halves of
+                the draws.
+        """
+        check_count("num_samples", num_samples, "the number of draws", least=4)
+        x, weights = self.weighed(num_samples, args, kwargs, keep=True)
+        weights.warn(OF_TAILS, stacklevel=3)
+        self._warn_of_halves(x, weights)
+        values = self.by_site(x)
+        return {name: Moments.from_weights(value, weights) for name, value in values.items()}
 
     @checked_arguments
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ from torch.distributions import biject_to
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
 from pyro_mdm.automatic.draws import warn_of_same
+from pyro_mdm.automatic.moments import Moments
 from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
     "MOST_FOR_PARTICLES",
     "Checkup",
-    "Moments",
     "Second",
     "checked",
     "funnels",
@@ -30,10 +30,6 @@ __all__ = [
 
 FEWEST = 100
 """Draws that count, below which nothing is trusted."""
-APART = 0.25
-"""The distance of two means, in deviations, above which two fits differ, if their errors say so."""
-ERRORS = 4.0
-"""The same distance in standard errors."""
 RISING = 5.0
 """Standard errors by which the bound rises in the last quarter of a training that is too short."""
 FEW_UPDATES = 20
@@ -42,28 +38,6 @@ MOST_FOR_PARTICLES = 50
 """Latents up to which particles find modes in reasonable time (page *Automatic guides*)."""
 HEAVY = ("Cauchy", "HalfCauchy", "StudentT", "Pareto", "Stable", "InverseGamma")
 """Distributions whose tails a Gaussian does not cover."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Weighted means and deviations of unconstrained latents.
-
-    Args:
-        mean, deviation: of each latent number, (dim,).
-        effective: number of draws that count.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-    effective: float
-
-    @classmethod
-    def from_weights(cls, x: Tensor, weights: ImportanceWeights) -> Moments:
-        """Those of draws x (n, dim) with weights."""
-        shares = weights.normalized[:, None].to(x)
-        mean = (shares * x).sum(0)
-        deviation = (shares * (x - mean).square()).sum(0).sqrt()
-        return cls(mean, deviation, max(1.0, weights.effective))
 
 
 @dataclass(frozen=True)
@@ -92,6 +66,8 @@ class Checkup:
         distance: the largest distance of two means, in deviations; NaN without another fit.
         distant: the latent that has it.
         is_apart: whether it is more than the errors of both explain.
+        lacks: the maps that leave the program's density as it is, and not the draws, in words; ""
+            if there are none.
         remedies: remedies in words, the first to be tried first.
     """
 
@@ -101,12 +77,14 @@ class Checkup:
     distance: float
     distant: str
     is_apart: bool
+    lacks: str
     remedies: tuple[str, ...]
 
     @property
     def is_trusted(self) -> bool:
-        """Whether the weights are not thin, and the other fit agrees, where there is one."""
-        return not (self.is_thin or self.disagrees)
+        """Whether the weights are not thin, no images of modes are missed, and the other fit
+        agrees, where there is one."""
+        return not (self.is_thin or self.disagrees or self.lacks)
 
     @property
     def is_thin(self) -> bool:
@@ -115,21 +93,22 @@ class Checkup:
 
     @property
     def disagrees(self) -> bool:
-        """Whether the other fit differs in evidence or in a mean by more than the errors."""
+        """Whether the other fit has a higher evidence, or differs in a mean, by more than the
+        errors. One with a lower evidence has missed something itself."""
         if self.second is None:
             return False
         other = self.second.weights
-        evidence_differs = (
-            other is not None
-            and not other.doubt
-            and not self.weights.doubt
-            and not self.weights.agrees_with(other)
-        )
-        return evidence_differs or self.is_apart
+        if other is None or other.doubt or self.weights.doubt or self.weights.agrees_with(other):
+            return self.is_apart
+        return self.weights.log_evidence.mean < other.log_evidence.mean
 
     def __repr__(self) -> str:
         lines = [
             f"weights: {self.weights}",
+            *(
+                [f"images: {self.lacks} have other modes, which no draw comes near"]
+                * bool(self.lacks)
+            ),
             self._of_second(),
             f"kept: the {self.kept}",
             "trust: " + ("yes" if self.is_trusted else "no"),
@@ -171,26 +150,41 @@ def checked(
     """The check of a guide that has been fitted."""
     x, weights = guide.weighed(num_samples, args, kwargs)
     first = Moments.from_weights(x, weights)
-    distance, distant, is_apart = math.nan, "", False
+    distance, at, is_apart = math.nan, 0, False
     if other is not None:
-        names = [name for name, site in guide.latents() for _ in range(_size(site))]
-        moments = other.moments
-        gaps = (first.mean - moments.mean).abs() / moments.deviation.clamp_min(1e-12)
-        at = int(gaps.argmax())
-        distance, distant = float(gaps[at]), repr(names[at])
-        error = math.sqrt(1 / first.effective + 1 / moments.effective)
-        is_apart = not distance <= max(APART, ERRORS * error)  # NaN: the other has no mean
-    result = Checkup(weights, _kept(guide), other, distance, distant, is_apart, ())
+        distance, at, is_apart = first.apart(other.moments)
+    names = [name for name, site in guide.latents() for _ in range(_size(site))]
+    lacks = _lacking(guide, x, weights, first, args, kwargs)
+    result = Checkup(weights, _kept(guide), other, distance, repr(names[at]), is_apart, lacks, ())
     if result.is_trusted:
         return result
     remedies = tuple(remedies_of(guide, result, args, kwargs))
     return replace(result, remedies=remedies)
 
 
+def _lacking(
+    guide: ChainGuide,
+    x: Tensor,
+    weights: ImportanceWeights,
+    moments: Moments,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> str:
+    """The maps that leave the density of the program as it is, but not the moments of draws x."""
+    if guide.program_density.plate is not None:
+        return ""
+    largest = x[weights.log_weights.topk(2).indices]
+    symmetry = guide.symmetry(largest, args, kwargs)
+    images = Moments.from_weights(symmetry.scattered(x), weights)
+    return str(symmetry) if symmetry and moments.apart(images)[2] else ""
+
+
 def remedies_of(
     guide: ChainGuide, result: Checkup, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[str]:
     """Remedies in words. If both fits are sure of themselves, no shape is to blame."""
+    if result.lacks:
+        yield _of_images(guide)
     if result.disagrees and not result.is_thin:
         yield _of_disagreement(guide)
     yield from _of_shape(guide, args, kwargs)
@@ -215,6 +209,14 @@ def _may_take(guide: ChainGuide, start: str) -> bool:
     if start == "shaped":
         return guide.start == "gaussian"
     return guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
+
+
+def _of_images(guide: ChainGuide) -> str:
+    return "modes have images: " + (
+        "take start='particles', which learns them all"
+        if _may_take(guide, "particles")
+        else "order what has no name, or give it different priors, so that one image is left"
+    )
 
 
 def _of_disagreement(guide: ChainGuide) -> str:

@@ -141,6 +141,19 @@ class ProgramDensity:
 
         return dict(torch.func.vmap(of_one)(x))
 
+    def log_jacobian(self, x: Tensor) -> Tensor:
+        """log |d value / d x| of rows of unconstrained latents x (n, dim), (n,)."""
+
+        def of_one(row: Tensor) -> Tensor:
+            terms = []
+            for site, u in self._unpack(row):
+                transform = biject_to(site["fn"].support)
+                terms.append(transform.log_abs_det_jacobian(u, transform(u)).sum())
+            return torch.stack(terms).sum()
+
+        made: Tensor = torch.func.vmap(of_one)(x)
+        return made
+
     def _run_at(self, row: Tensor, *args: Any, **kwargs: Any) -> tuple[poutine.Trace, list[Tensor]]:
         """A run with these latents, and the logarithms of Jacobians."""
         values, log_dets = {}, []

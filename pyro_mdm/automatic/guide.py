@@ -164,7 +164,8 @@ class AutoMDM(SubsampledGuide):
                     else self.rows(draws, *args, **kwargs)
                 )
                 self.learned_from = None if draws is None else x[:, 0].clone()
-                fitting.draws = self.become_mixture(x, fitting.for_mixture())
+                symmetry = self.symmetry(x[:2], args, kwargs)
+                fitting.draws = self.become_mixture(x, symmetry, fitting.for_mixture())
         elif draws is not None:
             raise ValueError(
                 f"the guide was set up with start={self.start_name!r}, which does not learn from "
@@ -226,8 +227,8 @@ class AutoMDM(SubsampledGuide):
 
         Args:
             args, kwargs: arguments of the program.
-            other: the second fit. "fit": one is made from the other start (particles for up to 50
-                latents, otherwise a Gaussian from another seed), by the budget of the last fit;
+            other: the second fit. "fit": one is made from another seed, by the budget of the last
+                fit: from particles for up to 50 latents, otherwise from a Gaussian;
                 a guide of the same program that has been fitted; draws of the posterior, as in
                 :meth:`fit` but other ones; None: none.
             num_samples: number of draws; None: 4,000, or 400 for each latent.
@@ -241,8 +242,7 @@ class AutoMDM(SubsampledGuide):
         check_count("num_samples", n, "the number of draws", least=100)
         fitted = None
         if isinstance(other, str) and other == "fit":
-            few = self.latent_dim <= MOST_FOR_PARTICLES and self.start != "particles"
-            few = few and self.plate is None
+            few = self.latent_dim <= MOST_FOR_PARTICLES and self.plate is None
             with self.alone():
                 again = self.like_this(self.program, start="particles" if few else "gaussian")
                 again.fit(*args, progress=progress, **self._budget, **kwargs)
