@@ -163,6 +163,8 @@ class Outcome(NamedTuple):
     def __str__(self) -> str:
         seconds = f"{self.seconds:.1f}" if self.seconds < 100 else f"{self.seconds:,.0f}"
         steps = "step" if self.steps == 1 else "steps"
+        if self.steps == 0 and self.reason == "all steps":
+            return "no steps, as none were asked for"
         time = f"{self.steps:,} {steps} in {seconds} s: {WORDS[self.reason]}"
         if self.best_step is None or self.best is None:
             return f"{time}; the last step is kept"

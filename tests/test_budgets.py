@@ -117,6 +117,8 @@ def test_time_is_estimated_once_after_five_steps_without_the_first(clock: Clock)
     [
         (Outcome(1200, 3.21, "all steps"), "1,200 steps in 3.2 s: all steps were taken; the last "),
         (Outcome(1, 1.0, "budget"), "1 step in 1.0 s: its seconds were over; the last step is k"),
+        (Outcome(0, 53.8, "all steps"), "no steps, as none were asked for"),
+        (Outcome(0, 2.0, "budget"), "0 steps in 2.0 s: its seconds were over"),
         (Outcome(3, 1.0, "stopped"), "3 steps in 1.0 s: its loop was left; the last step is kept"),
         (
             Outcome(3000, 1.0, "no gain", 1000, -2.0, "bits/dim"),

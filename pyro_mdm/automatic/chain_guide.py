@@ -44,6 +44,8 @@ COMPARED = 1_000
 """The number of paths by which a chain is judged."""
 AT_A_TIME = 1_000
 """The number of paths that are drawn together."""
+ROUNDED = 0.5
+"""The most nats by which rounding may change a density."""
 OF_MEMORY = 0.5
 """The share of the free memory that paths may take."""
 ENOUGH = 30
@@ -432,15 +434,34 @@ class ChainGuide(AutoMultivariateNormal):
 
         def at(u: Tensor) -> Scored:
             u = u.to(self.loc)
-            return in_units(self._in_pieces(self.paths_to, units.place(u), args, kwargs, keep), u)
+            scored = self._in_pieces(self.paths_to, units.place(u), args, kwargs, keep)
+            return in_units(scored, u)
 
         if n >= 16 and self._leads_back(args, kwargs):
-            kept, log_weights, defence = defended(drawn, at, n, h)
+            kept, log_weights, defence = defended(
+                drawn, at, n, h, lambda x: self._rounding(x, args, kwargs)
+            )
             return kept, ImportanceWeights(log_weights, defence)
         scored = self._in_pieces(self.paths, torch.arange(n), args, kwargs, keep)
         log_weights = scored.log_target - scored.log_proposal
         log_weights = log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
         return scored.kept, ImportanceWeights(log_weights)
+
+    def _rounding(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """How far the density of draws x (n, latent_dim) is above that in float64, (n,) nats."""
+        density = self.program_density
+        if density.plate is not None or x.dtype == torch.float64:
+            return torch.zeros(len(x), dtype=torch.float64)
+        error = density(x, *args, **kwargs) - density.in_float64(x, *args, **kwargs)
+        if bool((wrong := ~(error.abs() <= ROUNDED)).any()):
+            warnings.warn(
+                f"rounding changes the density of {int(wrong.sum()):,} draws with large weights by "
+                f"up to {float(error.abs().nan_to_num(math.inf).max()):.3g} nats, expected at most "
+                f"{ROUNDED:g}; they have that of float64, and others that of float32: run the "
+                "program in float64, torch.set_default_dtype(torch.float64)",
+                stacklevel=6,
+            )
+        return error.nan_to_num(0.0)
 
     def _leads_back(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the start has an inverse, so that a path leads from given latents to noise."""

@@ -24,6 +24,8 @@ from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from pyro_mdm.paths.base import PathLaw
 from pyro_mdm.support.inference import Inference
@@ -115,6 +117,11 @@ class ProgramDensity:
         finally:
             vars(_ENUM_ALLOCATOR).update(saved)
         return alone + _summed(log_factors, factors) if log_factors else alone
+
+    def in_float64(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """log p of x (n, dim), (n,) nats, by a run in float64."""
+        with _Double():
+            return self(x.double(), *args, **kwargs)
 
     def drawn(self, *args: Any, **kwargs: Any) -> poutine.Trace:
         """A run with latents of its own, whose density may be NaN."""
@@ -322,6 +329,21 @@ class ProgramDensity:
                 "program, e.g. by torch.where inside of functions whose derivative is infinite, "
                 "such as sqrt"
             )
+
+
+class _Double(TorchFunctionMode):
+    """Functions of float32 are those of float64, whose arguments are the same numbers."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def doubled(value: Any) -> Any:
+            is_single = type(value) is Tensor and value.dtype == torch.float32
+            return value.to(torch.float64) if is_single else value
+
+        with torch._C.DisableTorchFunction():
+            args, kwargs = tree_map(doubled, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class _Enumeration(EnumMessenger):

@@ -19,14 +19,14 @@ from pyro_mdm.budgets import LEAST, Budget, steps_within
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
 
-__all__ = ["Fitting"]
+__all__ = ["OF_MIXTURE", "Fitting"]
 
 CLIP = 10.0
 """The norm at which gradients are clipped."""
 WORST = 50.0
 """Nats below the median beyond which a path's weight doesn't count in an update."""
-OF_PRIOR = 200
-"""Draws of the prior, by whose spread particles start."""
+OF_PRIOR, LEAST_OF_PRIOR = 200, 20
+"""Draws of the prior, by whose spread particles start, and the fewest where they take long."""
 OF_START, OF_COMPARISON = 0.3, 0.1
 """The shares of the seconds that the start's training has, of those that are left, and the last
 comparison of bounds."""
@@ -337,6 +337,8 @@ class Fitting:
         guide = self.guide
         rows = []
         for _ in range(OF_PRIOR):
+            if len(rows) >= LEAST_OF_PRIOR and self.budget.share > OF_PARTICLES / 4:
+                break
             try:
                 trace = guide.program_density.drawn(*self.args, **self.kwargs)
             except NotImplementedError as error:
@@ -365,11 +367,12 @@ class Fitting:
             ]
             return torch.cat(densities) - start(x)
 
+        until = self.until(OF_PARTICLES)
         leaps = LEAPS if guide.latent_dim > FEW_LATENTS else 0
 
         def particles(n: int) -> Tensor:
             first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
-            return temper(first, start, [gain], leaps=leaps).draws(n)
+            return temper(first, start, [gain], leaps=leaps, budget=until).draws(n)
 
         left = self.budget.left()
         if left is None:
@@ -384,11 +387,11 @@ class Fitting:
                 return drawn
             tempered = min(most, affordable)
 
-    def for_mixture(self) -> Budget | None:
-        """The seconds until a mixture has to be fitted; None: no limit."""
+    def until(self, share: float) -> Budget | None:
+        """The budget that ends when a share of the seconds is spent; None: no limit."""
         if self.budget.seconds is None:
             return None
-        return Budget(OF_MIXTURE * self.budget.seconds, spent=self.budget.spent).start()
+        return Budget(share * self.budget.seconds, spent=self.budget.spent).start()
 
 
 def _clamped(bound: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from pyro_mdm.automatic.bidirectional import gap, gap_by_draws
 from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
-from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.automatic.fitting import OF_MIXTURE, Fitting
 from pyro_mdm.automatic.mixture import Mixture
 from pyro_mdm.automatic.subsampled import SubsampledFitting, SubsampledGuide
 from pyro_mdm.budgets import Budget
@@ -165,7 +165,7 @@ class AutoMDM(SubsampledGuide):
                 )
                 self.learned_from = None if draws is None else x[:, 0].clone()
                 symmetry = self.symmetry(x[:2], args, kwargs)
-                fitting.draws = self.become_mixture(x, symmetry, fitting.for_mixture())
+                fitting.draws = self.become_mixture(x, symmetry, fitting.until(OF_MIXTURE))
         elif draws is not None:
             raise ValueError(
                 f"the guide was set up with start={self.start_name!r}, which does not learn from "

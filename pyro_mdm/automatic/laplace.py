@@ -26,7 +26,7 @@ MOST_LATENTS = 500
 """The most latents whose curvature is asked for, which takes a backward pass of each."""
 STEPS = 50
 """The most steps of Newton's method."""
-LENGTHS = tuple(2.0**-k for k in range(-2, 13))
+LENGTHS = tuple(2.0**-k for k in range(12))
 """The lengths that are tried for each step."""
 CLOSE = 1e-3
 """Twice the nats below the mode, by the curvature, at which the search ends."""

@@ -42,6 +42,8 @@ FEWEST = 80
 PARTS = 4
 """The number of parts of the draws of h, the worst of which is counted for all: an effective
 number is too high where the largest weights are missing, which they are not in all parts."""
+LARGE = 5.0
+"""Weights of so many times the mean one of draws of q are looked at for rounding."""
 WIDEST = 4.0
 """The distance from the median, in deviations, to which draws of q are moved."""
 CORRELATED = 0.5
@@ -144,6 +146,7 @@ def defended(
     at: Callable[[Tensor], Scored],
     n: int,
     heavy_tailed: Defensive | None = None,
+    rounding: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Defence]:
     """n draws of the mixture, those of h last.
 
@@ -152,6 +155,8 @@ def defended(
         at: function that scores points x (n, d) which it did not draw.
         n: number of draws, 16 at least.
         heavy_tailed: h; None: around the draws, each half by the other.
+        rounding: function of what is kept of some draws that returns the errors of their log γ by
+            rounding, nats. It is asked about draws of large weights, and corrects these.
 
     Returns:
         What is kept of the draws, (n, …), their log weights, (n,) nats, and the :class:`Defence`.
@@ -176,6 +181,12 @@ def defended(
     log_w, ratios = (
         torch.cat([rows[i] for i in (0, 2, 1, 3)]) for rows in (log_weights, log_ratios)
     )
+    if rounding is not None:
+        usual = log_w[: -sum(heavy)].logsumexp(0) - math.log(n - sum(heavy))
+        large = log_w > usual + math.log(LARGE)
+        error = rounding(kept[large]).to(log_w) if large.any() else 0.0
+        log_w[large] -= error
+        ratios[large] -= error
     mean_ratio = (log_w.softmax(0).log() + ratios).logsumexp(0) - log_w.logsumexp(0) + math.log(n)
     by_target = sum(heavy) * math.exp(-float(mean_ratio))
     return kept, log_w, Defence(ratios[-sum(heavy) :], by_target, light[0].x.shape[1])

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mdm.budgets import Budget
 from pyro_mdm.evaluation.weights import of_repeats
 from pyro_mdm.support.measured import Measured
 
@@ -92,6 +93,7 @@ def temper(
     moves: float = 5.0,
     most: int = 60,
     leaps: int = 0,
+    budget: Budget | None = None,
 ) -> TemperedParticles:
     """Draws of p_0 L_K, up to its normalization, from draws of p_0.
 
@@ -105,6 +107,7 @@ def temper(
         most: the largest number of moves after a step of β.
         leaps: the number of leapfrog steps of a Hamiltonian move, which follows every move by
             differences and needs densities with gradients; 0: none.
+        budget: the seconds after which there is one move after a step of β; None: no limit.
 
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.
@@ -129,7 +132,7 @@ def temper(
             law.choose(_systematic(step, step.shape[1]))
             beta, steps, effective = after, steps + 1, min(effective, left)
             lost = min(1.0, (1 - left) / KEPT) + (min(1.0, (1 - whole) / KEPT) if beta == 1 else 0)
-            scale, accepted = law.move(beta, scale, lost * moves, most)
+            scale, accepted = law.move(beta, scale, lost * moves, most, budget)
     return TemperedParticles(law.u, log_weights, effective, accepted, steps)
 
 
@@ -199,7 +202,9 @@ class _Law:
             value.gather(1, places) for value in (self.log_p, self.old, self.new)
         )
 
-    def move(self, beta: float, scale: float, moves: float, most: int) -> tuple[float, float]:
+    def move(
+        self, beta: float, scale: float, moves: float, most: int, budget: Budget | None
+    ) -> tuple[float, float]:
         """Move the particles by Metropolis steps.
 
         Returns:
@@ -221,7 +226,7 @@ class _Law:
             scale = min(max(scale * math.exp(share - ACCEPTED), 1e-3), 4.0)
             moved = max(share, self._slid(beta, spread)) if self._leaps else share
             total, shares = total + moved, [*shares, share]
-            if total >= moves:
+            if total >= moves or (budget is not None and budget.share == 1):
                 break
         return scale, sum(shares) / len(shares)
 
