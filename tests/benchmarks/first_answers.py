@@ -59,7 +59,7 @@ VALUES = (
 )
 DRAWS = 4_000
 LEFT_FOR_CURVATURE = 0.1
-"""The share of the seconds of AutoLaplaceApproximation that its search leaves."""
+"""The share of the seconds that a search for a mode leaves."""
 
 
 # -- ways ------------------------------------------------------------------------------------------
@@ -93,7 +93,8 @@ def auto_laplace(target: Target, seconds: float, seed: int) -> Fitted:
 
 def plain_laplace(target: Target, seconds: float, seed: int) -> Fitted:
     clock = Clock(seconds)
-    law = laplace(target, start_of(target, seed))
+    search = Clock((1 - LEFT_FOR_CURVATURE) * seconds)
+    law = laplace(target, start_of(target, seed), lambda: search.left < 0)
 
     def sample(n: int) -> tuple[Tensor, Tensor]:
         x = law.draw(n, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))

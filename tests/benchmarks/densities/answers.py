@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -190,17 +189,18 @@ def random_effects() -> Target:
 
 
 def random_effects_marginal() -> Target:
-    """The same without its effects, by quadrature."""
+    """The same without its effects, by sums over even steps of each, which suffice a Gaussian."""
     column, counts = groups()
-    nodes, shares = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(40))
-    shares = shares / shares.sum()
+    steps = torch.linspace(-6, 6, 121, dtype=torch.float64)
+    shares = dist.Normal(0.0, 1.0).log_prob(steps) + math.log(0.1)
 
     def program() -> None:
-        intercept, slope, spread = (v.double()[..., None, None, None] for v in coefficients())
-        log_rate = intercept + spread * nodes + slope * column[..., None]
-        law = dist.Poisson(log_rate.clamp_max(20.0).exp())
-        given = law.log_prob(counts[..., None]).sum(-2)
-        pyro.factor("counts", (given + shares.log()).logsumexp(-1).sum(-1))
+        intercept, slope, spread = (v.double()[..., None, None] for v in coefficients())
+        effects = intercept + spread * steps  # (…, 1, 121), for groups (…, 15, 1)
+        rates = (slope * column).exp().sum(-1, keepdim=True)
+        given = counts.sum(1, keepdim=True) * effects - rates * effects.exp()
+        terms = (slope * column * counts - (counts + 1).lgamma()).sum((-2, -1))
+        pyro.factor("counts", terms + (given + shares).logsumexp(-1).sum(-1))
 
     return of_program("random_effects_marginal", program)
 
