@@ -24,7 +24,16 @@ from torch.distributions import Transform, biject_to
 
 from tests.benchmarks.densities.base import Density, Modes, Target
 
-__all__ = ["NAMES", "density_of", "sites_of", "target"]
+__all__ = [
+    "NAMES",
+    "density_of",
+    "label_switching",
+    "of_density",
+    "of_program",
+    "orders",
+    "sites_of",
+    "target",
+]
 
 Program = Callable[[], None]
 
@@ -216,7 +225,7 @@ def logistic(name: str, features: np.ndarray, labels: np.ndarray) -> Target:
 
     def program() -> None:
         weights = pyro.sample("weights", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
-        pyro.sample("labels", dist.Bernoulli(logits=weights @ x.T).to_event(1), obs=y)
+        pyro.sample("labels", dist.Bernoulli(logits=weights @ x.T.to(weights)).to_event(1), obs=y)
 
     return of_program(name, program)
 
@@ -362,29 +371,40 @@ def log_gaussian_cox() -> Target:
     return of_program("log_gaussian_cox", program)
 
 
-def label_switching() -> Target:
-    """A mixture of three Gaussians, which nothing tells apart: what is said of one in any order of
-    them is as probable."""
-    generator = seeded(0)
-    y = torch.randn(60, generator=generator) * torch.tensor([0.5, 0.7, 1.0]).repeat(20)
-    y += torch.tensor([-2.5, 0.0, 3.0]).repeat(20)
+def label_switching(count: int = 3) -> Target:
+    """A mixture of two or three Gaussians, which nothing tells apart: what is said of one in any
+    order of them is as probable."""
+    size = 20 * count
+    y = torch.randn(size, generator=seeded(0)) * torch.tensor([0.5, 0.7, 1.0])[:count].repeat(20)
+    y += torch.tensor([-2.5, 0.0, 3.0])[:count].repeat(20)
 
     def program() -> None:
-        weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
-        means = pyro.sample("means", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
-        scales = pyro.sample("scales", dist.LogNormal(0.0, 0.5).expand([3]).to_event(1))
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((count,), 2.0)))
+        means = pyro.sample("means", dist.Normal(0.0, 3.0).expand([count]).to_event(1))
+        scales = pyro.sample("scales", dist.LogNormal(0.0, 0.5).expand([count]).to_event(1))
         component = dist.Normal(means[..., None, :], scales[..., None, :])
         law = dist.MixtureSameFamily(dist.Categorical(weights[..., None, :]), component)
-        pyro.sample("y", law.expand([*means.shape[:-1], 60]).to_event(1), obs=y)
+        pyro.sample("y", law.expand([*means.shape[:-1], size]).to_event(1), obs=y)
 
-    places = torch.tensor([9, 3, 1])
-    orders = torch.tensor(list(itertools.permutations(range(3)))) @ places
+    modes = orders(count, lambda x: x[:, count - 1 : 2 * count - 1])
+    name = "label_switching" if count == 3 else f"label_switching_{count}"
+    return of_program(name, program, modes=modes)
+
+
+def orders(count: int, along: Callable[[Tensor], Tensor]) -> Modes:
+    """Modes that are the orders of components.
+
+    Args:
+        count: number of components.
+        along: function of x (n, dim) that returns the number by which each is known, (n, count).
+    """
+    places = count ** torch.arange(count - 1, -1, -1)
+    permutations = torch.tensor(list(itertools.permutations(range(count)))) @ places
 
     def of(x: Tensor) -> Tensor:
-        return (orders == (x[:, 2:5].argsort(1) @ places)[:, None]).int().argmax(1)
+        return (permutations == (along(x).argsort(1) @ places)[:, None]).int().argmax(1)
 
-    modes = Modes(of, torch.full((6,), 1 / 6))
-    return of_program("label_switching", program, modes=modes)
+    return Modes(of, torch.full((len(permutations),), 1 / len(permutations)))
 
 
 # -- integrals over a grid -------------------------------------------------------------------------
