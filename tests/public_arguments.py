@@ -628,7 +628,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "LikelihoodMembers.log_prob": values(data=DATA, theta={"theta": torch.zeros(4, 2)}),
     "LikelihoodMembers.posterior": values(data=DATA, n=16, particles=80, seed=0),
     "LikelihoodMembers.outside": values(theta={"theta": torch.zeros(4, 2)}),
-    "LikelihoodMembers.evidence": values(estimate=lambda one: Measured(0.0, 0.1)),
+    "LikelihoodMembers.evidence": values(estimate=lambda one: Measured(0.0, 0.1), data=DATA),
     "PosteriorGuide.initial_params": values(chains=2),
     "AutoMDM.fit": values(
         updates=2,

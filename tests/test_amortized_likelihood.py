@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors import AmortizedLikelihood, LinearGaussian, laws, log_prior, simulate
+from pyro_mdm.posteriors import AmortizedLikelihood, LinearGaussian, log_prior, simulate
 from pyro_mdm.posteriors.laws import ContinuousLaw
 from pyro_mdm.posteriors.likelihood import ConditionalGaussian
 from pyro_mdm.posteriors.parameters import Parameters
@@ -21,7 +21,6 @@ from pyro_mdm.posteriors.prior import ParameterPrior, RemainingPrior
 from pyro_mdm.posteriors.reading import read_program
 from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 from pyro_mdm.pretrained import PretrainedError
-from pyro_mdm.support.measured import Measured
 from tests.exact_likelihood import NOISE, exact_likelihood
 from tests.mistakes import refused
 from tests.problems import normal
@@ -291,16 +290,17 @@ def plated() -> None:
 
 @pytest.fixture(scope="module")
 def random() -> tuple[AmortizedLikelihood, dict[str, Tensor]]:
-    """Networks of random weights, with the diffusions."""
+    """Networks of random weights, with the mixtures."""
     draws = simulate(plated, 300, seed=3, vectorized=True)
     torch.manual_seed(0)
     likelihood = AmortizedLikelihood.fit(
-        plated, ["a", "b"], ["x", "y"], draws=draws, steps=1, hidden=8, depth=1, diffusion=False
+        plated, ["a", "b"], ["x", "y"], draws=draws, steps=1, hidden=8, depth=1, form="gaussian"
     )
     for law in likelihood.laws:
-        for outlet in (law.gaussian.outlet, law.model.score_function.network.outlet):
-            torch.nn.init.normal_(outlet.weight, std=0.2)
-        law.gain = Measured(1.0, 0.1)
+        network = law.mixture.network
+        for layer in (law.gaussian.outlet, network.network.outlet, *network.masked):
+            torch.nn.init.normal_(layer.weight, std=0.2)
+        law.form = "mixture"
     return likelihood, draws
 
 
@@ -322,36 +322,6 @@ def test_the_residual_of_a_gaussian_is_an_affine_map_of_data() -> None:
     assert float(torch.linalg.slogdet(jacobian.reshape(3, 3))[1]) == pytest.approx(
         float(log_det[0].detach()), abs=1e-5
     )
-
-
-def test_few_steps_of_many_numbers_take_few_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    m, calls, gradient = laws.MOST_EXACT + 1, [0], torch.autograd.grad
-
-    def counted(outputs: Any, inputs: Any, along: Any = None, **options: Any) -> Any:
-        calls[0] += len(along) if options.get("is_grads_batched") else 1
-        return gradient(outputs, inputs, along, **options)
-
-    monkeypatch.setattr(torch.autograd, "grad", counted)
-    torch.manual_seed(0)
-    law = ContinuousLaw(1, m, hidden=8, depth=1)
-    torch.nn.init.normal_(law.model.score_function.network.outlet.weight, std=0.3)
-    law.gain = Measured(1.0, 0.1)
-    x, theta = torch.randn(5, 1, m), torch.randn(5, 1)
-
-    def density(steps: int) -> tuple[Tensor, int]:
-        calls[0] = 0
-        with torch.no_grad():
-            return law.by_datum(x, theta, steps)[:, 0], calls[0]
-
-    (rough, few), (whole, many) = density(2), density(laws.STEPS)
-    assert few == 4 * 2 * laws.PROBES and many == 4 * laws.STEPS * m
-    # the probes are those of the datum's numbers, not of its place
-    with torch.no_grad():
-        backward = law.by_datum(x.flip(0), theta.flip(0), 2)[:, 0].flip(0)
-    torch.testing.assert_close(rough, backward, **SINGLE)
-    monkeypatch.setattr(laws, "MOST_EXACT", m)
-    again, _ = density(laws.STEPS)
-    torch.testing.assert_close(whole, again, **SINGLE)
 
 
 def test_a_network_can_have_the_distribution_of_a_linear_gaussian() -> None:
@@ -386,7 +356,7 @@ def curved() -> None:
 def test_the_likelihood_of_linear_gaussian_data_is_exact_without_steps() -> None:
     """Least squares have 11 numbers from 7,200 data: within 11 / 7,200 nats of two data, on
     average. Data with a curved mean have the network's Gaussian."""
-    few: dict[str, Any] = {"hidden": 16, "depth": 1, "diffusion": False, "vectorized": True}
+    few: dict[str, Any] = {"hidden": 16, "depth": 1, "form": "gaussian", "vectorized": True}
     found: Any = AmortizedLikelihood.fit(linear, ["theta"], ["x"], simulations=4000, steps=1, **few)
     assert found.outcomes["x"][0].best_step == 0
     new = simulate(linear, 1000, seed=9, vectorized=True)
@@ -640,7 +610,7 @@ def learned() -> AmortizedLikelihood:
         steps=400,
         hidden=16,
         depth=1,
-        diffusion=False,
+        form="gaussian",
         vectorized=True,
     )
 
@@ -750,7 +720,7 @@ def test_simulators_are_compared_by_their_evidence(learned: AmortizedLikelihood)
         steps=400,
         hidden=16,
         depth=1,
-        diffusion=False,
+        form="gaussian",
         vectorized=True,
     )
     x = torch.tensor([0.1, -0.4, 0.5, 0.3])
@@ -764,6 +734,31 @@ def test_simulators_are_compared_by_their_evidence(learned: AmortizedLikelihood)
     assert evidence[0].mean - evidence[1].mean == pytest.approx(apart, abs=0.4)
 
 
+def black_box() -> None:
+    """Data of :func:`conjugate`, which come from elsewhere."""
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 4):
+        pyro.deterministic("x", theta + 0.5 * torch.randn(4))
+
+
+def test_a_black_box_is_learned_datum_by_datum_if_asked(tmp_path: Path) -> None:
+    names: Any = ["theta"], ["x"]
+    few: dict[str, Any] = {"steps": 2, "hidden": 8, "depth": 1}
+    found = AmortizedLikelihood.fit(
+        black_box, *names, simulations=300, exchangeable=["data"], **few
+    )
+    x, theta = torch.randn(3, 7), {"theta": torch.zeros(3)}  # of seven data, not four
+    log_p = found.log_prob({"x": x}, theta)
+    one = found.log_prob({"x": x.reshape(-1, 1)}, {"theta": torch.zeros(21)})
+    torch.testing.assert_close(log_p, one.reshape(3, 7).sum(1))
+    found.save_pretrained(tmp_path)
+    again = AmortizedLikelihood.from_pretrained(tmp_path, black_box)
+    assert torch.equal(again.log_prob({"x": x}, theta), log_p)
+    assert found.refined(theta, **few).structure.factors[0].plate == "data"
+    with pytest.warns(UserWarning, match=r"exchangeable=\('data',\)"):
+        AmortizedLikelihood.fit(black_box, *names, simulations=300, **few)
+
+
 def bimodal() -> None:
     theta = pyro.sample("theta", dist.Uniform(-1.0, 1.0))
     side = 2.0 * pyro.sample("side", dist.Bernoulli(0.5 * torch.ones_like(theta))) - 1
@@ -771,7 +766,7 @@ def bimodal() -> None:
 
 
 @pytest.mark.slow
-def test_a_diffusion_is_part_of_the_law_where_it_is_better() -> None:
+def test_mixtures_are_part_of_the_law_where_they_are_better() -> None:
     """Of two values of x for each θ: density, draws, and a posterior of two intervals."""
     likelihood = AmortizedLikelihood.fit(
         bimodal,
@@ -784,7 +779,7 @@ def test_a_diffusion_is_part_of_the_law_where_it_is_better() -> None:
         vectorized=True,
     )
     (law,) = likelihood.laws
-    assert law.is_corrected
+    assert law.form == "mixture" and law.misfit == 0
     theta = torch.linspace(-0.9, 0.9, 7)
     x = torch.linspace(-2.0, 2.0, 41)
     pairs = {"theta": theta.repeat_interleave(41)}, {"x": x.repeat(7)}
@@ -804,7 +799,7 @@ def test_a_diffusion_is_part_of_the_law_where_it_is_better() -> None:
 
 
 @pytest.mark.slow
-def test_a_diffusion_is_left_out_where_a_gaussian_law_is_right() -> None:
+def test_mixtures_are_left_out_where_a_gaussian_law_is_right() -> None:
     likelihood = AmortizedLikelihood.fit(
         conjugate,
         ["theta"],
@@ -816,4 +811,4 @@ def test_a_diffusion_is_left_out_where_a_gaussian_law_is_right() -> None:
         vectorized=True,
     )
     (gain,) = likelihood.gains.values()
-    assert gain is not None and not likelihood.laws[0].is_corrected
+    assert gain is not None and likelihood.laws[0].form == "gaussian"

@@ -243,9 +243,7 @@ def implicit(a: torch.Tensor) -> None:
         one_pair,
         centred,
         by_numpy,
-        unseen,
         hidden_law,
-        implicit,
     ],
 )
 def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: Any) -> None:
@@ -254,6 +252,89 @@ def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: An
     assert structure.data[0].parameters == ("a",) and structure.data[0].plates == (("p", 8, -1),)
     (note,) = structure.notes
     assert "are not exchangeable given the parameters: the distribution of" in note
+
+
+def computed_by_numpy(a: torch.Tensor) -> None:
+    x = np.random.default_rng(int(torch.randint(2**31, ()))).normal(float(a), 1.0, 8)
+    pyro.deterministic("x", torch.as_tensor(x, dtype=torch.float32))
+
+
+def computed_by_torch(a: torch.Tensor) -> None:
+    pyro.deterministic("x", a + torch.randn(8))
+
+
+def computed_pairs(a: torch.Tensor) -> None:
+    pyro.deterministic("x", a + torch.randn(8, 2), event_dim=1)
+
+
+def of_delta(a: torch.Tensor) -> None:
+    pyro.sample("x", dist.Delta(a + torch.randn(8)))
+
+
+def of_delta_and_a_draw(a: torch.Tensor) -> None:
+    pyro.sample("x", dist.Delta(normal("z", a) + torch.randn(8)))
+
+
+OPAQUE = [
+    unseen,
+    implicit,
+    computed_by_numpy,
+    computed_by_torch,
+    computed_pairs,
+    of_delta,
+    of_delta_and_a_draw,
+]
+
+
+@pytest.mark.parametrize("law", OPAQUE)
+def test_a_plate_whose_random_numbers_are_not_seen_is_one_datum_with_a_warning(law: Any) -> None:
+    with pytest.warns(UserWarning, match=r"'x' in the plate 'p' are not seen.*exchangeable=\('p',"):
+        structure = read_program(in_a_plate(law), ["a"], ["x"])
+    assert [factor.plate for factor in structure.factors] == [None]
+    assert structure.data[0].parameters == ("a",) and len(structure.notes) == 1
+
+
+@pytest.mark.parametrize("law", OPAQUE)
+def test_a_plate_is_exchangeable_if_its_author_says_so(law: Any) -> None:
+    structure = read_program(in_a_plate(law), ["a"], ["x"], exchangeable=["p"])
+    (factor,) = structure.factors
+    assert (factor.plate, factor.size, factor.parameters) == ("p", 8, ("a",))
+    assert structure.notes == ()
+
+
+def computed_from_draws(a: torch.Tensor) -> None:
+    pyro.deterministic("x", a + normal("z", 0.0))
+
+
+def of_delta_of_draws(a: torch.Tensor) -> None:
+    pyro.sample("x", dist.Delta(a + normal("z", 0.0)))
+
+
+@pytest.mark.parametrize("law", [computed_from_draws, of_delta_of_draws])
+def test_what_is_computed_from_draws_needs_no_word(law: Any) -> None:
+    (factor,) = read_program(in_a_plate(law), ["a"], ["x"]).factors
+    assert factor.plate == "p"
+
+
+def test_an_exchangeable_plate_leaves_other_data_apart() -> None:
+    def program() -> None:
+        a = normal("a")
+        with pyro.plate("p", 8):
+            computed_by_torch(a)
+            pyro.deterministic("x2", a + torch.randn(8))
+        with pyro.plate("q", 3):
+            normal("y", a)
+
+    names = ["x", "x2", "y"]
+    structure = read_program(program, ["a"], names, exchangeable=["p"])
+    said = [([site.name for site in f.sites], f.plate) for f in structure.factors]
+    assert said == [(["x", "x2"], "p"), (["y"], "q")]
+    for plates, word in (
+        (["r"], "'r', expected plates that data are in"),
+        (["p", "p"], "each once"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            read_program(program, ["a"], names, exchangeable=plates)
 
 
 def test_a_plate_of_one_place_shows_nothing() -> None:

@@ -26,7 +26,7 @@ from pyro_mdm.posteriors.folders import code_of
 from pyro_mdm.support.saved import read_saved
 from tests.mistakes import refused
 
-FEW: dict[str, Any] = {"steps": 2, "hidden": 8, "depth": 1, "diffusion": False}
+FEW: dict[str, Any] = {"steps": 2, "hidden": 8, "depth": 1, "form": "gaussian"}
 
 
 def program() -> None:

@@ -6,8 +6,12 @@ along a plate are learned one by one: 10,000 simulations of four data are 40,000
 distribution. For any number of data the log densities are added, with the same networks.
 
 Real numbers have a Gaussian distribution whose mean and covariance a network computes, with a map
-of heavy tails, and a diffusion of the residuals; discrete numbers have probabilities
+of heavy tails, and mixtures of the residuals; discrete numbers have probabilities
 (:mod:`pyro_mdm.posteriors.laws`).
+
+The expected log density of N data is too low by N times the misfit KL(p ‖ p̂) of the learned
+distribution, always with the same sign. What a richer form gains on held-out simulations is a lower
+bound of the misfit, so that N times it is a one-sided error (:meth:`AmortizedLikelihood.misfit`).
 
 Sequential Monte Carlo from the prior gives draws of the posterior p(θ | x) ∝ p(θ) p(x | θ), and the
 evidence p(x). It is not amortized over x, but the distribution of a few numbers is learned well
@@ -45,7 +49,7 @@ from pyro_mdm.posteriors.factors import (
 )
 from pyro_mdm.posteriors.folders import check_program
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian
-from pyro_mdm.posteriors.laws import STEPS, DataBounds, FactorLaw
+from pyro_mdm.posteriors.laws import DataBounds, FactorLaw, Form
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import RemainingPrior
 from pyro_mdm.posteriors.reading import (
@@ -59,7 +63,7 @@ from pyro_mdm.posteriors.reading import (
 )
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
-from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
+from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import check_count, check_counts
 from pyro_mdm.support.doors import Count, checked_arguments
@@ -72,18 +76,16 @@ __all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
 FILE, KIND = "likelihood.safetensors", "a likelihood"
 """The file of a likelihood in its folder, and its kind in words."""
 
-FEW_STEPS = 2
-"""The steps of the flow that particles meet first. Later weights correct its small error."""
-
-LEAST_PARTICLES = {False: 20_000, True: 4_000}
-"""The least number of particles, without and with a flow, whose densities take longer."""
+LEAST_PARTICLES = 20_000
+"""The least number of particles by default."""
 
 USUAL = 6_000
 """The number of steps of a network for 10,000 simulations where neither steps nor seconds are
 given."""
 
-MOVES = {False: 5.0, True: 2.0}
-"""The accepted moves of a particle at each temperature, without and with a flow."""
+
+OF_SIMULATIONS = {"vectorized", "workers", "folder", "leave_out"}
+"""The options of :meth:`AmortizedLikelihood.fit` that are those of simulations."""
 
 
 class PosteriorDraws(NamedTuple):
@@ -91,6 +93,7 @@ class PosteriorDraws(NamedTuple):
 
     draws: Draws  # (n, *shape) by site
     log_evidence: Measured  # log p(x, given), nats, with its error by 8 groups
+    misfit: float  # how much too low the evidence is by the form of the likelihood, nats; or 0
     effective: float  # the least effective fraction of the particles at a step of the temperature
     acceptance: float  # the accepted fraction of the moves at the posterior
 
@@ -108,6 +111,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         draws: simulations for the scales of θ, (n, *shape) by site (:func:`simulate`).
         hidden: the width of the networks; small networks have quick densities.
         depth: their number of blocks.
+        exchangeable: the names of plates whose data are exchangeable, as for :func:`read_program`.
 
     Raises:
         TypeError: parameters that are not continuous; data that repeat and are not whole; numbers
@@ -132,9 +136,10 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         hidden: int = 64,
         depth: int = 3,
+        exchangeable: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self._read(program, latent, observed, hidden, depth)
+        self._read(program, latent, observed, hidden, depth, exchangeable)
         self.structure.check(draws)
         self._make_laws([lattices_of(program, factor, draws) for factor in self.structure.factors])
         seen = self._seen(self.sites.values(draws))
@@ -149,9 +154,11 @@ class AmortizedLikelihood(LearnedLikelihood):
         observed: Sequence[str],
         hidden: int,
         depth: int,
+        exchangeable: Sequence[str],
     ) -> None:
         check_counts({"hidden": hidden, "depth": depth}, "a size of the networks")
-        self.structure = read_program(program, latent, observed)
+        self.structure = read_program(program, latent, observed, exchangeable=exchangeable)
+        self.exchangeable = list(exchangeable)
         self.sites = Parameters(self.structure.parameters)
         self.latent, self.observed = list(latent), list(observed)
         self.hidden, self.depth = hidden, depth
@@ -194,7 +201,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         seconds: float | None = None,
         hidden: int = 64,
         depth: int = 3,
-        diffusion: bool = True,
+        form: Form | None = None,
+        exchangeable: Sequence[str] = (),
         vectorized: bool = False,
         workers: int | None = None,
         folder: str | os.PathLike[str] | None = None,
@@ -205,11 +213,10 @@ class AmortizedLikelihood(LearnedLikelihood):
         """The likelihood trained on nine tenths of the simulations.
 
         The last tenth, at most 1,000, is validation data. Of the moving averages of the weights,
-        those with the lowest loss on it are kept, and a diffusion is kept if it is better there
-        than the Gaussian alone.
+        those with the lowest loss on it are kept.
 
         Args:
-            program, latent, observed, hidden, depth: as for the class.
+            program, latent, observed, hidden, depth, exchangeable: as for the class.
             draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
                 wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
             simulations: the number of new simulations.
@@ -221,7 +228,9 @@ class AmortizedLikelihood(LearnedLikelihood):
             seconds: the most seconds of training of all networks, without those of simulations.
                 The networks have equal parts of it, and end earlier if nothing is gained any more.
                 None: no limit.
-            diffusion: whether to learn a diffusion of the residuals of real numbers.
+            form: the form of the distribution of real numbers, ``"gaussian"`` or ``"mixture"``;
+                None: mixtures where they are better than a Gaussian on the validation data. What is
+                given up by the other is measured in any case (:meth:`misfit`).
             vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show a progress bar.
@@ -240,19 +249,20 @@ class AmortizedLikelihood(LearnedLikelihood):
         with to_learn_from(
             program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
-            likelihood = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
+            sizes: dict[str, Any] = {"hidden": hidden, "depth": depth}
+            likelihood = cls(program, latent, observed, chosen, **sizes, exchangeable=exchangeable)
             likelihood.simulations = {name: chosen[name] for name in names}
-            likelihood._train(chosen, options, diffusion)
+            likelihood._train(chosen, options, form)
         return likelihood.eval().requires_grad_(False)
 
-    def _train(self, draws: Draws, options: TrainingOptions, diffusion: bool) -> None:
+    def _train(self, draws: Draws, options: TrainingOptions, form: Form | None) -> None:
         theta = self._inputs(self.sites.values(draws))
         options = options.for_simulations(len(next(iter(theta.values()))))
         assert options.budget is not None
-        options.budget.trainings = sum(law.trainings(diffusion) for _, law in self._factors)
+        options.budget.trainings = sum(law.trainings() for _, law in self._factors)
         for factor, law in self._factors:
             x, bounds = factor.data(draws), bounds_of_factor(self._program, factor)
-            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
+            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, form)
             self.outcomes[name_of(factor)] = outcomes
 
     @property
@@ -269,9 +279,24 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     @property
     def gains(self) -> dict[str, Measured | None]:
-        """The gain of the diffusion over the Gaussian on held-out simulations, nats per datum, with
-        its standard error, by the sites of a factor; None where no diffusion was learned."""
+        """The gain of mixtures over the Gaussian on held-out simulations, nats per datum, with its
+        standard error, by the sites of a factor; None where there is one form alone."""
         return {name_of(factor): law.gain for factor, law in self._factors}
+
+    def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
+        """How much too low the log density of data is by the form of the distributions, nats.
+
+        It is what a richer form gains on a held-out datum, with its error at 97.5%, times the
+        number of data. 0: no richer form that was learned is better.
+
+        Args:
+            data, sites: as for :meth:`log_prob`, of all data together.
+
+        Raises:
+            ValueError: as for :meth:`data`.
+        """
+        pairs = zip(self._chosen(sites), self.data(data, sites), strict=True)
+        return sum(law.misfit * int((~x.isnan()).all(2).sum()) for (_, law), x in pairs)
 
     # -- folders -----------------------------------------------------------------------------------
 
@@ -288,8 +313,9 @@ class AmortizedLikelihood(LearnedLikelihood):
         """The names of the sites, the sizes of the networks and their gains, for JSON."""
         gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
         named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
-        sizes = {"hidden": self.hidden, "depth": self.depth, "gains": gains}
-        return named | sizes | {"lattices": self.lattices}
+        sizes = {"hidden": self.hidden, "depth": self.depth, "exchangeable": self.exchangeable}
+        forms = {"gains": gains, "forms": [law.form for _, law in self._factors]}
+        return named | sizes | forms | {"lattices": self.lattices}
 
     @classmethod
     @checked_arguments
@@ -332,9 +358,9 @@ class AmortizedLikelihood(LearnedLikelihood):
         """
         with damage_of(path):
             names = saved["latent"], saved["observed"]
-            sizes = saved["hidden"], saved["depth"]
+            sizes = saved["hidden"], saved["depth"], saved["exchangeable"]
             gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
-            described = saved["sites"]
+            described, forms = saved["sites"], list(saved["forms"])
             lattices = [
                 [None if numbers is None else Lattice(*numbers) for numbers in of_factor]
                 for of_factor in saved["lattices"]
@@ -353,10 +379,10 @@ class AmortizedLikelihood(LearnedLikelihood):
             with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
                 new._make_laws(lattices)
             new.load_state_dict(state)
-        for (_, law), gain in zip(new._factors, gains, strict=True):
+        for (_, law), gain, form in zip(new._factors, gains, forms, strict=True):
             for module in law.modules():
-                if isinstance(module, FactorLaw):
-                    module.gain = gain
+                if isinstance(module, FactorLaw) and module.form is not None:
+                    module.gain, module.form = gain, form
         return new.eval().requires_grad_(False)
 
     @property
@@ -432,17 +458,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         program: Callable[..., Any] | None = None,
         draws: Draws | None = None,
-        steps: int | None = None,
-        batch_size: int = 256,
-        learning_rate: float = 3e-3,
-        seconds: float | None = None,
-        diffusion: bool = True,
-        vectorized: bool = False,
-        workers: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        leave_out: bool = False,
         seed: int = 1,
-        progress: bool = False,
+        **options: Any,
     ) -> AmortizedLikelihood:
         """The likelihood of a further round, trained on the old simulations and one at each θ.
 
@@ -454,10 +471,8 @@ class AmortizedLikelihood(LearnedLikelihood):
             program: the simulator, if a quicker one was fitted in its place; None: the fitted one.
             draws: the simulations so far, (n, *shape) by site, for a likelihood from a folder;
                 None: those that it was fitted to.
-            steps, batch_size, learning_rate, seconds, diffusion: as for :meth:`fit`.
-            vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
-            progress: whether to show progress bars.
+            options: further options of :meth:`fit`.
 
         Raises:
             FloatingPointError, TypeError: as for :meth:`fit`.
@@ -470,28 +485,16 @@ class AmortizedLikelihood(LearnedLikelihood):
                 "the first round; give them as draws"
             )
         rows, _ = self.sites.rows(theta)
-        how: dict[str, Any] = {"vectorized": vectorized, "workers": workers, "folder": folder}
-        how |= {"leave_out": leave_out, "progress": progress}
+        how = {name: options.pop(name) for name in OF_SIMULATIONS & options.keys()}
+        how["progress"] = options.get("progress", False)
         # of another seed in each round, or the noise of its runs would be that of the last round's
         how["seed"] = seed + max(map(len, first.values()))
         new = simulate(self._program if program is None else program, at=rows, **how)
         names = [*self.latent, *self.observed]
         both = {name: torch.cat([first[name], new[name].to(first[name])]) for name in names}
-        return self.fit(
-            self._program,
-            self.latent,
-            self.observed,
-            draws=both,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seconds=seconds,
-            hidden=self.hidden,
-            depth=self.depth,
-            diffusion=diffusion,
-            seed=seed,
-            progress=progress,
-        )
+        sizes = {"hidden": self.hidden, "depth": self.depth, "exchangeable": self.exchangeable}
+        of_fit = sizes | options | {"draws": both, "seed": seed}
+        return self.fit(self._program, self.latent, self.observed, **of_fit)
 
     # -- densities and draws -----------------------------------------------------------------------
 
@@ -536,13 +539,12 @@ class AmortizedLikelihood(LearnedLikelihood):
         self,
         x: Sequence[Tensor],
         values: Mapping[str, Tensor],
-        steps: int = STEPS,
         sites: Names = None,
     ) -> Tensor:
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
         for (factor, law), block in zip(self._chosen(sites), x, strict=True):
             with in_eval_mode(law):
-                total = total + law.log_prob(block, inputs_of(inputs, factor), steps)
+                total = total + law.log_prob(block, inputs_of(inputs, factor))
         return total
 
     def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
@@ -569,7 +571,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         given: Mapping[str, Tensor] | None = None,
         particles: int | None = None,
-        moves: float | None = None,
+        moves: float = 5.0,
         seed: int = 0,
     ) -> PosteriorDraws:
         """Draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
@@ -577,19 +579,18 @@ class AmortizedLikelihood(LearnedLikelihood):
         With ``given`` they are draws of the other parameters given these and x, and the evidence is
         the joint log density of x and the given parameters.
 
-        Particles go from the program's prior to the posterior under the Gaussian distributions,
-        and, where there are diffusions, from there to the posterior under these
+        Particles go from the program's prior to the posterior
         (:mod:`pyro_mdm.posteriors.tempering`). More particles and moves reduce the Monte Carlo
-        error. The error of the evidence does not include the error of the learned likelihood.
+        error. Of the error of the learned likelihood, ``misfit`` has that of its form, and
+        :class:`~pyro_mdm.posteriors.LikelihoodMembers` has that of learning.
 
         Args:
             data: the datum by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
             given: the values of known parameters by site, (*shape); None: none are known.
-            particles: the number of particles; by default n, but at least 20,000, or 4,000 where a
-                diffusion is part of the likelihood.
+            particles: the number of particles; by default n, but at least 20,000.
             moves: the mean number of accepted moves of a particle at each temperature, and at the
-                end; by default 5, or 2 where a diffusion is part of the likelihood.
+                end.
             seed: the seed of the draws.
 
         Raises:
@@ -598,9 +599,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
         conditions = self._checked_given(given or {})
-        corrected = any(law.is_corrected for _, law in self._factors)
-        particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
-        moves = MOVES[corrected] if moves is None else moves
+        particles = max(n, LEAST_PARTICLES) if particles is None else particles
         check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
         x = self.data(data)
         if max(map(len, x)) > 1:
@@ -613,13 +612,18 @@ class AmortizedLikelihood(LearnedLikelihood):
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
             u = law.sample(GROUPS * in_group)
-            accuracies = (0, FEW_STEPS, STEPS) if corrected else (0,)
-            likelihoods = [self._density(x, steps, law) for steps in accuracies]
-            result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, likelihoods, moves=moves)
+
+            def density(u: Tensor) -> Tensor:
+                """The log likelihood of the data and of the given parameters."""
+                values = law.values(u)
+                return self._log_prob(x, values) + law.log_given(values)
+
+            result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, [density], moves=moves)
             chosen = result.draws(n)
         values = {name: value.clone() for name, value in law.values(chosen).items()}
         warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
-        return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
+        found = result.log_constant, self.misfit(data), result.effective, result.acceptance
+        return PosteriorDraws(values, *found)
 
     def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:
         """The values of given parameters by site, (*shape)."""
@@ -656,16 +660,6 @@ class AmortizedLikelihood(LearnedLikelihood):
                 "log_prob has the density of the data, and sample draws data"
             )
         return conditions
-
-    def _density(self, x: Sequence[Tensor], steps: int, law: RemainingPrior) -> Density:
-        """The log likelihood of the data and of the given parameters, as a function of the
-        unconstrained numbers of the others, (n, d)."""
-
-        def density(u: Tensor) -> Tensor:
-            values = law.values(u)
-            return self._log_prob(x, values, steps) + law.log_given(values)
-
-        return density
 
 
 def _is_bounded(site: ParameterSite) -> bool:

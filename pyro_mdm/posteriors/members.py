@@ -5,8 +5,9 @@ proportional to 1 / (number of simulations), the variance among halves of n fixe
 that of a quantity learned from all n: 1/(n/2) − 1/n = 1/n. The mean of M members has this variance
 and 1/M of it more. So the error of learning is √(1 + 1/M) times the standard deviation among
 members (half-sampling: McCarthy, "Pseudo-replication: half samples", Review of the International
-Statistical Institute 1969). It does not include errors that all members share, such as those of
-networks that are too small.
+Statistical Institute 1969). It does not include errors that all members share, such as that of the
+form of their distributions: the log evidence of N data is too low by N times their misfit, of which
+:meth:`LikelihoodMembers.misfit` is what held-out simulations show.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ simulations, and Student's factor of the error is 1.6, that of two members 6.5."
 
 
 class LearnedEvidence(NamedTuple):
-    """The log evidence under learned likelihoods, nats, with its two errors.
+    """The log evidence under learned likelihoods, nats, with its errors.
 
     Members are few, so the error of learning has a large factor by Student's t: 6.5 for two, 2.2
     for three and 1.6 for four.
@@ -54,30 +55,36 @@ class LearnedEvidence(NamedTuple):
     monte_carlo: float  # its Monte Carlo error, nats
     learning: float  # its error by the spread among members, which includes that of draws, nats
     members: int = FEW  # their number
+    misfit: float = 0.0  # how much too low it is by the form of the likelihoods, nats
 
     @classmethod
-    def from_members(cls, members: Sequence[Measured]) -> LearnedEvidence:
+    def from_members(cls, members: Sequence[Measured], misfit: float = 0.0) -> LearnedEvidence:
         """The log evidence from those of two or more members.
 
         Args:
             members: the log evidence of each member, with its Monte Carlo error, nats.
+            misfit: how much too low it is by their form, nats (:meth:`LikelihoodMembers.misfit`).
         """
         values = torch.tensor([member.mean for member in members], dtype=torch.float64)
         M = len(members)
         of_draws = math.hypot(*(member.standard_error for member in members)) / M
         mean, error = Measured.from_values(values)
-        return cls(mean, of_draws, error * math.sqrt(M + 1), M)
+        return cls(mean, of_draws, error * math.sqrt(M + 1), M, misfit)
 
     @property
-    def whole(self) -> Measured:
-        """The log evidence with one error, the larger, as the error of learning includes both."""
-        return Measured(self.mean, max(self.monte_carlo, self.learning))
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval by the larger error, as that of learning includes both, with the misfit
+        on its upper side."""
+        low, high = Measured(self.mean, max(self.monte_carlo, self.learning)).interval
+        return low, high + self.misfit
 
     def __str__(self) -> str:
         digits = Measured(self.mean, self.monte_carlo), Measured(self.mean, self.learning)
         both = [str(one).partition(" ± ")[2] or "unknown" for one in digits]
         finest = max((str(one).partition(" ± ")[0] for one in digits), key=len)
         said = f"log evidence {finest} ± {both[0]} (Monte Carlo) ± {both[1]} (learning)"
+        if self.misfit:
+            said += f" + up to {self.misfit:.2g} (misfit, by a richer form on held-out simulations)"
         if self.members >= FEW:
             return said
         wide, narrow = (float(student_factor(M - 1)) for M in (self.members, FEW))
@@ -276,16 +283,27 @@ class LikelihoodMembers(LearnedLikelihood):
             for name in by_member[0]
         }
 
+    def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
+        """How much too low the log density of data is by the form of the distributions, nats, the
+        mean over members; as :meth:`AmortizedLikelihood.misfit`."""
+        return sum(member.misfit(data, sites) for member in self) / len(self)
+
     @checked_arguments
     def evidence(
-        self, estimate: Callable[[AmortizedLikelihood], Measured], *, progress: bool = False
+        self,
+        estimate: Callable[[AmortizedLikelihood], Measured],
+        data: Mapping[str, Tensor],
+        *,
+        progress: bool = False,
     ) -> LearnedEvidence:
-        """The log evidence of any program with a learned likelihood, with both errors.
+        """The log evidence of any program with a learned likelihood, with its errors.
 
         Args:
             estimate: the function that takes a likelihood and returns the log evidence of the
                 program with it, and its Monte Carlo error, nats, such as ``log_evidence`` of
                 ``AutoMDM.importance``.
+            data: all data that the program observes, (units, *shape) by site of the simulator, NaN
+                where one is missing, whose number the misfit grows with.
             progress: whether to show a progress bar.
         """
         with progress_bar(len(self), "evidence", "members", shown=progress) as bar:
@@ -293,7 +311,7 @@ class LikelihoodMembers(LearnedLikelihood):
             for member in self:
                 evidences.append(estimate(member))
                 bar.update()
-        return LearnedEvidence.from_members(evidences)
+        return LearnedEvidence.from_members(evidences, self.misfit(data))
 
     @checked_arguments
     def posterior(
@@ -303,7 +321,7 @@ class LikelihoodMembers(LearnedLikelihood):
         *,
         given: Mapping[str, Tensor] | None = None,
         particles: int | None = None,
-        moves: float | None = None,
+        moves: float = 5.0,
         seed: int = 0,
     ) -> MemberDraws:
         """Draws of p(θ | x) for one datum, an equal number by each member, with the evidence.
@@ -328,6 +346,5 @@ class LikelihoodMembers(LearnedLikelihood):
         )[:n]
         names = posteriors[0].draws
         draws = {name: torch.cat([one.draws[name] for one in posteriors])[order] for name in names}
-        return MemberDraws(
-            draws, LearnedEvidence.from_members([one.log_evidence for one in posteriors])
-        )
+        evidences = [one.log_evidence for one in posteriors]
+        return MemberDraws(draws, LearnedEvidence.from_members(evidences, self.misfit(data)))

@@ -506,7 +506,13 @@ def _of_rows(entries: Tensor) -> Tensor:
 
 
 @checked_arguments
-def read_program(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
+def read_program(
+    program: Program,
+    latent: Sequence[str],
+    observed: Sequence[str],
+    *,
+    exchangeable: Sequence[str] = (),
+) -> Structure:
     """The structure of a program's parameters and data, from a few dozen runs of it.
 
     Sites that are not named, discrete ones too, are drawn and integrated out. An unnamed site of
@@ -516,10 +522,13 @@ def read_program(program: Program, latent: Sequence[str], observed: Sequence[str
         program: the simulator, without arguments.
         latent: the names of the parameters' sites.
         observed: the names of the data's sites.
+        exchangeable: the names of plates whose data have one distribution given the parameters, and
+            are independent of each other and of other data. This is taken as true, for simulators
+            that draw outside of Pyro, whose plates are otherwise one datum, with a warning.
 
     Raises:
         TypeError: parameters that are not continuous.
-        ValueError: as for :func:`named_sites`.
+        ValueError: as for :func:`named_sites`; a plate of ``exchangeable`` that has no data.
 
     Example:
         >>> import pyro.distributions as dist
@@ -532,12 +541,16 @@ def read_program(program: Program, latent: Sequence[str], observed: Sequence[str
         ('days', 5)
     """
     same = SameSites(nodes_of(program))
-    return same.held_by(lambda: _read(same.around(program), latent, observed))
+    return same.held_by(lambda: _read(same.around(program), latent, observed, exchangeable))
 
 
-def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
+def _read(
+    program: Program, latent: Sequence[str], observed: Sequence[str], exchangeable: Sequence[str]
+) -> Structure:
     parameters, data = named_sites(program, latent, observed)
-    parts: Parts = [(None, list(data))]
+    declared = _declared(data, exchangeable)
+    rest = [name for name in data if not any(name in names for _, names in declared)]
+    parts: Parts = [(None, rest)] if rest else []
     with pyro.validation_enabled(False), torch.no_grad():
         try:
             seeds = range(SUPPORT_RUNS, 2 * SUPPORT_RUNS)
@@ -548,11 +561,33 @@ def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> S
         else:
             laws = Laws(program, latent, nodes_of(program))
             fed, groups, notes = grouped(latent, list(data), laws.completed(parents))
+            groups = [g._replace(data=[n for n in g.data if n in rest]) for g in groups]
             if not notes:
-                parts, notes = laws.parts(groups)
+                parts, notes = laws.parts([group for group in groups if group.data])
+    parts = [*declared, *parts]
     sites = {name: _of_data(name, site, fed[name]) for name, site in data.items()}
     factors = [DataFactor(tuple(sites[n] for n in names), plate) for plate, names in parts]
     return Structure(tuple(parameters), tuple(sites.values()), tuple(factors), tuple(notes))
+
+
+def _declared(data: Mapping[str, Any], exchangeable: Sequence[str]) -> Parts:
+    """The data of plates along which they are declared to be exchangeable.
+
+    Raises:
+        ValueError: a plate without data that no other plate of them has.
+    """
+    declared: Parts = []
+    for plate in exchangeable:
+        taken = [name for _, names in declared for name in names]
+        inside = {name: [p.name for p in plates_of(site)] for name, site in data.items()}
+        if not (names := [n for n in data if plate in inside[n] and n not in taken]):
+            plates = sorted({name for names in inside.values() for name in names})
+            raise ValueError(
+                f"exchangeable has {plate!r}, expected plates that data are in by `with`, of "
+                f"{', '.join(plates) or 'which there are none'}, each once; name one of these"
+            )
+        declared.append((plate, names))
+    return declared
 
 
 def _of_data(name: str, site: Mapping[str, Any], parameters: Sequence[str]) -> DataSite:

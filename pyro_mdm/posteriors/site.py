@@ -52,6 +52,15 @@ class LearnedLikelihood(nn.Module, ABC):
         """The bounds of the numbers of a datum, of each factor."""
 
     @abstractmethod
+    def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
+        """How much too low the log density of data is by the form of the distributions, nats.
+
+        Args:
+            data: all data by site, (n, *shape).
+            sites: the names of the data's sites, of whole factors; None: all.
+        """
+
+    @abstractmethod
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Whether parameters are unlike all simulated ones, (*batch,) bool.
 
