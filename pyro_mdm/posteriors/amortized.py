@@ -212,7 +212,7 @@ class AmortizedPosterior(nn.Module):
         Args:
             program, latent, observed, network, diffusion, encoder: as for the class.
             draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
-                wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
+                wrote; None: new simulations.
             simulations: the number of new simulations.
             missing: the fraction of the simulations of a step that have numbers of x hidden. Each
                 of these simulations draws a probability uniformly, and hides each number with it.

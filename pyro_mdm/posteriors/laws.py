@@ -2,16 +2,15 @@ r"""Distributions of the data of one factor given the parameters θ, learned fro
 
 The real numbers of a datum first have a Gaussian distribution N(x; m(θ), S(θ)), whose mean and
 covariance a network computes, unless a mean linear in θ and a constant covariance are better on
-held-out simulations. Where data have heavy tails, a map that shortens those of the residual
-r = S^{-½} (x − m) is learned too (:mod:`pyro_mdm.posteriors.tails`). The residual has mixtures of
-Gaussian distributions given θ (:mod:`pyro_mdm.posteriors.autoregressive`) if these are better on
-held-out simulations; otherwise it is N(0, I). Numbers with bounds are transformed to numbers
-without them. Distributions of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
+held-out simulations. The residual r = S^{-½} (x − m) has mixtures of Gaussian distributions given θ
+(:mod:`pyro_mdm.posteriors.autoregressive`) if these are better on held-out simulations; otherwise
+it is N(0, I). Numbers with bounds are transformed to numbers without them, and numbers with heavy
+tails by asinh (:mod:`pyro_mdm.posteriors.tails`), so that no fit hangs on the farthest of them.
+Distributions of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
@@ -19,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.budgets import Budget, Outcome
+from pyro_mdm.budgets import Outcome
 from pyro_mdm.posteriors.autoregressive import Mixture
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
 from pyro_mdm.posteriors.tails import TailMap, scales_of
@@ -186,8 +185,8 @@ class ContinuousLaw(FactorLaw):
         self.register_buffer("unit", torch.ones(outputs))
         self.register_buffer("lower", torch.full((outputs,), -math.inf))
         self.register_buffer("upper", torch.full((outputs,), math.inf))
+        self.tails = TailMap(outputs).requires_grad_(False)  # its knee is the unit
         self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
-        self.tails = TailMap(outputs)
         self.mixture = Mixture(inputs, outputs, hidden, depth)
         self.form = "gaussian"
 
@@ -208,14 +207,14 @@ class ContinuousLaw(FactorLaw):
         self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
         self.upper.copy_(torch.where((flat < upper).all(0), upper, math.inf))
         flat = self._unbounded(flat)[0]
-        center, unit, _ = scales_of(flat)
-        self.center.copy_(center)
-        self.unit.copy_(unit)
+        buffers = self.center, self.unit, self.tails.bent
+        for buffer, value in zip(buffers, scales_of(flat), strict=True):
+            buffer.copy_(value)
         x = self._scaled(x)[0]
 
-        outcomes = self._fit_residuals(x, theta, options)
+        outcomes = [self._fit_gaussian(x, theta, options)]
         with torch.no_grad():
-            r = self._residual(x, theta)[0]
+            r = self.gaussian.residual(x, theta)[0]
 
         def loss(rows: Tensor) -> Tensor:
             return -self.mixture.log_prob(r[rows], theta[rows]).mean()
@@ -229,10 +228,8 @@ class ContinuousLaw(FactorLaw):
         self.form = form or ("mixture" if is_better else "gaussian")
         return outcomes
 
-    def _fit_residuals(self, x: Tensor, theta: Tensor, options: TrainingOptions) -> list[Outcome]:
-        """Train the Gaussian, and where its residuals have heavy tails, another with their map.
-
-        That with the lowest validation loss is kept, also of a Gaussian with a mean linear in θ.
+    def _fit_gaussian(self, x: Tensor, theta: Tensor, options: TrainingOptions) -> Outcome:
+        """Train the Gaussian, and keep it unless a mean linear in θ has a lower validation loss.
 
         Args:
             x: the data in the networks' coordinates, (n, k, m).
@@ -240,44 +237,19 @@ class ContinuousLaw(FactorLaw):
             options: the options of the training.
         """
         (n, k), held_out = x.shape[:2], min(VALIDATED, len(x) // 10)
-        budget = options.budget or Budget()
-        options = options._replace(budget=budget)
 
         def loss(rows: Tensor) -> Tensor:
-            r, log_det = self._residual(x[rows], theta[rows])
-            return -(_normal(r) + log_det).mean()
+            r, log_det = self.gaussian.residual(x[rows], theta[rows])
+            return -(_normal(r) + log_det.unsqueeze(1)).mean()
 
-        def trained(*modules: nn.Module) -> Outcome:
-            return train(nn.ModuleList(modules), loss, n, options, largest_gradient=20.0)
-
+        outcome = train(self.gaussian, loss, n, options, largest_gradient=20.0)
         if not held_out:
-            return [trained(self.gaussian)]
+            return outcome
         first = min(n - held_out, max(1, MOST_ROWS // k))
-        data, inputs = x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0)
-        linear = LinearGaussian.fit(data, inputs)
-        apart = data if linear is None else data - linear.mean(inputs)
-        may_have_tails = bool(scales_of(apart)[2].any())
-        budget.trainings += may_have_tails
-        untrained = copy.deepcopy(self.gaussian)
-        outcomes = [trained(self.gaussian)]
-        if linear is not None:
-            outcomes[0] = self._linear_or(outcomes[0], linear, x[-held_out:], theta[-held_out:])
-        if not may_have_tails:
-            return outcomes
-        with torch.no_grad():
-            heavy = scales_of(self._residual(x[:first], theta[:first])[0].flatten(0, 1))[2]
-        if not bool(heavy.any()):
-            budget.trainings -= 1
-            return outcomes
-        # anew, as the farthest numbers lead a Gaussian astray
-        kept = self.gaussian, self.tails
-        self.gaussian, self.tails = untrained, TailMap(x.shape[2])
-        self.tails.bent.copy_(heavy)
-        outcomes.append(trained(self.gaussian, self.tails))
-        losses = [outcome.best for outcome in outcomes if outcome.best is not None]
-        if not losses[-1] < losses[0]:
-            self.gaussian, self.tails = kept
-        return outcomes
+        linear = LinearGaussian.fit(x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0))
+        if linear is None:
+            return outcome
+        return self._linear_or(outcome, linear, x[-held_out:], theta[-held_out:])
 
     @torch.no_grad()
     def _linear_or(
@@ -291,26 +263,14 @@ class ContinuousLaw(FactorLaw):
             x: the validation data in the networks' coordinates, (n, k, m).
             theta: the inputs, (n, inputs).
         """
-        r, log_det = self._residual(x, theta)
-        learned = float((_normal(r) + log_det).double().mean())
+        r, log_det = self.gaussian.residual(x, theta)
+        learned = float((_normal(r) + log_det.unsqueeze(1)).double().mean())
         log_p = linear.log_prob(x.flatten(0, 1), theta.repeat_interleave(x.shape[1], 0))
         by_linear = float(log_p.mean())
         if not by_linear > learned:
             return outcome
         self.gaussian.become(linear)
         return outcome._replace(best_step=0, best=-by_linear)
-
-    def _residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The residuals of k data of each θ after the map of heavy tails, (n, k, m), and log|det|
-        of the whole, (n, k).
-
-        Args:
-            x: the data in the networks' coordinates, (n or 1, k, m).
-            theta: the inputs, (n, inputs).
-        """
-        r, log_det = self.gaussian.residual(x, theta)
-        z, of_tails = self.tails(r)
-        return z, log_det.unsqueeze(1) + of_tails
 
     @property
     def bounds(self) -> DataBounds:
@@ -343,16 +303,17 @@ class ContinuousLaw(FactorLaw):
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x in the networks' coordinates, and log|det| of the map, as :meth:`_unbounded`."""
         x, log_det = self._unbounded(x)
-        return (x - self.center) / self.unit, log_det - self.unit.log().sum()
+        z, of_tails = self.tails((x - self.center) / self.unit)
+        return z, log_det + of_tails - self.unit.log().sum()
 
     def of_piece(self, x: Tensor, theta: Tensor) -> Tensor:
         present = ~x.isnan().any(2)
         x, of_scale = self._scaled(x)
         given = ~of_scale.isnan() & present
-        r, log_det = self._residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
+        r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
         of_residual = _normal(r) if self.form == "gaussian" else self.mixture.log_prob(r, theta)
         # float64, as the densities of many data are summed
-        log_p = of_residual.double() + log_det.double()
+        log_p = of_residual.double() + log_det.double().unsqueeze(1)
         log_p = log_p + torch.where(given, of_scale, 0.0).double()
         outside = torch.where(present, -math.inf, 0.0).double()
         return torch.where(given, log_p, outside)
@@ -360,5 +321,5 @@ class ContinuousLaw(FactorLaw):
     def sample(self, theta: Tensor, k: int) -> Tensor:
         n, m = len(theta), len(self.center)
         r = torch.randn(n, k, m) if self.form == "gaussian" else self.mixture.sample(theta, k)
-        x = self.gaussian.data(self.tails.inverse(r), theta)
-        return self._bounded(x * self.unit + self.center)
+        z = self.tails.inverse(self.gaussian.data(r, theta))
+        return self._bounded(z * self.unit + self.center)

@@ -196,7 +196,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
         steps: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = 1024,
         learning_rate: float = 3e-3,
         seconds: float | None = None,
         hidden: int = 64,
@@ -218,12 +218,12 @@ class AmortizedLikelihood(LearnedLikelihood):
         Args:
             program, latent, observed, hidden, depth, exchangeable: as for the class.
             draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
-                wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
+                wrote; None: new simulations.
             simulations: the number of new simulations.
-            steps: the most steps of Adam for each network; None: as many as fit into ``seconds``,
-                or else 6,000 for 10,000 simulations, in proportion to their number above, and to
-                its square root below.
-            batch_size: the number of simulations of a step.
+            steps: the number of steps of Adam for each network; None: as many as fit into
+                ``seconds``, or else at most 6,000 for 10,000 simulations, in proportion to their
+                number above, and to its square root below, until nothing is gained any more.
+            batch_size: the number of simulations of a step. Large ones overfit less.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
             seconds: the most seconds of training of all networks, without those of simulations.
                 The networks have equal parts of it, and end earlier if nothing is gained any more.
@@ -244,6 +244,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 numbers that are too small.
         """
         options = TrainingOptions.within(steps, USUAL, batch_size, learning_rate, progress, seconds)
+        options = options._replace(patient=steps is None)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
         with to_learn_from(

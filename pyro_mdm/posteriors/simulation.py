@@ -24,7 +24,6 @@ from pyro.infer import Predictive
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_mdm.posteriors.folders import code_of
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
@@ -118,11 +117,10 @@ def simulate(
         return _simulated(program, n, seed, vectorized, progress)
     given = None if at is None else _values_at(at, n)
     default = min(n, IN_A_PLATE) if vectorized else -(-n // MOST_BATCHES)
-    in_plates, code = n if vectorized else None, code_of(program)
-    store = Store(folder, seed, batch_size or default, in_plates, given, code)
+    store = Store(folder, seed, batch_size or default, n if vectorized else None, given)
     plan = _Plan(program, store.seed, vectorized, leave_out)
     if store.first is not None:
-        _check_program(plan, store.first, given, code, store.code)
+        _check_program(plan, store.first, given)
     store.begin(n)
     _run_all(plan, store, n, given, workers, progress)
     draws = _gathered(store, n, leave_out)
@@ -311,9 +309,7 @@ def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     )
 
 
-def _check_program(
-    plan: _Plan, batch: Batch, given: Draws | None, code: str | None, code_then: str | None
-) -> None:
+def _check_program(plan: _Plan, batch: Batch, given: Draws | None) -> None:
     """Compare a program with the one whose runs were kept, by making the first of them again.
 
     Raises:
@@ -335,12 +331,6 @@ def _check_program(
         warnings.warn(
             "runs of the program are not determined by their seeds, so that it cannot be compared "
             "with the one that began the folder; draw all random numbers by torch, NumPy or Python",
-            stacklevel=3,
-        )
-    elif code != code_then:
-        warnings.warn(
-            f"the code of the program is not the code that began the folder, though run {runs[0]} "
-            "gives the same; if other runs would differ, give another folder",
             stacklevel=3,
         )
 
