@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,8 @@ from pyro import poutine
 
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
-from pyro_mdm.posteriors import Structure, log_prior, read_program, simulate
+from pyro_mdm.posteriors import log_prior, read_program, simulate
+from pyro_mdm.posteriors.reading import check_data
 from tests.mistakes import refused
 
 Program = Callable[[], Any]
@@ -554,23 +556,22 @@ def test_programs_that_change_are_refused_and_may_hide_what_does() -> None:
 
 
 def test_data_that_say_nothing_are_refused() -> None:
-    structure: Structure = read_program(slcp, ["theta"], ["x"])
-    draws = simulate(slcp, 20, seed=0)
-    structure.check(draws)
-    structure.check({"x": draws["x"][:1]})
+    draws, checked = simulate(slcp, 20, seed=0), partial(check_data, shapes={"x": (4, 2)})
+    checked(draws)
+    checked({"x": draws["x"][:1]})
     holed = draws["x"].clone()
     holed[3:5, 1], holed[9, 0, 0] = torch.nan, torch.inf
     part = draws["x"].clone()
     part[:, 0] = 1.0
-    structure.check({"x": part})
+    checked({"x": part})
     refused(
         ValueError,
         (
-            lambda: structure.check({"x": holed}),
+            lambda: checked({"x": holed}),
             r"NaN in 3 of 20 simulations \(the first is number 3",
         ),
-        (lambda: structure.check({"x": torch.ones(20, 4, 2)}), "'x' is the same in all 20 sim"),
-        (lambda: structure.check({"x": holed[:, 0]}), r"shape \(20, 2\), expected \(n, 4, 2\)"),
+        (lambda: checked({"x": torch.ones(20, 4, 2)}), "'x' is the same in all 20 sim"),
+        (lambda: checked({"x": holed[:, 0]}), r"shape \(20, 2\), expected \(n, 4, 2\)"),
     )
 
 

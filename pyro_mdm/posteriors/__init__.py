@@ -1,9 +1,10 @@
 """Posteriors of simulators that are Pyro programs, and their calibration."""
 
-from pyro_mdm.posteriors.amortized import AmortizedPosterior, LinearGaussian, LogDensity
+from pyro_mdm.posteriors.amortized import AmortizedPosterior, LogDensity
 from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.factor import FactorCalibration, calibrate_factor
+from pyro_mdm.posteriors.gaussian import LinearGaussian
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.local import LocalGuide

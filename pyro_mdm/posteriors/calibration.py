@@ -28,16 +28,9 @@ be its training data."""
 
 
 class Sampled(Protocol):
-    """The method of a posterior that can be calibrated."""
+    """The method of a posterior that can be calibrated, as of ``AmortizedPosterior``."""
 
-    def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
-        """Draws for each of m data, (m, n, *shape) by site.
-
-        Args:
-            data: data by site, (m, *shape).
-            n: the number of draws for each datum.
-            seed: the seed of the draws; None: the global generator.
-        """
+    def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws: ...
 
 
 @dataclass(frozen=True, repr=False)

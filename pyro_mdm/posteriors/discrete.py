@@ -21,7 +21,7 @@ from torch.nn import functional
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.posteriors.autoregressive import Autoregressive
 from pyro_mdm.posteriors.encoding import center_and_unit
-from pyro_mdm.posteriors.laws import Bounds, ContinuousLaw, DataBounds, FactorLaw, Form
+from pyro_mdm.posteriors.laws import Bounds, ContinuousLaw, DataBounds, FactorLaw
 from pyro_mdm.posteriors.training import TrainingOptions, train
 
 __all__ = ["Cells", "DiscreteLaw", "Lattice", "MixedLaw", "law_of"]
@@ -144,16 +144,8 @@ class DiscreteLaw(FactorLaw):
         self.register_buffer("center", torch.zeros(len(wide), dtype=torch.float64))
         self.register_buffer("unit", torch.ones(len(wide), dtype=torch.float64))
 
-    def trainings(self) -> int:
-        return 1
-
     def fit(
-        self,
-        x: Tensor,
-        theta: Tensor,
-        bounds: Bounds,
-        options: TrainingOptions,
-        form: Form | None = None,
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions
     ) -> list[Outcome]:
         flat = x.flatten(0, 1)
         if self.wide:
@@ -280,6 +272,8 @@ class MixedLaw(FactorLaw):
         depth: their number of blocks.
     """
 
+    trainings = 1 + ContinuousLaw.trainings
+
     def __init__(
         self, inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int
     ) -> None:
@@ -291,21 +285,13 @@ class MixedLaw(FactorLaw):
         inputs = inputs + self.discrete.features
         self.continuous = ContinuousLaw(inputs, len(self.real), hidden, depth)
 
-    def trainings(self) -> int:
-        return 1 + self.continuous.trainings()
-
     def fit(
-        self,
-        x: Tensor,
-        theta: Tensor,
-        bounds: Bounds,
-        options: TrainingOptions,
-        form: Form | None = None,
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions
     ) -> list[Outcome]:
         lower, upper = (bound[self.real] for bound in bounds)
         outcomes = self.discrete.fit(x[..., self.counted], theta, bounds, options)
         given, real = self._given(x, theta)
-        outcomes += self.continuous.fit(real, given, (lower, upper), options, form)
+        outcomes += self.continuous.fit(real, given, (lower, upper), options)
         self.form, self.gain = self.continuous.form, self.continuous.gain
         return outcomes
 

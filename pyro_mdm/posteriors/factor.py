@@ -1,10 +1,9 @@
 """The calibration of a Bayes factor of two simulators, on simulations of either.
 
-The logarithm ℓ of an exact Bayes factor is the log odds of the first simulator if both are equally
-probable. One of learned likelihoods is off by N (KL_1 − KL_2) for N data, of the misfits of both.
-So data are simulated by either, and the log odds are fitted by a line, a + b ℓ, which is ℓ if the
-factor is right (logistic regression, as Platt, "Probabilistic outputs for support vector machines",
-1999).
+A log Bayes factor ℓ of learned likelihoods is off by N (KL_1 − KL_2) for N data, of the misfits of
+both. So data are simulated by either, and the log odds of the first are fitted by a line, a + b ℓ,
+which is ℓ if the factor is right (logistic regression: Platt, "Probabilistic outputs for support
+vector machines", 1999).
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ class FactorCalibration(NamedTuple):
         """
         values = torch.cat([self.first, self.second]).double()
         inputs = torch.stack([torch.ones_like(values), values], 1)
-        is_first = torch.arange(len(values)) < len(self.first)
+        is_first = (torch.arange(len(values)) < len(self.first)).double()
         center = torch.tensor([0.0, 1.0], dtype=torch.float64)
         precision = torch.tensor(PRIOR, dtype=torch.float64).pow(-2).diag()
-        line = center
+        line = torch.zeros(2, dtype=torch.float64)  # from where Newton steps do not diverge
         for _ in range(STEPS):
             p = (inputs @ line).sigmoid()
             hessian = (inputs.mT * (p * (1 - p))) @ inputs + precision
@@ -92,20 +91,16 @@ def calibrate_factor(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: as for :func:`simulate`; a simulator without these sites.
+        KeyError: a simulator without these sites.
+        ValueError: as for :func:`simulate`.
     """
     factors = list[Tensor]()
     with progress_bar(2 * simulations, "factors", "simulations", shown=progress) as bar:
         for place, program in enumerate((first, second)):
             drawn = new_simulations(program, simulations, vectorized, seed + place, False)
-            if absent := [name for name in observed if name not in drawn]:
-                raise ValueError(
-                    f"a simulator has no site {absent[0]!r}, expected it among {', '.join(drawn)}; "
-                    "name the sites of the data as both do"
-                )
-            values = list[float]()
+            values = torch.empty(simulations, dtype=torch.float64)
             for row in range(simulations):
-                values.append(float(log_factor({name: drawn[name][row] for name in observed})))
+                values[row] = log_factor({name: drawn[name][row] for name in observed})
                 bar.update()
-            factors.append(torch.tensor(values, dtype=torch.float64))
+            factors.append(values)
     return FactorCalibration(*factors)

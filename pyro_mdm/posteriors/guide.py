@@ -10,12 +10,12 @@ the evidence. :class:`PosteriorGuide` is a Pyro guide, so that Pyro's own ``Impo
 the weights, and :class:`~pyro_mdm.posteriors.ImportanceWeights` says how far they can be trusted.
 
 Draws and their density have to be of one distribution. Here it is that of the probability-flow
-ODE, whose state y_ε gives θ by the decoder p(θ | y_ε). With this state y_1 and further draws
-y_2, …, y_S of the noising distribution q(y | θ) the density is estimated by
+ODE, whose state y_ε gives θ by the decoder p(θ | y_ε). With this state and the noising distribution
+q(y | θ) the density is estimated by
 
-    q̂(θ) = (1/S) Σ_j p_ode(y_j) p(θ | y_j) / q(y_j | θ).
+    q̂(θ) = p_ode(y) p(θ | y) / q(y | θ).
 
-1/q̂ is unbiased for 1/q for any S, so the error of q̂ does not bias weighted means (Grosse,
+1/q̂ is unbiased for 1/q, so the error of q̂ does not bias weighted means (Grosse,
 Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
 has the identity, for upper bounds).
 """
@@ -38,7 +38,6 @@ from torch.distributions import constraints
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.doors import Count, checked_arguments
@@ -81,33 +80,19 @@ class ScoredDraws:
 
 
 class Posterior(Protocol):
-    """The methods of a posterior that a guide can be made of."""
+    """The methods of a posterior that a guide can be made of, as of ``AmortizedPosterior``."""
 
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
-    ) -> ScoredDraws:
-        """Draws of the posterior of one observation, with the density that they are drawn from.
+    ) -> ScoredDraws: ...
 
-        Args:
-            data: the observation by site, (*shape).
-            n: the number of draws.
-            seed: the seed of the draws; None: the global generator.
-        """
-
-    def log_prob(self, theta: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Any:
-        """The log densities log p(θ | x) of other parameters, with ``value``, (n,), nats.
-
-        Args:
-            theta: the parameters by site, (n, *shape).
-            data: the observation by site, (*shape).
-        """
+    def log_prob(self, theta: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Any: ...
 
 
 class _Flow(NamedTuple):
     """The probability-flow ODE of a model, from the prior to coordinates of parameters."""
 
     model: DiffusionModel
-    samples: int
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Coordinates z (n, d), and the states y_ε (n, K, d) that they were decoded from."""
@@ -119,20 +104,17 @@ class _Flow(NamedTuple):
         return law.sample(), y
 
     def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
-        """The log densities log q̂ of draws, (n,), by the states that they were decoded from and
-        further states."""
-        model = self.model
-        noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
-        solver, weights = Solver(rtol=TOLERANCE, atol=TOLERANCE), []
-        for j in range(self.samples):
-            path = y.double().unsqueeze(1) if j == 0 else noising.rsample()
-            (state,) = noising.states(path)
-            decoder = model.likelihood(
-                model.diffusion, model.score_function, state.to(z.dtype), z.dim() - 1
-            )
-            flow = flow_log_prob(model.diffusion, model.score_function, state, solver).log_prob
-            weights.append(flow + decoder.log_prob(z).double() - noising.log_prob(path))
-        return log_mean_weight(torch.stack(weights))
+        """The log densities log q̂ of draws, (n,), by the states that they were decoded from."""
+        model, event_dim = self.model, z.dim() - 1
+        noising = noising_law(model.diffusion, z.double(), event_dim=event_dim)
+        path = y.double().unsqueeze(1)
+        (state,) = noising.states(path)
+        decoder = model.likelihood(
+            model.diffusion, model.score_function, state.to(z.dtype), event_dim
+        )
+        solver = Solver(rtol=TOLERANCE, atol=TOLERANCE)
+        flow = flow_log_prob(model.diffusion, model.score_function, state, solver).log_prob
+        return flow + decoder.log_prob(z).double() - noising.log_prob(path)
 
 
 def one_row(x: Tensor) -> Tensor:
@@ -159,7 +141,6 @@ def draw_by_flow(
     coordinates: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]],
     n: int,
     *,
-    samples: int = 1,
     seed: int | None = None,
 ) -> ScoredDraws:
     """Draws of a model by the probability-flow ODE, with the density that they are drawn from.
@@ -169,11 +150,9 @@ def draw_by_flow(
         parameters_of: the function from coordinates (n, d) to parameters by site, (n, *shape).
         coordinates: its inverse, which also returns log|det|, (n,), of the map to coordinates.
         n: the number of draws.
-        samples: the number S of states for each density. Weights are right for any S, and vary less
-            for a larger one.
         seed: the seed of the draws; None: the global generator.
     """
-    flow = _Flow(model, samples)
+    flow = _Flow(model)
     with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

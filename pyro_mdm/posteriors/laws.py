@@ -74,12 +74,15 @@ def _skewness(x: Tensor) -> Tensor:
 class FactorLaw(nn.Module, ABC):
     """The learned distribution of a datum of a factor given θ; data of a plate are independent."""
 
-    form: Form | None = None
+    form: str | None = None
     """The form of the distribution of real numbers; None: there is one form alone."""
 
     gain: Measured | None = None
     """The gain of mixtures over the Gaussian on held-out simulations, nats per datum; None: it was
     not measured, as there were fewer than ten simulations, or there is one form alone."""
+
+    trainings = 1
+    """The number of networks that :meth:`fit` trains in turn."""
 
     @property
     def misfit(self) -> float:
@@ -96,17 +99,8 @@ class FactorLaw(nn.Module, ABC):
         """The values that the numbers of a datum can have."""
 
     @abstractmethod
-    def trainings(self) -> int:
-        """The number of networks that :meth:`fit` trains in turn."""
-
-    @abstractmethod
     def fit(
-        self,
-        x: Tensor,
-        theta: Tensor,
-        bounds: Bounds,
-        options: TrainingOptions,
-        form: Form | None = None,
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions
     ) -> list[Outcome]:
         """Learn the distribution from simulations.
 
@@ -115,8 +109,6 @@ class FactorLaw(nn.Module, ABC):
             theta: the inputs, which represent θ, (n, inputs).
             bounds: the ends of the support of each number, (m,) each.
             options: the options of the training.
-            form: the form of the distribution of real numbers; None: that which is better on
-                held-out simulations.
 
         Returns:
             How the training of each network ended.
@@ -141,15 +133,6 @@ class FactorLaw(nn.Module, ABC):
     @abstractmethod
     def of_piece(self, x: Tensor, theta: Tensor) -> Tensor:
         """:meth:`by_datum` of so few data that what is computed fits in cache; same arguments."""
-
-    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
-        """The log density log p(x | θ) of k data given each θ, (n,) float64, nats.
-
-        Args:
-            x: the data, (n or 1, k, m).
-            theta: the inputs, (n, inputs).
-        """
-        return self.by_datum(x, theta).sum(1)
 
     @abstractmethod
     def sample(self, theta: Tensor, k: int) -> Tensor:
@@ -178,6 +161,7 @@ class ContinuousLaw(FactorLaw):
     unit: Tensor
     lower: Tensor  # (m,), -∞ where there is no bound
     upper: Tensor  # (m,), ∞ where there is no bound
+    trainings = 2
 
     def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -190,16 +174,8 @@ class ContinuousLaw(FactorLaw):
         self.mixture = Mixture(inputs, outputs, hidden, depth)
         self.form = "gaussian"
 
-    def trainings(self) -> int:
-        return 2
-
     def fit(
-        self,
-        x: Tensor,
-        theta: Tensor,
-        bounds: Bounds,
-        options: TrainingOptions,
-        form: Form | None = None,
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions
     ) -> list[Outcome]:
         (lower, upper), flat, n = bounds, x.flatten(0, 1), len(x)
         lower = torch.where(lower.isinf() & upper.isinf() & _is_positive(flat), 0.0, lower)
@@ -225,11 +201,12 @@ class ContinuousLaw(FactorLaw):
                 richer = self.mixture.log_prob(r[-held_out:], theta[-held_out:])
             self.gain = Measured.from_values((richer - _normal(r[-held_out:])).double().mean(1))
         is_better = self.gain is not None and self.gain.mean > 2 * self.gain.standard_error
-        self.form = form or ("mixture" if is_better else "gaussian")
+        self.form = options.form or ("mixture" if is_better else "gaussian")
         return outcomes
 
     def _fit_gaussian(self, x: Tensor, theta: Tensor, options: TrainingOptions) -> Outcome:
-        """Train the Gaussian, and keep it unless a mean linear in θ has a lower validation loss.
+        """Train the Gaussian, from one with a mean linear in θ and a constant covariance on, which
+        is kept unless its validation loss is higher.
 
         Args:
             x: the data in the networks' coordinates, (n, k, m).
@@ -237,40 +214,16 @@ class ContinuousLaw(FactorLaw):
             options: the options of the training.
         """
         (n, k), held_out = x.shape[:2], min(VALIDATED, len(x) // 10)
+        first = min(n - held_out, max(1, MOST_ROWS // k))
+        linear = LinearGaussian.fit(x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0))
+        if linear is not None:
+            self.gaussian.become(linear)
 
         def loss(rows: Tensor) -> Tensor:
             r, log_det = self.gaussian.residual(x[rows], theta[rows])
             return -(_normal(r) + log_det.unsqueeze(1)).mean()
 
-        outcome = train(self.gaussian, loss, n, options, largest_gradient=20.0)
-        if not held_out:
-            return outcome
-        first = min(n - held_out, max(1, MOST_ROWS // k))
-        linear = LinearGaussian.fit(x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0))
-        if linear is None:
-            return outcome
-        return self._linear_or(outcome, linear, x[-held_out:], theta[-held_out:])
-
-    @torch.no_grad()
-    def _linear_or(
-        self, outcome: Outcome, linear: LinearGaussian, x: Tensor, theta: Tensor
-    ) -> Outcome:
-        """Take a Gaussian with a mean linear in θ, if it is better than the learned one.
-
-        Args:
-            outcome: how the training of the learned one ended.
-            linear: the Gaussian.
-            x: the validation data in the networks' coordinates, (n, k, m).
-            theta: the inputs, (n, inputs).
-        """
-        r, log_det = self.gaussian.residual(x, theta)
-        learned = float((_normal(r) + log_det.unsqueeze(1)).double().mean())
-        log_p = linear.log_prob(x.flatten(0, 1), theta.repeat_interleave(x.shape[1], 0))
-        by_linear = float(log_p.mean())
-        if not by_linear > learned:
-            return outcome
-        self.gaussian.become(linear)
-        return outcome._replace(best_step=0, best=-by_linear)
+        return train(self.gaussian, loss, n, options, largest_gradient=20.0)
 
     @property
     def bounds(self) -> DataBounds:

@@ -47,8 +47,6 @@ from pyro_mdm.posteriors.factors import (
     name_of,
     values_by_site,
 )
-from pyro_mdm.posteriors.folders import check_program
-from pyro_mdm.posteriors.gaussian import ConditionalGaussian
 from pyro_mdm.posteriors.laws import DataBounds, FactorLaw, Form
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import RemainingPrior
@@ -58,6 +56,8 @@ from pyro_mdm.posteriors.reading import (
     Names,
     ParameterSite,
     Plates,
+    check_data,
+    check_program,
     is_interior,
     read_program,
 )
@@ -71,7 +71,13 @@ from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 
-__all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
+__all__ = [
+    "OF_SIMULATIONS",
+    "AmortizedLikelihood",
+    "PosteriorDraws",
+    "opened_likelihoods",
+    "save_likelihoods",
+]
 
 FILE, KIND = "likelihood.safetensors", "a likelihood"
 """The file of a likelihood in its folder, and its kind in words."""
@@ -140,7 +146,7 @@ class AmortizedLikelihood(LearnedLikelihood):
     ) -> None:
         super().__init__()
         self._read(program, latent, observed, hidden, depth, exchangeable)
-        self.structure.check(draws)
+        check_data(draws, {site.name: site.shape for site in self.structure.data})
         self._make_laws([lattices_of(program, factor, draws) for factor in self.structure.factors])
         seen = self._seen(self.sites.values(draws))
         self.scale.copy_(spread_of(seen))
@@ -217,23 +223,18 @@ class AmortizedLikelihood(LearnedLikelihood):
 
         Args:
             program, latent, observed, hidden, depth, exchangeable: as for the class.
-            draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
-                wrote; None: new simulations.
-            simulations: the number of new simulations.
             steps: the number of steps of Adam for each network; None: as many as fit into
                 ``seconds``, or else at most 6,000 for 10,000 simulations, in proportion to their
                 number above, and to its square root below, until nothing is gained any more.
             batch_size: the number of simulations of a step. Large ones overfit less.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
-            seconds: the most seconds of training of all networks, without those of simulations.
-                The networks have equal parts of it, and end earlier if nothing is gained any more.
-                None: no limit.
+            seconds: the most seconds of training of all networks, in equal parts, without those of
+                simulations; None: no limit.
             form: the form of the distribution of real numbers, ``"gaussian"`` or ``"mixture"``;
                 None: mixtures where they are better than a Gaussian on the validation data. What is
                 given up by the other is measured in any case (:meth:`misfit`).
-            vectorized, workers, folder, leave_out: as for :func:`simulate`.
-            seed: the seed of simulations, weights and noise.
-            progress: whether to show a progress bar.
+            draws, simulations, vectorized, workers, folder, leave_out, seed, progress: as for
+                :meth:`AmortizedPosterior.fit`.
 
         Returns:
             The likelihood, in evaluation mode.
@@ -244,7 +245,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 numbers that are too small.
         """
         options = TrainingOptions.within(steps, USUAL, batch_size, learning_rate, progress, seconds)
-        options = options._replace(patient=steps is None)
+        options = options._replace(patient=options.patient or steps is None, form=form)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
         with to_learn_from(
@@ -253,17 +254,17 @@ class AmortizedLikelihood(LearnedLikelihood):
             sizes: dict[str, Any] = {"hidden": hidden, "depth": depth}
             likelihood = cls(program, latent, observed, chosen, **sizes, exchangeable=exchangeable)
             likelihood.simulations = {name: chosen[name] for name in names}
-            likelihood._train(chosen, options, form)
+            likelihood._train(chosen, options)
         return likelihood.eval().requires_grad_(False)
 
-    def _train(self, draws: Draws, options: TrainingOptions, form: Form | None) -> None:
+    def _train(self, draws: Draws, options: TrainingOptions) -> None:
         theta = self._inputs(self.sites.values(draws))
         options = options.for_simulations(len(next(iter(theta.values()))))
         assert options.budget is not None
-        options.budget.trainings = sum(law.trainings() for _, law in self._factors)
+        options.budget.trainings = sum(law.trainings for _, law in self._factors)
         for factor, law in self._factors:
             x, bounds = factor.data(draws), bounds_of_factor(self._program, factor)
-            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, form)
+            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options)
             self.outcomes[name_of(factor)] = outcomes
 
     @property
@@ -285,17 +286,6 @@ class AmortizedLikelihood(LearnedLikelihood):
         return {name_of(factor): law.gain for factor, law in self._factors}
 
     def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
-        """How much too low the log density of data is by the form of the distributions, nats.
-
-        It is what a richer form gains on a held-out datum, with its error at 97.5%, times the
-        number of data. 0: no richer form that was learned is better.
-
-        Args:
-            data, sites: as for :meth:`log_prob`, of all data together.
-
-        Raises:
-            ValueError: as for :meth:`data`.
-        """
         pairs = zip(self._chosen(sites), self.data(data, sites), strict=True)
         return sum(law.misfit * int((~x.isnan()).all(2).sum()) for (_, law), x in pairs)
 
@@ -308,7 +298,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         Args:
             folder: the folder; it is made if there is none.
         """
-        write_saved(Path(folder) / FILE, KIND, self.description(), self.state_dict())
+        save_likelihoods(Path(folder) / FILE, KIND, [self])
 
     def description(self) -> dict[str, Any]:
         """The names of the sites, the sizes of the networks and their gains, for JSON."""
@@ -334,9 +324,8 @@ class AmortizedLikelihood(LearnedLikelihood):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        path = Path(folder) / FILE
-        saved = read_saved(path, KIND)
-        return cls.from_description(saved.content, saved.tensors, path, program)
+        (likelihood,) = opened_likelihoods(Path(folder) / FILE, KIND, program)
+        return likelihood
 
     @classmethod
     def from_description(
@@ -439,17 +428,6 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     @checked_arguments
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all simulated ones, (*batch,) bool.
-
-        There the likelihood is a guess. New parameters of the distribution of the simulated ones
-        are outside with a chance of about 1 in 500 (:mod:`pyro_mdm.posteriors.domain`).
-
-        Args:
-            theta: parameters by site, (*batch, *shape), such as those of all units of a plate.
-
-        Raises:
-            ValueError: parameters of another shape.
-        """
         rows, batch = self.sites.rows(theta)
         return self.domain.outside(self._standardized(rows)).reshape(batch)
 
@@ -503,20 +481,6 @@ class AmortizedLikelihood(LearnedLikelihood):
     def log_prob(
         self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
-        """The log density log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
-
-        It is -∞ outside of the support of θ and on its boundary. Along a plate whose data are
-        exchangeable there may be any number of data, whose log densities are added. A datum that is
-        NaN is missing and left out.
-
-        Args:
-            data: data by site, (n, *shape), or one datum for all, (*shape).
-            theta: parameters by site, (n, *shape), or those of all data, (*shape).
-            sites: the names of the data's sites, of whole factors; None: all.
-
-        Raises:
-            ValueError: parameters that are NaN; numbers n that differ; as for :meth:`data`.
-        """
         values, x = self.sites.values(theta), self.data(data, sites)
         n, m = len(next(iter(values.values()))), max(map(len, x))
         if n != m and 1 not in (n, m):
@@ -545,7 +509,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
         for (factor, law), block in zip(self._chosen(sites), x, strict=True):
             with in_eval_mode(law):
-                total = total + law.log_prob(block, inputs_of(inputs, factor))
+                total = total + law.by_datum(block, inputs_of(inputs, factor)).sum(1)
         return total
 
     def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
@@ -619,7 +583,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 values = law.values(u)
                 return self._log_prob(x, values) + law.log_given(values)
 
-            result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, [density], moves=moves)
+            result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, density, moves=moves)
             chosen = result.draws(n)
         values = {name: value.clone() for name, value in law.values(chosen).items()}
         warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
@@ -628,39 +592,71 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:
         """The values of given parameters by site, (*shape)."""
-        names = [site.name for site in self.sites]
-        if unknown := [name for name in given if name not in names]:
+        sites = {site.name: site for site in self.sites}
+        if unknown := [name for name in given if name not in sites]:
             raise ValueError(
-                f"there is no parameter {unknown[0]!r}, expected parameters among {names}; give "
-                "those by name"
+                f"there is no parameter {unknown[0]!r}, expected parameters among {list(sites)}; "
+                "give those by name"
             )
-        conditions = Draws()
-        for site in self.sites:
-            if site.name not in given:
-                continue
-            value = torch.as_tensor(given[site.name]).to(self.mean)
+        conditions = {name: torch.as_tensor(given[name]).to(self.mean) for name in given}
+        for name, value in conditions.items():
+            site = sites[name]
             if value.shape != site.shape:
                 raise ValueError(
-                    f"the given {site.name!r} has shape {tuple(value.shape)}, expected one value, "
+                    f"the given {name!r} has shape {tuple(value.shape)}, expected one value, "
                     f"{tuple(site.shape)}; a site is given whole, or left out and drawn"
-                )
-            if bool(value.isnan().any()):
-                raise ValueError(
-                    f"the given {site.name!r} is {value.tolist()}, expected numbers; leave out a "
-                    "site that is to be drawn"
                 )
             if not bool(is_interior(site.support, value.unsqueeze(0))):
                 raise ValueError(
-                    f"the given {site.name!r} is {value.tolist()}, expected a value inside of its "
-                    f"support, {site.support}; check its units"
+                    f"the given {name!r} is {value.tolist()}, expected a value inside of its "
+                    f"support, {site.support}; check its units, or leave it out, and it is drawn"
                 )
-            conditions[site.name] = value
-        if len(conditions) == len(names):
+        if len(conditions) == len(sites):
             raise ValueError(
-                f"given has all parameters, {names}, expected some, so that others are drawn; "
-                "log_prob has the density of the data, and sample draws data"
+                f"given has all parameters, {list(sites)}, expected some, so that others are "
+                "drawn; log_prob has the density of the data, and sample draws data"
             )
-        return conditions
+        return {name: conditions[name] for name in sites if name in conditions}
+
+
+def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikelihood]) -> None:
+    """Write likelihoods to a file.
+
+    Args:
+        path: the file.
+        kind: its kind in words.
+        likelihoods: the likelihoods.
+    """
+    tensors = {
+        f"{place}.{name}": tensor
+        for place, likelihood in enumerate(likelihoods)
+        for name, tensor in likelihood.state_dict().items()
+    }
+    content = {"likelihoods": [likelihood.description() for likelihood in likelihoods]}
+    write_saved(path, kind, content, tensors)
+
+
+def opened_likelihoods(
+    path: Path, kind: str, program: Callable[..., Any] | None
+) -> list[AmortizedLikelihood]:
+    """The likelihoods that :func:`save_likelihoods` wrote.
+
+    Args:
+        path, kind: as for :func:`save_likelihoods`.
+        program: the simulator.
+
+    Raises:
+        PretrainedError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.from_pretrained`.
+    """
+    saved, opened = read_saved(path, kind), list[AmortizedLikelihood]()
+    with damage_of(path):
+        descriptions = list(saved.content["likelihoods"])
+    for place, description in enumerate(descriptions):
+        start = f"{place}."
+        names = [name for name in saved.tensors if name.startswith(start)]
+        state = {name.removeprefix(start): saved.tensors[name] for name in names}
+        opened.append(AmortizedLikelihood.from_description(description, state, path, program))
+    return opened
 
 
 def _is_bounded(site: ParameterSite) -> bool:

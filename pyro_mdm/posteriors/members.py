@@ -23,7 +23,12 @@ from torch import Tensor, nn
 
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.laws import DataBounds
-from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
+from pyro_mdm.posteriors.likelihood import (
+    OF_SIMULATIONS,
+    AmortizedLikelihood,
+    opened_likelihoods,
+    save_likelihoods,
+)
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
@@ -31,7 +36,6 @@ from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.progress import progress_bar
-from pyro_mdm.support.saved import damage_of, read_saved, write_saved
 
 __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
 
@@ -152,14 +156,10 @@ class LikelihoodMembers(LearnedLikelihood):
         members: Several = FEW,
         draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
-        vectorized: bool = False,
-        workers: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        leave_out: bool = False,
         seed: int = 0,
         seconds: float | None = None,
         progress: bool = False,
-        **training: Any,
+        **options: Any,
     ) -> LikelihoodMembers:
         """Members trained on random halves of simulations.
 
@@ -167,74 +167,46 @@ class LikelihoodMembers(LearnedLikelihood):
             program, latent, observed: as for :class:`AmortizedLikelihood`.
             members: the number of members. Training takes as long as half of them would by all
                 simulations. Two make the error of learning four times as large as four do.
-            draws, simulations, vectorized, workers, folder, leave_out, progress: as for
-                :meth:`AmortizedLikelihood.fit`.
+            draws, simulations, progress: as for :meth:`AmortizedLikelihood.fit`.
             seed: the seed of simulations, halves, weights and noise.
             seconds: the most seconds of training of all members; None: no limit.
-            training: further options of :meth:`AmortizedLikelihood.fit`.
+            options: further options of :meth:`AmortizedLikelihood.fit`.
 
         Raises:
             FloatingPointError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.fit`.
         """
-        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
-        options, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
+        how = {name: options.pop(name) for name in OF_SIMULATIONS & options.keys()}
+        shown, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
         budget, fitted = Budget(seconds, trainings=members), []
         with to_learn_from(
-            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
+            program, draws, simulations, shown, names=names, seed=seed, **how
         ) as chosen:
             n = len(chosen[names[0]])
             halves = [torch.randperm(n)[: max(2, n // 2)] for _ in range(members)]
         for place, rows in enumerate(halves):
             half = {name: chosen[name][rows] for name in names}
             options_of_member: dict[str, Any] = {"draws": half, "seed": seed + place}
-            options_of_member |= {"progress": progress, "seconds": budget.next()} | training
+            options_of_member |= {"progress": progress, "seconds": budget.next()} | options
             fitted.append(AmortizedLikelihood.fit(program, latent, observed, **options_of_member))
         return cls(fitted)
 
     @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the members to ``members.safetensors`` in a folder.
+        """Write the members to ``members.safetensors`` in a folder, which is made if there is none.
 
         Args:
-            folder: the folder; it is made if there is none.
+            folder: the folder.
         """
-        content = {"members": [member.description() for member in self]}
-        tensors = {
-            f"{place}.{name}": tensor
-            for place, member in enumerate(self)
-            for name, tensor in member.state_dict().items()
-        }
-        write_saved(Path(folder) / FILE, KIND, content, tensors)
+        save_likelihoods(Path(folder) / FILE, KIND, list(self))
 
     @classmethod
     @checked_arguments
     def from_pretrained(
         cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
     ) -> LikelihoodMembers:
-        """The members that :meth:`save_pretrained` wrote, for the same simulator.
-
-        Args:
-            folder: the folder that the members were written to.
-            program: the simulator; the folder has no code.
-
-        Raises:
-            PretrainedError: a missing or damaged folder; a program with other factors.
-            TypeError: no program.
-            ValueError: a program without these sites.
-        """
-        path = Path(folder) / FILE
-        saved, members = read_saved(path, KIND), list[AmortizedLikelihood]()
-        with damage_of(path):
-            descriptions = list(saved.content["members"])
-        for place, description in enumerate(descriptions):
-            start = f"{place}."
-            state = {
-                name.removeprefix(start): tensor
-                for name, tensor in saved.tensors.items()
-                if name.startswith(start)
-            }
-            members.append(AmortizedLikelihood.from_description(description, state, path, program))
-        return cls(members)
+        """The members that :meth:`save_pretrained` wrote; arguments and errors as for
+        :meth:`AmortizedLikelihood.from_pretrained`."""
+        return cls(opened_likelihoods(Path(folder) / FILE, KIND, program))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -248,33 +220,16 @@ class LikelihoodMembers(LearnedLikelihood):
 
     @checked_arguments
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all simulated ones of any member, (*batch,) bool.
-
-        Args:
-            theta: as for :meth:`AmortizedLikelihood.outside`.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.outside`.
-        """
         return torch.stack([member.outside(theta) for member in self]).all(0)
 
     @checked_arguments
     def log_prob(
         self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
-        """The log of the members' mean density of n pairs, (n,) float64, nats.
-
-        Args:
-            data, theta, sites: as for :meth:`AmortizedLikelihood.log_prob`.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.log_prob`.
-        """
         log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self])
         return log_p.logsumexp(0) - math.log(len(self.members))
 
     def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
-        """Random data, each datum by a random member; arguments as for :meth:`sample`."""
         by_member = [member.drawn(theta, plates, sites) for member in self]
         n = max(map(len, by_member[0].values()))
         which, rows = torch.randint(len(by_member), (n,)), torch.arange(n)
@@ -284,8 +239,6 @@ class LikelihoodMembers(LearnedLikelihood):
         }
 
     def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
-        """How much too low the log density of data is by the form of the distributions, nats, the
-        mean over members; as :meth:`AmortizedLikelihood.misfit`."""
         return sum(member.misfit(data, sites) for member in self) / len(self)
 
     @checked_arguments
@@ -324,16 +277,8 @@ class LikelihoodMembers(LearnedLikelihood):
         moves: float = 5.0,
         seed: int = 0,
     ) -> MemberDraws:
-        """Draws of p(θ | x) for one datum, an equal number by each member, with the evidence.
-
-        Args:
-            data, given, particles, moves: as for :meth:`AmortizedLikelihood.posterior`.
-            n: the number of draws.
-            seed: the seed of the draws.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.posterior`.
-        """
+        """Draws of p(θ | x) for one datum, an equal number by each member, with the evidence;
+        arguments and errors as for :meth:`AmortizedLikelihood.posterior`."""
         check_count("n", n, "the number of draws", len(self))
         how: dict[str, Any] = {"given": given, "particles": particles, "moves": moves}
         posteriors = [

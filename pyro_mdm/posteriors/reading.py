@@ -20,6 +20,7 @@ know whether the same distributions hold for other numbers.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -58,6 +59,7 @@ __all__ = [
     "Structure",
     "bounds_of",
     "check_data",
+    "check_program",
     "drawn_sites",
     "is_interior",
     "named_sites",
@@ -281,17 +283,6 @@ class Structure(NamedTuple):
     factors: tuple[DataFactor, ...]  # of p(x | θ)
     notes: tuple[str, ...]  # the reasons why data in plates, or at several sites, are one factor
 
-    def check(self, draws: Mapping[str, Tensor]) -> None:
-        """Check the data of simulations.
-
-        Args:
-            draws: simulations by site, (n, *shape).
-
-        Raises:
-            ValueError: data that never vary or are not finite.
-        """
-        check_data(draws, {site.name: site.shape for site in self.data})
-
 
 def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
     """Check the data of simulations.
@@ -319,6 +310,32 @@ def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
                 f"{name!r} is the same in all {len(value)} simulations, expected data "
                 "that vary; leave it out of observed, or draw parameters that it depends on"
             )
+
+
+def check_program(
+    program: Callable[..., Any] | None,
+    kind: str,
+    folder: str | os.PathLike[str],
+    names: Sequence[str],
+) -> Callable[..., Any]:
+    """The program, if it is one.
+
+    Args:
+        program: the argument for the program.
+        kind: the name of the class that is opened.
+        folder: the folder that it is opened from.
+        names: the names of the program's sites.
+
+    Raises:
+        TypeError: no program.
+    """
+    if not callable(program):
+        raise TypeError(
+            f"program is {describe(program)}, expected the simulator that the {kind} in {folder} "
+            f"is of, with the sites {', '.join(names)}; a folder holds no code: "
+            f"{kind}.from_pretrained(folder, program)"
+        )
+    return program
 
 
 def drawn_sites(program: Program) -> list[str]:

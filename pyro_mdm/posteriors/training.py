@@ -30,8 +30,8 @@ WARM_UP = 100
 VALIDATED = 1000
 """The most simulations of the validation data, which are a tenth of all or fewer."""
 PATIENCE, COOL_DOWN = 10, 0.2
-"""Of patient options: the looks without a gain after which rates fall, a quarter of all, and the part
-of the steps so far in which they do."""
+"""Of patient options: the looks without a gain after which rates fall, a quarter of all, and the
+part of the steps so far in which they do."""
 
 
 def usual_steps(steps: int, n: int) -> int:
@@ -62,6 +62,7 @@ class TrainingOptions(NamedTuple):
     budget: Budget | None = None  # the time of all trainings; None: no limit
     by_size: bool = False  # whether steps grow with the number of simulations
     patient: bool = False  # whether training ends when nothing is gained any more
+    form: str | None = None  # of distributions of real numbers; None: that of the lowest loss
 
     @classmethod
     def within(
