@@ -466,15 +466,7 @@ class AmortizedPosterior(nn.Module):
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
     ) -> ScoredDraws:
-        """Draws of p(θ | x) for one datum, with the density that they are drawn from.
-
-        They are draws by the probability-flow ODE, for importance weights
-        (:mod:`pyro_mdm.posteriors.guide`).
-
-        Args:
-            data: the datum by site, (*shape).
-            n: the number of draws.
-            seed: the seed of the draws; None: the global generator.
+        """Draws of p(θ | x) for one datum, (*shape) by site, as for :meth:`scored_draws_of_each`.
 
         Raises:
             ValueError: several data; as for :meth:`data`.

@@ -126,12 +126,7 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def sample(self, theta: Tensor, k: int) -> Tensor:
-        """Random residuals of k data of each θ, (n, k, m).
-
-        Args:
-            theta: the inputs, (n, inputs).
-            k: the number of data for each θ.
-        """
+        """Random residuals of k data of each θ (n, inputs), (n, k, m)."""
         r = theta.new_zeros(len(theta), k, self.m)
         for j in range(self.m):
             weight, location, log_scale = (

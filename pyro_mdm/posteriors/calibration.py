@@ -121,14 +121,8 @@ def calibrate(
 def new_simulations(
     program: Callable[..., Any], n: int, vectorized: bool, seed: int, progress: bool
 ) -> Draws:
-    """New simulations, (n, *shape) by site, other than the training data of a posterior.
-
-    Args:
-        program: the simulator, without arguments.
-        n: the number of simulations.
-        vectorized, progress: as for :func:`simulate`.
-        seed: the seed, which may be that of the posterior.
-    """
+    """New simulations, (n, *shape) by site, other than the training data of a posterior, whose seed
+    ``seed`` may be; arguments as for :func:`simulate`."""
     return simulate(program, n, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress)
 
 

@@ -8,10 +8,9 @@ be unfaithful", TMLR 2022).
 Coverage and ranks are means over all data of the prior. A posterior may be right on average and
 wrong at the observation that matters. :func:`calibrate_at` ranks the true parameters of only those
 new simulations whose data are nearest to the observation. They are chosen by their data alone, so
-ranks are uniform if the posterior is right at these data. This is a local form of simulation-based
-calibration, after the local coverage test of Zhao, Dalmasso, Izbicki & Lee ("Diagnostics for
-conditional density models and Bayesian inference algorithms", UAI 2021), with neighbours in place
-of a regression. With more simulations the neighbours are nearer.
+ranks are uniform if the posterior is right there, after the local coverage test of Zhao, Dalmasso,
+Izbicki & Lee ("Diagnostics for conditional density models and Bayesian inference algorithms", UAI
+2021), with neighbours in place of a regression. With more simulations they are nearer.
 """
 
 from __future__ import annotations

@@ -335,14 +335,8 @@ class MixedLaw(FactorLaw):
 
 
 def law_of(inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int) -> FactorLaw:
-    """The untrained distribution of data with discrete numbers, real ones or both.
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        lattices: the values of each number of a datum, m of them; None for a real number.
-        hidden: the width of the networks.
-        depth: their number of blocks.
-    """
+    """The untrained distribution of data with discrete numbers, real ones or both; arguments as
+    for :class:`MixedLaw`."""
     values = [lattice for lattice in lattices if lattice is not None]
     if not values:
         return ContinuousLaw(inputs, len(lattices), hidden, depth)

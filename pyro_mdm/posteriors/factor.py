@@ -26,9 +26,6 @@ __all__ = ["FactorCalibration", "calibrate_factor"]
 PRIOR = 2.0, 1.0
 """The standard deviations of a and b about 0 and 1, where simulations do not determine them."""
 
-STEPS = 50
-"""The number of Newton steps of the fit."""
-
 
 class FactorCalibration(NamedTuple):
     """Log Bayes factors of simulations of two simulators, nats."""
@@ -48,7 +45,7 @@ class FactorCalibration(NamedTuple):
         center = torch.tensor([0.0, 1.0], dtype=torch.float64)
         precision = torch.tensor(PRIOR, dtype=torch.float64).pow(-2).diag()
         line = torch.zeros(2, dtype=torch.float64)  # from where Newton steps do not diverge
-        for _ in range(STEPS):
+        for _ in range(50):  # Newton steps
             p = (inputs @ line).sigmoid()
             hessian = (inputs.mT * (p * (1 - p))) @ inputs + precision
             slope = inputs.mT @ (is_first - p) - precision @ (line - center)

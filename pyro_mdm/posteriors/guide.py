@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -38,7 +38,7 @@ from torch.distributions import constraints
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, nodes_of
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
@@ -89,34 +89,6 @@ class Posterior(Protocol):
     def log_prob(self, theta: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Any: ...
 
 
-class _Flow(NamedTuple):
-    """The probability-flow ODE of a model, from the prior to coordinates of parameters."""
-
-    model: DiffusionModel
-
-    def draw(self, n: int) -> tuple[Tensor, Tensor]:
-        """Coordinates z (n, d), and the states y_ε (n, K, d) that they were decoded from."""
-        model = self.model
-        shape = (n, model.diffusion.num_variables, *model.event_shape)
-        flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)
-        y = flow(*model.drawn(n), shape)
-        law = model.likelihood(model.diffusion, model.score_function, y, len(model.event_shape))
-        return law.sample(), y
-
-    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
-        """The log densities log q̂ of draws, (n,), by the states that they were decoded from."""
-        model, event_dim = self.model, z.dim() - 1
-        noising = noising_law(model.diffusion, z.double(), event_dim=event_dim)
-        path = y.double().unsqueeze(1)
-        (state,) = noising.states(path)
-        decoder = model.likelihood(
-            model.diffusion, model.score_function, state.to(z.dtype), event_dim
-        )
-        solver = Solver(rtol=TOLERANCE, atol=TOLERANCE)
-        flow = flow_log_prob(model.diffusion, model.score_function, state, solver).log_prob
-        return flow + decoder.log_prob(z).double() - noising.log_prob(path)
-
-
 def one_row(x: Tensor) -> Tensor:
     """The data of one observation, (1, m).
 
@@ -152,19 +124,32 @@ def draw_by_flow(
         n: the number of draws.
         seed: the seed of the draws; None: the global generator.
     """
-    flow = _Flow(model)
+    shape = (n, model.diffusion.num_variables, *model.event_shape)
+    flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)
     with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        z, y = flow.draw(n)
+        y = flow(*model.drawn(n), shape)
+        z = model.likelihood(model.diffusion, model.score_function, y, len(shape) - 2).sample()
     theta = parameters_of(z)
 
     def score() -> Tensor:
         with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if seed is None else seed)
-            return flow.log_prob(z, y) + coordinates(theta)[1].double()
+            return _flow_density(model, z, y) + coordinates(theta)[1].double()
 
     return ScoredDraws(theta, score)
+
+
+def _flow_density(model: DiffusionModel, z: Tensor, y: Tensor) -> Tensor:
+    """The log densities log q̂ (n,) of draws z (n, d) from the states y_ε (n, K, d) of the ODE."""
+    diffusion, score, path = model.diffusion, model.score_function, y.double().unsqueeze(1)
+    noising = noising_law(diffusion, z.double(), event_dim=z.dim() - 1)
+    (state,) = noising.states(path)
+    decoder = model.likelihood(diffusion, score, state.to(z.dtype), z.dim() - 1)
+    solver = Solver(rtol=TOLERANCE, atol=TOLERANCE)
+    flow = flow_log_prob(diffusion, score, state, solver).log_prob
+    return flow + decoder.log_prob(z).double() - noising.log_prob(path)
 
 
 class _Draws:
@@ -293,7 +278,7 @@ class PosteriorGuide:
 
         self._joint = _Joint(_Draws(draw, names), self._score, size)
         self._program = program
-        drawn = drawn_sites(program)
+        drawn = [name for name, site in nodes_of(program).items() if not site["is_observed"]]
         values = {name: torch.as_tensor(value) for name, value in data.items()}
         given = {name for name, value in values.items() if not bool(value.isnan().all())}
         self._conditioned = {

@@ -9,13 +9,12 @@ Real numbers have a Gaussian distribution whose mean and covariance a network co
 of heavy tails, and mixtures of the residuals; discrete numbers have probabilities
 (:mod:`pyro_mdm.posteriors.laws`).
 
-The expected log density of N data is too low by N times the misfit KL(p ‖ p̂) of the learned
-distribution, always with the same sign. What a richer form gains on held-out simulations is a lower
-bound of the misfit, so that N times it is a one-sided error (:meth:`AmortizedLikelihood.misfit`).
+The expected log density of N data is too low by N times the misfit KL(p ‖ p̂). What a richer form
+gains on held-out simulations is a lower bound of it, and N times that is a one-sided error
+(:meth:`AmortizedLikelihood.misfit`).
 
-Sequential Monte Carlo from the prior gives draws of the posterior p(θ | x) ∝ p(θ) p(x | θ), and the
-evidence p(x). It is not amortized over x, but the distribution of a few numbers is learned well
-from few simulations.
+Sequential Monte Carlo from the prior gives draws of the posterior, and the evidence p(x). It is not
+amortized over x, but the distribution of a few numbers is learned well from few simulations.
 
 Source of the approach: Papamakarios, Sterratt & Murray, "Sequential Neural Likelihood", AISTATS
 2019; for data that are independent given θ, Geffner, Papamakarios & Mnih, ICML 2023.

@@ -34,7 +34,7 @@ from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.doors import Several, checked_arguments
-from pyro_mdm.support.measured import Measured, student_factor
+from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
@@ -89,13 +89,7 @@ class LearnedEvidence(NamedTuple):
         said = f"log evidence {finest} ± {both[0]} (Monte Carlo) ± {both[1]} (learning)"
         if self.misfit:
             said += f" + up to {self.misfit:.2g} (misfit, by a richer form on held-out simulations)"
-        if self.members >= FEW:
-            return said
-        wide, narrow = (float(student_factor(M - 1)) for M in (self.members, FEW))
-        return (
-            f"{said}, which is {wide:.1f} times the spread of {self.members} members: {FEW} need "
-            f"{narrow:.1f} times"
-        )
+        return said
 
 
 class MemberDraws(NamedTuple):

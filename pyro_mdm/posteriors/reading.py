@@ -23,7 +23,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import torch
@@ -60,7 +60,7 @@ __all__ = [
     "bounds_of",
     "check_data",
     "check_program",
-    "drawn_sites",
+    "check_same",
     "is_interior",
     "named_sites",
     "nodes_of",
@@ -148,32 +148,45 @@ class SameSites(Messenger):
         return result
 
     def __enter__(self) -> SameSites:
-        self.seen: set[str] = set()
+        self.seen: dict[str, tuple[int, ...]] = {}
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        if error[0] is None and (missing := self.shapes.keys() - self.seen):
-            self._differs(f"has no site {min(missing)!r} in some runs")
+        try:
+            if error[0] is None:
+                check_same(self.shapes, self.seen)
+        except ValueError as differs:
+            self.error = differs
+            raise
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
-        name, now = msg["name"], _shape(msg)
-        self.seen.add(name)
-        if name not in self.shapes:
-            self._differs(f"has a site {name!r} in some runs alone")
-        elif now != self.shapes[name]:
-            self._differs(f"draws {name!r} of shape {self.shapes[name]} and in another run {now}")
+        if not site_is_subsample(msg):
+            self.seen[msg["name"]] = _shape(msg)
 
-    def _differs(self, how: str) -> NoReturn:
-        self.error = ValueError(
-            f"the program {how}, expected the same sites of the same shapes in every run; draw as "
-            "many numbers each time, or hide sites that are neither parameters nor data: "
-            "poutine.block(program, expose=[…])"
-        )
-        raise self.error
+
+def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Check that two runs have the same sites and shapes.
+
+    Args:
+        first: the shapes of one run by site.
+        other: the shapes of the other run by site.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if first == other:
+        return
+    changed = sorted(
+        name for name in first.keys() | other.keys() if first.get(name) != other.get(name)
+    )
+    shapes = [str(shapes.get(changed[0], "none")) for shapes in (first, other)]
+    raise ValueError(
+        f"the program draws {changed[0]!r} of shape {shapes[0]} and in another run {shapes[1]}, "
+        "expected the same sites of the same shapes in every run; draw as many numbers each time, "
+        "or hide sites that are neither parameters nor data: poutine.block(program, expose=[…])"
+    )
 
 
 def _shape(site: Mapping[str, Any]) -> tuple[int, ...]:
@@ -336,15 +349,6 @@ def check_program(
             f"{kind}.from_pretrained(folder, program)"
         )
     return program
-
-
-def drawn_sites(program: Program) -> list[str]:
-    """The names of the sites that a program draws, in order, without observed and computed ones.
-
-    Args:
-        program: the program, without arguments.
-    """
-    return [name for name, site in nodes_of(program).items() if not site["is_observed"]]
 
 
 def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:

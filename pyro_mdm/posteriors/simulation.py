@@ -24,14 +24,14 @@ from pyro.infer import Predictive
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
+from pyro_mdm.posteriors.reading import Draws, Program, SameSites, check_same, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["check_same", "shuffled", "simulate", "warn_of_failures", "without_gaps"]
+__all__ = ["shuffled", "simulate", "warn_of_failures", "without_gaps"]
 
 MOST_BATCHES = 1000
 """The most batches of runs by default; fewer runs have a batch each."""
@@ -284,29 +284,6 @@ def _stacked(rows: Sequence[Draws]) -> Draws:
     for other in shapes:
         check_same(shapes[0], other)
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Check that two runs have the same sites and shapes.
-
-    Args:
-        first: the shapes of one run by site.
-        other: the shapes of the other run by site.
-
-    Raises:
-        ValueError: they differ.
-    """
-    if first == other:
-        return
-    changed = sorted(
-        name for name in first.keys() | other.keys() if first.get(name) != other.get(name)
-    )
-    shapes = [str(shapes.get(changed[0], "none")) for shapes in (first, other)]
-    raise ValueError(
-        f"the program draws {changed[0]!r} of shape {shapes[0]} and in another run {shapes[1]}, "
-        "expected the same sites of the same shapes in every run; draw as many numbers each time, "
-        "or hide sites that are neither parameters nor data: poutine.block(program, expose=[…])"
-    )
 
 
 def _check_program(plan: _Plan, batch: Batch, given: Draws | None) -> None:

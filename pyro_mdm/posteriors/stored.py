@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.reading import Draws
+from pyro_mdm.posteriors.reading import Draws, check_same
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
@@ -145,13 +145,8 @@ def _joined(batches: Sequence[Batch], n: int | None) -> Batch:
     if not some:
         return Batch(torch.empty(0, dtype=torch.int64), {}, failed)
     shapes = [{m: tuple(v.shape[1:]) for m, v in batch.values.items()} for batch in some]
-    for batch, other in zip(some, shapes, strict=True):
-        if other != shapes[0]:
-            raise ValueError(
-                f"runs from {int(batch.runs[0])} on have the sites {other} and others {shapes[0]}, "
-                "expected the same sites of the same shapes in every run; draw as many numbers "
-                "each time"
-            )
+    for other in shapes:
+        check_same(shapes[0], other)
     runs = torch.cat([batch.runs for batch in some])
     order = runs.argsort()
     order = order if n is None else order[runs[order] < n]
