@@ -1,8 +1,8 @@
 r"""Networks for the numbers of a datum in turn, p(x | θ) = ∏_j p(x_j | x_1, …, x_{j-1}, θ).
 
 :class:`Autoregressive` evaluates the network of θ once for all data of a plate, and masked layers
-add the dependence on earlier numbers (Germain et al., "MADE", ICML 2015). :class:`Mixture` has a
-mixture of Gaussian distributions for each number, whose density takes one evaluation.
+add the dependence on earlier numbers (Germain et al., "MADE", ICML 2015). By it
+:class:`ResidualMixture` has a mixture of Gaussian distributions for each number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pyro_mdm.posteriors.gaussian import Residual
 
-__all__ = ["Autoregressive", "Masked", "Mixture"]
+__all__ = ["Autoregressive", "Masked", "ResidualMixture"]
 
 COMPONENTS = 8
 """The number of Gaussian distributions in the mixture of a number."""
@@ -83,7 +83,7 @@ class Autoregressive(nn.Module):
         return outputs + self.masked[2](z)
 
 
-class Mixture(nn.Module):
+class ResidualMixture(nn.Module):
     """Mixtures of Gaussian distributions of m residuals in turn, given θ; at first near N(0, I).
 
     Args:
@@ -130,7 +130,7 @@ class Mixture(nn.Module):
         r = theta.new_zeros(len(theta), k, self.m)
         for j in range(self.m):
             weight, location, log_scale = (
-                part[:, :, j].expand(-1, k, -1) for part in self._components(r, theta)
+                raw[:, :, j].expand(-1, k, -1) for raw in self._components(r, theta)
             )
             chosen = torch.multinomial(weight.exp().flatten(0, 1), 1).reshape(-1, k, 1)
             center, scale = location.gather(2, chosen), log_scale.gather(2, chosen).exp()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.budgets import Outcome
-from pyro_mdm.posteriors.autoregressive import Mixture
+from pyro_mdm.posteriors.autoregressive import ResidualMixture
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
 from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
@@ -171,7 +171,7 @@ class ContinuousLaw(FactorLaw):
         self.register_buffer("upper", torch.full((outputs,), math.inf))
         self.tails = TailMap(outputs).requires_grad_(False)  # its knee is the unit
         self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
-        self.mixture = Mixture(inputs, outputs, hidden, depth)
+        self.mixture = ResidualMixture(inputs, outputs, hidden, depth)
         self.form = "gaussian"
 
     def fit(

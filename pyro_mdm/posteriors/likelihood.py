@@ -586,8 +586,8 @@ class AmortizedLikelihood(LearnedLikelihood):
             chosen = result.draws(n)
         values = {name: value.clone() for name, value in law.values(chosen).items()}
         warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
-        found = result.log_constant, self.misfit(data), result.effective, result.acceptance
-        return PosteriorDraws(values, *found)
+        numbers = result.log_constant, self.misfit(data), result.effective, result.acceptance
+        return PosteriorDraws(values, *numbers)
 
     def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:
         """The values of given parameters by site, (*shape)."""
