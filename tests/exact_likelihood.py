@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors import AmortizedLikelihood, simulate
-from pyro_mdm.posteriors.laws import STEPS, DataBounds, FactorLaw
+from pyro_mdm.posteriors.laws import DataBounds, FactorLaw
 
 NOISE = 0.5
 """The standard deviation of a datum about its parameter."""
@@ -38,19 +38,19 @@ class NormalLaw(FactorLaw):
         infinite = torch.tensor([math.inf])
         return DataBounds(-infinite, infinite, torch.tensor([False]))
 
-    def fit(self, *args: Any) -> None:
+    def fit(self, *args: Any) -> Any:
         raise NotImplementedError
 
     def center(self, theta: Tensor) -> Tensor:
         return (theta * self.scale + self.mean).unsqueeze(1)
 
-    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+    def of_piece(self, x: Tensor, theta: Tensor) -> Tensor:
         there = ~x.isnan()
         value = torch.where(there, x, 0.0)
         log_p = torch.distributions.Normal(self.center(theta), NOISE).log_prob(value)
         return torch.where(there, log_p, 0.0).sum(2).double()
 
-    def trainings(self, diffusion: bool) -> int:
+    def trainings(self) -> int:
         return 0
 
     def sample(self, theta: Tensor, k: int) -> Tensor:

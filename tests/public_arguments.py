@@ -217,6 +217,10 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "posterior": posterior,
         **values(program=program, simulations=20, draws=19, seed=0),
     },
+    "calibrate_factor": values(
+        log_factor=lambda data: 0.5, first=program, second=program, observed=["x"], simulations=2
+    )
+    | values(seed=0),
     "calibrate_at": {
         "posterior": posterior,
         **values(program=program, data=DATA, simulations=40, nearest=20, draws=19, seed=0),
@@ -227,7 +231,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     },
     "log_prior": values(program=program, latent=["theta"], draws={"theta": torch.zeros(4, 2)}),
     "ranks": values(draws=normal(0, 19, 8, 2), truth=normal(1, 8, 2), seed=0),
-    "read_draws": {"source": saved_draws, **values(names=["a"])},
+    "read_draws": {"folder": saved_draws, **values(names=["a"])},
     "simulate": values(program=program, n=8, seed=0, batch_size=4),
     "default_sampler": {"diffusion": cld, "score": denoiser},
     "karras_grid": {"diffusion": cld, **values(steps=4, rho=7.0)},
@@ -628,7 +632,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "LikelihoodMembers.log_prob": values(data=DATA, theta={"theta": torch.zeros(4, 2)}),
     "LikelihoodMembers.posterior": values(data=DATA, n=16, particles=80, seed=0),
     "LikelihoodMembers.outside": values(theta={"theta": torch.zeros(4, 2)}),
-    "LikelihoodMembers.evidence": values(estimate=lambda one: Measured(0.0, 0.1)),
+    "LikelihoodMembers.evidence": values(estimate=lambda one: Measured(0.0, 0.1), data=DATA),
     "PosteriorGuide.initial_params": values(chains=2),
     "AutoMDM.fit": values(
         updates=2,
@@ -674,8 +678,8 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
 
 MADE_INSIDE = {
     "results, which the library makes": """AuxiliaryUse Bound Calibration Checkup ClassPosterior
-        Comparison Conditional Coverage Difference ELBOTerms Estimate ImportCheck RowWeights
-        ScoredDraws StepSizeBias Weighted""",
+        Comparison Conditional Coverage Difference ELBOTerms Estimate FactorCalibration ImportCheck
+        RowWeights ScoredDraws StepSizeBias Weighted""",
     "distributions of paths, decoders and data, which the programs make": """ConditionedDecoder
         DataDistribution LevelDistribution LevelPosterior NoisingLaw PathLaw""",
     "bases of classes of one's own": """Column DenoiserScore DerivedDenoiser LearnedLikelihood

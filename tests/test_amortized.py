@@ -28,7 +28,7 @@ from inference.posteriors.report import PosteriorReport
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS, log_likelihood
 from pyro_mdm.networks import MLP
-from pyro_mdm.posteriors.amortized import (
+from pyro_mdm.posteriors import (
     AmortizedPosterior,
     Calibration,
     LinearGaussian,

@@ -451,7 +451,7 @@ def test_more_simulations_are_learned_from_in_more_steps(monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_members_share_their_seconds(clock: Clock) -> None:
     members = LikelihoodMembers.fit(
-        simulator, ["a"], ["b"], members=2, hidden=8, seconds=8.0, diffusion=False, **SMALL
+        simulator, ["a"], ["b"], members=2, hidden=8, seconds=8.0, form="gaussian", **SMALL
     )
     assert [member.outcomes["b"][0].steps for member in members] == [4, 4]
 
@@ -459,9 +459,9 @@ def test_members_share_their_seconds(clock: Clock) -> None:
 @pytest.mark.slow
 def test_a_further_round_of_a_likelihood_has_its_seconds(clock: Clock) -> None:
     first = AmortizedLikelihood.fit(
-        simulator, ["a"], ["b"], hidden=8, steps=1, diffusion=False, **SMALL
+        simulator, ["a"], ["b"], hidden=8, steps=1, form="gaussian", **SMALL
     )
-    options: dict[str, Any] = {"vectorized": True, "batch_size": 8, "diffusion": False}
+    options: dict[str, Any] = {"vectorized": True, "batch_size": 8, "form": "gaussian"}
     second = first.refined({"a": torch.randn(20)}, seconds=6.0, **options)
     assert second.outcomes["b"][0][:3:2] == (6, "budget")
 

@@ -116,7 +116,7 @@ def test_the_evidence_and_the_posterior_are_exact_for_exact_likelihoods() -> Non
     by a constant are wrong in the evidence, and the error of learning says so."""
     scope: dict[str, Any] = {}
     exec(PROGRAM, scope)
-    few = {"simulations": 60, "steps": 1, "diffusion": False, "vectorized": True}
+    few = {"simulations": 60, "steps": 1, "form": "gaussian", "vectorized": True}
     members = LikelihoodMembers.fit(scope["unit"], ["level"], ["x"], members=2, **few)
     for sign, member in zip((-1, 1), members, strict=True):
         member.__class__, member.shift = Exact, 0.1 * sign  # type: ignore[assignment]

@@ -89,7 +89,6 @@ READERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "model": (lambda path: DiffusionModel.from_pretrained(path.parent), TENSORS),
     "posterior": (lambda path: read_saved(path, "a posterior"), "posterior.safetensors"),
     "draws": (lambda path: read_draws(path.parent, ["x"]), HEADER),
-    "draws of parquet": (lambda path: read_draws(path, ["x"]), "a.parquet"),
     "pipeline": (lambda path: from_pipeline(path.parent, torch.zeros(9, 2)), "model_index.json"),
     "picture": (read_pixels, "a.png"),
     "images": (lambda path: Images(data=path), "a.npz"),

@@ -172,8 +172,6 @@ def test_what_the_library_imports_is_required(described):
             "exporting": azula,
             "pipelines": diffusers,
             "simulation": simulators,
-            "stored": simulators,
-            "zarr_arrays": simulators,
         }.get(path.stem, allowed)
         for module in imported(path):
             names = {canonicalize_name(d) for d in DISTRIBUTIONS.get(module, [module])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,8 @@ from pyro import poutine
 
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
-from pyro_mdm.posteriors import Structure, log_prior, read_program, simulate
+from pyro_mdm.posteriors import log_prior, read_program, simulate
+from pyro_mdm.posteriors.reading import check_data
 from tests.mistakes import refused
 
 Program = Callable[[], Any]
@@ -243,9 +245,7 @@ def implicit(a: torch.Tensor) -> None:
         one_pair,
         centred,
         by_numpy,
-        unseen,
         hidden_law,
-        implicit,
     ],
 )
 def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: Any) -> None:
@@ -254,6 +254,89 @@ def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: An
     assert structure.data[0].parameters == ("a",) and structure.data[0].plates == (("p", 8, -1),)
     (note,) = structure.notes
     assert "are not exchangeable given the parameters: the distribution of" in note
+
+
+def computed_by_numpy(a: torch.Tensor) -> None:
+    x = np.random.default_rng(int(torch.randint(2**31, ()))).normal(float(a), 1.0, 8)
+    pyro.deterministic("x", torch.as_tensor(x, dtype=torch.float32))
+
+
+def computed_by_torch(a: torch.Tensor) -> None:
+    pyro.deterministic("x", a + torch.randn(8))
+
+
+def computed_pairs(a: torch.Tensor) -> None:
+    pyro.deterministic("x", a + torch.randn(8, 2), event_dim=1)
+
+
+def of_delta(a: torch.Tensor) -> None:
+    pyro.sample("x", dist.Delta(a + torch.randn(8)))
+
+
+def of_delta_and_a_draw(a: torch.Tensor) -> None:
+    pyro.sample("x", dist.Delta(normal("z", a) + torch.randn(8)))
+
+
+OPAQUE = [
+    unseen,
+    implicit,
+    computed_by_numpy,
+    computed_by_torch,
+    computed_pairs,
+    of_delta,
+    of_delta_and_a_draw,
+]
+
+
+@pytest.mark.parametrize("law", OPAQUE)
+def test_a_plate_whose_random_numbers_are_not_seen_is_one_datum_with_a_warning(law: Any) -> None:
+    with pytest.warns(UserWarning, match=r"'x' in the plate 'p' are not seen.*exchangeable=\('p',"):
+        structure = read_program(in_a_plate(law), ["a"], ["x"])
+    assert [factor.plate for factor in structure.factors] == [None]
+    assert structure.data[0].parameters == ("a",) and len(structure.notes) == 1
+
+
+@pytest.mark.parametrize("law", OPAQUE)
+def test_a_plate_is_exchangeable_if_its_author_says_so(law: Any) -> None:
+    structure = read_program(in_a_plate(law), ["a"], ["x"], exchangeable=["p"])
+    (factor,) = structure.factors
+    assert (factor.plate, factor.size, factor.parameters) == ("p", 8, ("a",))
+    assert structure.notes == ()
+
+
+def computed_from_draws(a: torch.Tensor) -> None:
+    pyro.deterministic("x", a + normal("z", 0.0))
+
+
+def of_delta_of_draws(a: torch.Tensor) -> None:
+    pyro.sample("x", dist.Delta(a + normal("z", 0.0)))
+
+
+@pytest.mark.parametrize("law", [computed_from_draws, of_delta_of_draws])
+def test_what_is_computed_from_draws_needs_no_word(law: Any) -> None:
+    (factor,) = read_program(in_a_plate(law), ["a"], ["x"]).factors
+    assert factor.plate == "p"
+
+
+def test_an_exchangeable_plate_leaves_other_data_apart() -> None:
+    def program() -> None:
+        a = normal("a")
+        with pyro.plate("p", 8):
+            computed_by_torch(a)
+            pyro.deterministic("x2", a + torch.randn(8))
+        with pyro.plate("q", 3):
+            normal("y", a)
+
+    names = ["x", "x2", "y"]
+    structure = read_program(program, ["a"], names, exchangeable=["p"])
+    said = [([site.name for site in f.sites], f.plate) for f in structure.factors]
+    assert said == [(["x", "x2"], "p"), (["y"], "q")]
+    for plates, word in (
+        (["r"], "'r', expected plates that data are in"),
+        (["p", "p"], "each once"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            read_program(program, ["a"], names, exchangeable=plates)
 
 
 def test_a_plate_of_one_place_shows_nothing() -> None:
@@ -452,7 +535,7 @@ def test_programs_that_change_are_refused_and_may_hide_what_does() -> None:
         ValueError,
         (
             lambda: read_program(of_runs(steps), ["a"], ["x"]),
-            f"'step.' in some runs?.*, {expected}",
+            f"draws 'step.' of shape .*, {expected}",
         ),
         (
             lambda: read_program(of_runs(sizes), ["a"], ["x"]),
@@ -460,9 +543,12 @@ def test_programs_that_change_are_refused_and_may_hide_what_does() -> None:
         ),
         (
             lambda: read_program(of_runs(less), ["a"], ["x"]),
-            f"has no site 'z' in some runs, {expected}",
+            f"draws 'z' of shape .* in another run none, {expected}",
         ),
-        (lambda: simulate(of_runs(less), 20, seed=0), f"has no site 'z' in some runs, {expected}"),
+        (
+            lambda: simulate(of_runs(less), 20, seed=0),
+            f"draws 'z' of shape .* in another run none, {expected}",
+        ),
         (lambda: simulate(late, 200, seed=0), r"draws 'x' of shape \(\d,\) and in another"),
         (lambda: simulate(walk(3), 100, seed=0), expected),
         (lambda: simulate(walk(9), 100, seed=1, progress=True), expected),
@@ -473,23 +559,22 @@ def test_programs_that_change_are_refused_and_may_hide_what_does() -> None:
 
 
 def test_data_that_say_nothing_are_refused() -> None:
-    structure: Structure = read_program(slcp, ["theta"], ["x"])
-    draws = simulate(slcp, 20, seed=0)
-    structure.check(draws)
-    structure.check({"x": draws["x"][:1]})
+    draws, checked = simulate(slcp, 20, seed=0), partial(check_data, shapes={"x": (4, 2)})
+    checked(draws)
+    checked({"x": draws["x"][:1]})
     holed = draws["x"].clone()
     holed[3:5, 1], holed[9, 0, 0] = torch.nan, torch.inf
     part = draws["x"].clone()
     part[:, 0] = 1.0
-    structure.check({"x": part})
+    checked({"x": part})
     refused(
         ValueError,
         (
-            lambda: structure.check({"x": holed}),
+            lambda: checked({"x": holed}),
             r"NaN in 3 of 20 simulations \(the first is number 3",
         ),
-        (lambda: structure.check({"x": torch.ones(20, 4, 2)}), "'x' is the same in all 20 sim"),
-        (lambda: structure.check({"x": holed[:, 0]}), r"shape \(20, 2\), expected \(n, 4, 2\)"),
+        (lambda: checked({"x": torch.ones(20, 4, 2)}), "'x' is the same in all 20 sim"),
+        (lambda: checked({"x": holed[:, 0]}), r"shape \(20, 2\), expected \(n, 4, 2\)"),
     )
 
 

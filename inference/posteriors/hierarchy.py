@@ -131,7 +131,7 @@ class HierarchyReport:
         self._n = -(-num_samples // len(members))
         by_member = list[dict[str, Tensor]]()
         self.log_evidence: LearnedEvidence = members.evidence(
-            functools.partial(self._fitted, by_member), progress=True
+            functools.partial(self._fitted, by_member), data, progress=True
         )
         self.drawn = {
             name: torch.cat([draws[name] for draws in by_member])[:num_samples]
@@ -162,7 +162,7 @@ class HierarchyReport:
         return functools.partial(self.hierarchy, likelihood, self.data)
 
     def words(self) -> str:
-        """Draws of the posterior by parameter, and the log evidence with both errors."""
+        """Draws of the posterior by parameter, and the log evidence with its errors."""
         units = len(next(iter(self.data.values())))
         said = f"{aligned(quantile_rows(self.drawn))}\n{units} units: {self.log_evidence}, nats"
         if self.doubts:

@@ -372,7 +372,7 @@ class Fitting:
 
         def particles(n: int) -> Tensor:
             first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
-            return temper(first, start, [gain], leaps=leaps, budget=until).draws(n)
+            return temper(first, start, gain, leaps=leaps, budget=until).draws(n)
 
         left = self.budget.left()
         if left is None:

@@ -1,8 +1,10 @@
 """Posteriors of simulators that are Pyro programs, and their calibration."""
 
-from pyro_mdm.posteriors.amortized import AmortizedPosterior, LinearGaussian, LogDensity
+from pyro_mdm.posteriors.amortized import AmortizedPosterior, LogDensity
 from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
+from pyro_mdm.posteriors.factor import FactorCalibration, calibrate_factor
+from pyro_mdm.posteriors.gaussian import LinearGaussian
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.local import LocalGuide
@@ -29,6 +31,7 @@ __all__ = [
     "DataDistribution",
     "DataFactor",
     "DataSite",
+    "FactorCalibration",
     "ImportanceWeights",
     "LearnedEvidence",
     "LearnedLikelihood",
@@ -45,6 +48,7 @@ __all__ = [
     "Structure",
     "calibrate",
     "calibrate_at",
+    "calibrate_factor",
     "expected_coverage",
     "log_prior",
     "ranks",

@@ -32,22 +32,19 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
-from pyro_mdm.posteriors.calibration import NEW_SEED, Calibration, calibrate, ranks
 from pyro_mdm.posteriors.encoding import Encoding
-from pyro_mdm.posteriors.folders import check_program
 from pyro_mdm.posteriors.gaussian import LinearGaussian
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
 from pyro_mdm.posteriors.local import LocalGuide
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.predictive import PriorPredictive
-from pyro_mdm.posteriors.prior import log_prior
 from pyro_mdm.posteriors.reading import (
     Draws,
     check_data,
+    check_program,
     named_sites,
     rows_of,
 )
-from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder
 from pyro_mdm.scores.denoiser import Denoiser
@@ -57,17 +54,7 @@ from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.saved import damage_of
 
-__all__ = [
-    "AmortizedPosterior",
-    "Calibration",
-    "LinearGaussian",
-    "LogDensity",
-    "NEW_SEED",
-    "calibrate",
-    "log_prior",
-    "ranks",
-    "simulate",
-]
+__all__ = ["AmortizedPosterior", "LogDensity"]
 
 NOTE = "pyro_mdm.posterior"
 """The note of the sites' names and the parameters' scales, beside a model."""
@@ -212,7 +199,7 @@ class AmortizedPosterior(nn.Module):
         Args:
             program, latent, observed, network, diffusion, encoder: as for the class.
             draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
-                wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
+                wrote; None: new simulations.
             simulations: the number of new simulations.
             missing: the fraction of the simulations of a step that have numbers of x hidden. Each
                 of these simulations draws a probability uniformly, and hides each number with it.
@@ -479,24 +466,13 @@ class AmortizedPosterior(nn.Module):
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
     ) -> ScoredDraws:
-        """Draws of p(θ | x) for one datum, with the density that they are drawn from.
-
-        They are draws by the probability-flow ODE, for importance weights
-        (:mod:`pyro_mdm.posteriors.guide`).
-
-        Args:
-            data: the datum by site, (*shape).
-            n: the number of draws.
-            seed: the seed of the draws; None: the global generator.
+        """Draws of p(θ | x) for one datum, (*shape) by site, as for :meth:`scored_draws_of_each`.
 
         Raises:
             ValueError: several data; as for :meth:`data`.
         """
-        x = one_row(self.data(data))
-        check_count("n", n, "the number of draws")
-        repeated = x.expand(n, -1)
-        maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
-        return draw_by_flow(self.model.given_context(repeated), *maps, n, seed=seed)
+        one_row(self.data(data))
+        return self.scored_draws_of_each(data, n, seed=seed)
 
     @checked_arguments
     def guide(
@@ -517,12 +493,15 @@ class AmortizedPosterior(nn.Module):
             self, self.program, self.sites.sites, data, nuisance=nuisance, seed=seed
         )
 
-    def scored_draws_of_each(self, data: Mapping[str, Tensor], n: int) -> ScoredDraws:
+    def scored_draws_of_each(
+        self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
+    ) -> ScoredDraws:
         """Draws of p(θ | x) for each of m data, with the density that they are drawn from.
 
         Args:
             data: data by site, (m, *shape).
             n: the number of draws for each datum.
+            seed: the seed of the draws; None: the global generator.
 
         Returns:
             Draws by site, (m n, *shape), the n draws of a datum one after another.
@@ -533,7 +512,7 @@ class AmortizedPosterior(nn.Module):
         check_count("n", n, "the number of draws for each datum")
         repeated = self.data(data).repeat_interleave(n, 0)
         maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
-        return draw_by_flow(self.model.given_context(repeated), *maps, len(repeated))
+        return draw_by_flow(self.model.given_context(repeated), *maps, len(repeated), seed=seed)
 
     @checked_arguments
     def local_guide(

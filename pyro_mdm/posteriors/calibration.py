@@ -28,16 +28,9 @@ be its training data."""
 
 
 class Sampled(Protocol):
-    """The method of a posterior that can be calibrated."""
+    """The method of a posterior that can be calibrated, as of ``AmortizedPosterior``."""
 
-    def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
-        """Draws for each of m data, (m, n, *shape) by site.
-
-        Args:
-            data: data by site, (m, *shape).
-            n: the number of draws for each datum.
-            seed: the seed of the draws; None: the global generator.
-        """
+    def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,14 +121,8 @@ def calibrate(
 def new_simulations(
     program: Callable[..., Any], n: int, vectorized: bool, seed: int, progress: bool
 ) -> Draws:
-    """New simulations, (n, *shape) by site, other than the training data of a posterior.
-
-    Args:
-        program: the simulator, without arguments.
-        n: the number of simulations.
-        vectorized, progress: as for :func:`simulate`.
-        seed: the seed, which may be that of the posterior.
-    """
+    """New simulations, (n, *shape) by site, other than the training data of a posterior, whose seed
+    ``seed`` may be; arguments as for :func:`simulate`."""
     return simulate(program, n, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress)
 
 

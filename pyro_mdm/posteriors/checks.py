@@ -8,10 +8,9 @@ be unfaithful", TMLR 2022).
 Coverage and ranks are means over all data of the prior. A posterior may be right on average and
 wrong at the observation that matters. :func:`calibrate_at` ranks the true parameters of only those
 new simulations whose data are nearest to the observation. They are chosen by their data alone, so
-ranks are uniform if the posterior is right at these data. This is a local form of simulation-based
-calibration, after the local coverage test of Zhao, Dalmasso, Izbicki & Lee ("Diagnostics for
-conditional density models and Bayesian inference algorithms", UAI 2021), with neighbours in place
-of a regression. With more simulations the neighbours are nearer.
+ranks are uniform if the posterior is right there, after the local coverage test of Zhao, Dalmasso,
+Izbicki & Lee ("Diagnostics for conditional density models and Bayesian inference algorithms", UAI
+2021), with neighbours in place of a regression. With more simulations they are nearer.
 """
 
 from __future__ import annotations
@@ -116,14 +115,10 @@ def expected_coverage(
     """The expected coverage of a posterior's credible regions, on new simulations.
 
     Args:
-        posterior: the posterior.
-        program: the simulator, without arguments.
-        simulations: the number of pairs of θ* and x.
-        draws: the number of draws of each posterior, which regions are computed from.
+        posterior, program, simulations, draws, vectorized, seed, progress: as for
+            :func:`calibrate`.
         joint: whether highest-density regions of all parameters together are tested too. They need
             the densities of all ``simulations`` × ``draws`` draws.
-        vectorized, progress: as for :func:`simulate`.
-        seed: the seed of simulations and draws.
 
     Returns:
         The levels of the smallest regions that hold the truth.
@@ -185,16 +180,11 @@ def calibrate_at(
     """The calibration of a posterior on the new simulations that are nearest to an observation.
 
     Args:
-        posterior: the posterior.
-        program: the simulator, without arguments.
+        posterior, program, draws, vectorized, seed, progress: as for :func:`calibrate`.
         data: the observation by site, (*shape). Its missing numbers (NaN) are hidden in all
             simulations.
         simulations: the number of new simulations.
         nearest: the number of simulations that are kept, by Mahalanobis distance.
-        draws: the number of draws of each posterior; with 99, ranks 0 to 99 fall evenly into ten
-            bins.
-        vectorized, progress: as for :func:`simulate`.
-        seed: the seed of simulations and draws.
 
     Returns:
         The ranks of the true parameters of these simulations.
@@ -212,7 +202,7 @@ def calibrate_at(
         if bool((lacks := torch.as_tensor(data[name]).isnan()).any()):
             truth[name] = truth[name].to(one).masked_fill(lacks, math.nan)
     values, seen = encoding.values(posterior.data(truth)), encoding.seen(one)[0]
-    distance = posterior.predictive.distances(values, encoding.values(one), seen)
-    rows = distance.argsort()[:nearest]
+    here, there = (posterior.predictive.whitened(x, seen) for x in (encoding.values(one), values))
+    rows = (there - here).norm(dim=1).argsort()[:nearest]
     near = {name: value[rows] for name, value in truth.items()}
     return Calibration.from_draws(near, posterior.sample(near, draws, seed=seed + 1))

@@ -15,23 +15,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pyro_mdm.budgets import Outcome
+from pyro_mdm.posteriors.autoregressive import Autoregressive
 from pyro_mdm.posteriors.encoding import center_and_unit
-from pyro_mdm.posteriors.gaussian import Residual
-from pyro_mdm.posteriors.laws import (
-    AT_ONCE,
-    STEPS,
-    Bounds,
-    ContinuousLaw,
-    DataBounds,
-    FactorLaw,
-)
+from pyro_mdm.posteriors.laws import Bounds, ContinuousLaw, DataBounds, FactorLaw
 from pyro_mdm.posteriors.training import TrainingOptions, train
 
-__all__ = ["Cells", "DiscreteLaw", "Lattice", "Masked", "MixedLaw", "law_of"]
+__all__ = ["Cells", "DiscreteLaw", "Lattice", "MixedLaw", "law_of"]
 
 MOST_LEVELS = 32
 """The most values of a discrete number that have a probability each; more share a mixture."""
@@ -103,43 +96,13 @@ class Cells(NamedTuple):
     is_present: Tensor  # (n, k), whether none is NaN, bool
 
 
-def _pieces(x: Tensor, theta: Tensor) -> list[slice]:
-    """Slices of rows of data (n or 1, k, m) and parameters (n or 1, inputs) that fit in cache."""
-    size = max(1, AT_ONCE // max(1, x.shape[1]))
-    return [slice(i, i + size) for i in range(0, max(len(x), len(theta)), size)]
-
-
-def _chosen(values: Tensor, rows: slice) -> Tensor:
-    """Rows of values, or the only row."""
-    return values[rows] if len(values) > 1 else values
-
-
-class Masked(nn.Linear):
-    """A linear map with some weights fixed at 0.
-
-    Args:
-        mask: the mask of the other weights, (outputs, inputs) bool.
-    """
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight * self.mask, self.bias)
-
-
 class DiscreteLaw(FactorLaw):
     """The distribution of discrete numbers, each given θ and the numbers before it in the datum.
 
     A number of few values has a probability for each value. A number of more values has a mixture
     of logistic distributions of :meth:`Lattice.coordinate`: the probability of a value is the mass
     of its cell, and the cells of the least and the greatest value are open (Salimans et al.,
-    "PixelCNN++", ICLR 2017). So probabilities sum to 1 for values of any range. The network of θ
-    is evaluated once for all data of a plate, and masked layers add the dependence on earlier
-    numbers (Germain et al., "MADE", ICML 2015).
+    "PixelCNN++", ICLR 2017). So probabilities sum to 1 for values of any range.
 
     Args:
         inputs: the number of inputs, which represent θ.
@@ -160,8 +123,10 @@ class DiscreteLaw(FactorLaw):
         wide = [j for j in range(m) if j not in few]
         levels = max((int(lattices[j].size) for j in few), default=0)
         of_number = 3 * COMPONENTS
-        outputs = len(few) * levels + len(wide) * of_number
-        self.network = Residual(inputs, outputs, hidden, depth)
+        given = torch.tensor([j for j in few for _ in range(levels)] + wide)
+        asked = [j for j in few for _ in range(levels)]
+        asked += [j for j in wide for _ in range(of_number)]
+        self.network = Autoregressive(inputs, given, torch.tensor(asked), m, hidden, depth)
         self.lattices, self.few, self.wide, self.levels = tuple(lattices), few, wide, levels
         self.features = len(few) * levels + len(wide)
         place, far = torch.arange(levels), torch.tensor(-math.inf)
@@ -178,24 +143,9 @@ class DiscreteLaw(FactorLaw):
         self.register_buffer("start", start, persistent=False)
         self.register_buffer("center", torch.zeros(len(wide), dtype=torch.float64))
         self.register_buffer("unit", torch.ones(len(wide), dtype=torch.float64))
-        self.masked = nn.ModuleList()
-        if m > 1:
-            given = torch.tensor([j for j in few for _ in range(levels)] + wide)
-            asked = [j for j in few for _ in range(levels)]
-            asked += [j for j in wide for _ in range(of_number)]
-            degree = torch.arange(hidden) * (m - 1) // hidden  # the last input of a unit
-            self.masked.append(Masked(given <= degree.unsqueeze(1)))
-            self.masked.append(Masked(degree <= degree.unsqueeze(1)))
-            self.masked.append(Masked(degree < torch.tensor(asked).unsqueeze(1)))
-            self.of_theta = nn.Linear(hidden, 2 * hidden)
-            for parameter in self.masked[-1].parameters():
-                nn.init.zeros_(parameter)
-
-    def trainings(self, diffusion: bool) -> int:
-        return 1
 
     def fit(
-        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions
     ) -> list[Outcome]:
         flat = x.flatten(0, 1)
         if self.wide:
@@ -257,13 +207,7 @@ class DiscreteLaw(FactorLaw):
     def _heads(self, features: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The log probabilities of few values, (n, k, f, levels), and the parameters of mixtures,
         (n, k, w, 3, components)."""
-        h = self.network.trunk(theta)
-        outputs = self.network.outlet(h).unsqueeze(1)
-        if len(self.masked):
-            first, second = self.of_theta(h).unsqueeze(1).chunk(2, 2)
-            z = functional.silu(self.masked[0](features) + first)
-            z = z + functional.silu(self.masked[1](z) + second)
-            outputs = outputs + self.masked[2](z)
+        outputs = self.network(features, theta)
         logits, raw = outputs.split(
             [len(self.few) * self.levels, outputs.shape[2] - len(self.few) * self.levels], 2
         )
@@ -292,15 +236,9 @@ class DiscreteLaw(FactorLaw):
         total = (of_few + of_wide).double()
         return torch.where(cells.is_value, total, -math.inf)
 
-    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+    def of_piece(self, x: Tensor, theta: Tensor) -> Tensor:
         cells = self.cells(x)
-        log_p = [
-            self._log_prob(
-                Cells(*(_chosen(tensor, rows) for tensor in cells)), _chosen(theta, rows)
-            )
-            for rows in _pieces(x, theta)
-        ]
-        return torch.where(cells.is_present, torch.cat(log_p), 0.0)
+        return torch.where(cells.is_present, self._log_prob(cells, theta), 0.0)
 
     @torch.no_grad()
     def sample(self, theta: Tensor, k: int) -> Tensor:
@@ -334,6 +272,8 @@ class MixedLaw(FactorLaw):
         depth: their number of blocks.
     """
 
+    trainings = 1 + ContinuousLaw.trainings
+
     def __init__(
         self, inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int
     ) -> None:
@@ -345,17 +285,14 @@ class MixedLaw(FactorLaw):
         inputs = inputs + self.discrete.features
         self.continuous = ContinuousLaw(inputs, len(self.real), hidden, depth)
 
-    def trainings(self, diffusion: bool) -> int:
-        return 1 + self.continuous.trainings(diffusion)
-
     def fit(
-        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions
     ) -> list[Outcome]:
         lower, upper = (bound[self.real] for bound in bounds)
-        outcomes = self.discrete.fit(x[..., self.counted], theta, bounds, options, diffusion)
+        outcomes = self.discrete.fit(x[..., self.counted], theta, bounds, options)
         given, real = self._given(x, theta)
-        outcomes += self.continuous.fit(real, given, (lower, upper), options, diffusion)
-        self.gain = self.continuous.gain
+        outcomes += self.continuous.fit(real, given, (lower, upper), options)
+        self.form, self.gain = self.continuous.form, self.continuous.gain
         return outcomes
 
     @property
@@ -372,13 +309,21 @@ class MixedLaw(FactorLaw):
         real = x[..., self.real].expand(n, -1, -1)
         return given.flatten(0, 1), real.reshape(n * k, 1, -1)
 
-    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
-        discrete = self.discrete.by_datum(x[..., self.counted], theta)
-        log_p = []
-        for rows in _pieces(x, theta):
-            given, real = self._given(_chosen(x, rows), _chosen(theta, rows))
-            log_p.append(self.continuous.by_datum(real, given, steps).reshape(-1, x.shape[1]))
-        return discrete + torch.cat(log_p)
+    def of_piece(self, x: Tensor, theta: Tensor) -> Tensor:
+        discrete = self.discrete.of_piece(x[..., self.counted], theta)
+        n, k = discrete.shape
+        features = self.discrete.cells(x[..., self.counted]).features
+        patterns, which = features.flatten(0, 1).unique(dim=0, return_inverse=True)
+        if 2 * len(patterns) > k:
+            given, real = self._given(x, theta)
+            return discrete + self.continuous.of_piece(real, given).reshape(n, k)
+        # one evaluation of the network of θ for each value of the discrete numbers, not each datum
+        which, log_p = which.reshape(len(features), k), torch.zeros_like(discrete)
+        for place, pattern in enumerate(patterns):
+            given = torch.cat([theta, pattern.expand(len(theta), -1)], 1)
+            here = self.continuous.of_piece(x[..., self.real], given)
+            log_p = torch.where(which == place, here, log_p)
+        return discrete + log_p
 
     def sample(self, theta: Tensor, k: int) -> Tensor:
         x = torch.zeros(len(theta), k, len(self.counted) + len(self.real))
@@ -390,14 +335,8 @@ class MixedLaw(FactorLaw):
 
 
 def law_of(inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int) -> FactorLaw:
-    """The untrained distribution of data with discrete numbers, real ones or both.
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        lattices: the values of each number of a datum, m of them; None for a real number.
-        hidden: the width of the networks.
-        depth: their number of blocks.
-    """
+    """The untrained distribution of data with discrete numbers, real ones or both; arguments as
+    for :class:`MixedLaw`."""
     values = [lattice for lattice in lattices if lattice is not None]
     if not values:
         return ContinuousLaw(inputs, len(lattices), hidden, depth)

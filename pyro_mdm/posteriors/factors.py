@@ -34,7 +34,6 @@ __all__ = [
     "lattices_of",
     "name_of",
     "place_dim",
-    "size_of",
     "values_by_site",
 ]
 
@@ -131,11 +130,6 @@ def inputs_of(inputs: Mapping[str, Tensor], factor: DataFactor) -> Tensor:
     return torch.zeros(len(next(iter(inputs.values()))), 1)
 
 
-def size_of(factor: DataFactor) -> int:
-    """The number of numbers of a datum of a factor."""
-    return sum(math.prod(site.shape) for site in factor.sites) // factor.size
-
-
 def bounds_of_factor(program: Program, factor: DataFactor) -> Bounds:
     """The ends of the support of each number of a factor's datum in all places, (m,) each."""
     ends = bounds_of(program, [site.name for site in factor.sites])
@@ -160,7 +154,7 @@ def lattices_of(program: Program, factor: DataFactor, draws: Draws) -> list[Latt
     x, sites = factor.data(draws), list[DataSite]()
     for site in factor.sites:
         _check_freedom(program, site)
-        sites += [site] * size_of(DataFactor((site,), factor.plate))
+        sites += [site] * (math.prod(site.shape) // factor.size)
     return [_lattice(site, x[:, :, j], lower[j], upper[j]) for j, site in enumerate(sites)]
 
 

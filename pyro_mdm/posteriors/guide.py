@@ -10,12 +10,12 @@ the evidence. :class:`PosteriorGuide` is a Pyro guide, so that Pyro's own ``Impo
 the weights, and :class:`~pyro_mdm.posteriors.ImportanceWeights` says how far they can be trusted.
 
 Draws and their density have to be of one distribution. Here it is that of the probability-flow
-ODE, whose state y_ε gives θ by the decoder p(θ | y_ε). With this state y_1 and further draws
-y_2, …, y_S of the noising distribution q(y | θ) the density is estimated by
+ODE, whose state y_ε gives θ by the decoder p(θ | y_ε). With this state and the noising distribution
+q(y | θ) the density is estimated by
 
-    q̂(θ) = (1/S) Σ_j p_ode(y_j) p(θ | y_j) / q(y_j | θ).
+    q̂(θ) = p_ode(y) p(θ | y) / q(y | θ).
 
-1/q̂ is unbiased for 1/q for any S, so the error of q̂ does not bias weighted means (Grosse,
+1/q̂ is unbiased for 1/q, so the error of q̂ does not bias weighted means (Grosse,
 Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
 has the identity, for upper bounds).
 """
@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -38,8 +38,7 @@ from torch.distributions import constraints
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.paths.likelihood import log_mean_weight
-from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, nodes_of
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
@@ -81,58 +80,13 @@ class ScoredDraws:
 
 
 class Posterior(Protocol):
-    """The methods of a posterior that a guide can be made of."""
+    """The methods of a posterior that a guide can be made of, as of ``AmortizedPosterior``."""
 
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
-    ) -> ScoredDraws:
-        """Draws of the posterior of one observation, with the density that they are drawn from.
+    ) -> ScoredDraws: ...
 
-        Args:
-            data: the observation by site, (*shape).
-            n: the number of draws.
-            seed: the seed of the draws; None: the global generator.
-        """
-
-    def log_prob(self, theta: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Any:
-        """The log densities log p(θ | x) of other parameters, with ``value``, (n,), nats.
-
-        Args:
-            theta: the parameters by site, (n, *shape).
-            data: the observation by site, (*shape).
-        """
-
-
-class _Flow(NamedTuple):
-    """The probability-flow ODE of a model, from the prior to coordinates of parameters."""
-
-    model: DiffusionModel
-    samples: int
-
-    def draw(self, n: int) -> tuple[Tensor, Tensor]:
-        """Coordinates z (n, d), and the states y_ε (n, K, d) that they were decoded from."""
-        model = self.model
-        shape = (n, model.diffusion.num_variables, *model.event_shape)
-        flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)
-        y = flow(*model.drawn(n), shape)
-        law = model.likelihood(model.diffusion, model.score_function, y, len(model.event_shape))
-        return law.sample(), y
-
-    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
-        """The log densities log q̂ of draws, (n,), by the states that they were decoded from and
-        further states."""
-        model = self.model
-        noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
-        solver, weights = Solver(rtol=TOLERANCE, atol=TOLERANCE), []
-        for j in range(self.samples):
-            path = y.double().unsqueeze(1) if j == 0 else noising.rsample()
-            (state,) = noising.states(path)
-            decoder = model.likelihood(
-                model.diffusion, model.score_function, state.to(z.dtype), z.dim() - 1
-            )
-            flow = flow_log_prob(model.diffusion, model.score_function, state, solver).log_prob
-            weights.append(flow + decoder.log_prob(z).double() - noising.log_prob(path))
-        return log_mean_weight(torch.stack(weights))
+    def log_prob(self, theta: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Any: ...
 
 
 def one_row(x: Tensor) -> Tensor:
@@ -159,7 +113,6 @@ def draw_by_flow(
     coordinates: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]],
     n: int,
     *,
-    samples: int = 1,
     seed: int | None = None,
 ) -> ScoredDraws:
     """Draws of a model by the probability-flow ODE, with the density that they are drawn from.
@@ -169,23 +122,34 @@ def draw_by_flow(
         parameters_of: the function from coordinates (n, d) to parameters by site, (n, *shape).
         coordinates: its inverse, which also returns log|det|, (n,), of the map to coordinates.
         n: the number of draws.
-        samples: the number S of states for each density. Weights are right for any S, and vary less
-            for a larger one.
         seed: the seed of the draws; None: the global generator.
     """
-    flow = _Flow(model, samples)
+    shape = (n, model.diffusion.num_variables, *model.event_shape)
+    flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)
     with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        z, y = flow.draw(n)
+        y = flow(*model.drawn(n), shape)
+        z = model.likelihood(model.diffusion, model.score_function, y, len(shape) - 2).sample()
     theta = parameters_of(z)
 
     def score() -> Tensor:
         with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if seed is None else seed)
-            return flow.log_prob(z, y) + coordinates(theta)[1].double()
+            return _flow_density(model, z, y) + coordinates(theta)[1].double()
 
     return ScoredDraws(theta, score)
+
+
+def _flow_density(model: DiffusionModel, z: Tensor, y: Tensor) -> Tensor:
+    """The log densities log q̂ (n,) of draws z (n, d) from the states y_ε (n, K, d) of the ODE."""
+    diffusion, score, path = model.diffusion, model.score_function, y.double().unsqueeze(1)
+    noising = noising_law(diffusion, z.double(), event_dim=z.dim() - 1)
+    (state,) = noising.states(path)
+    decoder = model.likelihood(diffusion, score, state.to(z.dtype), z.dim() - 1)
+    solver = Solver(rtol=TOLERANCE, atol=TOLERANCE)
+    flow = flow_log_prob(diffusion, score, state, solver).log_prob
+    return flow + decoder.log_prob(z).double() - noising.log_prob(path)
 
 
 class _Draws:
@@ -314,7 +278,7 @@ class PosteriorGuide:
 
         self._joint = _Joint(_Draws(draw, names), self._score, size)
         self._program = program
-        drawn = drawn_sites(program)
+        drawn = [name for name, site in nodes_of(program).items() if not site["is_observed"]]
         values = {name: torch.as_tensor(value) for name, value in data.items()}
         given = {name for name, value in values.items() if not bool(value.isnan().all())}
         self._conditioned = {

@@ -7,6 +7,7 @@ have to stay the same (:class:`Laws`). If in doubt, data stay together, with a n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -173,12 +174,7 @@ class Laws:
                 if plate.name not in odd:
                     odd[plate.name] = self._odd(plate, set().union(*(g.sites for g in groups)))
                 if strange := group.sites & odd[plate.name]:
-                    notes.append(
-                        f"data in the plate {plate.name!r} are not exchangeable given the "
-                        f"parameters: the distribution of {min(strange)!r} differs between places, "
-                        "depends "
-                        "on other places, or is not known"
-                    )
+                    notes.append(self._note_of(plate, group, strange))
                     continue
                 old = by_plate.get(plate.name, Group([], set()))
                 joined = Group([*old.data, *group.data], old.sites | group.sites)
@@ -196,6 +192,32 @@ class Laws:
             return [(None, names)], notes
         parts: Parts = [(plate, group.data) for plate, group in by_plate.items()]
         return [*parts, *((None, group.data) for group in rest)], notes
+
+    def _note_of(self, plate: Plate, group: Group, strange: set[str]) -> str:
+        """The reason why data are one datum in a plate, with a warning where it is not known."""
+        if unknown := sorted(name for name in strange if self._is_opaque(name)):
+            note = (
+                f"random numbers of {unknown[0]!r} in the plate {plate.name!r} are not seen, as "
+                "its values come from outside of pyro.sample, or its distribution has no density, "
+                f"so that {', '.join(group.data)} counts as one datum of {plate.size} places, "
+                "expected exchangeable data that are learned one by one; if they are independent "
+                "given the parameters, with one distribution, say so by "
+                f"exchangeable=({plate.name!r},)"
+            )
+            warnings.warn(note, stacklevel=2)
+            return note
+        return (
+            f"data in the plate {plate.name!r} are not exchangeable given the parameters: the "
+            f"distribution of {min(strange)!r} differs between places or depends on other places"
+        )
+
+    def _is_opaque(self, name: str) -> bool:
+        """Whether a site has random numbers that are not seen, or no density: its distribution
+        changes where the values of all sites are held."""
+        reference = run_holding(self.program, {}, 0)
+        drawn = [n for n in reference.values if not is_computed(self.nodes[n])]
+        held = {n: (reference.values[n], ALL) for n in drawn}
+        return not self._is_same(name, reference, run_holding(self.program, held, FRESH))
 
     def _odd(self, plate: Plate, sites: set[str]) -> set[str]:
         """The sites in a plate whose distribution differs between places or depends on others.

@@ -6,12 +6,15 @@ along a plate are learned one by one: 10,000 simulations of four data are 40,000
 distribution. For any number of data the log densities are added, with the same networks.
 
 Real numbers have a Gaussian distribution whose mean and covariance a network computes, with a map
-of heavy tails, and a diffusion of the residuals; discrete numbers have probabilities
+of heavy tails, and mixtures of the residuals; discrete numbers have probabilities
 (:mod:`pyro_mdm.posteriors.laws`).
 
-Sequential Monte Carlo from the prior gives draws of the posterior p(θ | x) ∝ p(θ) p(x | θ), and the
-evidence p(x). It is not amortized over x, but the distribution of a few numbers is learned well
-from few simulations.
+The expected log density of N data is too low by N times the misfit KL(p ‖ p̂). What a richer form
+gains on held-out simulations is a lower bound of it, and N times that is a one-sided error
+(:meth:`AmortizedLikelihood.misfit`).
+
+Sequential Monte Carlo from the prior gives draws of the posterior, and the evidence p(x). It is not
+amortized over x, but the distribution of a few numbers is learned well from few simulations.
 
 Source of the approach: Papamakarios, Sterratt & Murray, "Sequential Neural Likelihood", AISTATS
 2019; for data that are independent given θ, Geffner, Papamakarios & Mnih, ICML 2023.
@@ -43,9 +46,7 @@ from pyro_mdm.posteriors.factors import (
     name_of,
     values_by_site,
 )
-from pyro_mdm.posteriors.folders import check_program
-from pyro_mdm.posteriors.gaussian import ConditionalGaussian
-from pyro_mdm.posteriors.laws import STEPS, DataBounds, FactorLaw
+from pyro_mdm.posteriors.laws import DataBounds, FactorLaw, Form
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import RemainingPrior
 from pyro_mdm.posteriors.reading import (
@@ -54,12 +55,14 @@ from pyro_mdm.posteriors.reading import (
     Names,
     ParameterSite,
     Plates,
+    check_data,
+    check_program,
     is_interior,
     read_program,
 )
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
-from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
+from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import check_count, check_counts
 from pyro_mdm.support.doors import Count, checked_arguments
@@ -67,23 +70,27 @@ from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 
-__all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
+__all__ = [
+    "OF_SIMULATIONS",
+    "AmortizedLikelihood",
+    "PosteriorDraws",
+    "opened_likelihoods",
+    "save_likelihoods",
+]
 
 FILE, KIND = "likelihood.safetensors", "a likelihood"
 """The file of a likelihood in its folder, and its kind in words."""
 
-FEW_STEPS = 2
-"""The steps of the flow that particles meet first. Later weights correct its small error."""
-
-LEAST_PARTICLES = {False: 20_000, True: 4_000}
-"""The least number of particles, without and with a flow, whose densities take longer."""
+LEAST_PARTICLES = 20_000
+"""The least number of particles by default."""
 
 USUAL = 6_000
 """The number of steps of a network for 10,000 simulations where neither steps nor seconds are
 given."""
 
-MOVES = {False: 5.0, True: 2.0}
-"""The accepted moves of a particle at each temperature, without and with a flow."""
+
+OF_SIMULATIONS = {"vectorized", "workers", "folder", "leave_out"}
+"""The options of :meth:`AmortizedLikelihood.fit` that are those of simulations."""
 
 
 class PosteriorDraws(NamedTuple):
@@ -91,6 +98,7 @@ class PosteriorDraws(NamedTuple):
 
     draws: Draws  # (n, *shape) by site
     log_evidence: Measured  # log p(x, given), nats, with its error by 8 groups
+    misfit: float  # how much too low the evidence is by the form of the likelihood, nats; or 0
     effective: float  # the least effective fraction of the particles at a step of the temperature
     acceptance: float  # the accepted fraction of the moves at the posterior
 
@@ -108,6 +116,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         draws: simulations for the scales of θ, (n, *shape) by site (:func:`simulate`).
         hidden: the width of the networks; small networks have quick densities.
         depth: their number of blocks.
+        exchangeable: the names of plates whose data are exchangeable, as for :func:`read_program`.
 
     Raises:
         TypeError: parameters that are not continuous; data that repeat and are not whole; numbers
@@ -132,10 +141,11 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         hidden: int = 64,
         depth: int = 3,
+        exchangeable: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self._read(program, latent, observed, hidden, depth)
-        self.structure.check(draws)
+        self._read(program, latent, observed, hidden, depth, exchangeable)
+        check_data(draws, {site.name: site.shape for site in self.structure.data})
         self._make_laws([lattices_of(program, factor, draws) for factor in self.structure.factors])
         seen = self._seen(self.sites.values(draws))
         self.scale.copy_(spread_of(seen))
@@ -149,9 +159,11 @@ class AmortizedLikelihood(LearnedLikelihood):
         observed: Sequence[str],
         hidden: int,
         depth: int,
+        exchangeable: Sequence[str],
     ) -> None:
         check_counts({"hidden": hidden, "depth": depth}, "a size of the networks")
-        self.structure = read_program(program, latent, observed)
+        self.structure = read_program(program, latent, observed, exchangeable=exchangeable)
+        self.exchangeable = list(exchangeable)
         self.sites = Parameters(self.structure.parameters)
         self.latent, self.observed = list(latent), list(observed)
         self.hidden, self.depth = hidden, depth
@@ -189,12 +201,13 @@ class AmortizedLikelihood(LearnedLikelihood):
         draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
         steps: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = 1024,
         learning_rate: float = 3e-3,
         seconds: float | None = None,
         hidden: int = 64,
         depth: int = 3,
-        diffusion: bool = True,
+        form: Form | None = None,
+        exchangeable: Sequence[str] = (),
         vectorized: bool = False,
         workers: int | None = None,
         folder: str | os.PathLike[str] | None = None,
@@ -205,26 +218,22 @@ class AmortizedLikelihood(LearnedLikelihood):
         """The likelihood trained on nine tenths of the simulations.
 
         The last tenth, at most 1,000, is validation data. Of the moving averages of the weights,
-        those with the lowest loss on it are kept, and a diffusion is kept if it is better there
-        than the Gaussian alone.
+        those with the lowest loss on it are kept.
 
         Args:
-            program, latent, observed, hidden, depth: as for the class.
-            draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
-                wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
-            simulations: the number of new simulations.
-            steps: the most steps of Adam for each network; None: as many as fit into ``seconds``,
-                or else 6,000 for 10,000 simulations, in proportion to their number above, and to
-                its square root below.
-            batch_size: the number of simulations of a step.
+            program, latent, observed, hidden, depth, exchangeable: as for the class.
+            steps: the number of steps of Adam for each network; None: as many as fit into
+                ``seconds``, or else at most 6,000 for 10,000 simulations, in proportion to their
+                number above, and to its square root below, until nothing is gained any more.
+            batch_size: the number of simulations of a step. Large ones overfit less.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
-            seconds: the most seconds of training of all networks, without those of simulations.
-                The networks have equal parts of it, and end earlier if nothing is gained any more.
-                None: no limit.
-            diffusion: whether to learn a diffusion of the residuals of real numbers.
-            vectorized, workers, folder, leave_out: as for :func:`simulate`.
-            seed: the seed of simulations, weights and noise.
-            progress: whether to show a progress bar.
+            seconds: the most seconds of training of all networks, in equal parts, without those of
+                simulations; None: no limit.
+            form: the form of the distribution of real numbers, ``"gaussian"`` or ``"mixture"``;
+                None: mixtures where they are better than a Gaussian on the validation data. What is
+                given up by the other is measured in any case (:meth:`misfit`).
+            draws, simulations, vectorized, workers, folder, leave_out, seed, progress: as for
+                :meth:`AmortizedPosterior.fit`.
 
         Returns:
             The likelihood, in evaluation mode.
@@ -235,24 +244,26 @@ class AmortizedLikelihood(LearnedLikelihood):
                 numbers that are too small.
         """
         options = TrainingOptions.within(steps, USUAL, batch_size, learning_rate, progress, seconds)
+        options = options._replace(patient=options.patient or steps is None, form=form)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
         with to_learn_from(
             program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
-            likelihood = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
+            sizes: dict[str, Any] = {"hidden": hidden, "depth": depth}
+            likelihood = cls(program, latent, observed, chosen, **sizes, exchangeable=exchangeable)
             likelihood.simulations = {name: chosen[name] for name in names}
-            likelihood._train(chosen, options, diffusion)
+            likelihood._train(chosen, options)
         return likelihood.eval().requires_grad_(False)
 
-    def _train(self, draws: Draws, options: TrainingOptions, diffusion: bool) -> None:
+    def _train(self, draws: Draws, options: TrainingOptions) -> None:
         theta = self._inputs(self.sites.values(draws))
         options = options.for_simulations(len(next(iter(theta.values()))))
         assert options.budget is not None
-        options.budget.trainings = sum(law.trainings(diffusion) for _, law in self._factors)
+        options.budget.trainings = sum(law.trainings for _, law in self._factors)
         for factor, law in self._factors:
             x, bounds = factor.data(draws), bounds_of_factor(self._program, factor)
-            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
+            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options)
             self.outcomes[name_of(factor)] = outcomes
 
     @property
@@ -269,9 +280,13 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     @property
     def gains(self) -> dict[str, Measured | None]:
-        """The gain of the diffusion over the Gaussian on held-out simulations, nats per datum, with
-        its standard error, by the sites of a factor; None where no diffusion was learned."""
+        """The gain of mixtures over the Gaussian on held-out simulations, nats per datum, with its
+        standard error, by the sites of a factor; None where there is one form alone."""
         return {name_of(factor): law.gain for factor, law in self._factors}
+
+    def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
+        pairs = zip(self._chosen(sites), self.data(data, sites), strict=True)
+        return sum(law.misfit * int((~x.isnan()).all(2).sum()) for (_, law), x in pairs)
 
     # -- folders -----------------------------------------------------------------------------------
 
@@ -282,14 +297,15 @@ class AmortizedLikelihood(LearnedLikelihood):
         Args:
             folder: the folder; it is made if there is none.
         """
-        write_saved(Path(folder) / FILE, KIND, self.description(), self.state_dict())
+        save_likelihoods(Path(folder) / FILE, KIND, [self])
 
     def description(self) -> dict[str, Any]:
         """The names of the sites, the sizes of the networks and their gains, for JSON."""
         gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
         named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
-        sizes = {"hidden": self.hidden, "depth": self.depth, "gains": gains}
-        return named | sizes | {"lattices": self.lattices}
+        sizes = {"hidden": self.hidden, "depth": self.depth, "exchangeable": self.exchangeable}
+        forms = {"gains": gains, "forms": [law.form for _, law in self._factors]}
+        return named | sizes | forms | {"lattices": self.lattices}
 
     @classmethod
     @checked_arguments
@@ -307,9 +323,8 @@ class AmortizedLikelihood(LearnedLikelihood):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        path = Path(folder) / FILE
-        saved = read_saved(path, KIND)
-        return cls.from_description(saved.content, saved.tensors, path, program)
+        (likelihood,) = opened_likelihoods(Path(folder) / FILE, KIND, program)
+        return likelihood
 
     @classmethod
     def from_description(
@@ -332,9 +347,9 @@ class AmortizedLikelihood(LearnedLikelihood):
         """
         with damage_of(path):
             names = saved["latent"], saved["observed"]
-            sizes = saved["hidden"], saved["depth"]
+            sizes = saved["hidden"], saved["depth"], saved["exchangeable"]
             gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
-            described = saved["sites"]
+            described, forms = saved["sites"], list(saved["forms"])
             lattices = [
                 [None if numbers is None else Lattice(*numbers) for numbers in of_factor]
                 for of_factor in saved["lattices"]
@@ -353,10 +368,10 @@ class AmortizedLikelihood(LearnedLikelihood):
             with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
                 new._make_laws(lattices)
             new.load_state_dict(state)
-        for (_, law), gain in zip(new._factors, gains, strict=True):
+        for (_, law), gain, form in zip(new._factors, gains, forms, strict=True):
             for module in law.modules():
-                if isinstance(module, FactorLaw):
-                    module.gain = gain
+                if isinstance(module, FactorLaw) and module.form is not None:
+                    module.gain, module.form = gain, form
         return new.eval().requires_grad_(False)
 
     @property
@@ -412,17 +427,6 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     @checked_arguments
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all simulated ones, (*batch,) bool.
-
-        There the likelihood is a guess. New parameters of the distribution of the simulated ones
-        are outside with a chance of about 1 in 500 (:mod:`pyro_mdm.posteriors.domain`).
-
-        Args:
-            theta: parameters by site, (*batch, *shape), such as those of all units of a plate.
-
-        Raises:
-            ValueError: parameters of another shape.
-        """
         rows, batch = self.sites.rows(theta)
         return self.domain.outside(self._standardized(rows)).reshape(batch)
 
@@ -432,17 +436,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         program: Callable[..., Any] | None = None,
         draws: Draws | None = None,
-        steps: int | None = None,
-        batch_size: int = 256,
-        learning_rate: float = 3e-3,
-        seconds: float | None = None,
-        diffusion: bool = True,
-        vectorized: bool = False,
-        workers: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        leave_out: bool = False,
         seed: int = 1,
-        progress: bool = False,
+        **options: Any,
     ) -> AmortizedLikelihood:
         """The likelihood of a further round, trained on the old simulations and one at each θ.
 
@@ -454,10 +449,8 @@ class AmortizedLikelihood(LearnedLikelihood):
             program: the simulator, if a quicker one was fitted in its place; None: the fitted one.
             draws: the simulations so far, (n, *shape) by site, for a likelihood from a folder;
                 None: those that it was fitted to.
-            steps, batch_size, learning_rate, seconds, diffusion: as for :meth:`fit`.
-            vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
-            progress: whether to show progress bars.
+            options: further options of :meth:`fit`.
 
         Raises:
             FloatingPointError, TypeError: as for :meth:`fit`.
@@ -470,28 +463,16 @@ class AmortizedLikelihood(LearnedLikelihood):
                 "the first round; give them as draws"
             )
         rows, _ = self.sites.rows(theta)
-        how: dict[str, Any] = {"vectorized": vectorized, "workers": workers, "folder": folder}
-        how |= {"leave_out": leave_out, "progress": progress}
+        how = {name: options.pop(name) for name in OF_SIMULATIONS & options.keys()}
+        how["progress"] = options.get("progress", False)
         # of another seed in each round, or the noise of its runs would be that of the last round's
         how["seed"] = seed + max(map(len, first.values()))
         new = simulate(self._program if program is None else program, at=rows, **how)
         names = [*self.latent, *self.observed]
         both = {name: torch.cat([first[name], new[name].to(first[name])]) for name in names}
-        return self.fit(
-            self._program,
-            self.latent,
-            self.observed,
-            draws=both,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seconds=seconds,
-            hidden=self.hidden,
-            depth=self.depth,
-            diffusion=diffusion,
-            seed=seed,
-            progress=progress,
-        )
+        sizes = {"hidden": self.hidden, "depth": self.depth, "exchangeable": self.exchangeable}
+        of_fit = sizes | options | {"draws": both, "seed": seed}
+        return self.fit(self._program, self.latent, self.observed, **of_fit)
 
     # -- densities and draws -----------------------------------------------------------------------
 
@@ -499,20 +480,6 @@ class AmortizedLikelihood(LearnedLikelihood):
     def log_prob(
         self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
-        """The log density log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
-
-        It is -∞ outside of the support of θ and on its boundary. Along a plate whose data are
-        exchangeable there may be any number of data, whose log densities are added. A datum that is
-        NaN is missing and left out.
-
-        Args:
-            data: data by site, (n, *shape), or one datum for all, (*shape).
-            theta: parameters by site, (n, *shape), or those of all data, (*shape).
-            sites: the names of the data's sites, of whole factors; None: all.
-
-        Raises:
-            ValueError: parameters that are NaN; numbers n that differ; as for :meth:`data`.
-        """
         values, x = self.sites.values(theta), self.data(data, sites)
         n, m = len(next(iter(values.values()))), max(map(len, x))
         if n != m and 1 not in (n, m):
@@ -536,13 +503,12 @@ class AmortizedLikelihood(LearnedLikelihood):
         self,
         x: Sequence[Tensor],
         values: Mapping[str, Tensor],
-        steps: int = STEPS,
         sites: Names = None,
     ) -> Tensor:
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
         for (factor, law), block in zip(self._chosen(sites), x, strict=True):
             with in_eval_mode(law):
-                total = total + law.log_prob(block, inputs_of(inputs, factor), steps)
+                total = total + law.by_datum(block, inputs_of(inputs, factor)).sum(1)
         return total
 
     def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
@@ -569,7 +535,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         given: Mapping[str, Tensor] | None = None,
         particles: int | None = None,
-        moves: float | None = None,
+        moves: float = 5.0,
         seed: int = 0,
     ) -> PosteriorDraws:
         """Draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
@@ -577,19 +543,18 @@ class AmortizedLikelihood(LearnedLikelihood):
         With ``given`` they are draws of the other parameters given these and x, and the evidence is
         the joint log density of x and the given parameters.
 
-        Particles go from the program's prior to the posterior under the Gaussian distributions,
-        and, where there are diffusions, from there to the posterior under these
+        Particles go from the program's prior to the posterior
         (:mod:`pyro_mdm.posteriors.tempering`). More particles and moves reduce the Monte Carlo
-        error. The error of the evidence does not include the error of the learned likelihood.
+        error. Of the error of the learned likelihood, ``misfit`` has that of its form, and
+        :class:`~pyro_mdm.posteriors.LikelihoodMembers` has that of learning.
 
         Args:
             data: the datum by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
             given: the values of known parameters by site, (*shape); None: none are known.
-            particles: the number of particles; by default n, but at least 20,000, or 4,000 where a
-                diffusion is part of the likelihood.
+            particles: the number of particles; by default n, but at least 20,000.
             moves: the mean number of accepted moves of a particle at each temperature, and at the
-                end; by default 5, or 2 where a diffusion is part of the likelihood.
+                end.
             seed: the seed of the draws.
 
         Raises:
@@ -598,9 +563,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
         conditions = self._checked_given(given or {})
-        corrected = any(law.is_corrected for _, law in self._factors)
-        particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
-        moves = MOVES[corrected] if moves is None else moves
+        particles = max(n, LEAST_PARTICLES) if particles is None else particles
         check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
         x = self.data(data)
         if max(map(len, x)) > 1:
@@ -613,59 +576,86 @@ class AmortizedLikelihood(LearnedLikelihood):
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
             u = law.sample(GROUPS * in_group)
-            accuracies = (0, FEW_STEPS, STEPS) if corrected else (0,)
-            likelihoods = [self._density(x, steps, law) for steps in accuracies]
-            result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, likelihoods, moves=moves)
+
+            def density(u: Tensor) -> Tensor:
+                """The log likelihood of the data and of the given parameters."""
+                values = law.values(u)
+                return self._log_prob(x, values) + law.log_given(values)
+
+            result = temper(u.reshape(GROUPS, in_group, -1), law.log_prob, density, moves=moves)
             chosen = result.draws(n)
         values = {name: value.clone() for name, value in law.values(chosen).items()}
         warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
-        return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
+        numbers = result.log_constant, self.misfit(data), result.effective, result.acceptance
+        return PosteriorDraws(values, *numbers)
 
     def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:
         """The values of given parameters by site, (*shape)."""
-        names = [site.name for site in self.sites]
-        if unknown := [name for name in given if name not in names]:
+        sites = {site.name: site for site in self.sites}
+        if unknown := [name for name in given if name not in sites]:
             raise ValueError(
-                f"there is no parameter {unknown[0]!r}, expected parameters among {names}; give "
-                "those by name"
+                f"there is no parameter {unknown[0]!r}, expected parameters among {list(sites)}; "
+                "give those by name"
             )
-        conditions = Draws()
-        for site in self.sites:
-            if site.name not in given:
-                continue
-            value = torch.as_tensor(given[site.name]).to(self.mean)
+        conditions = {name: torch.as_tensor(given[name]).to(self.mean) for name in given}
+        for name, value in conditions.items():
+            site = sites[name]
             if value.shape != site.shape:
                 raise ValueError(
-                    f"the given {site.name!r} has shape {tuple(value.shape)}, expected one value, "
+                    f"the given {name!r} has shape {tuple(value.shape)}, expected one value, "
                     f"{tuple(site.shape)}; a site is given whole, or left out and drawn"
-                )
-            if bool(value.isnan().any()):
-                raise ValueError(
-                    f"the given {site.name!r} is {value.tolist()}, expected numbers; leave out a "
-                    "site that is to be drawn"
                 )
             if not bool(is_interior(site.support, value.unsqueeze(0))):
                 raise ValueError(
-                    f"the given {site.name!r} is {value.tolist()}, expected a value inside of its "
-                    f"support, {site.support}; check its units"
+                    f"the given {name!r} is {value.tolist()}, expected a value inside of its "
+                    f"support, {site.support}; check its units, or leave it out, and it is drawn"
                 )
-            conditions[site.name] = value
-        if len(conditions) == len(names):
+        if len(conditions) == len(sites):
             raise ValueError(
-                f"given has all parameters, {names}, expected some, so that others are drawn; "
-                "log_prob has the density of the data, and sample draws data"
+                f"given has all parameters, {list(sites)}, expected some, so that others are "
+                "drawn; log_prob has the density of the data, and sample draws data"
             )
-        return conditions
+        return {name: conditions[name] for name in sites if name in conditions}
 
-    def _density(self, x: Sequence[Tensor], steps: int, law: RemainingPrior) -> Density:
-        """The log likelihood of the data and of the given parameters, as a function of the
-        unconstrained numbers of the others, (n, d)."""
 
-        def density(u: Tensor) -> Tensor:
-            values = law.values(u)
-            return self._log_prob(x, values, steps) + law.log_given(values)
+def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikelihood]) -> None:
+    """Write likelihoods to a file.
 
-        return density
+    Args:
+        path: the file.
+        kind: its kind in words.
+        likelihoods: the likelihoods.
+    """
+    tensors = {
+        f"{place}.{name}": tensor
+        for place, likelihood in enumerate(likelihoods)
+        for name, tensor in likelihood.state_dict().items()
+    }
+    content = {"likelihoods": [likelihood.description() for likelihood in likelihoods]}
+    write_saved(path, kind, content, tensors)
+
+
+def opened_likelihoods(
+    path: Path, kind: str, program: Callable[..., Any] | None
+) -> list[AmortizedLikelihood]:
+    """The likelihoods that :func:`save_likelihoods` wrote.
+
+    Args:
+        path, kind: as for :func:`save_likelihoods`.
+        program: the simulator.
+
+    Raises:
+        PretrainedError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.from_pretrained`.
+    """
+    saved, opened = read_saved(path, kind), list[AmortizedLikelihood]()
+    with damage_of(path):
+        descriptions = list(saved.content["likelihoods"])
+    for place, description in enumerate(descriptions):
+        start = f"{place}."
+        names = [name for name in saved.tensors if name.startswith(start)]
+        state = {name.removeprefix(start): saved.tensors[name] for name in names}
+        opened.append(AmortizedLikelihood.from_description(description, state, path, program))
+    return opened
 
 
 def _is_bounded(site: ParameterSite) -> bool:

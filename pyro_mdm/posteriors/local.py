@@ -27,18 +27,10 @@ __all__ = ["LocalGuide"]
 
 
 class AmortizedDraws(Protocol):
-    """The method of a posterior that a guide of local latents can be made of."""
+    """The method of a posterior that a guide of local latents can be made of, as of
+    ``AmortizedPosterior``."""
 
-    def scored_draws_of_each(self, data: Mapping[str, Tensor], n: int) -> ScoredDraws:
-        """Draws of the posterior of each of m data, with the density that they are drawn from.
-
-        Args:
-            data: data by site, (m, *shape).
-            n: the number of draws for each datum.
-
-        Returns:
-            Draws by site, (m n, *shape), the n draws of a datum one after another.
-        """
+    def scored_draws_of_each(self, data: Mapping[str, Tensor], n: int) -> ScoredDraws: ...
 
 
 class LocalGuide:

@@ -5,8 +5,9 @@ proportional to 1 / (number of simulations), the variance among halves of n fixe
 that of a quantity learned from all n: 1/(n/2) − 1/n = 1/n. The mean of M members has this variance
 and 1/M of it more. So the error of learning is √(1 + 1/M) times the standard deviation among
 members (half-sampling: McCarthy, "Pseudo-replication: half samples", Review of the International
-Statistical Institute 1969). It does not include errors that all members share, such as those of
-networks that are too small.
+Statistical Institute 1969). It does not include errors that all members share, such as that of the
+form of their distributions: the log evidence of N data is too low by N times their misfit, of which
+:meth:`LikelihoodMembers.misfit` is what held-out simulations show.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from torch import Tensor, nn
 
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.laws import DataBounds
-from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
+from pyro_mdm.posteriors.likelihood import (
+    OF_SIMULATIONS,
+    AmortizedLikelihood,
+    opened_likelihoods,
+    save_likelihoods,
+)
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.doors import Several, checked_arguments
-from pyro_mdm.support.measured import Measured, student_factor
+from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
-from pyro_mdm.support.saved import damage_of, read_saved, write_saved
 
 __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
 
@@ -44,7 +49,7 @@ simulations, and Student's factor of the error is 1.6, that of two members 6.5."
 
 
 class LearnedEvidence(NamedTuple):
-    """The log evidence under learned likelihoods, nats, with its two errors.
+    """The log evidence under learned likelihoods, nats, with its errors.
 
     Members are few, so the error of learning has a large factor by Student's t: 6.5 for two, 2.2
     for three and 1.6 for four.
@@ -54,37 +59,37 @@ class LearnedEvidence(NamedTuple):
     monte_carlo: float  # its Monte Carlo error, nats
     learning: float  # its error by the spread among members, which includes that of draws, nats
     members: int = FEW  # their number
+    misfit: float = 0.0  # how much too low it is by the form of the likelihoods, nats
 
     @classmethod
-    def from_members(cls, members: Sequence[Measured]) -> LearnedEvidence:
+    def from_members(cls, members: Sequence[Measured], misfit: float = 0.0) -> LearnedEvidence:
         """The log evidence from those of two or more members.
 
         Args:
             members: the log evidence of each member, with its Monte Carlo error, nats.
+            misfit: how much too low it is by their form, nats (:meth:`LikelihoodMembers.misfit`).
         """
         values = torch.tensor([member.mean for member in members], dtype=torch.float64)
         M = len(members)
         of_draws = math.hypot(*(member.standard_error for member in members)) / M
         mean, error = Measured.from_values(values)
-        return cls(mean, of_draws, error * math.sqrt(M + 1), M)
+        return cls(mean, of_draws, error * math.sqrt(M + 1), M, misfit)
 
     @property
-    def whole(self) -> Measured:
-        """The log evidence with one error, the larger, as the error of learning includes both."""
-        return Measured(self.mean, max(self.monte_carlo, self.learning))
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval by the larger error, as that of learning includes both, with the misfit
+        on its upper side."""
+        low, high = Measured(self.mean, max(self.monte_carlo, self.learning)).interval
+        return low, high + self.misfit
 
     def __str__(self) -> str:
         digits = Measured(self.mean, self.monte_carlo), Measured(self.mean, self.learning)
         both = [str(one).partition(" ± ")[2] or "unknown" for one in digits]
         finest = max((str(one).partition(" ± ")[0] for one in digits), key=len)
         said = f"log evidence {finest} ± {both[0]} (Monte Carlo) ± {both[1]} (learning)"
-        if self.members >= FEW:
-            return said
-        wide, narrow = (float(student_factor(M - 1)) for M in (self.members, FEW))
-        return (
-            f"{said}, which is {wide:.1f} times the spread of {self.members} members: {FEW} need "
-            f"{narrow:.1f} times"
-        )
+        if self.misfit:
+            said += f" + up to {self.misfit:.2g} (misfit, by a richer form on held-out simulations)"
+        return said
 
 
 class MemberDraws(NamedTuple):
@@ -145,14 +150,10 @@ class LikelihoodMembers(LearnedLikelihood):
         members: Several = FEW,
         draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
-        vectorized: bool = False,
-        workers: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        leave_out: bool = False,
         seed: int = 0,
         seconds: float | None = None,
         progress: bool = False,
-        **training: Any,
+        **options: Any,
     ) -> LikelihoodMembers:
         """Members trained on random halves of simulations.
 
@@ -160,74 +161,46 @@ class LikelihoodMembers(LearnedLikelihood):
             program, latent, observed: as for :class:`AmortizedLikelihood`.
             members: the number of members. Training takes as long as half of them would by all
                 simulations. Two make the error of learning four times as large as four do.
-            draws, simulations, vectorized, workers, folder, leave_out, progress: as for
-                :meth:`AmortizedLikelihood.fit`.
+            draws, simulations, progress: as for :meth:`AmortizedLikelihood.fit`.
             seed: the seed of simulations, halves, weights and noise.
             seconds: the most seconds of training of all members; None: no limit.
-            training: further options of :meth:`AmortizedLikelihood.fit`.
+            options: further options of :meth:`AmortizedLikelihood.fit`.
 
         Raises:
             FloatingPointError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.fit`.
         """
-        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
-        options, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
+        how = {name: options.pop(name) for name in OF_SIMULATIONS & options.keys()}
+        shown, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
         budget, fitted = Budget(seconds, trainings=members), []
         with to_learn_from(
-            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
+            program, draws, simulations, shown, names=names, seed=seed, **how
         ) as chosen:
             n = len(chosen[names[0]])
             halves = [torch.randperm(n)[: max(2, n // 2)] for _ in range(members)]
         for place, rows in enumerate(halves):
             half = {name: chosen[name][rows] for name in names}
             options_of_member: dict[str, Any] = {"draws": half, "seed": seed + place}
-            options_of_member |= {"progress": progress, "seconds": budget.next()} | training
+            options_of_member |= {"progress": progress, "seconds": budget.next()} | options
             fitted.append(AmortizedLikelihood.fit(program, latent, observed, **options_of_member))
         return cls(fitted)
 
     @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the members to ``members.safetensors`` in a folder.
+        """Write the members to ``members.safetensors`` in a folder, which is made if there is none.
 
         Args:
-            folder: the folder; it is made if there is none.
+            folder: the folder.
         """
-        content = {"members": [member.description() for member in self]}
-        tensors = {
-            f"{place}.{name}": tensor
-            for place, member in enumerate(self)
-            for name, tensor in member.state_dict().items()
-        }
-        write_saved(Path(folder) / FILE, KIND, content, tensors)
+        save_likelihoods(Path(folder) / FILE, KIND, list(self))
 
     @classmethod
     @checked_arguments
     def from_pretrained(
         cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
     ) -> LikelihoodMembers:
-        """The members that :meth:`save_pretrained` wrote, for the same simulator.
-
-        Args:
-            folder: the folder that the members were written to.
-            program: the simulator; the folder has no code.
-
-        Raises:
-            PretrainedError: a missing or damaged folder; a program with other factors.
-            TypeError: no program.
-            ValueError: a program without these sites.
-        """
-        path = Path(folder) / FILE
-        saved, members = read_saved(path, KIND), list[AmortizedLikelihood]()
-        with damage_of(path):
-            descriptions = list(saved.content["members"])
-        for place, description in enumerate(descriptions):
-            start = f"{place}."
-            state = {
-                name.removeprefix(start): tensor
-                for name, tensor in saved.tensors.items()
-                if name.startswith(start)
-            }
-            members.append(AmortizedLikelihood.from_description(description, state, path, program))
-        return cls(members)
+        """The members that :meth:`save_pretrained` wrote; arguments and errors as for
+        :meth:`AmortizedLikelihood.from_pretrained`."""
+        return cls(opened_likelihoods(Path(folder) / FILE, KIND, program))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -241,33 +214,16 @@ class LikelihoodMembers(LearnedLikelihood):
 
     @checked_arguments
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all simulated ones of any member, (*batch,) bool.
-
-        Args:
-            theta: as for :meth:`AmortizedLikelihood.outside`.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.outside`.
-        """
         return torch.stack([member.outside(theta) for member in self]).all(0)
 
     @checked_arguments
     def log_prob(
         self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
-        """The log of the members' mean density of n pairs, (n,) float64, nats.
-
-        Args:
-            data, theta, sites: as for :meth:`AmortizedLikelihood.log_prob`.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.log_prob`.
-        """
         log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self])
         return log_p.logsumexp(0) - math.log(len(self.members))
 
     def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
-        """Random data, each datum by a random member; arguments as for :meth:`sample`."""
         by_member = [member.drawn(theta, plates, sites) for member in self]
         n = max(map(len, by_member[0].values()))
         which, rows = torch.randint(len(by_member), (n,)), torch.arange(n)
@@ -276,16 +232,25 @@ class LikelihoodMembers(LearnedLikelihood):
             for name in by_member[0]
         }
 
+    def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
+        return sum(member.misfit(data, sites) for member in self) / len(self)
+
     @checked_arguments
     def evidence(
-        self, estimate: Callable[[AmortizedLikelihood], Measured], *, progress: bool = False
+        self,
+        estimate: Callable[[AmortizedLikelihood], Measured],
+        data: Mapping[str, Tensor],
+        *,
+        progress: bool = False,
     ) -> LearnedEvidence:
-        """The log evidence of any program with a learned likelihood, with both errors.
+        """The log evidence of any program with a learned likelihood, with its errors.
 
         Args:
             estimate: the function that takes a likelihood and returns the log evidence of the
                 program with it, and its Monte Carlo error, nats, such as ``log_evidence`` of
                 ``AutoMDM.importance``.
+            data: all data that the program observes, (units, *shape) by site of the simulator, NaN
+                where one is missing, whose number the misfit grows with.
             progress: whether to show a progress bar.
         """
         with progress_bar(len(self), "evidence", "members", shown=progress) as bar:
@@ -293,7 +258,7 @@ class LikelihoodMembers(LearnedLikelihood):
             for member in self:
                 evidences.append(estimate(member))
                 bar.update()
-        return LearnedEvidence.from_members(evidences)
+        return LearnedEvidence.from_members(evidences, self.misfit(data))
 
     @checked_arguments
     def posterior(
@@ -303,19 +268,11 @@ class LikelihoodMembers(LearnedLikelihood):
         *,
         given: Mapping[str, Tensor] | None = None,
         particles: int | None = None,
-        moves: float | None = None,
+        moves: float = 5.0,
         seed: int = 0,
     ) -> MemberDraws:
-        """Draws of p(θ | x) for one datum, an equal number by each member, with the evidence.
-
-        Args:
-            data, given, particles, moves: as for :meth:`AmortizedLikelihood.posterior`.
-            n: the number of draws.
-            seed: the seed of the draws.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.posterior`.
-        """
+        """Draws of p(θ | x) for one datum, an equal number by each member, with the evidence;
+        arguments and errors as for :meth:`AmortizedLikelihood.posterior`."""
         check_count("n", n, "the number of draws", len(self))
         how: dict[str, Any] = {"given": given, "particles": particles, "moves": moves}
         posteriors = [
@@ -328,6 +285,5 @@ class LikelihoodMembers(LearnedLikelihood):
         )[:n]
         names = posteriors[0].draws
         draws = {name: torch.cat([one.draws[name] for one in posteriors])[order] for name in names}
-        return MemberDraws(
-            draws, LearnedEvidence.from_members([one.log_evidence for one in posteriors])
-        )
+        evidences = [one.log_evidence for one in posteriors]
+        return MemberDraws(draws, LearnedEvidence.from_members(evidences, self.misfit(data)))

@@ -62,19 +62,16 @@ class Parameters:
         """
         rows, batches = Draws(), dict[str, torch.Size]()
         for site in self:
-            if site.name not in draws or not torch.as_tensor(draws[site.name]).numel():
-                raise ValueError(
-                    f"there is no value of {site.name!r} among {list(draws)}, expected one; give "
-                    "each site by its name"
-                )
-            value = torch.as_tensor(draws[site.name]).detach().to(torch.get_default_dtype())
+            value = torch.as_tensor(draws.get(site.name, torch.empty(0))).detach()
             lead = value.dim() - len(site.shape)
-            if lead < 0 or value.shape[lead:] != site.shape:
+            if lead < 0 or value.shape[lead:] != site.shape or not value.numel():
                 sizes = ", ".join(["*batch", *map(str, site.shape)])
                 raise ValueError(
-                    f"{site.name!r} has shape {tuple(value.shape)}, expected ({sizes})"
+                    f"there is no value of {site.name!r} among {list(draws)}, expected one"
+                    if site.name not in draws
+                    else f"{site.name!r} has shape {tuple(value.shape)}, expected ({sizes})"
                 )
-            rows[site.name] = value.reshape(-1, *site.shape)
+            rows[site.name] = value.to(torch.get_default_dtype()).reshape(-1, *site.shape)
             batches[site.name] = value.shape[:lead]
         if len(set(batches.values())) > 1:
             raise ValueError(

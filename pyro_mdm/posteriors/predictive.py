@@ -76,16 +76,6 @@ class PriorPredictive(nn.Module):
         rest = ((x.double()[:, seen] - near.mean(0)) / unit).mT
         return torch.linalg.solve_triangular(root, rest, upper=False).mT
 
-    def distances(self, x: Tensor, one: Tensor, seen: Tensor) -> Tensor:
-        """The distances of data to one datum, (n,).
-
-        Args:
-            x: the encoded data, (n, m).
-            one: the encoded datum, (1, m).
-            seen: the mask of the numbers that count, (m,) bool.
-        """
-        return (self.whitened(x, seen) - self.whitened(one, seen)).norm(dim=1)
-
     def p_values(self, x: Tensor, seen: Tensor) -> Tensor:
         """The p-values of data, (n,) float64, small for data unlike all simulations.
 

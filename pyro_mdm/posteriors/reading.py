@@ -20,9 +20,10 @@ know whether the same distributions hold for other numbers.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import torch
@@ -58,7 +59,8 @@ __all__ = [
     "Structure",
     "bounds_of",
     "check_data",
-    "drawn_sites",
+    "check_program",
+    "check_same",
     "is_interior",
     "named_sites",
     "nodes_of",
@@ -146,32 +148,45 @@ class SameSites(Messenger):
         return result
 
     def __enter__(self) -> SameSites:
-        self.seen: set[str] = set()
+        self.seen: dict[str, tuple[int, ...]] = {}
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        if error[0] is None and (missing := self.shapes.keys() - self.seen):
-            self._differs(f"has no site {min(missing)!r} in some runs")
+        try:
+            if error[0] is None:
+                check_same(self.shapes, self.seen)
+        except ValueError as differs:
+            self.error = differs
+            raise
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
-        name, now = msg["name"], _shape(msg)
-        self.seen.add(name)
-        if name not in self.shapes:
-            self._differs(f"has a site {name!r} in some runs alone")
-        elif now != self.shapes[name]:
-            self._differs(f"draws {name!r} of shape {self.shapes[name]} and in another run {now}")
+        if not site_is_subsample(msg):
+            self.seen[msg["name"]] = _shape(msg)
 
-    def _differs(self, how: str) -> NoReturn:
-        self.error = ValueError(
-            f"the program {how}, expected the same sites of the same shapes in every run; draw as "
-            "many numbers each time, or hide sites that are neither parameters nor data: "
-            "poutine.block(program, expose=[…])"
-        )
-        raise self.error
+
+def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Check that two runs have the same sites and shapes.
+
+    Args:
+        first: the shapes of one run by site.
+        other: the shapes of the other run by site.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if first == other:
+        return
+    changed = sorted(
+        name for name in first.keys() | other.keys() if first.get(name) != other.get(name)
+    )
+    shapes = [str(shapes.get(changed[0], "none")) for shapes in (first, other)]
+    raise ValueError(
+        f"the program draws {changed[0]!r} of shape {shapes[0]} and in another run {shapes[1]}, "
+        "expected the same sites of the same shapes in every run; draw as many numbers each time, "
+        "or hide sites that are neither parameters nor data: poutine.block(program, expose=[…])"
+    )
 
 
 def _shape(site: Mapping[str, Any]) -> tuple[int, ...]:
@@ -281,17 +296,6 @@ class Structure(NamedTuple):
     factors: tuple[DataFactor, ...]  # of p(x | θ)
     notes: tuple[str, ...]  # the reasons why data in plates, or at several sites, are one factor
 
-    def check(self, draws: Mapping[str, Tensor]) -> None:
-        """Check the data of simulations.
-
-        Args:
-            draws: simulations by site, (n, *shape).
-
-        Raises:
-            ValueError: data that never vary or are not finite.
-        """
-        check_data(draws, {site.name: site.shape for site in self.data})
-
 
 def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
     """Check the data of simulations.
@@ -321,13 +325,30 @@ def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
             )
 
 
-def drawn_sites(program: Program) -> list[str]:
-    """The names of the sites that a program draws, in order, without observed and computed ones.
+def check_program(
+    program: Callable[..., Any] | None,
+    kind: str,
+    folder: str | os.PathLike[str],
+    names: Sequence[str],
+) -> Callable[..., Any]:
+    """The program, if it is one.
 
     Args:
-        program: the program, without arguments.
+        program: the argument for the program.
+        kind: the name of the class that is opened.
+        folder: the folder that it is opened from.
+        names: the names of the program's sites.
+
+    Raises:
+        TypeError: no program.
     """
-    return [name for name, site in nodes_of(program).items() if not site["is_observed"]]
+    if not callable(program):
+        raise TypeError(
+            f"program is {describe(program)}, expected the simulator that the {kind} in {folder} "
+            f"is of, with the sites {', '.join(names)}; a folder holds no code: "
+            f"{kind}.from_pretrained(folder, program)"
+        )
+    return program
 
 
 def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
@@ -506,7 +527,13 @@ def _of_rows(entries: Tensor) -> Tensor:
 
 
 @checked_arguments
-def read_program(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
+def read_program(
+    program: Program,
+    latent: Sequence[str],
+    observed: Sequence[str],
+    *,
+    exchangeable: Sequence[str] = (),
+) -> Structure:
     """The structure of a program's parameters and data, from a few dozen runs of it.
 
     Sites that are not named, discrete ones too, are drawn and integrated out. An unnamed site of
@@ -516,10 +543,13 @@ def read_program(program: Program, latent: Sequence[str], observed: Sequence[str
         program: the simulator, without arguments.
         latent: the names of the parameters' sites.
         observed: the names of the data's sites.
+        exchangeable: the names of plates whose data have one distribution given the parameters, and
+            are independent of each other and of other data. This is taken as true, for simulators
+            that draw outside of Pyro, whose plates are otherwise one datum, with a warning.
 
     Raises:
         TypeError: parameters that are not continuous.
-        ValueError: as for :func:`named_sites`.
+        ValueError: as for :func:`named_sites`; a plate of ``exchangeable`` that has no data.
 
     Example:
         >>> import pyro.distributions as dist
@@ -532,12 +562,16 @@ def read_program(program: Program, latent: Sequence[str], observed: Sequence[str
         ('days', 5)
     """
     same = SameSites(nodes_of(program))
-    return same.held_by(lambda: _read(same.around(program), latent, observed))
+    return same.held_by(lambda: _read(same.around(program), latent, observed, exchangeable))
 
 
-def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
+def _read(
+    program: Program, latent: Sequence[str], observed: Sequence[str], exchangeable: Sequence[str]
+) -> Structure:
     parameters, data = named_sites(program, latent, observed)
-    parts: Parts = [(None, list(data))]
+    declared = _declared(data, exchangeable)
+    rest = [name for name in data if not any(name in names for _, names in declared)]
+    parts: Parts = [(None, rest)] if rest else []
     with pyro.validation_enabled(False), torch.no_grad():
         try:
             seeds = range(SUPPORT_RUNS, 2 * SUPPORT_RUNS)
@@ -548,11 +582,33 @@ def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> S
         else:
             laws = Laws(program, latent, nodes_of(program))
             fed, groups, notes = grouped(latent, list(data), laws.completed(parents))
+            groups = [g._replace(data=[n for n in g.data if n in rest]) for g in groups]
             if not notes:
-                parts, notes = laws.parts(groups)
+                parts, notes = laws.parts([group for group in groups if group.data])
+    parts = [*declared, *parts]
     sites = {name: _of_data(name, site, fed[name]) for name, site in data.items()}
     factors = [DataFactor(tuple(sites[n] for n in names), plate) for plate, names in parts]
     return Structure(tuple(parameters), tuple(sites.values()), tuple(factors), tuple(notes))
+
+
+def _declared(data: Mapping[str, Any], exchangeable: Sequence[str]) -> Parts:
+    """The data of plates along which they are declared to be exchangeable.
+
+    Raises:
+        ValueError: a plate without data that no other plate of them has.
+    """
+    declared: Parts = []
+    for plate in exchangeable:
+        taken = [name for _, names in declared for name in names]
+        inside = {name: [p.name for p in plates_of(site)] for name, site in data.items()}
+        if not (names := [n for n in data if plate in inside[n] and n not in taken]):
+            plates = sorted({name for names in inside.values() for name in names})
+            raise ValueError(
+                f"exchangeable has {plate!r}, expected plates that data are in by `with`, of "
+                f"{', '.join(plates) or 'which there are none'}, each once; name one of these"
+            )
+        declared.append((plate, names))
+    return declared
 
 
 def _of_data(name: str, site: Mapping[str, Any], parameters: Sequence[str]) -> DataSite:

@@ -24,15 +24,14 @@ from pyro.infer import Predictive
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_mdm.posteriors.folders import code_of
-from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
+from pyro_mdm.posteriors.reading import Draws, Program, SameSites, check_same, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["check_same", "shuffled", "simulate", "warn_of_failures", "without_gaps"]
+__all__ = ["shuffled", "simulate", "warn_of_failures", "without_gaps"]
 
 MOST_BATCHES = 1000
 """The most batches of runs by default; fewer runs have a batch each."""
@@ -118,11 +117,10 @@ def simulate(
         return _simulated(program, n, seed, vectorized, progress)
     given = None if at is None else _values_at(at, n)
     default = min(n, IN_A_PLATE) if vectorized else -(-n // MOST_BATCHES)
-    in_plates, code = n if vectorized else None, code_of(program)
-    store = Store(folder, seed, batch_size or default, in_plates, given, code)
+    store = Store(folder, seed, batch_size or default, n if vectorized else None, given)
     plan = _Plan(program, store.seed, vectorized, leave_out)
     if store.first is not None:
-        _check_program(plan, store.first, given, code, store.code)
+        _check_program(plan, store.first, given)
     store.begin(n)
     _run_all(plan, store, n, given, workers, progress)
     draws = _gathered(store, n, leave_out)
@@ -288,32 +286,7 @@ def _stacked(rows: Sequence[Draws]) -> Draws:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Check that two runs have the same sites and shapes.
-
-    Args:
-        first: the shapes of one run by site.
-        other: the shapes of the other run by site.
-
-    Raises:
-        ValueError: they differ.
-    """
-    if first == other:
-        return
-    changed = sorted(
-        name for name in first.keys() | other.keys() if first.get(name) != other.get(name)
-    )
-    shapes = [str(shapes.get(changed[0], "none")) for shapes in (first, other)]
-    raise ValueError(
-        f"the program draws {changed[0]!r} of shape {shapes[0]} and in another run {shapes[1]}, "
-        "expected the same sites of the same shapes in every run; draw as many numbers each time, "
-        "or hide sites that are neither parameters nor data: poutine.block(program, expose=[…])"
-    )
-
-
-def _check_program(
-    plan: _Plan, batch: Batch, given: Draws | None, code: str | None, code_then: str | None
-) -> None:
+def _check_program(plan: _Plan, batch: Batch, given: Draws | None) -> None:
     """Compare a program with the one whose runs were kept, by making the first of them again.
 
     Raises:
@@ -335,12 +308,6 @@ def _check_program(
         warnings.warn(
             "runs of the program are not determined by their seeds, so that it cannot be compared "
             "with the one that began the folder; draw all random numbers by torch, NumPy or Python",
-            stacklevel=3,
-        )
-    elif code != code_then:
-        warnings.warn(
-            f"the code of the program is not the code that began the folder, though run {runs[0]} "
-            "gives the same; if other runs would differ, give another folder",
             stacklevel=3,
         )
 

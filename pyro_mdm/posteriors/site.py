@@ -52,11 +52,29 @@ class LearnedLikelihood(nn.Module, ABC):
         """The bounds of the numbers of a datum, of each factor."""
 
     @abstractmethod
-    def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all simulated ones, (*batch,) bool.
+    def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
+        """How much too low the log density of data is by the form of the distributions, nats.
+
+        It is what a richer form gains on a held-out datum, with its error at 97.5%, times the
+        number of data. 0: no richer form that was learned is better.
 
         Args:
-            theta: parameters by site, (*batch, *shape).
+            data: all data by site, (n, *shape).
+            sites: the names of the data's sites, of whole factors; None: all.
+        """
+
+    @abstractmethod
+    def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Whether parameters are unlike all simulated ones (of any member), (*batch,) bool.
+
+        There the likelihood is a guess. New parameters of the distribution of the simulated ones
+        are outside with a chance of about 1 in 500 (:mod:`pyro_mdm.posteriors.domain`).
+
+        Args:
+            theta: parameters by site, (*batch, *shape), such as those of all units of a plate.
+
+        Raises:
+            ValueError: parameters of another shape.
         """
 
     def fraction_outside(self, theta: Mapping[str, Tensor]) -> float:
@@ -75,12 +93,20 @@ class LearnedLikelihood(nn.Module, ABC):
     def log_prob(
         self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
-        """The log densities log p(x | θ) of n pairs, (n,) float64, nats.
+        """The log densities log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
+
+        They are -∞ outside of the support of θ and on its boundary. Along a plate whose data are
+        exchangeable there may be any number of data, whose log densities are added. A datum that is
+        NaN is missing and left out. Members have the log of their mean density.
 
         Args:
             data: data by site, (n, *shape), or one datum for all, (*shape).
             theta: parameters by site, (n, *shape), or those of all data, (*shape).
             sites: the names of the data's sites, of whole factors; None: all.
+
+        Raises:
+            ValueError: parameters that are NaN; numbers n that differ; data of another shape, or
+                infinite; a datum with NaN in some but not all of its numbers.
         """
 
     @abstractmethod
@@ -123,21 +149,8 @@ class LearnedLikelihood(nn.Module, ABC):
         datum_of: str | None = None,
         known_only: bool = False,
     ) -> DataDistribution:
-        """The distribution of data given θ, for a sample site of any program.
-
-        Args:
-            theta: parameters by site, (*batch, *shape), or the values of a single site.
-            sites: the names of the data's sites in a value, of whole factors; None: all.
-            plates: the numbers of data in plates along which they are exchangeable, by name; those
-                of the simulator by default.
-            datum_of: the name of such a plate, if a value is one datum of it; None: a value is a
-                whole simulation.
-            known_only: whether parameters unlike all simulated ones (:meth:`outside`) have the
-                density 0.
-
-        Raises:
-            ValueError: as for :class:`~pyro_mdm.posteriors.DataDistribution`.
-        """
+        """The distribution of data given θ, for a sample site of any program; arguments and errors
+        as for :class:`~pyro_mdm.posteriors.DataDistribution`."""
         return DataDistribution(
             self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
         )

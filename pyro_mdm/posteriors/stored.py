@@ -1,22 +1,19 @@
-"""Draws of simulators in files: folders that are written batch by batch, parquet and Zarr."""
+"""Draws of simulators in folders that are written batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.reading import Draws
-from pyro_mdm.posteriors.zarr_arrays import arrays_in, read_array
+from pyro_mdm.posteriors.reading import Draws, check_same
 from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.files import regular, temporary
-from pyro_mdm.support.places import installing
+from pyro_mdm.support.files import temporary
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 
 __all__ = ["Batch", "Store", "read_draws"]
@@ -47,10 +44,6 @@ class Store:
         in_plates: the number of all runs, if those of a batch are drawn in a plate; None: each run
             has its own seed.
         at: the values of sites at which the program runs, (n, *shape) by site; None: none.
-        code: what identifies the code of the program; None: unknown.
-
-    Attributes:
-        code: that of the program which began the folder.
 
     Raises:
         ValueError: a folder of other draws.
@@ -63,7 +56,6 @@ class Store:
         batch_size: int,
         in_plates: int | None,
         at: Mapping[str, Tensor] | None,
-        code: str | None,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._batches: list[Batch] = []
@@ -73,16 +65,16 @@ class Store:
             seed = saved["seed"] if saved else new
         self.seed = seed
         facts = {"seed": seed, "in_plates": in_plates, "at": None if at is None else _digest(at)}
-        self.batch_size, self.code = batch_size, code
+        self.batch_size = batch_size
         if self._folder is None:
             return
         if saved is not None:
             self._check(saved, facts)
             self.batch_size = saved["batch_size"] if in_plates is not None else batch_size
-            self.code, facts = saved["code"], {name: saved[name] for name in saved if name != "n"}
+            facts = {name: saved[name] for name in saved if name != "n"}
             self._batches = _batches(self._folder, facts)
         else:
-            facts |= {"batch_size": batch_size, "code": code}
+            facts |= {"batch_size": batch_size}
         self._facts, self._n = facts, 0 if saved is None else saved["n"]
 
     def _check(self, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -153,13 +145,8 @@ def _joined(batches: Sequence[Batch], n: int | None) -> Batch:
     if not some:
         return Batch(torch.empty(0, dtype=torch.int64), {}, failed)
     shapes = [{m: tuple(v.shape[1:]) for m, v in batch.values.items()} for batch in some]
-    for batch, other in zip(some, shapes, strict=True):
-        if other != shapes[0]:
-            raise ValueError(
-                f"runs from {int(batch.runs[0])} on have the sites {other} and others {shapes[0]}, "
-                "expected the same sites of the same shapes in every run; draw as many numbers "
-                "each time"
-            )
+    for other in shapes:
+        check_same(shapes[0], other)
     runs = torch.cat([batch.runs for batch in some])
     order = runs.argsort()
     order = order if n is None else order[runs[order] < n]
@@ -220,53 +207,28 @@ def _batches(folder: Path, facts: Mapping[str, Any]) -> list[Batch]:
     return batches
 
 
-# -- draws from elsewhere --------------------------------------------------------------------------
-
-
 @checked_arguments
-def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
-    """Draws of sites from a file or folder, (n, *shape) by site.
-
-    The source is one of
-
-    - a folder that :func:`simulate` wrote;
-    - a parquet file, ``*.parquet``, with a row for each draw. A column has the name of its site,
-      and numbers or lists of numbers; or there are columns ``site[0]``, ``site[1]`` and so on, or
-      ``site[0,2]`` if draws have more dimensions;
-    - a Zarr group, ``*.zarr``, with an array (n, *shape) by the name of each site: numbers, by
-      codecs that run no code, see :mod:`pyro_mdm.posteriors.zarr_arrays`.
+def read_draws(folder: str | os.PathLike[str], names: Sequence[str]) -> Draws:
+    """Draws of sites from a folder that :func:`simulate` wrote to its end, (n, *shape) by site.
 
     Args:
-        source: the path of the file or folder.
+        folder: the folder.
         names: the names of the sites that are read.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ImportError: a package for such files that is not installed.
-        ValueError: a source of another kind, or without these sites; a damaged one.
+        FileNotFoundError: no such folder.
+        ValueError: other files, lacking runs, or no such site.
+        PretrainedError: a damaged file.
     """
-    path = Path(source)
+    path = Path(folder)
     if not path.exists():
-        raise FileNotFoundError(f"there are no draws at {path}, expected a file or folder")
-    if (path / HEADER).is_file():
-        draws: Mapping[str, Any] = _of_folder(path)
-    elif path.suffix in (".parquet", ".pq"):
-        return _of_parquet(path, names)
-    elif path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zgroup").exists():
-        _check_names(path, names, dict.fromkeys(arrays_in(path)))
-        return {name: torch.as_tensor(read_array(path / name)) for name in names}
-    else:
+        raise FileNotFoundError(f"there are no draws at {path}, expected a folder of simulate")
+    if not path.is_dir() or (saved := _header(path)) is None:
         raise ValueError(
-            f"{path} is no kind of draws that is known, expected a folder that simulate wrote, "
-            "*.parquet or *.zarr; read it yourself, and give tensors (n, *shape) by site"
+            f"{path} is no folder that simulate wrote, expected one; read other files by their "
+            "own packages, such as pandas, and give tensors (n, *shape) by site"
         )
-    _check_names(path, names, draws)
-    return {name: torch.as_tensor(draws[name]) for name in names}
-
-
-def _of_folder(path: Path) -> Draws:
-    """The draws of a folder that :func:`simulate` wrote to its end."""
-    facts = read_saved(path / HEADER, HEADER_KIND).content
+    facts = dict(saved)
     with damage_of(path / HEADER):
         n = int(facts.pop("n"))
     whole = _joined(_batches(path, facts), None)
@@ -276,58 +238,9 @@ def _of_folder(path: Path) -> Draws:
             f"{path} has {made:,} of {n:,} runs, as a kill or a lost file leaves it, expected all; "
             f"simulate(program, {n}, folder=…) makes the others"
         )
-    return whole.values
-
-
-def _check_names(path: Path, names: Sequence[str], available: Mapping[str, Any]) -> None:
-    if lacking := [name for name in names if name not in available]:
+    if lacking := [name for name in names if name not in whole.values]:
         raise ValueError(
-            f"{path} has no site {lacking[0]!r}, expected it among {', '.join(available)}; name "
-            "its columns or arrays as the program's sites"
+            f"{path} has no site {lacking[0]!r}, expected it among {', '.join(whole.values)}; name "
+            "the program's sites"
         )
-
-
-def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
-    try:
-        import pandas as pd
-
-        table = pd.read_parquet(regular(path))
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is read by pandas and pyarrow, which are not installed: "
-            f"{installing('simulators')}"
-        ) from error
-    draws = Draws()
-    for name in names:
-        if name in table.columns:
-            cells = table[name].tolist()
-            lists = bool(cells) and hasattr(cells[0], "__len__")
-            try:
-                values = np.stack([_nested(c) for c in cells]) if lists else np.asarray(cells)
-                draws[name] = torch.as_tensor(values)
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"column {name!r} of {path} has not numbers of one shape in every row "
-                    f"({error}), expected numbers, or lists of one length"
-                ) from error
-            continue
-        places = {
-            tuple(map(int, column[len(name) + 1 : -1].split(","))): column
-            for column in table.columns
-            if str(column).startswith(f"{name}[") and str(column).endswith("]")
-        }
-        _check_names(path, [name], dict.fromkeys(table.columns) if not places else {name: None})
-        shape = tuple(max(place[d] for place in places) + 1 for d in range(len(min(places))))
-        if len(places) != int(np.prod(shape)):
-            raise ValueError(
-                f"{path} has {len(places)} columns of {name!r}, expected {int(np.prod(shape))}, of "
-                f"shape {shape}; name them {name}[0], {name}[1] and so on"
-            )
-        columns = np.stack([table[places[place]].to_numpy() for place in sorted(places)], 1)
-        draws[name] = torch.as_tensor(columns.reshape(-1, *shape))
-    return draws
-
-
-def _nested(cell: Iterable[object]) -> np.ndarray:
-    """The array of a list whose entries may be lists."""
-    return np.stack([np.asarray(_nested(e) if isinstance(e, Iterable) else e) for e in cell])
+    return {name: whole.values[name] for name in names}

@@ -1,9 +1,8 @@
 """Sequential Monte Carlo by tempering: draws of a distribution, and its normalizing constant.
 
-From draws of a prior p_0 particles go to p_0 L_1, and from there to p_0 L_2 and so on, each through
-the distributions proportional to
+From draws of a prior p_0 particles go to p_0 L through the distributions proportional to
 
-    p_0(u) L_{k-1}(u)^{1-β} L_k(u)^β,    β from 0 to 1.
+    p_0(u) L(u)^β,    β from 0 to 1.
 
 At each step particles are weighted and resampled, and then moved by Metropolis steps that leave the
 distribution invariant. β is chosen for the effective sample size of the weights. The product of the
@@ -25,7 +24,7 @@ dynamics", 2011.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -88,22 +87,22 @@ class TemperedParticles(NamedTuple):
 def temper(
     particles: Tensor,
     prior: Density,
-    likelihoods: Sequence[Density],
+    likelihood: Density,
     *,
     moves: float = 5.0,
     most: int = 60,
     leaps: int = 0,
     budget: Budget | None = None,
 ) -> TemperedParticles:
-    """Draws of p_0 L_K, up to its normalization, from draws of p_0.
+    """Draws of p_0 L, up to its normalization, from draws of p_0.
 
     Args:
         particles: draws of the prior, (groups, n, d), n even.
         prior: the log density log p_0, which need not be normalized.
-        likelihoods: the log densities log L_1, …, log L_K; NaN counts as -∞.
+        likelihood: the log density log L; NaN counts as -∞.
         moves: the mean number of accepted moves of a particle after a step of β that leaves half
-            of the particles effective. A smaller step has fewer moves. The last step to a
-            likelihood has further moves, as many as for the whole way to it in one step.
+            of the particles effective. A smaller step has fewer moves. The last step has further
+            moves, as many as for the whole way in one step.
         most: the largest number of moves after a step of β.
         leaps: the number of leapfrog steps of a Hamiltonian move, which follows every move by
             differences and needs densities with gradients; 0: none.
@@ -112,27 +111,25 @@ def temper(
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.
     """
-    law = _Law(particles, prior, leaps)
+    law = _Law(particles, prior, likelihood, leaps)
+    if not bool((law.gain > -math.inf).any(1).all()):
+        raise ValueError(
+            "the data, or the given parameters, have the density 0 at all parameters that were "
+            "drawn from the prior, expected values that the program can make; check their units, "
+            "or draw more particles"
+        )
     log_weights = particles.new_zeros(len(particles), dtype=torch.float64)
     effective, steps, scale, accepted = 1.0, 0, 1.0, math.nan
-    for likelihood in likelihoods:
-        law.aim_at(likelihood)
-        if not bool((law.gain > -math.inf).any(1).all()):
-            raise ValueError(
-                "the data, or the given parameters, have the density 0 at all parameters that were "
-                "drawn from the prior, expected values that the program can make; check their "
-                "units, or draw more particles"
-            )
-        whole, beta = float(_effective(law.gain).mean()), 0.0
-        while beta < 1:
-            after = _next(beta, law.gain)
-            step = (after - beta) * law.gain
-            left = float(_effective(step).mean())
-            log_weights = log_weights + step.logsumexp(1) - math.log(step.shape[1])
-            law.choose(_systematic(step, step.shape[1]))
-            beta, steps, effective = after, steps + 1, min(effective, left)
-            lost = min(1.0, (1 - left) / KEPT) + (min(1.0, (1 - whole) / KEPT) if beta == 1 else 0)
-            scale, accepted = law.move(beta, scale, lost * moves, most, budget)
+    whole, beta = float(_effective(law.gain).mean()), 0.0
+    while beta < 1:
+        after = _next(beta, law.gain)
+        step = (after - beta) * law.gain
+        left = float(_effective(step).mean())
+        log_weights = log_weights + step.logsumexp(1) - math.log(step.shape[1])
+        law.choose(_systematic(step, step.shape[1]))
+        beta, steps, effective = after, steps + 1, min(effective, left)
+        lost = min(1.0, (1 - left) / KEPT) + (min(1.0, (1 - whole) / KEPT) if beta == 1 else 0)
+        scale, accepted = law.move(beta, scale, lost * moves, most, budget)
     return TemperedParticles(law.u, log_weights, effective, accepted, steps)
 
 
@@ -168,39 +165,23 @@ def _systematic(log_weights: Tensor, n: int) -> Tensor:
 
 
 class _Law:
-    """Particles with their densities under prior and likelihoods, (groups, n), float64."""
+    """Particles with their densities under prior and likelihood, (groups, n), float64."""
 
-    def __init__(self, u: Tensor, prior: Density, leaps: int = 0) -> None:
-        self.u, self._prior, self._leaps, self._size = u, prior, leaps, FIRST_SIZE
-        self._old: Density | None = None
-        self._new: Density | None = None
-        self.log_p = self._evaluated(prior, u)
-        self.old = self.new = torch.zeros_like(self.log_p)
+    def __init__(self, u: Tensor, prior: Density, likelihood: Density, leaps: int) -> None:
+        self.u, self._prior, self._likelihood = u, prior, likelihood
+        self._leaps, self._size = leaps, FIRST_SIZE
+        self.log_p, self.gain = self._evaluated(prior, u), self._evaluated(likelihood, u)
 
     @staticmethod
-    def _evaluated(density: Density | None, u: Tensor) -> Tensor:
+    def _evaluated(density: Density, u: Tensor) -> Tensor:
         """A log density at u (groups, n, d), (groups, n) float64."""
-        if density is None:
-            return torch.zeros(u.shape[:2], dtype=torch.float64)
         value = density(u.flatten(0, 1)).double().reshape(u.shape[:2])
         return value.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-
-    def aim_at(self, likelihood: Density) -> None:
-        """Take the last likelihood for the old one, and another for the new one."""
-        self._old, self._new = self._new, likelihood
-        self.old, self.new = self.new, self._evaluated(likelihood, self.u)
-
-    @property
-    def gain(self) -> Tensor:
-        """The difference log L_k − log L_{k-1}, (groups, n)."""
-        return self.new - self.old
 
     def choose(self, places: Tensor) -> None:
         """Replace the particles by those with the given indices, (groups, n)."""
         self.u = self.u.gather(1, places.unsqueeze(-1).expand_as(self.u))
-        self.log_p, self.old, self.new = (
-            value.gather(1, places) for value in (self.log_p, self.old, self.new)
-        )
+        self.log_p, self.gain = self.log_p.gather(1, places), self.gain.gather(1, places)
 
     def move(
         self, beta: float, scale: float, moves: float, most: int, budget: Budget | None
@@ -250,12 +231,12 @@ class _Law:
 
     def _taken(self, beta: float, places: slice, there: Tensor, gain: Tensor | float) -> Tensor:
         """Take proposed values, or not, by the density at β and a gain that the proposal adds."""
-        log_p, old, new = (self._evaluated(f, there) for f in (self._prior, self._old, self._new))
-        here = _at(beta, self.log_p[:, places], self.old[:, places], self.new[:, places])
-        gained = _at(beta, log_p, old, new) - here + gain
+        log_p, likelihood = (self._evaluated(f, there) for f in (self._prior, self._likelihood))
+        here = self.log_p[:, places] + beta * self.gain[:, places]
+        gained = log_p + beta * likelihood - here + gain
         is_accepted = torch.rand(gained.shape, dtype=gained.dtype).log() < gained
         self.u[:, places] = torch.where(is_accepted.unsqueeze(-1), there, self.u[:, places])
-        for mine, theirs in ((self.log_p, log_p), (self.old, old), (self.new, new)):
+        for mine, theirs in ((self.log_p, log_p), (self.gain, likelihood)):
             mine[:, places] = torch.where(is_accepted, theirs, mine[:, places])
         return is_accepted
 
@@ -284,14 +265,6 @@ class _Law:
         """The gradient of the log density at β, (groups, n, d); 0 where there is none."""
         with torch.enable_grad():
             x = u.flatten(0, 1).detach().requires_grad_()
-            parts = [
-                torch.zeros(()) if density is None else density(x)
-                for density in (self._prior, self._old, self._new)
-            ]
-            (slope,) = torch.autograd.grad(_at(beta, *parts).sum(), x)
+            log_p = self._prior(x) + beta * self._likelihood(x)
+            (slope,) = torch.autograd.grad(log_p.sum(), x)
         return slope.nan_to_num(0.0, 0.0, 0.0).view(u.shape)
-
-
-def _at(beta: float, log_p: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """The log density p_0 L_{k-1}^{1-β} L_k^β."""
-    return log_p + (1 - beta) * old + beta * new if beta < 1 else log_p + new

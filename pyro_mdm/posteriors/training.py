@@ -30,8 +30,8 @@ WARM_UP = 100
 VALIDATED = 1000
 """The most simulations of the validation data, which are a tenth of all or fewer."""
 PATIENCE, COOL_DOWN = 10, 0.2
-"""Within seconds: the looks without a gain after which rates fall, a quarter of all, and the part
-of the steps so far in which they do."""
+"""Of patient options: the looks without a gain after which rates fall, a quarter of all, and the
+part of the steps so far in which they do."""
 
 
 def usual_steps(steps: int, n: int) -> int:
@@ -61,6 +61,8 @@ class TrainingOptions(NamedTuple):
     progress: bool = False  # whether to show a progress bar
     budget: Budget | None = None  # the time of all trainings; None: no limit
     by_size: bool = False  # whether steps grow with the number of simulations
+    patient: bool = False  # whether training ends when nothing is gained any more
+    form: str | None = None  # of distributions of real numbers; None: that of the lowest loss
 
     @classmethod
     def within(
@@ -80,7 +82,8 @@ class TrainingOptions(NamedTuple):
         """
         by_size = steps is None and seconds is None
         steps, budget = steps_within(steps, seconds, usual), Budget(seconds)
-        return cls(steps, batch_size, learning_rate, progress, budget, by_size)
+        patient = seconds is not None
+        return cls(steps, batch_size, learning_rate, progress, budget, by_size, patient)
 
     def for_simulations(self, n: int) -> TrainingOptions:
         """The options with the usual number of steps for n simulations, if that is asked for."""
@@ -147,9 +150,9 @@ def train(
 
     The validation data are the last tenth of the simulations, at most 1,000. Weights are moving
     averages (:class:`~pyro_mdm.training.Trainer`). The initial weights are compared too, so that
-    nothing is learned from too few simulations that does not hold for others. With a budget of
-    seconds, training ends when nothing is gained any more: in ten looks at the validation data, or
-    in the mean losses between them where there are none.
+    nothing is learned from too few simulations that does not hold for others. With patient options,
+    training ends when nothing is gained any more: in ten looks at the validation data, or in the
+    mean losses between them where there are none.
 
     Args:
         module: the module. It is in evaluation mode afterwards.
@@ -183,7 +186,7 @@ def train(
         learning_rate=options.learning_rate,
         warmup=WARM_UP,
         clip=largest_gradient,
-        patience=None if seconds is None else PATIENCE,
+        patience=PATIENCE if options.patient else None,
         cool_down=COOL_DOWN,
         seconds=seconds,
         progress=budget.turn if options.progress else False,
