@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["pd"]
+
 if TYPE_CHECKING:
     import pandas as pd
 else:
@@ -14,3 +16,4 @@ else:
             return getattr(import_module("pandas"), name)
 
     pd = _Pandas()
+    """pandas, whose first use loads it."""
