@@ -219,12 +219,37 @@ LINES: dict[str, dict[str, list[str]]] = {
             "joint ⟨-→+⟩ guided"
         ]
     },
-    "pyro_mdm/automatic/checkup.py": {
+    "pyro_mdm/automatic/moments.py": {
         "test_automatic_checks.py::test_few_draws_elsewhere_may_be_off_by_their_error": [
-            "math.sqrt(1 / first.effective⟨ + 1 / moments.effective→⟩)"
+            "math.sqrt(1 / self.effective⟨ + 1 / other.effective→⟩)"
         ],
         "test_automatic_checks.py::test_draws_elsewhere_are_no_agreement": [
             "<= ⟨→10 * ⟩max(APART, ERRORS * error)"
+        ],
+        "test_automatic_checks.py::test_errors_of_moments_are_those_of_repetitions": [
+            "mean_error = (shares⟨.square()→⟩ * squares)",
+            "spread / (⟨2 * →⟩deviation)",
+        ],
+    },
+    "pyro_mdm/automatic/symmetry.py": {
+        "test_automatic_symmetry.py::test_maps_are_those_of_the_program": [
+            "log_p = (log_p⟨ - density.log_jacobian(stacked)→⟩)",
+        ],
+        "test_automatic_symmetry.py::test_images_have_the_same_density": [
+            "torch.where(changes.view(shape), ⟨values[name] * sign→values[name]⟩, values[name])",
+        ],
+    },
+    "pyro_mdm/automatic/fitting.py": {
+        "test_first_answers.py::test_what_is_kept_has_the_highest_bound": [
+            "if ⟨not bound() > bound_of_usual→False⟩:"
+        ],
+        "test_first_answers.py::test_a_fit_takes_its_seconds_whatever_a_run_costs": [
+            "pays = ⟨self._pays(self.updates, WORTH_A_CHAIN, seconds * self._updates_of_start, OF_START)→True⟩"
+        ],
+    },
+    "pyro_mdm/evaluation/defensive.py": {
+        "test_first_answers.py::test_a_density_made_of_rounding_is_no_evidence": [
+            "log_w[large] ⟨-=→+=⟩ error"
         ],
     },
     "pyro_mdm/automatic/chain_guide.py": {

@@ -279,7 +279,7 @@ class ChainGuide(AutoMultivariateNormal):
         def log_density(rows: Tensor) -> Tensor:
             return self.log_density(rows, *args, **kwargs)
 
-        return Symmetry.of(self.program_density, self.latents(), log_density, x)
+        return Symmetry.from_density(self.program_density, self.latents(), log_density, x)
 
     def become_mixture(self, x: Tensor, symmetry: Symmetry, budget: Budget | None) -> Tensor:
         """Take the mixture of images of draws x (n, latent_dim), fitted within a budget, and return

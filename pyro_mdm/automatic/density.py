@@ -335,15 +335,18 @@ class _Double(TorchFunctionMode):
     """Functions of float32 are those of float64, whose arguments are the same numbers."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        def doubled(value: Any) -> Any:
-            is_single = type(value) is Tensor and value.dtype == torch.float32
-            return value.to(torch.float64) if is_single else value
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        def doubled(value: object) -> object:
+            is_single = isinstance(value, Tensor) and value.dtype == torch.float32
+            return value.double() if is_single else value
 
-        with torch._C.DisableTorchFunction():
-            args, kwargs = tree_map(doubled, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        args, named = tree_map(doubled, (args, kwargs or {}))
+        return func(*args, **named)
 
 
 class _Enumeration(EnumMessenger):

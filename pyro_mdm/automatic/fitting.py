@@ -30,11 +30,13 @@ OF_PRIOR, LEAST_OF_PRIOR = 200, 20
 OF_START, OF_COMPARISON = 0.3, 0.1
 """The shares of the seconds that the start's training has, of those that are left, and the last
 comparison of bounds."""
-OF_RACE = 0.25
+OF_RACE = 0.15
 """The share of the start's training that the usual start and Laplace's approximation have each,
 where they race, before the better of them has the rest."""
-WORTH_A_RACE, WORTH_A_START, WORTH_A_CHAIN = 400, 10, 30
+WORTH_A_RACE, WORTH_A_START, WORTH_A_CHAIN = 60, 10, 30
 """Updates within seconds, below which there is no race, no training of the start, or no chain."""
+LOOSE = 1.0
+"""The nats between Laplace's bound and its evidence up to which it needs no race within seconds."""
 DERIVATIVES = 3.0
 """The time of a gradient of a gradient, in gradients."""
 OF_PARTICLES, OF_MIXTURE = 0.4, 0.5
@@ -48,9 +50,9 @@ differences of particles serve, at a fraction of the cost."""
 UPDATES = 1_000
 """The most updates of the start, and of the chain, where neither they nor seconds are given."""
 WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
-"""Where updates are not given: those whose mean losses are compared, the number of these without a
-gain after which rates fall, the least gain in nats, and the part of the updates so far in which
-they fall."""
+"""Where neither updates nor seconds are given: the updates whose mean losses are compared, the
+number of these without a gain after which rates fall, the least gain in nats, and the part of the
+updates so far in which they fall."""
 
 
 @dataclass
@@ -90,9 +92,10 @@ class Fitting:
         """
         chain, is_first = self.guide.chain, len(self.guide.losses) == 0
         seconds = self._seconds_of_update()
-        raced = self._raced(seconds)
         pays = self._pays(self.updates, WORTH_A_CHAIN, seconds * self._updates_of_start, OF_START)
-        left = self._left(OF_START if pays and self.updates != 0 else 1 - OF_COMPARISON)
+        share = OF_START if pays and self.updates != 0 else 1 - OF_COMPARISON
+        raced = self._raced(seconds, share)
+        left = self._left(share)
         bound = self._judged("start")
         if self._pays(self.start_updates, WORTH_A_START, seconds, 0.0):
             bound = self._improved(1.0 - raced, left / (1.0 - raced), bound, is_alone=not raced)
@@ -132,7 +135,7 @@ class Fitting:
         """A share of the seconds that are left; 0 where none are given, and nobody asks."""
         return share * (self.budget.left() or 0.0)
 
-    def _raced(self, seconds: float) -> float:
+    def _raced(self, seconds: float, share: float) -> float:
         """Become Laplace's approximation, if that has the higher bound.
 
         Where there is time, both are trained before. Returns the share of the start's training that
@@ -140,6 +143,7 @@ class Fitting:
 
         Args:
             seconds: the seconds of an update.
+            share: the share of the seconds that the start has.
         """
         guide = self.guide
         if isinstance(guide.shape, Mixture) or guide.program_density.plate is not None:
@@ -150,9 +154,7 @@ class Fitting:
             approximation = laplace(ratio.log_density, x, self.budget)
         if approximation is None:
             return 0.0
-        left = self._left(OF_START)
-        races = self.budget.seconds is None or left >= WORTH_A_RACE * seconds
-        errors = list[ValueError]()
+        errors, left = list[ValueError](), self._left(share)
 
         def bound() -> float:
             try:
@@ -163,17 +165,28 @@ class Fitting:
                 return -math.inf
             return self._judged("start")
 
-        first = self._copied()
-        bound_of_usual, usual = bound(), self._copied()
-        self._restore(first)
+        usual = self._copied()
         self.units = approximation
         guide.become_gaussian(torch.zeros_like(guide.loc), torch.eye(guide.latent_dim).to(x))
-        if not bound() > bound_of_usual:
-            self.units = None
-            self._restore(usual)
+        races = self.budget.seconds is None or (
+            left >= WORTH_A_RACE * seconds and self._looseness() > LOOSE
+        )
+        bound_of_laplace, approximated = bound(), self._copied()
+        self.units = None
+        self._restore(usual)
+        if bound_of_laplace > bound():
+            self.units = approximation
+            self._restore(approximated)
         if len(errors) == 2:
             raise errors[0]
         return 2 * OF_RACE * races
+
+    @torch.no_grad()
+    def _looseness(self) -> float:
+        """How far the bound of the start is below the evidence by its own weights, nats."""
+        bound = self._bound_of_start(self.guide.paths_at_once(COMPARED // 4))
+        evidence = bound.double().nan_to_num(-math.inf).logsumexp(0) - math.log(len(bound))
+        return float((evidence - _clamped(bound).mean()).nan_to_num(math.inf))
 
     def _improved(self, share: float, seconds: float, bound: float, *, is_alone: bool) -> float:
         """Train the start, and return its bound; it stays as it is where that is higher.
@@ -208,7 +221,8 @@ class Fitting:
     def _judged(self, what: str) -> float:
         """The mean bound of the start or the chain by a thousand paths, or fewer where the seconds
         are over, nats; values far below the median don't count, nor NaN."""
-        bound, drawn = self._bound_of_start if what == "start" else self._bound_of_chain, []
+        bound = self._bound_of_start if what == "start" else self._bound_of_chain
+        drawn = list[Tensor]()
         at_once = self.guide.paths_at_once(COMPARED // 4)
         while not drawn or (len(drawn) * at_once < COMPARED and self.budget.share < 1):
             drawn.append(bound(at_once))
@@ -288,6 +302,7 @@ class Fitting:
     ) -> Tensor:
         """Train on a loss of a number of paths, for a share of its updates and seconds."""
         within = self.budget.seconds
+        ends = updates is None and within is None
         steps = steps_within(updates, within, UPDATES, least=0)
         trainer = Trainer(
             parameters,
@@ -297,9 +312,9 @@ class Fitting:
             clip=CLIP,
             average=None,
             skip=True,
-            patience=PATIENCE if updates is None else None,
+            patience=PATIENCE if ends else None,
             least_gain=LEAST_GAIN,
-            window=WINDOW if updates is None else None,
+            window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
             seconds=None if within is None else max(share * seconds, LEAST),
             progress=what if self.progress else False,
@@ -335,7 +350,7 @@ class Fitting:
             n: their number, or within seconds the most; None: the usual one.
         """
         guide = self.guide
-        rows = []
+        rows = list[Tensor]()
         for _ in range(OF_PRIOR):
             if len(rows) >= LEAST_OF_PRIOR and self.budget.share > OF_PARTICLES / 4:
                 break

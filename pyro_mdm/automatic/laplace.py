@@ -24,8 +24,9 @@ Density = Callable[[Tensor], Tensor]
 
 MOST_LATENTS = 500
 """The most latents whose curvature is asked for, which takes a backward pass of each."""
-STEPS = 50
-"""The most steps of Newton's method."""
+STEPS, PATIENCE, DRAWS = 50, 5, 32
+"""The most steps of Newton's method, those without a higher bound after which it ends, and the
+draws by which bounds are estimated."""
 LENGTHS = tuple(2.0**-k for k in range(12))
 """The lengths that are tried for each step."""
 CLOSE = 1e-3
@@ -41,8 +42,10 @@ LEAST_CURVATURE = 1e-6
 def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
     """A mode m (dim,) of a density, and a lower triangular R with R Rᵀ = (-∇² log p(m))⁻¹.
 
-    Newton's steps lead there, which no units slow down, each of the best of some lengths.
-    Curvatures count by their size, with a least one, so that R is there at any m.
+    Newton's steps lead there, which no units slow down, each of the best of some lengths. Where the
+    density grows without end, as that of states towards a scale of 0, the value on the way whose
+    Gaussian has the highest bound stands for the mode. Curvatures count by their size, with a least
+    one, so that R is there at any value.
 
     Args:
         log_density: function of x (n, dim) that returns log p up to a constant, (n,), nats.
@@ -55,43 +58,49 @@ def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor
     if len(start) > MOST_LATENTS:
         return None
     try:
-        curved = _mode(log_density, start, budget)
+        best = _best(log_density, start, budget)
     except (NotImplementedError, RuntimeError):  # an operation has no second derivative
         return None
-    if curved is None:
+    if best is None:
         return None
-    mode, values, axes = curved
-    covariance = (axes / values) @ axes.mT
+    mode, root = best
+    covariance = root @ root.mT
     root, wrong = torch.linalg.cholesky_ex((covariance + covariance.mT) / 2)
     return None if bool(wrong) else (mode, root.to(mode))
 
 
-def _mode(log_density: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The value after Newton's steps, (dim,), and curvatures (dim,) along axes (dim, dim) there.
+def _best(log_density: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
+    """The value of Newton's steps whose Gaussian has the highest bound, (dim,), and a root of its
+    covariance, (dim, dim).
 
     Latents are scaled by their curvatures first, as second derivatives have few digits.
     """
     lengths = torch.tensor(LENGTHS, dtype=torch.float64, device=x.device)[:, None]
-    for step in range(STEPS + 1):
+    z = torch.randn(DRAWS, len(x)).to(lengths)
+    best, highest, worse = None, -math.inf, 0
+    for _ in range(STEPS):
         derivatives = _derivatives(log_density, x)
         if derivatives is None:
-            return None
+            break
         slope, curvature = derivatives
-        diagonal = curvature.diagonal().abs()
-        units = diagonal.clamp_min(FLAT).rsqrt()
+        units = curvature.diagonal().abs().clamp_min(FLAT).rsqrt()
         values, axes = torch.linalg.eigh(units[:, None] * curvature * units)
-        values = values.abs().clamp_min(LEAST_CURVATURE)
-        along = axes.mT @ (units * slope)
-        if step == STEPS or float((along.square() / values).sum()) < CLOSE or budget.share > SHARE:
-            break
-        tried = (x.double() - lengths * (units * (axes @ (along / values)))).to(x)
+        root = units[:, None] * axes / values.abs().clamp_min(LEAST_CURVATURE).sqrt()
+        step = root.mT @ slope
+        tried = x.double() - lengths * (root @ step)
         with torch.no_grad():
-            losses = (-log_density(torch.cat([x[None], tried]))).nan_to_num(math.inf)
-        best = int(losses.argmin())
-        if best == 0:
+            log_p = log_density(torch.cat([x[None], tried.to(x), (x + z @ root.mT).to(x)])).double()
+        losses, drawn = (-log_p[: -len(z)]).nan_to_num(math.inf), log_p[-len(z) :]
+        bound = float(drawn.nan_to_num(-math.inf).mean() + root.det().abs().log())
+        worse = 0 if bound > highest or best is None else worse + 1
+        if worse == 0:
+            best, highest = (x, root), bound
+        shortest = int(losses.argmin())
+        is_there = float(step.square().sum()) < CLOSE or shortest == 0
+        if is_there or worse == PATIENCE or budget.share > SHARE:
             break
-        x = tried[best - 1]
-    return x, values, units[:, None] * axes
+        x = tried[shortest - 1].to(x)
+    return best
 
 
 @torch.enable_grad()

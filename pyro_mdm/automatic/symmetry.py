@@ -38,7 +38,7 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Symmetry:
-    """The maps that leave a density as it is, found by :meth:`of`.
+    """The maps that leave a density as it is, found by :meth:`from_density`.
 
     Args:
         density: the density.
@@ -53,7 +53,7 @@ class Symmetry:
     signs: tuple[Signs, ...]
 
     @classmethod
-    def of(
+    def from_density(
         cls,
         density: ProgramDensity,
         latents: Iterable[tuple[str, Site]],
@@ -70,8 +70,8 @@ class Symmetry:
         log_p = (log_p - density.log_jacobian(stacked)).view(-1, 2)
         rounding = ROUNDINGS * torch.finfo(x.dtype).eps
         same = torch.isclose(log_p[1:], log_p[:1], rtol=rounding, atol=rounding)
-        same = (same & log_p[:1].isfinite()).all(1).tolist()
-        kept = [candidate for candidate, holds in zip(candidates, same, strict=True) if holds]
+        holds = (same & log_p[:1].isfinite()).all(1).tolist()
+        kept = list(itertools.compress(candidates, holds))
         permuted = [axes for axes in kept if isinstance(axes, tuple)]
         signs = [one for one in kept if isinstance(one, dict)]
         return cls(density, sites, tuple(_smallest(permuted)), tuple(_smallest(signs)))
