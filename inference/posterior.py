@@ -53,7 +53,7 @@ def posterior(
     simulations: int = 10_000,
     steps: int | None = None,
     seconds: float | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     learning_rate: float = 2e-3,
     scored: int = 200,
     calibration: int = 500,
@@ -81,7 +81,7 @@ def posterior(
             the number of simulations above, and to its square root below.
         seconds: most seconds of training, which ends earlier if nothing is gained; with --hierarchy
             those of all likelihoods, without the guides of the hierarchical program.
-        batch_size: number of simulations per step.
+        batch_size: number of simulations per step; by default 256, with --hierarchy 1,024.
         learning_rate: highest learning rate.
         scored: number of new simulations whose true parameters are scored.
         calibration: number of new simulations whose true parameters are ranked.
@@ -114,10 +114,10 @@ def posterior(
     files = Files.beside(Path(f"posterior-{slug(simulator)}.png") if out is None else out)
     files.check(save, with_draws=data is not None, overwrite=overwrite)
     training: dict[str, Any] = {
-        "simulations": simulations, "steps": steps, "seconds": seconds, "batch_size": batch_size,
+        "simulations": simulations, "steps": steps, "seconds": seconds, "progress": True,
         "learning_rate": learning_rate, "vectorized": chosen.vectorized, "seed": seed,
-        "progress": True,
     }  # fmt: skip
+    training |= {} if batch_size is None else {"batch_size": batch_size}
     if hierarchy is not None:
         program, units = hierarchy_named(hierarchy), read_units(data, chosen.observed)
         likelihoods = LikelihoodMembers.fit(*chosen[:3], members=members, **training)

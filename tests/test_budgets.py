@@ -444,6 +444,9 @@ def test_more_simulations_are_learned_from_in_more_steps(monkeypatch: pytest.Mon
     for of_one in (of_posterior, of_likelihood):
         for n, number in ((100, 2), (400, 4), (20_000, 40)):
             outcomes = of_one(simulations=n)
+            if of_one is of_likelihood and n > 400:  # whose trainings may end earlier
+                assert all(4 < outcome.steps <= number for outcome in outcomes)
+                continue
             assert {outcome[:3:2] for outcome in outcomes} == {(number, "all steps")}
         assert {outcome.steps for outcome in of_one(steps=5)} == {5}
 
@@ -453,7 +456,8 @@ def test_members_share_their_seconds(clock: Clock) -> None:
     members = LikelihoodMembers.fit(
         simulator, ["a"], ["b"], members=2, hidden=8, seconds=8.0, form="gaussian", **SMALL
     )
-    assert [member.outcomes["b"][0].steps for member in members] == [4, 4]
+    steps = [[outcome.steps for outcome in member.outcomes["b"]] for member in members]
+    assert steps == [[2, 2], [2, 2]]  # of a Gaussian and its mixtures
 
 
 @pytest.mark.slow
@@ -463,7 +467,7 @@ def test_a_further_round_of_a_likelihood_has_its_seconds(clock: Clock) -> None:
     )
     options: dict[str, Any] = {"vectorized": True, "batch_size": 8, "form": "gaussian"}
     second = first.refined({"a": torch.randn(20)}, seconds=6.0, **options)
-    assert second.outcomes["b"][0][:3:2] == (6, "budget")
+    assert [outcome[:3:2] for outcome in second.outcomes["b"]] == [(3, "budget")] * 2
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, "1", True])

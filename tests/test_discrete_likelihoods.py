@@ -319,6 +319,32 @@ def test_a_density_of_mixed_data_is_that_of_the_program(
     torch.testing.assert_close(own, log_p[:9], rtol=0.0, atol=1e-3)
 
 
+@pytest.mark.parametrize("form", ["gaussian", "mixture"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_network_is_evaluated_once_for_each_value_of_discrete_numbers(
+    form: Any, n: int
+) -> None:
+    """Not for each of twelve data; the densities are those of one datum at a time."""
+    torch.manual_seed(0)
+    law = law_of(2, [Lattice(0.0, 1.0, 0.0, 1.0), None], 8, 1)
+    assert isinstance(law, MixedLaw)
+    for parameter in law.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    law.continuous.form = form
+    x, theta = torch.randn(n, 12, 2), torch.randn(3, 2)
+    x[..., 0] = (torch.arange(12) % 2).float()
+    x[:, 7] = math.nan
+    rows: list[int] = []
+    law.continuous.gaussian.inlet.register_forward_hook(
+        lambda _, args, __: rows.append(len(args[0]))
+    )
+    with torch.no_grad():
+        together = law.by_datum(x, theta)
+        assert sum(rows) == 3 * 2
+        apart = torch.cat([law.by_datum(datum, theta) for datum in x.split(1, 1)], 1)
+    torch.testing.assert_close(together, apart)
+
+
 # -- which numbers are discrete, and which values they have ----------------------------------------
 
 

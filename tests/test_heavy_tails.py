@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors import AmortizedLikelihood, log_prior, simulate
+from pyro_mdm.posteriors.laws import ContinuousLaw
 from pyro_mdm.posteriors.tails import TailMap, scales_of
+from pyro_mdm.posteriors.training import TrainingOptions
 from pyro_mdm.tables import AmortizedJoint
 
 
@@ -167,3 +169,36 @@ def test_draws_and_folders_keep_heavy_tails(tmp_path: Path) -> None:
     again = AmortizedLikelihood.from_pretrained(tmp_path / "new", simulator)
     log_p = (law.log_prob({"x": drawn}, theta) for law in (again, likelihood))
     torch.testing.assert_close(*log_p, atol=1e-3, rtol=1e-4)
+
+
+# -- numbers that are positive without a word ------------------------------------------------------
+
+DRAWN = {
+    "durations": (dist.LogNormal(0.0, 0.7), 2000, True),
+    "waiting times": (dist.Gamma(2.0, 1.0), 2000, True),
+    "too few": (dist.LogNormal(0.0, 0.7), 900, False),
+    "far from zero": (dist.Normal(20.0, 1.0), 2000, False),
+    "about zero": (dist.Normal(0.0, 1.0), 2000, False),
+    "skewed below zero": (
+        dist.TransformedDistribution(
+            dist.LogNormal(0.0, 0.7), dist.transforms.AffineTransform(0.0, -1.0)
+        ),
+        2000,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_numbers_count_as_positive_if_all_are_and_their_logs_are_less_skewed(kind: str) -> None:
+    """As those of a black box, whose support is not known; a known support stays."""
+    drawn, n, is_positive = DRAWN[kind]
+    torch.manual_seed(0)
+    x, everywhere = drawn.sample((n, 1, 1)), torch.full((1,), torch.inf)
+    options = TrainingOptions(1, 16, 1e-3)
+    law = ContinuousLaw(1, 1, hidden=4, depth=1)
+    law.fit(x, torch.randn(n, 1), (-everywhere, everywhere), options)
+    assert law.bounds.lower.tolist() == [0.0 if is_positive else -torch.inf]
+    above = ContinuousLaw(1, 1, hidden=4, depth=1)
+    above.fit(x, torch.randn(n, 1), (torch.full((1,), -90.0), everywhere), options)
+    assert above.bounds.lower.tolist() == [-90.0]

@@ -180,6 +180,6 @@ def test_factors_that_never_overlap_have_a_line_too() -> None:
     apart = FactorCalibration(torch.full((20,), 30.0), torch.full((20,), -30.0))
     assert 10 < apart.calibrated(30.0).mean < 60
     refused(
-        KeyError,
-        (lambda: calibrate_factor(log_factor, steady, moved, ["y"], 2), "'y'"),
+        ValueError,
+        (lambda: calibrate_factor(log_factor, steady, moved, ["y"], 2), "has no site 'y'"),
     )

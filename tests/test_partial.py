@@ -284,7 +284,7 @@ def of_tree() -> tuple[Tensor, methods.Conditional]:
 def test_a_learned_likelihood_draws_all_numbers_that_are_not_given(
     of_tree: tuple[Tensor, methods.Conditional], absent: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(likelihood, "LEAST_PARTICLES", {False: 160, True: 160})
+    monkeypatch.setattr(likelihood, "LEAST_PARTICLES", 160)
     z, draw = of_tree
     given = z[0].index_fill(0, torch.tensor(absent), torch.nan)
     drawn, there = draw(given, 20), ~given.isnan()

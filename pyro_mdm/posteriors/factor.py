@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors.calibration import new_simulations
-from pyro_mdm.posteriors.reading import Draws, Program
+from pyro_mdm.posteriors.reading import Draws, Program, sites_of
 from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
@@ -88,12 +88,12 @@ def calibrate_factor(
         progress: whether to show a progress bar.
 
     Raises:
-        KeyError: a simulator without these sites.
-        ValueError: as for :func:`simulate`.
+        ValueError: as for :func:`simulate`; a simulator without these sites.
     """
     factors = list[Tensor]()
     with progress_bar(2 * simulations, "factors", "simulations", shown=progress) as bar:
         for place, program in enumerate((first, second)):
+            sites_of(program, observed)  # which refuses others
             drawn = new_simulations(program, simulations, vectorized, seed + place, False)
             values = torch.empty(simulations, dtype=torch.float64)
             for row in range(simulations):

@@ -59,16 +59,17 @@ def _normal(r: Tensor) -> Tensor:
 
 
 def _is_positive(x: Tensor) -> Tensor:
-    """Whether numbers x (n, m) count as positive: all of many are, and their logs are less skewed,
-    as those of durations that a simulator computes without saying their support, (m,) bool."""
+    """Whether numbers x (n, m) count as positive: all of many are, and are skewed, more than their
+    logs, as durations that a simulator computes without saying their support, (m,) bool."""
     positive = (x > 0).all(0) & (len(x) >= MANY)
-    return positive & (_skewness(torch.where(positive, x, 1.0).log()) < _skewness(x))
+    skewed, of_logs = _skewness(x), _skewness(torch.where(positive, x, 1.0).log())
+    return positive & (skewed > 0.5) & (of_logs.abs() < skewed)
 
 
 def _skewness(x: Tensor) -> Tensor:
-    """The absolute third standardized moments of numbers x (n, m), (m,)."""
+    """The third standardized moments of numbers x (n, m), (m,)."""
     z = x.double() - x.double().mean(0)
-    return (z.pow(3).mean(0) / z.square().mean(0).clamp_min(1e-300).pow(1.5)).abs()
+    return z.pow(3).mean(0) / z.square().mean(0).clamp_min(1e-300).pow(1.5)
 
 
 class FactorLaw(nn.Module, ABC):

@@ -471,7 +471,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         names = [*self.latent, *self.observed]
         both = {name: torch.cat([first[name], new[name].to(first[name])]) for name in names}
         sizes = {"hidden": self.hidden, "depth": self.depth, "exchangeable": self.exchangeable}
-        of_fit = sizes | options | {"draws": both, "seed": seed}
+        of_fit: dict[str, Any] = sizes | options | {"draws": both, "seed": seed}
         return self.fit(self._program, self.latent, self.observed, **of_fit)
 
     # -- densities and draws -----------------------------------------------------------------------

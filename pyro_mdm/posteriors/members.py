@@ -42,7 +42,6 @@ __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
 FILE, KIND = "members.safetensors", "likelihoods of members"
 """The file of the members in their folder, and its kind in words."""
 
-
 FEW = 4
 """The number of members by default. Training takes as long as of two likelihoods by all
 simulations, and Student's factor of the error is 1.6, that of two members 6.5."""

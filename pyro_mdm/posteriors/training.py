@@ -37,8 +37,7 @@ part of the steps so far in which they do."""
 def usual_steps(steps: int, n: int) -> int:
     """The usual number of training steps for n simulations.
 
-    Above 10,000 simulations it is proportional to n, so that each is seen as often; SLCP gains from
-    that. Below it is proportional to √n: networks have learned what holds for others by then.
+    Above 10,000 simulations it is proportional to n, so that each is seen as often; below to √n.
 
     Args:
         steps: the number of steps for 10,000 simulations.
