@@ -1,4 +1,4 @@
-"""Networks that were trained elsewhere, as the scores of runs: their ends, and how they are read."""
+"""Networks that were trained elsewhere, as scores of runs: their ends, and how they are read."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -320,8 +320,9 @@ class _Remembering:
         self.of_inputs, self.inputs, self.output = output, (), None
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Any:
-        same = (a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(inputs, self.inputs))
-        if not self.inputs or not all(same):
+        pairs = zip(inputs, self.inputs or inputs, strict=True)
+        same = self.inputs and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+        if not same:
             self.inputs, self.output = inputs, self.of_inputs(*inputs)
         return self.output
 
