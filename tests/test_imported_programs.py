@@ -63,7 +63,7 @@ class OfPixels(nn.Module):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
-        self.register_buffer("x", (x + 1) / 2)
+        self.register_buffer("x", (x + 1) / 2, persistent=False)
         self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self, w: Tensor, t: Tensor) -> Tensor:

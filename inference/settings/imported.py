@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from inference.settings.names import find, takes
+from inference.settings.names import accepted, find
 from inference.settings.options import Training
 from models import Problem
 from models.kinds import kind_of
@@ -26,9 +26,9 @@ VALUES = 2**13
 
 def has_imported_ends(settings: Training, model: DiffusionModel) -> bool:
     """Whether ends of log SNR are those of the best bound of a network: the guide takes both."""
-    imported = isinstance(model.score_function, ImportedDenoiser)
-    kind = find("guide", settings.guide) if imported else None
-    return all(takes(kind, end) for end in ENDS) and not kind_of(model.diffusion).simulated
+    if not isinstance(model.score_function, ImportedDenoiser) or kind_of(model.diffusion).simulated:
+        return False
+    return len(accepted(find("guide", settings.guide), dict.fromkeys(ENDS))) == len(ENDS)
 
 
 def ends_of(settings: Training, problem: Problem, model: DiffusionModel) -> dict[str, float]:
@@ -54,8 +54,8 @@ def _looked_at(problem: Problem, model: DiffusionModel) -> tuple[ImportedDenoise
     """A network with training data that are spread evenly, given their contexts."""
     if not isinstance(model.score_function, ImportedDenoiser) or problem.is_incomplete:
         return None
-    part, size = problem.part("train"), math.prod(problem.event_shape)
-    some = part[spread(len(part), min(len(part), 512, max(32, VALUES // size)))]
+    data, size = problem.part("train"), math.prod(problem.event_shape)
+    some = data[spread(len(data), min(len(data), 512, max(32, VALUES // size)))]
     with torch.random.fork_rng(devices=[]):  # levels may be dequantized
         x = problem.to_model_space(some.data)
     score = model.given_context(some.context).score_function

@@ -292,14 +292,16 @@ def _of_data(denoiser: ImportedDenoiser) -> Iterator[_Fault]:
 def _of_times(schedule: NoiseSchedule) -> Iterator[_Fault]:
     """Other times of the network."""
 
-    def of(time: Tensor, sign: int, discrete: bool) -> dict[str, Any]:
+    def with_times(time: Tensor, sign: int, discrete: bool) -> dict[str, Any]:
         rates = {"alpha_rate": sign * schedule.alpha_rate, "sigma_rate": sign * schedule.sigma_rate}
         made = NoiseSchedule(time, schedule.alpha, schedule.sigma, discrete=discrete, **rates)
         return {"schedule": made}
 
-    yield _Fault("times that run the other way", of(schedule.time.flip(0), -1, schedule.discrete))
+    yield _Fault(
+        "times that run the other way", with_times(schedule.time.flip(0), -1, schedule.discrete)
+    )
     for factor in (0.001,) if schedule.discrete else (0.001, 1000):
-        yield _Fault(f"{factor:g} times these times", of(schedule.time * factor, 1, False))
+        yield _Fault(f"{factor:g} times these times", with_times(schedule.time * factor, 1, False))
 
 
 def _changed(denoiser: ImportedDenoiser, **changes: Any) -> ImportedDenoiser:

@@ -83,9 +83,6 @@ def from_diffusers(
         options: shift, scale, call, context_size and learned_variance of
             :class:`ImportedDenoiser`.
 
-    Returns:
-        An :class:`ImportedDenoiser`.
-
     Raises:
         TypeError: a scheduler of another kind.
         ValueError: an unknown prediction.
@@ -177,9 +174,6 @@ def from_sigma_denoiser(
             80.
         options: options of :class:`ImportedDenoiser`.
 
-    Returns:
-        An :class:`ImportedDenoiser`.
-
     Example:
         >>> from pyro_mdm.networks import MLP
         >>> denoiser = from_sigma_denoiser(MLP(2), torch.randn(100, 2), 0.002, 80.0)
@@ -215,9 +209,6 @@ def from_velocity(
         options: options of :class:`ImportedDenoiser`: ``time="first"`` for the U-Net of
             ``torchcfm``, ``time="column"`` for its ``MLP``.
 
-    Returns:
-        An :class:`ImportedDenoiser`.
-
     Example:
         >>> from pyro_mdm.networks import MLP
         >>> denoiser = from_velocity(MLP(2), torch.randn(100, 2))
@@ -236,9 +227,6 @@ def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> 
         denoiser: the azula ``Denoiser``, with ``schedule``.
         train_x: data, (N, *event_shape), for the baseline.
         options: options of :class:`ImportedDenoiser`.
-
-    Returns:
-        An :class:`ImportedDenoiser`.
 
     Example:
         >>> class Prior(nn.Module):  # in the place of an azula.denoise.Denoiser
@@ -269,9 +257,6 @@ def from_denoising_diffusion(
         process: the ``GaussianDiffusion``, whose ``model``, ``betas`` and ``objective`` are read.
         train_x: data, (N, *event_shape), for the baseline.
         options: options of :class:`ImportedDenoiser`.
-
-    Returns:
-        An :class:`ImportedDenoiser`.
 
     Raises:
         TypeError: another process, of continuous time or of σ.
