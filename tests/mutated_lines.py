@@ -236,9 +236,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_imported.py::test_a_wrong_sign_scale_or_time_is_named": [
             "schedule.time⟨.flip(0)→⟩, -1"
         ],
-        "test_import_check.py::test_two_faults_are_named": [
-            'by = {"shift": shift ⟨-→+⟩ b / (a * scale)'
-        ],
+        "test_import_check.py::test_two_faults_are_named": ["moved = shift ⟨-→+⟩ b / (a * scale)"],
         "test_import_check.py::test_pairs_by_optimal_transport_are_told[1.0]": [
             "PAIRED[0] < ⟨slope→-slope⟩ < PAIRED[1]"
         ],

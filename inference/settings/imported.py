@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def has_imported_ends(settings: Training, model: DiffusionModel) -> bool:
     return len(accepted(find("guide", settings.guide), dict.fromkeys(ENDS))) == len(ENDS)
 
 
-def ends_of(settings: Training, problem: Problem, model: DiffusionModel) -> dict[str, float]:
+def ends_of(settings: Training, problem: Problem, model: DiffusionModel) -> dict[str, Any]:
     """The ends of log SNR that are not set, of a network's best bound on training data.
 
     Nothing for other scores, and where data have missing entries.

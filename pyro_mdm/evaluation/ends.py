@@ -96,6 +96,7 @@ def best_ends(
     likelihood = likelihood or denoiser.default_likelihood()
     levels = torch.linspace(low, high, points, dtype=torch.float64)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    noise /= noise.square().mean().sqrt()  # chance would tilt all errors e^λ ‖x - x̂‖² alike
     with in_eval_mode(denoiser):
         error = levels.exp() * errors_by_level(given.x_hat, x, noise, levels)
         decoded = torch.stack([_decoded(given, likelihood, x, noise, float(v)) for v in levels])

@@ -282,11 +282,12 @@ def _of_data(denoiser: ImportedDenoiser) -> Iterator[_Fault]:
         (1 / 127.5, -1.0, "from 0 to 255"),
         (1 / 255, 0.0, "from 0 to 255"),
     ):
-        by = {"shift": shift - b / (a * scale), "scale": a * scale}
-        yield _Fault(f"shift={by['shift'].mean():g}, scale={a * scale:g}, as of data {words}", by)
+        moved = shift - b / (a * scale)
+        named = f"shift={float(moved.mean()):g}, scale={a * scale:g}, as of data {words}"
+        yield _Fault(named, {"shift": moved, "scale": a * scale})
     unit = 1 / math.sqrt(float(denoiser.data_variance.mean()))
-    by = {"shift": denoiser.data_mean, "scale": unit}
-    yield _Fault(f"shift=the data's mean, scale={unit:g}, as of standardized data", by)
+    named = f"shift=the data's mean, scale={unit:g}, as of standardized data"
+    yield _Fault(named, {"shift": denoiser.data_mean, "scale": unit})
 
 
 def _of_times(schedule: NoiseSchedule) -> Iterator[_Fault]:
@@ -319,7 +320,8 @@ class _Remembering:
     """A call of a network that keeps its last output, which several readings share."""
 
     def __init__(self, output: Call) -> None:
-        self.of_inputs, self.inputs, self.output = output, (), None
+        self.of_inputs, self.output = output, None
+        self.inputs: tuple[Tensor, ...] = ()
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Any:
         pairs = zip(inputs, self.inputs or inputs, strict=True)
