@@ -29,6 +29,7 @@ from inference.folders.runs import Run, RunError, create_default
 from inference.machine.environment import Threads, check_threads, choose_threads, keep_threads
 from inference.machine.processes import start
 from inference.measuring.bounds import RunBound
+from inference.settings.imported import check_score
 from inference.settings.kinds import checked_options
 from inference.settings.options import GROUPS, Decided, Options
 from inference.settings.plan import Programs, build
@@ -104,6 +105,8 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
     with torch.random.fork_rng(devices=[]):  # levels may be dequantized
         some = programs.problem.to_model_space(programs.problem.train[:LOOKED_AT])
     warn_of_prior(programs.model.diffusion, some)
+    if check := check_score(programs.problem, programs.model):
+        print(check)
     if threads.why:
         print(f"{threads}; give --threads N for another number")
 

@@ -258,9 +258,18 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/imported/checking.py": {
-        "test_imported.py::test_a_wrong_sign_scale_or_time_is_named": ["schedule.time⟨.flip(0)→⟩,"],
-        "test_imported.py::test_a_wrong_prediction_is_named[v]": [
-            "and ⟨bool((others <= WORSE * error).all())→False⟩"
+        "test_imported.py::test_a_wrong_sign_scale_or_time_is_named": [
+            "schedule.time⟨.flip(0)→⟩, -1"
+        ],
+        "test_import_check.py::test_two_faults_are_named": ["moved = shift ⟨-→+⟩ b / (a * scale)"],
+        "test_import_check.py::test_pairs_by_optimal_transport_are_told[1.0]": [
+            "PAIRED[0] < ⟨slope→-slope⟩ < PAIRED[1]"
+        ],
+    },
+    "pyro_mdm/evaluation/ends.py": {
+        "test_best_ends.py::test_the_chosen_ends_have_a_better_bound[data at 1-VPSDE]": [
+            "_least(way ⟨-→+⟩ decoded",
+            "error = ⟨levels.exp() * →⟩errors_by_level",
         ],
     },
     "pyro_mdm/imported/denoiser.py": {

@@ -172,6 +172,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "guide": guide,
         **values(simulated=4, samples=1, times=5, seed=0),
     },
+    "best_ends": {"denoiser": lambda: imported(), **values(x=X, points=4, seed=0)},
     "check_import": {"denoiser": lambda: imported(), **values(x=X, points=4, seed=0)},
     "from_azula": {"denoiser": Azula, **values(train_x=X, shift=0.0, scale=1.0)},
     "from_denoising_diffusion": {"process": lambda: GAUSSIAN_PROCESS, **values(train_x=X)},
@@ -430,7 +431,7 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "Labelled": {"network": mlp, **values(unknown=3, argument="labels")},
     "NoiseSchedule": values(time=GRID, alpha=1 - GRID, sigma=GRID),
     "SigmaDenoiser": {"model": model},
-    "TimedNetwork": {"network": mlp, **values(context_size=0)},
+    "TimedNetwork": {"network": mlp, **values(context_size=0, time="second")},
     "DiscretizedGaussian": values(levels=5),
     "Gaussian": values(prior_mean=0.0, prior_variance=1.0),
     "LevelCategorical": values(

@@ -23,6 +23,7 @@ from pyro_mdm.imported import (
     from_pipeline,
     to_pipeline,
 )
+from tests.test_imported import whole
 
 diffusers = pytest.importorskip("diffusers")
 # a scheduler of diffusers makes arrays of tensors
@@ -97,7 +98,7 @@ def test_a_network_of_classes_is_given_labels(kind: str) -> None:
     pipeline = SimpleNamespace(components={kind: network, "scheduler": diffusers.DDPMScheduler()})
     denoiser = from_pipeline(pipeline, data())
     assert denoiser.network.learned_variance == (kind == "transformer")
-    model = DiffusionModel(VPSDE(**denoiser.ends), denoiser, context=Labels(3, dropout=0.1))
+    model = DiffusionModel(VPSDE(**whole(denoiser)), denoiser, context=Labels(3, dropout=0.1))
     z, number = data(2), 400
     lam = denoiser.schedule.log_snr[denoiser.schedule.time == number].item()
     at = denoiser.schedule.at(torch.tensor(lam, dtype=torch.float64))
@@ -278,7 +279,7 @@ def test_the_bound_of_a_pipeline_is_that_of_its_model() -> None:
     torch.manual_seed(0)
     x = normal.sample((300,))
     denoiser = from_pipeline(pipeline, x, shift=0.5, scale=2.0)
-    diffusion = VPSDE(**denoiser.ends)
+    diffusion = VPSDE(**whole(denoiser))
     found = bound(DiffusionModel(diffusion, denoiser), DiffusionGuide(diffusion), x, draws=16)
     expected = float(normal.log_prob(x).flatten(1).sum(1).mean())
     assert abs(found.elbo.mean - expected) < 6 * found.monte_carlo_error + 0.05

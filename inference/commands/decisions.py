@@ -12,6 +12,7 @@ from inference.drawing import sampling
 from inference.folders.config import OWN_TABLE
 from inference.settings import names
 from inference.settings.diffusion import LEARNED_MIN_LOG_SNR, give_learned_end
+from inference.settings.imported import has_imported_ends
 from inference.settings.options import Decided, Training
 from inference.settings.plan import Programs, gaps_of
 from inference.settings.problems import split_word
@@ -64,6 +65,9 @@ def decide(settings: Training, programs: Programs) -> Decided:
         settings = replace(settings, stationary_variance=exact.tolist())
     if isinstance(settings.learn_ends, list | tuple):
         settings = replace(settings, learn_ends=[float(reach) for reach in settings.learn_ends])
+    high = settings.max_log_snr
+    if has_imported_ends(settings, model):
+        high, end = model.diffusion.max_log_snr, model.diffusion.terminal_log_snr.item()
     maps, times = settings.maps or problem.default_maps, settings.times
     if times is None and maps is None and not kind_of(model.diffusion).simulated:
         times = model.score_function.times = problem.times
@@ -74,6 +78,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
         "data": _where(settings, problem),
         "columns": _columns(settings, problem),
         "split_seed": None if problem.rows is None else split_word(problem.rows.seed),
+        "max_log_snr": high,
         "min_log_snr": end,
         "maps": maps,
         "gaps": gaps_of(settings.gaps, maps, problem),

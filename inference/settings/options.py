@@ -100,7 +100,9 @@ class Guide:
             --rank.
         stationary_variance: Σ_∞ of a learned diffusion, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
-        max_log_snr: log SNR where the decoder takes over; by default the data set's.
+        max_log_snr: log SNR where the decoder takes over; by default the data set's. Both ends of a
+            network that was trained elsewhere are by default those of its best bound on training
+            data.
         min_log_snr: log SNR at time T, to which the clock is scaled; an interpolant (ve, subvp,
             rectified_flow, cosine) is cut at it instead. By default -10 for a learned diffusion,
             also one of your own, with a denoiser; others keep their clock.

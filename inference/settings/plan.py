@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from inference.settings.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
+from inference.settings.imported import ends_of, has_imported_ends
 from inference.settings.names import LIKELIHOODS, find, make, takes, wrong_kind
 from inference.settings.options import Gaps, Guide, Training
 from inference.settings.problems import build_problem
@@ -57,6 +58,7 @@ class Plan:
         likelihood: p(x | y_ε); None: the data set's own.
         maps: the maps of log SNR that the denoiser is trained at; None: it is told none.
         gaps: treatment of missing entries in training; None: there are none, or no maps.
+        has_best_ends: whether ends that are not set are those of an imported network's best bound.
     """
 
     settings: Training
@@ -66,6 +68,7 @@ class Plan:
     likelihood: Likelihood | None
     maps: str | None
     gaps: Gaps | None
+    has_best_ends: bool = False
 
     @classmethod
     def from_settings(cls, settings: Training, facts: Mapping[str, Any] | None = None) -> Plan:
@@ -103,6 +106,9 @@ class Plan:
             maps=self.maps is not None,
             fitted=fitted,
         )
+        if fitted and has_imported_ends(settings, model) and not self.has_best_ends:
+            guide = replace(self.guide, **ends_of(settings, problem, model))
+            return replace(self, guide=guide, has_best_ends=True).build()
         score = model.score_function
         if self.maps is not None:
             self._train_at_maps(model, self.maps)

@@ -23,6 +23,7 @@ from pyro_mdm.evaluation.auxiliary import (
 )
 from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_likelihood
+from pyro_mdm.evaluation.ends import best_ends
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
@@ -40,6 +41,7 @@ __all__ = [
     "Weighted",
     "auxiliary_information",
     "auxiliary_use",
+    "best_ends",
     "bound",
     "bound_gap",
     "compare",

@@ -21,6 +21,8 @@ __all__ = ["Call", "ImportedDenoiser", "Prediction", "TimedNetwork", "tensor_of"
 
 Prediction = Literal["noise", "data", "v", "score", "velocity"]
 """The prediction of a network for w = α x + σ ε: ε, x, α ε - σ x, ∇ log q(w), or α' x + σ' ε."""
+TimeInput = Literal["first", "second", "column"]
+"""The place of the time in the call of a network."""
 Call = Callable[..., Any]
 """The function that calls a network: ``call(network, w, time)``, or with its context as a fourth
 argument."""
@@ -31,7 +33,10 @@ class TimedNetwork(Restorable, nn.Module):
 
     Args:
         network: the network.
-        call: the function that calls it; None: ``network(w, time)``.
+        call: the function that calls it, with three arguments or, with a context, four:
+            ``call(network, w, time)``; None: the network is called with both, and its context.
+        time: the place of the time where no ``call`` is given: ``"second"``, ``"first"``, or
+            ``"column"``, the last one of vectors w, (n, d + 1), in one argument.
         context_size: the size of its context; 0: no context.
         learned_variance: whether its output has twice the channels, of which the first half is the
             prediction.
@@ -52,11 +57,12 @@ class TimedNetwork(Restorable, nn.Module):
         network: nn.Module,
         *,
         call: Call | None = None,
+        time: TimeInput = "second",
         context_size: int = 0,
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.call = network, call
+        self.network, self.call, self.time = network, call, time
         self.context_size, self.learned_variance = context_size, learned_variance
 
     def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Tensor:
@@ -74,11 +80,7 @@ class TimedNetwork(Restorable, nn.Module):
         # in the network's precision, but no less than single
         dtype = torch.long if self.discrete else torch.promote_types(w.dtype, torch.float)
         time = time.to(dtype)
-        if self.call is None:
-            output = self.network(w, time, *context)
-        else:
-            output = self.call(self.network, w, time, *context)
-        output = tensor_of(output, self.network)
+        output = tensor_of(self.raw_output(w, time, *context), self.network)
         if output.dim() != w.dim():
             raise ValueError(
                 f"{type(self.network).__name__} returned {tuple(output.shape)} for inputs "
@@ -99,26 +101,42 @@ class TimedNetwork(Restorable, nn.Module):
             )
         return output
 
+    def raw_output(self, w: Tensor, time: Tensor, *context: Tensor) -> Any:
+        """What the network returns; arguments as for :meth:`forward`, in its precision."""
+        if self.call is not None:
+            return self.call(self.network, w, time, *context)
+        if self.time == "first":
+            return self.network(time, w, *context)
+        if self.time == "second":
+            return self.network(w, time, *context)
+        if w.dim() != 2:
+            raise ValueError(
+                f"time is 'column', and w has shape {tuple(w.shape)}, expected vectors, (n, d); "
+                "use 'first' or 'second', or give call"
+            )
+        return self.network(torch.cat([w, time[:, None].to(w)], 1), *context)
+
 
 def tensor_of(output: object, network: nn.Module) -> Tensor:
     """The tensor in a network's output.
 
     Args:
-        output: a tensor, a tuple or list that begins with one, or an object with ``sample``.
+        output: a tensor, a tuple or list that begins with one, or an object with one as ``sample``
+            or, as a distribution, as ``mean``.
         network: the network, for the message.
 
     Raises:
         TypeError: another output.
     """
     first = output[0] if isinstance(output, tuple | list) and output else output
-    tensor = getattr(first, "sample", None) if not isinstance(first, Tensor) else first
-    if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{type(network).__name__} returned {describe(output)}, expected a tensor, a tuple "
-            "that begins with one, or an object with `sample`; give call= a function of the "
-            "network, w and the time that returns the tensor"
-        )
-    return tensor
+    for tensor in (first, getattr(first, "sample", None), getattr(first, "mean", None)):
+        if isinstance(tensor, Tensor):
+            return tensor
+    raise TypeError(
+        f"{type(network).__name__} returned {describe(output)}, expected a tensor, a tuple that "
+        "begins with one, or an object with `sample` or `mean`; give call= a function of the "
+        "network, w and the time that returns the tensor"
+    )
 
 
 class ImportedDenoiser(Denoiser):
@@ -129,12 +147,13 @@ class ImportedDenoiser(Denoiser):
     has the log SNR ``λ - 2 log(scale)``, and x̂ follows from its prediction. Whatever the network
     is, x̂ is a function of z and λ, and so a bound by it is a bound.
 
-    Log SNRs beyond those of the schedule are refused; give a diffusion its :attr:`ends`.
+    Log SNRs beyond those of the schedule are refused; give a diffusion
+    :func:`~pyro_mdm.evaluation.best_ends`.
 
     Args:
         network: the network, ``network(w, time)`` for w, (n, *event_shape), and times, (n,). It
             returns a tensor like w, a tuple that begins with one, or an object with one as
-            ``sample``.
+            ``sample`` or ``mean``.
         schedule: the schedule that it was trained for.
         predicts: the prediction that it was trained for.
         data_mean: the mean of x, a number or (*event_shape), for the baseline.
@@ -142,7 +161,7 @@ class ImportedDenoiser(Denoiser):
         shift: the shift of the network's data, (x - shift) scale, in units of x: a number or a
             tensor that broadcasts to the event shape.
         scale: the scale of the network's data, a positive number.
-        call, context_size, learned_variance: as for :class:`TimedNetwork`.
+        call, time, context_size, learned_variance: as for :class:`TimedNetwork`.
 
     Raises:
         ValueError: a velocity of a schedule without rates, a scale that is not positive, an output
@@ -153,7 +172,7 @@ class ImportedDenoiser(Denoiser):
         >>> from pyro_mdm.networks import MLP
         >>> schedule = NoiseSchedule.from_betas(torch.linspace(1e-4, 0.02, 1000))
         >>> denoiser = ImportedDenoiser.fit(MLP(2), torch.randn(100, 2), schedule, "noise")
-        >>> diffusion = VPSDE(**denoiser.ends)
+        >>> diffusion = VPSDE(max_log_snr=9.0)
         >>> denoiser.x_hat(torch.randn(5, 2), diffusion.max_log_snr).shape
         torch.Size([5, 2])
     """
@@ -174,6 +193,7 @@ class ImportedDenoiser(Denoiser):
         shift: Number = 0.0,
         scale: float = 1.0,
         call: Call | None = None,
+        time: TimeInput = "second",
         context_size: int = 0,
         learned_variance: bool = False,
     ) -> None:
@@ -186,7 +206,11 @@ class ImportedDenoiser(Denoiser):
             raise ValueError(f"scale is {scale}, expected a positive number")
         if not isinstance(network, TimedNetwork):
             network = TimedNetwork(
-                network, call=call, context_size=context_size, learned_variance=learned_variance
+                network,
+                call=call,
+                time=time,
+                context_size=context_size,
+                learned_variance=learned_variance,
             )
         network.discrete = schedule.discrete
         super().__init__(network, data_mean, data_variance)
@@ -245,11 +269,6 @@ class ImportedDenoiser(Denoiser):
             **options,
         )
         return denoiser.to(train_x.device)
-
-    @property
-    def ends(self) -> dict[str, float]:
-        """The log SNRs that the network was trained for, as arguments: ``VPSDE(**ends)``."""
-        return {"max_log_snr": self.trained_max.item(), "min_log_snr": self.trained_min.item()}
 
     def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
         """The denoiser given a context, as for every score.

@@ -77,9 +77,6 @@ def from_pipeline(
             then that of latents alone.
         options: options of :func:`from_diffusers`.
 
-    Returns:
-        An :class:`ImportedDenoiser`.
-
     Raises:
         ImportError: a folder, and ``diffusers`` is not installed.
         FileNotFoundError: no folder of a pipeline.

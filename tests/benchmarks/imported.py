@@ -29,6 +29,7 @@ from pyro_mdm.imported import ImportedDenoiser, check_import, from_diffusers
 from pyro_mdm.likelihoods import DiscretizedGaussian
 from tests.benchmarks import runs
 from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+from tests.test_imported import whole
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "linear, noise": lambda d: d.DDPMScheduler(),
@@ -133,18 +134,18 @@ def bits_of(
         model = DiffusionModel(diffusion, denoiser, event_shape=shape, likelihood=likelihood)
         return bound(model, DiffusionGuide(diffusion), x, draws=draws)
 
-    row: runs.Row = {**denoiser.ends}
-    low = max(LOW, denoiser.ends["min_log_snr"])
+    row: runs.Row = {**whole(denoiser)}
+    low = max(LOW, denoiser.trained_min.item())
     some = train_x[:: len(train_x) // len(test_x)]
     on_some = {
         high: bits(VPSDE(max_log_snr=high, min_log_snr=low), some).bits_per_dim.mean
         for high in HIGHS
-        if high <= denoiser.ends["max_log_snr"]
+        if high <= denoiser.trained_max.item()
     }
     high = min(on_some, key=lambda high: on_some[high])
     row |= {"high": high}
     narrow = VPSDE(max_log_snr=high, min_log_snr=low)
-    diffusions = {"": VPSDE(**denoiser.ends), "_cld": CLD(**denoiser.ends), "_narrow": narrow}
+    diffusions = {"": VPSDE(**whole(denoiser)), "_cld": CLD(**whole(denoiser)), "_narrow": narrow}
     for name, diffusion in diffusions.items():
         found = bits(diffusion, test_x)
         mean, error = found.bits_per_dim

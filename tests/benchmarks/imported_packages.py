@@ -52,6 +52,7 @@ from tests.benchmarks.documented import seeds_in_words, write
 from tests.benchmarks.environments import install, install_apart, python_of
 from tests.benchmarks.imported import ENDS, TERMS, VALUES, Loss, bits_of, loss_of, table_of, train
 from tests.problems import GaussianMixture
+from tests.test_imported import whole
 
 ENVIRONMENT = Path("data/imported")
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,7 @@ def of_torchcfm() -> Training:
     return Training(
         Network(share, time_first=True),
         loss,
-        functools.partial(from_velocity, time_first=True),
+        functools.partial(from_velocity, time="first"),
     )
 
 
@@ -329,7 +330,7 @@ def variational_bounds(
     process: Any, denoiser: ImportedDenoiser, x: Tensor, some: int = 48
 ) -> tuple[float, float]:
     """Theirs and ours of images of 256 levels, between the ends of the schedule."""
-    x, diffusion = of_a_byte(x), VPSDE(**denoiser.ends)
+    x, diffusion = of_a_byte(x), VPSDE(**whole(denoiser))
     likelihood = DiscretizedGaussian(256)
     model = DiffusionModel(diffusion, denoiser, event_shape=x.shape[1:], likelihood=likelihood)
     ours = bound(model, DiffusionGuide(diffusion), x, draws=64)
@@ -355,7 +356,7 @@ def flow_densities(
 ) -> tuple[float, float]:
     """Theirs and ours of every third image with uniform noise, by one solver and one probe."""
     x, size = dequantize(x[::3]), 2 / (Digits.num_levels - 1)
-    diffusion = VPSDE(**denoiser.ends)
+    diffusion = VPSDE(**whole(denoiser))
     model = DiffusionModel(diffusion, denoiser, event_shape=x.shape[1:])
     ours = probability_flow(model, DiffusionGuide(diffusion), x, solver=Solver(probes=1)).mean
     theirs = float(their_density(network, x).mean())
@@ -444,7 +445,7 @@ class ExactVelocity(nn.Module):
 
 def of_exact_velocity(x: Tensor, **options: Any) -> runs.Row:
     denoiser = from_velocity(ExactVelocity(), x)
-    diffusion = VPSDE(**denoiser.ends)
+    diffusion = VPSDE(**whole(denoiser))
     model = DiffusionModel(diffusion, denoiser, event_shape=(4,))
     log_probs = {
         "exact": float(MIXTURE.log_prob(x).mean()),

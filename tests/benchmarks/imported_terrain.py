@@ -26,6 +26,7 @@ from pyro_mdm.contexts import Vectors
 from pyro_mdm.imported import check_import, from_sigma_denoiser
 from tests.benchmarks.documented import mean_and_error, write
 from tests.benchmarks.imported_packages import ENVIRONMENT, enter
+from tests.test_imported import whole
 
 DIFFICULTIES = (1, 34, 67, 100)
 LEVELS = ("log_snr", "error", "linear_error")
@@ -68,7 +69,7 @@ def measure(out: Path) -> None:
         errors = {name: getattr(check, name).tolist() for name in LEVELS}
         pd.DataFrame(errors).to_csv(file, index=False)
 
-    diffusion = VPSDE(**denoiser.ends)
+    diffusion = VPSDE(**whole(denoiser))
     model = DiffusionModel(diffusion, denoiser, event_shape=x.shape[1:], context=given)
     guide, bits = DiffusionGuide(diffusion), {}
     for difficulty in DIFFICULTIES:
