@@ -65,12 +65,6 @@ def funnel() -> None:
     pyro.sample("x", dist.Normal(0.0, (v / 2).exp()).expand([9]).to_event(1))
 
 
-def test_a_mode_that_is_no_start_is_left() -> None:
-    """The mode of a funnel is in its neck, where the approximation is far too narrow."""
-    guide = AutoMDM(funnel, steps=2).fit(updates=0, start_updates=0, progress=False)
-    torch.testing.assert_close(guide.scale.detach(), torch.full((10,), 0.1))
-
-
 def quartic(x: Tensor) -> Tensor:
     return -(x**4).sum(1) - (x[:, 0] - 2).square()
 
@@ -90,11 +84,25 @@ def test_the_mode_and_the_curvature_are_those_of_a_density() -> None:
     assert torch.equal(root, root.tril())
 
 
+def test_a_scale_that_goes_to_zero_is_not_followed() -> None:
+    """The density of a funnel grows without end in its neck; on the way is the best Gaussian."""
+    torch.manual_seed(0)
+    guide = AutoMDM(funnel, steps=2)
+    guide.set_up()
+    approximation = laplace(guide.log_density, torch.ones(10), Budget())
+    assert approximation is not None
+    middle, root = approximation
+    z = torch.randn(2_000, 10)
+    log_q = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) - root.diagonal().log().sum()
+    bound = float((guide.log_density(middle + z @ root.mT) - log_q).mean())
+    assert bound > -8 and float(middle[0]) > -8  # -422 at -40 after all steps
+
+
 def test_a_flat_axis_has_a_wide_deviation() -> None:
     approximation = laplace(quartic, torch.ones(2), Budget())
     assert approximation is not None
     deviations = approximation[1].square().sum(1).sqrt()
-    assert 1 < float(deviations[1]) <= 1_001 and float(deviations[0]) < 1
+    assert 0.3 < float(deviations[1]) <= 1_001 and float(deviations[0]) < 1
 
 
 def of_nothing(x: Tensor) -> Tensor:
@@ -202,11 +210,11 @@ def test_a_start_that_loses_its_gradients_is_that_of_the_race(
     def trained(self: Fitting, share: float, seconds: float) -> None:
         shares.append(share)
         train(self, share, seconds)
-        if share > 0.25:
+        if share > 0.15:
             with torch.no_grad():
                 self.guide.loc.fill_(9.0)
             raise ValueError("gradients were finite in 0 of 9 updates")
 
     monkeypatch.setattr(Fitting, "_train_start", trained)
     guide = AutoMDM(program, steps=2).fit(updates=0, start_updates=400, progress=False)
-    assert shares == [0.25, 0.25, 0.5] and abs(float(guide.loc.detach()) - 1) < 0.5
+    assert shares == [0.15, 0.15, 0.7] and abs(float(guide.loc.detach()) - 1) < 0.5

@@ -49,10 +49,12 @@ LEAPS, FEW_LATENTS = 5, 10
 differences of particles serve, at a fraction of the cost."""
 UPDATES = 1_000
 """The most updates of the start, and of the chain, where neither they nor seconds are given."""
-WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
-"""Where neither updates nor seconds are given: the updates whose mean losses are compared, the
-number of these without a gain after which rates fall, the least gain in nats, and the part of the
-updates so far in which they fall."""
+WINDOW, COOL_DOWN = 50, 0.3
+"""Where updates are not given: those whose mean losses are compared, and the part of the updates so
+far in which rates fall once nothing is gained."""
+PATIENCE, LEAST_GAIN = {False: 3, True: 10}, {False: 0.02, True: 0.005}
+"""The number of windows without a gain after which rates fall, and the least gain in nats, without
+seconds and within them."""
 
 
 @dataclass
@@ -301,8 +303,7 @@ class Fitting:
         share: float = 1.0,
     ) -> Tensor:
         """Train on a loss of a number of paths, for a share of its updates and seconds."""
-        within = self.budget.seconds
-        ends = updates is None and within is None
+        within, ends = self.budget.seconds, updates is None
         steps = steps_within(updates, within, UPDATES, least=0)
         trainer = Trainer(
             parameters,
@@ -312,8 +313,8 @@ class Fitting:
             clip=CLIP,
             average=None,
             skip=True,
-            patience=PATIENCE if ends else None,
-            least_gain=LEAST_GAIN,
+            patience=PATIENCE[within is not None] if ends else None,
+            least_gain=LEAST_GAIN[within is not None],
             window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
             seconds=None if within is None else max(share * seconds, LEAST),
