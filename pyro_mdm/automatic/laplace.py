@@ -24,8 +24,8 @@ Density = Callable[[Tensor], Tensor]
 
 MOST_LATENTS = 500
 """The most latents whose curvature is asked for, which takes a backward pass of each."""
-STEPS, PATIENCE, DRAWS = 50, 5, 32
-"""The most steps of Newton's method, those without a higher bound after which it ends, and the
+STEPS, LEAST_STEPS, PATIENCE, DRAWS = 50, 2, 5, 32
+"""The most steps of Newton's method, those that no clock ends, those without a higher bound after which it ends, and the
 draws by which bounds are estimated."""
 LENGTHS = tuple(2.0**-k for k in range(12))
 """The lengths that are tried for each step."""
@@ -78,7 +78,7 @@ def _best(log_density: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tens
     lengths = torch.tensor(LENGTHS, dtype=torch.float64, device=x.device)[:, None]
     z = torch.randn(DRAWS, len(x)).to(lengths)
     best, highest, worse = None, -math.inf, 0
-    for _ in range(STEPS):
+    for step_number in range(STEPS):
         derivatives = _derivatives(log_density, x)
         if derivatives is None:
             break
@@ -97,7 +97,8 @@ def _best(log_density: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tens
             best, highest = (x, root), bound
         shortest = int(losses.argmin())
         is_there = float(step.square().sum()) < CLOSE or shortest == 0
-        if is_there or worse == PATIENCE or budget.share > SHARE:
+        is_late = step_number >= LEAST_STEPS and budget.share > SHARE
+        if is_there or worse == PATIENCE or is_late:
             break
         x = tried[shortest - 1].to(x)
     return best
