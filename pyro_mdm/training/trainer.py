@@ -213,7 +213,8 @@ class Trainer:
         self.begin()
         terms = []
         for term in [loss] if isinstance(loss, Tensor) else loss:
-            if term.dim() or not term.requires_grad:
+            is_number = isinstance(term, Tensor) and not term.dim() and term.is_floating_point()
+            if not (is_number and term.requires_grad):
                 raise ValueError(
                     f"loss is {describe(term)}, expected one number, (), that depends on the "
                     "weights; take its mean, and compute it where gradients are kept"
