@@ -22,11 +22,7 @@ COMPONENTS = 8
 
 
 class Masked(nn.Linear):
-    """A linear map with some weights fixed at 0.
-
-    Args:
-        mask: the mask of the other weights, (outputs, inputs) bool.
-    """
+    """A linear map whose weights outside of a mask (outputs, inputs) are fixed at 0."""
 
     mask: Tensor
 
@@ -67,12 +63,8 @@ class Autoregressive(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, theta: Tensor) -> Tensor:
-        """The outputs for k data of each θ, (n, k or 1, outputs).
-
-        Args:
-            features: the features of the data, (n or 1, k, features).
-            theta: the inputs, (n, inputs).
-        """
+        """The outputs, (n, k or 1, outputs), for features of k data (n or 1, k, features) of each
+        of the inputs theta (n, inputs)."""
         h = self.network.trunk(theta)
         outputs: Tensor = self.network.outlet(h).unsqueeze(1)
         if not len(self.masked):
@@ -84,14 +76,8 @@ class Autoregressive(nn.Module):
 
 
 class ResidualMixture(nn.Module):
-    """Mixtures of Gaussian distributions of m residuals in turn, given θ; at first near N(0, I).
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        m: the number of residuals of a datum.
-        hidden: the width of the network.
-        depth: its number of blocks.
-    """
+    """Mixtures of Gaussian distributions of m residuals of a datum in turn, given θ as inputs; at
+    first near N(0, I). Arguments as for :class:`Autoregressive`."""
 
     start: Tensor
 
@@ -113,12 +99,8 @@ class ResidualMixture(nn.Module):
         return weight.log_softmax(-1), location, log_scale
 
     def log_prob(self, r: Tensor, theta: Tensor) -> Tensor:
-        """The log density of k data of each θ, (n, k), nats.
-
-        Args:
-            r: the residuals, (n, k, m).
-            theta: the inputs, (n, inputs).
-        """
+        """The log density, (n, k), nats, of residuals r (n, k, m) of k data of each theta (n,
+        inputs)."""
         weight, location, log_scale = self._components(r, theta)
         z = (r.unsqueeze(-1) - location) * (-log_scale).exp()
         log_p = weight - 0.5 * (z.square() + math.log(2 * math.pi)) - log_scale

@@ -106,13 +106,9 @@ class _Following(Messenger):
 
 
 def with_other_draws(run: Callable[[int], T], seed: int) -> T:
-    """The result of the first run of a program that does not fail.
+    """The result of the first run, by seeds from the given one on, of a program that does not fail.
 
     Simulators may fail at some parameters and not at others.
-
-    Args:
-        run: the function that runs the program with a seed.
-        seed: the first seed.
 
     Raises:
         Exception: the first error, if each of ten runs fails.

@@ -25,11 +25,8 @@ by chance."""
 
 
 class Domain(PriorPredictive):
-    """The parameters of some simulations, which others are compared with.
-
-    Args:
-        x: the parameters as inputs of networks, (n, k); of more than 1,000 the first are kept.
-    """
+    """The parameters of some simulations as inputs of networks x (n, k), which others are compared
+    with; of more than 1,000 the first are kept."""
 
     @cached_property
     def _near(self) -> tuple[Tensor, Tensor]:
@@ -43,13 +40,8 @@ class Domain(PriorPredictive):
 
     @torch.no_grad()
     def outside(self, x: Tensor) -> Tensor:
-        """Whether parameters are outside of the simulations, (n,) bool.
-
-        Parameters that are not finite are outside.
-
-        Args:
-            x: the parameters as inputs of networks, (n, k).
-        """
+        """Whether parameters, as inputs of networks x (n, k), are outside of the simulations, (n,)
+        bool. Those that are not finite are outside."""
         near, limit = self._near
         finite = x.isfinite().all(1)
         distance = torch.cdist(self._whitened(torch.where(finite.unsqueeze(1), x, 0.0)), near)
@@ -57,13 +49,8 @@ class Domain(PriorPredictive):
 
 
 def warn_of_outside(domain: Domain, outside: Tensor) -> float:
-    """The fraction of draws that are outside, with a warning if it is above 0.01, and larger than
-    chance explains for new parameters of the same distribution.
-
-    Args:
-        domain: the parameters of the simulations.
-        outside: whether each draw is outside, (n,) bool.
-    """
+    """The fraction of draws that are outside (n,), with a warning if it is above 0.01, and
+    larger than chance explains for new parameters of the same distribution."""
     count, fraction = int(outside.sum()), float(outside.double().mean())
     if fraction > FEW_OUTSIDE and not domain.is_chance(count, len(outside)):
         warnings.warn(

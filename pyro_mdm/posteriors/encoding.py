@@ -90,12 +90,8 @@ class Encoding(nn.Module):
 
     @classmethod
     def fit(cls, x: Tensor, missing: bool) -> Encoding:
-        """The encoding fitted to simulations.
-
-        Args:
-            x: their data, (n, m), finite.
-            missing: whether numbers of other data may be missing.
-        """
+        """The encoding fitted to the finite data x (n, m) of simulations. With ``missing``, numbers
+        of other data may be missing."""
         (center, unit), (middle, width) = center_and_unit(x), middle_and_width(x)
         bent = (width > 0) & (unit > FAR_TAILS * width)
         new = cls(torch.where(bent, middle, center), torch.where(bent, width, unit), bent)
@@ -106,10 +102,8 @@ class Encoding(nn.Module):
         return new
 
     def forward(self, x: Tensor) -> Tensor:
-        """The encoded data, (n, m), or (n, 2 m) where numbers may be missing.
-
-        Args:
-            x: the data, (n, m), NaN where a number is missing.
+        """The encoded data, (n, m), or (n, 2 m) where numbers may be missing, of x (n, m) with NaN
+        there.
 
         Raises:
             ValueError: infinite numbers, or NaN where none may be missing.
@@ -153,15 +147,9 @@ class Encoding(nn.Module):
         return self._gain(patterns.double()), which
 
     def spread(self, encoded: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The covariances of encoded numbers given the present ones, by pattern of missing numbers.
-
-        Args:
-            encoded: the encoded data, (n, 2 m).
-
-        Returns:
-            The covariances of p patterns, (p, m, m) float64, and the pattern of each datum, (n,)
-            int64. None where no number may be missing.
-        """
+        """The covariances of encoded numbers given the present ones, (p, m, m) float64, of the p
+        patterns of missing numbers of encoded data (n, 2 m), and the pattern of each datum, (n,)
+        int64. None where no number may be missing."""
         if not self.missing:
             return None
         _, C = self._law()
@@ -178,12 +166,10 @@ class Encoding(nn.Module):
         return encoded[:, m:] > 0 if self.missing else torch.ones_like(encoded, dtype=torch.bool)
 
     def hide(self, encoded: Tensor, fraction: float) -> Tensor:
-        """The encoded data with numbers hidden at random, (n, 2 m).
+        """The encoded data (n, 2 m) with numbers hidden at random, (n, 2 m).
 
-        Args:
-            encoded: the encoded data, (n, 2 m).
-            fraction: the fraction of the rows that have numbers hidden. Each of these rows draws a
-                probability uniformly, and hides each number with it.
+        A fraction of the rows has numbers hidden. Each of these rows draws a probability uniformly,
+        and hides each number with it.
         """
         n, m = len(encoded), len(self.center)
         rate = torch.rand(n, 1) * (torch.rand(n, 1) < fraction)

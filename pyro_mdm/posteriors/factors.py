@@ -42,11 +42,7 @@ LEAST_DISTINCT = 0.5
 
 
 def factors_of(structure: Structure, sites: Names) -> list[DataFactor]:
-    """The factors of some sites of the data.
-
-    Args:
-        structure: the structure of the program.
-        sites: the names of the sites, of whole factors; None: all.
+    """The factors of the named sites of the data; None: all.
 
     Raises:
         ValueError: an unknown site; some but not all sites of a factor.
@@ -77,10 +73,6 @@ def factors_of(structure: Structure, sites: Names) -> list[DataFactor]:
 def check_plates(structure: Structure, plates: Plates) -> dict[str, int]:
     """The numbers of data in plates along which data are exchangeable, by name.
 
-    Args:
-        structure: the structure of the program.
-        plates: the numbers by the plates' names; None: none.
-
     Raises:
         ValueError: a plate along which data are not exchangeable; a number that is no count.
     """
@@ -92,16 +84,8 @@ def check_plates(structure: Structure, plates: Plates) -> dict[str, int]:
 
 
 def check_exchangeable(structure: Structure, plate: str, argument: str) -> None:
-    """Check that data are exchangeable along a plate, given the parameters.
-
-    Args:
-        structure: the structure of the program.
-        plate: the name of the plate.
-        argument: the argument that names it, for the message.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raise ValueError unless data are exchangeable along a plate, given the parameters. The
+    message names the argument."""
     names = [factor.plate for factor in structure.factors if factor.plate is not None]
     if plate in names:
         return
@@ -119,12 +103,8 @@ def check_exchangeable(structure: Structure, plate: str, argument: str) -> None:
 
 
 def inputs_of(inputs: Mapping[str, Tensor], factor: DataFactor) -> Tensor:
-    """The inputs of networks for the parameters of a factor, (n, k); one zero if it has none.
-
-    Args:
-        inputs: the inputs of each site of parameters by name, (n, inputs).
-        factor: the factor.
-    """
+    """The inputs of networks for the parameters of a factor, (n, k), of those of each site, (n,
+    inputs); one zero if it has none."""
     if factor.parameters:
         return torch.cat([inputs[name] for name in factor.parameters], 1)
     return torch.zeros(len(next(iter(inputs.values()))), 1)
@@ -138,12 +118,8 @@ def bounds_of_factor(program: Program, factor: DataFactor) -> Bounds:
 
 
 def lattices_of(program: Program, factor: DataFactor, draws: Draws) -> list[Lattice | None]:
-    """The values of each number of a factor's datum, m of them; None for a real number.
-
-    Args:
-        program: the simulator, without arguments.
-        factor: the factor.
-        draws: the simulations by site, (n, *shape).
+    """The values of each number of a factor's datum, m of them, by simulations (n, *shape) by site;
+    None for a real number.
 
     Raises:
         TypeError: numbers that repeat more often than a density can explain, and are not whole;
@@ -254,12 +230,8 @@ def data_of(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
 
 
 def values_by_site(factor: DataFactor, x: Tensor) -> Draws:
-    """The data of a factor by site, (n, *shape): the inverse of :func:`data_of`.
-
-    Args:
-        factor: the factor.
-        x: the data by place, (n, places, m).
-    """
+    """The data of a factor by site, (n, *shape), of x by place (n, places, m): the inverse of
+    :func:`data_of`."""
     values, first = Draws(), 0
     for site in factor.sites:
         dim, shape = place_dim(factor, site), list(site.shape)

@@ -77,14 +77,7 @@ def _with_one(x: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """A residual network whose initial outputs are zeros.
-
-    Args:
-        inputs: the number of inputs.
-        outputs: the number of outputs.
-        hidden: the width of the network.
-        depth: its number of blocks.
-    """
+    """A residual network of a hidden width and a depth in blocks, whose initial outputs are 0."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -152,12 +145,8 @@ class ConditionalGaussian(Residual):
         self.outlet.bias.copy_(torch.cat(constants))
 
     def residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The residuals r of k data of each θ, (n, k, m), and log|det ∂r/∂x|, (n,).
-
-        Args:
-            x: the data, (n or 1, k, m).
-            theta: the inputs, (n, inputs).
-        """
+        """The residuals r (n, k, m) of k data x (n or 1, k, m) of each theta (n, inputs), and
+        log|det ∂r/∂x|, (n,)."""
         mean, log_scale, factor = self(theta)
         apart = (x - mean.unsqueeze(1)) @ factor.mT
         return apart * (-log_scale).exp().unsqueeze(1), -log_scale.sum(1)

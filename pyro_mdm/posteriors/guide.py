@@ -90,10 +90,7 @@ class Posterior(Protocol):
 
 
 def one_row(x: Tensor) -> Tensor:
-    """The data of one observation, (1, m).
-
-    Args:
-        x: data, (n, m).
+    """The data x (1, m), if they are of one observation.
 
     Raises:
         ValueError: several observations.

@@ -69,17 +69,8 @@ Parts = list[tuple[str | None, list[str]]]
 def grouped(
     latent: Sequence[str], data: Sequence[str], parents: Mapping[str, Collection[str]]
 ) -> tuple[dict[str, list[str]], list[Group], list[str]]:
-    """The parameters that data depend on, and the groups of data that depend on common sites.
-
-    Args:
-        latent: the names of the parameters' sites.
-        data: the names of the data's sites.
-        parents: the names of the sites that feed a site directly, by site.
-
-    Returns:
-        The names of parameters by site of the data, the groups, and the reasons why there are not
-        more of them.
-    """
+    """The parameters that data depend on by site, the groups of data that depend on common sites,
+    and the reasons why there are not more groups, given the sites that feed each site directly."""
 
     def above(name: str) -> set[str]:
         """The sites that feed a site, except parameters and sites that feed only these."""
@@ -110,13 +101,8 @@ def grouped(
 
 
 class Laws:
-    """The distributions of sites given the parameters, compared between places and runs.
-
-    Args:
-        program: the program, without arguments.
-        latent: the names of the parameters' sites.
-        nodes: the sites of one run of the program by name.
-    """
+    """The distributions of sites given the parameters, compared between places and runs; ``nodes``
+    are the sites of one run of the program by name."""
 
     def __init__(
         self, program: Callable[..., Any], latent: Sequence[str], nodes: Mapping[str, Any]
@@ -129,9 +115,6 @@ class Laws:
 
         One parameter at a time is drawn anew while all else is held: it feeds the sites whose
         distributions change.
-
-        Args:
-            parents: the names of the sites that feed a site directly, by site.
         """
         all_parents = {name: set(names) for name, names in parents.items()}
         drawn = [name for name in parents if not is_computed(self.nodes[name])]
@@ -150,14 +133,8 @@ class Laws:
         return all_parents
 
     def parts(self, groups: Sequence[Group]) -> tuple[Parts, list[str]]:
-        """The data that are independent given the parameters, with their plate.
-
-        Args:
-            groups: the groups of data that depend on common sites.
-
-        Returns:
-            The names of data with their plate, and the reasons why there are not more parts.
-        """
+        """The data of groups that are independent given the parameters, by name with their plate,
+        and the reasons why there are not more parts."""
         by_plate: dict[str, Group] = {}
         rest, notes, odd = list[Group](), list[str](), dict[str, set[str]]()
         for group in groups:

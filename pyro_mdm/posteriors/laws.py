@@ -103,28 +103,16 @@ class FactorLaw(nn.Module, ABC):
     def fit(
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions
     ) -> list[Outcome]:
-        """Learn the distribution from simulations.
-
-        Args:
-            x: k data of each simulation, (n, k, m).
-            theta: the inputs, which represent θ, (n, inputs).
-            bounds: the ends of the support of each number, (m,) each.
-            options: the options of the training.
-
-        Returns:
-            How the training of each network ended.
+        """Learn the distribution from k data x (n, k, m) of each simulation with inputs theta (n,
+        inputs), and return how the training of each network ended.
 
         Raises:
             FloatingPointError: a loss that is not finite.
         """
 
     def by_datum(self, x: Tensor, theta: Tensor) -> Tensor:
-        """The log density of each of k data given each θ, (n, k) float64, nats; 0 for a NaN datum.
-
-        Args:
-            x: the data, (n or 1, k, m).
-            theta: the inputs, (n or 1, inputs).
-        """
+        """The log density, (n, k) float64, nats, of each of k data x (n or 1, k, m) given each
+        theta (n or 1, inputs); 0 for a NaN datum."""
         size, n = max(1, AT_ONCE // max(1, x.shape[1])), max(len(x), len(theta))
         pieces = [slice(first, first + size) for first in range(0, n, size)]
         return torch.cat(
@@ -137,12 +125,7 @@ class FactorLaw(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, theta: Tensor, k: int) -> Tensor:
-        """Random data for each θ, (n, k, m).
-
-        Args:
-            theta: the inputs, (n, inputs).
-            k: the number of data for each θ.
-        """
+        """Random data, k for each theta (n, inputs), (n, k, m)."""
 
 
 class ContinuousLaw(FactorLaw):
@@ -206,14 +189,9 @@ class ContinuousLaw(FactorLaw):
         return outcomes
 
     def _fit_gaussian(self, x: Tensor, theta: Tensor, options: TrainingOptions) -> Outcome:
-        """Train the Gaussian, from one with a mean linear in θ and a constant covariance on, which
-        is kept unless its validation loss is higher.
-
-        Args:
-            x: the data in the networks' coordinates, (n, k, m).
-            theta: the inputs, (n, inputs).
-            options: the options of the training.
-        """
+        """Train the Gaussian on x (n, k, m) in the networks' coordinates and theta (n, inputs),
+        from one with a mean linear in θ and a constant covariance on, which is kept unless its
+        validation loss is higher."""
         (n, k), held_out = x.shape[:2], min(VALIDATED, len(x) // 10)
         first = min(n - held_out, max(1, MOST_ROWS // k))
         linear = LinearGaussian.fit(x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0))

@@ -619,13 +619,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
 
 def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikelihood]) -> None:
-    """Write likelihoods to a file.
-
-    Args:
-        path: the file.
-        kind: its kind in words.
-        likelihoods: the likelihoods.
-    """
+    """Write likelihoods to a file, whose kind is given in words."""
     tensors = {
         f"{place}.{name}": tensor
         for place, likelihood in enumerate(likelihoods)
@@ -638,11 +632,7 @@ def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikel
 def opened_likelihoods(
     path: Path, kind: str, program: Callable[..., Any] | None
 ) -> list[AmortizedLikelihood]:
-    """The likelihoods that :func:`save_likelihoods` wrote.
-
-    Args:
-        path, kind: as for :func:`save_likelihoods`.
-        program: the simulator.
+    """The likelihoods that :func:`save_likelihoods` wrote, for the same simulator.
 
     Raises:
         PretrainedError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.from_pretrained`.

@@ -14,11 +14,7 @@ __all__ = ["Parameters", "spread_of"]
 
 
 class Parameters:
-    """The sites of a program's parameters, side by side in one vector u of unconstrained numbers.
-
-    Args:
-        sites: the sites, in the order of the vector.
-    """
+    """The sites of a program's parameters, side by side in a vector u of unconstrained numbers."""
 
     def __init__(self, sites: Sequence[ParameterSite]) -> None:
         self.sites = tuple(sites)
@@ -27,10 +23,7 @@ class Parameters:
         return iter(self.sites)
 
     def values(self, draws: Mapping[str, Tensor]) -> Draws:
-        """The checked values by site, (n, *shape).
-
-        Args:
-            draws: values by site, (n, *shape), or one value, (*shape).
+        """The checked values by site, (n, *shape), of such values or of one, (*shape).
 
         Raises:
             ValueError: a site that is missing or has another shape; numbers n that differ; NaN.
@@ -52,10 +45,8 @@ class Parameters:
         return values
 
     def rows(self, draws: Mapping[str, Tensor]) -> tuple[Draws, torch.Size]:
-        """The values of a batch as rows by site, (n, *shape), and the shape of the batch.
-
-        Args:
-            draws: values by site, (*batch, *shape).
+        """The values (*batch, *shape) of a batch as rows by site, (n, *shape), and the shape of the
+        batch.
 
         Raises:
             ValueError: a site that is missing or has another shape; batches that differ.
@@ -81,21 +72,15 @@ class Parameters:
         return rows, next(iter(batches.values()))
 
     def unconstrained(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The unconstrained vectors u, (n, d), and log|det ∂u/∂θ|, (n,).
-
-        Args:
-            values: values by site, (n, *shape).
-        """
+        """The unconstrained vectors u, (n, d), and log|det ∂u/∂θ|, (n,), of values by site (n,
+        *shape)."""
         pairs = [site.unconstrained(values[site.name]) for site in self]
         log_det = torch.stack([log_det for _, log_det in pairs]).sum(0)
         return torch.cat([u for u, _ in pairs], 1), log_det
 
     def by_site(self, u: Tensor) -> tuple[Draws, Tensor]:
-        """The values by site, (n, *shape), and log|det ∂θ/∂u|, (n,).
-
-        Args:
-            u: unconstrained vectors, (n, d).
-        """
+        """The values by site, (n, *shape), and log|det ∂θ/∂u|, (n,), of unconstrained vectors u (n,
+        d)."""
         values, first, total = Draws(), 0, u.new_zeros(len(u))
         for site in self:
             shape = site.transform.inverse_shape(site.shape)
@@ -108,19 +93,12 @@ class Parameters:
         return values, total
 
     def inside(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are in the interior of their support, (n,) bool.
-
-        Args:
-            values: values by site, (n, *shape).
-        """
+        """Whether values by site (n, *shape) are in the interior of their support, (n,) bool."""
         return torch.stack([is_interior(s.support, values[s.name].detach()) for s in self]).all(0)
 
 
 def spread_of(numbers: Tensor) -> Tensor:
-    """The standard deviations of the numbers of parameters, (d,).
-
-    Args:
-        numbers: the numbers that represent n parameters, (n, d).
+    """The standard deviations, (d,), of the numbers (n, d) of n parameters.
 
     Raises:
         ValueError: numbers that do not vary or are not finite.

@@ -56,12 +56,8 @@ class PriorPredictive(nn.Module):
         return len(self.kept) // 2
 
     def whitened(self, x: Tensor, seen: Tensor) -> Tensor:
-        """The seen numbers of data, whitened by the covariance of simulations, (n, number of seen).
-
-        Args:
-            x: the encoded data, (n, m).
-            seen: the mask of the numbers, (m,) bool.
-        """
+        """The seen numbers, by a mask (m,) bool, of encoded data x (n, m), whitened by the
+        covariance of simulations, (n, number of seen)."""
         near = self.kept[self.compared :].double()[:, seen]
         spread = near.std(0, correction=0)
         unit = torch.where(spread > 0, spread, 1.0)
@@ -77,12 +73,8 @@ class PriorPredictive(nn.Module):
         return torch.linalg.solve_triangular(root, rest, upper=False).mT
 
     def p_values(self, x: Tensor, seen: Tensor) -> Tensor:
-        """The p-values of data, (n,) float64, small for data unlike all simulations.
-
-        Args:
-            x: the encoded data, (n, m).
-            seen: the mask of present numbers, (n, m) bool; the others are left out of distances.
-        """
+        """The p-values, (n,) float64, of encoded data x (n, m), small for data unlike all
+        simulations. Numbers that are not seen, by a mask (n, m) bool, are left out of distances."""
         value = torch.ones(len(x), dtype=torch.float64)
         for pattern in seen.unique(dim=0):
             rows = (seen == pattern).all(1)
@@ -103,10 +95,6 @@ class PriorPredictive(nn.Module):
 
         At least k of n are farther with probability ∏_i (n − i) / (n + compared − i), i from 0 to
         k − 1, as all orders of distances are equally probable.
-
-        Args:
-            farther: the number k of data that are farther than all kept simulations.
-            n: the number of data.
         """
         chance = math.prod((n - i) / (n + self.compared - i) for i in range(farther))
         return chance > 1 / (1 + FEWEST)
@@ -115,10 +103,7 @@ class PriorPredictive(nn.Module):
         """The warning of data that are farther than all simulations; None: no more than by chance.
 
         A datum of the simulator is farther by chance, with probability 1 / (compared + 1).
-
-        Args:
-            x: the encoded data, (n, m).
-            seen: the mask of present numbers, (n, m) bool.
+        Arguments as for :meth:`p_values`.
         """
         least = 1 / (1 + self.compared)
         farther = int((self.p_values(x, seen) <= least * (1 + 1e-9)).sum())

@@ -95,10 +95,8 @@ class ParameterPrior:
         self.vectorized = self._can_be_in_a_plate() if vectorized is None else vectorized
 
     def values(self, draws: Mapping[str, Tensor]) -> Draws:
-        """The checked parameters by site, (n, *shape).
-
-        Args:
-            draws: parameters by site, (n, *shape), or one of each, (*shape).
+        """The checked parameters by site, (n, *shape), of such parameters or of one of each,
+        (*shape).
 
         Raises:
             ValueError: a site that is missing or has another shape.
@@ -106,14 +104,8 @@ class ParameterPrior:
         return {name: rows_of(draws, name, shape) for name, shape in self._shapes.items()}
 
     def check(self, draws: Mapping[str, Tensor]) -> None:
-        """Check that the density of the parameters is known.
-
-        Args:
-            draws: parameters by site, (n, *shape).
-
-        Raises:
-            ValueError: their distribution depends on other sites.
-        """
+        """Raise ValueError if the distribution of parameters, (n, *shape) by site, depends on other
+        sites, so that their density is not known."""
         few = {name: value[:SUPPORT_RUNS] for name, value in self.values(draws).items()}
         if not torch.allclose(self.log_prob(few), self.log_prob(few, OTHER), *ROUNDING):
             raise ValueError(
@@ -241,12 +233,8 @@ class RemainingPrior:
         return self._with_given(self._free.by_site(u)[0], len(u))
 
     def log_given(self, values: Draws) -> Tensor:
-        """The log density of the given parameters, each given those before it, (n,) float64, nats;
-        0 if none is given.
-
-        Args:
-            values: the values of all parameters by site, (n, *shape).
-        """
+        """The log density of the given parameters, each given those before it, (n,) float64, nats,
+        at values of all parameters by site (n, *shape); 0 if none is given."""
         if not self._given:
             return torch.zeros((), dtype=torch.float64)
         return self._law.log_prob(values, sites=self._given)

@@ -87,12 +87,8 @@ Plates = Mapping[str, int] | None
 
 
 def nodes_of(program: Program, seed: int = 0) -> dict[str, Any]:
-    """The sample sites of one run of a program that does not fail, by name, as Pyro traces them.
-
-    Args:
-        program: the program, without arguments.
-        seed: the seed of the first run.
-    """
+    """The sample sites of one run of a program that does not fail, by name, as Pyro traces them;
+    the seed is that of the first run."""
 
     def traced(seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
@@ -105,11 +101,8 @@ def nodes_of(program: Program, seed: int = 0) -> dict[str, Any]:
 
 
 class SameSites(Messenger):
-    """A handler around runs of a program that checks their sites and shapes.
-
-    Args:
-        nodes: the sites of one run by name, which all runs must have.
-    """
+    """A handler around runs of a program that checks that they have the sites and shapes of the
+    nodes of one run."""
 
     def __init__(self, nodes: Mapping[str, Any]) -> None:
         super().__init__()
@@ -117,11 +110,7 @@ class SameSites(Messenger):
         self.error: ValueError | None = None
 
     def around(self, program: Program) -> Program:
-        """The program with this handler around each of its runs.
-
-        Args:
-            program: the program, without arguments.
-        """
+        """The program with this handler around each of its runs."""
 
         def run() -> Any:
             with self:
@@ -131,9 +120,6 @@ class SameSites(Messenger):
 
     def held_by(self, call: Callable[[], T]) -> T:
         """The result of a call that runs the program.
-
-        Args:
-            call: the function that makes the call, without arguments.
 
         Raises:
             ValueError: a run with other sites or shapes, even if the call hides that error.
@@ -167,15 +153,7 @@ class SameSites(Messenger):
 
 
 def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Check that two runs have the same sites and shapes.
-
-    Args:
-        first: the shapes of one run by site.
-        other: the shapes of the other run by site.
-
-    Raises:
-        ValueError: they differ.
-    """
+    """Raise ValueError unless two runs have the same shapes by site."""
     if first == other:
         return
     changed = sorted(
@@ -194,12 +172,8 @@ def _shape(site: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
-    """The checked values of a site, (n, *shape).
-
-    Args:
-        values: values by site, (n, *shape), or one value, (*shape).
-        name: the name of the site.
-        shape: the shape of one value.
+    """The checked values of a site, (n, *shape), of values by site (n, *shape) or one value,
+    (*shape).
 
     Raises:
         ValueError: values that are missing or have another shape.
@@ -298,15 +272,8 @@ class Structure(NamedTuple):
 
 
 def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Check the data of simulations.
-
-    Args:
-        draws: simulations by site, (n, *shape).
-        shapes: the shape of a draw of each site of the data by name.
-
-    Raises:
-        ValueError: data that never vary or are not finite.
-    """
+    """Raise ValueError for data of simulations, (n, *shape) by site, that never vary or are not
+    finite."""
     for name, shape in shapes.items():
         value = rows_of(draws, name, shape)
         value = value.reshape(len(value), -1)
@@ -331,13 +298,7 @@ def check_program(
     folder: str | os.PathLike[str],
     names: Sequence[str],
 ) -> Callable[..., Any]:
-    """The program, if it is one.
-
-    Args:
-        program: the argument for the program.
-        kind: the name of the class that is opened.
-        folder: the folder that it is opened from.
-        names: the names of the program's sites.
+    """The program for what is opened from a folder, of a class named by ``kind``.
 
     Raises:
         TypeError: no program.
@@ -352,11 +313,7 @@ def check_program(
 
 
 def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
-    """The sites of a program by name, as Pyro traces them.
-
-    Args:
-        program: the program, without arguments.
-        names: the names of the sites.
+    """The named sites of a program, as Pyro traces them.
 
     Raises:
         ValueError: an unknown site; no site.
@@ -365,13 +322,9 @@ def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
 
 
 def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The ends of the supports of sites by name, two tensors (*shape); ±∞ where there is none.
+    """The ends of the supports of named sites, two tensors (*shape); ±∞ where there is none.
 
     An end that differs between runs of the program depends on its draws and counts as none.
-
-    Args:
-        program: the program, without arguments.
-        names: the names of the sites.
 
     Raises:
         ValueError: as for :func:`sites_of`.
@@ -431,11 +384,6 @@ def named_sites(
 ) -> tuple[list[ParameterSite], dict[str, Any]]:
     """The parameters of a program, and the sites of its data by name, checked in several runs.
 
-    Args:
-        program: the program, without arguments.
-        latent: the names of the parameters' sites.
-        observed: the names of the data's sites.
-
     Raises:
         TypeError: parameters that are not continuous.
         ValueError: a site that is unknown or named twice; data that are observed; a parameter whose
@@ -491,13 +439,9 @@ def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Any]) ->
 
 
 def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
-    """Whether values are inside a support and not on its boundary, (n,) bool.
+    """Whether values (n, *shape) are inside a support and not on its boundary, (n,) bool.
 
     Closed supports include their boundary, where unconstrained numbers are infinite.
-
-    Args:
-        support: the constraint of the values.
-        value: the values, (n, *shape).
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint

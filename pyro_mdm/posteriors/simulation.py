@@ -46,10 +46,8 @@ _one_at_a_time = threading.Lock()  # Pyro's handlers and generators are global
 
 
 def shuffled(draws: Draws) -> Draws:
-    """The draws in random order, so that the last ones, which validate, are like the others.
-
-    Args:
-        draws: values by site, (n, *shape).
+    """The draws, (n, *shape) by site, in random order, so that the last ones, which validate, are
+    like the others.
 
     Raises:
         ValueError: numbers of draws that differ between sites.
@@ -391,15 +389,8 @@ def _gathered(store: Store, n: int, leave_out: bool) -> Draws:
 def without_gaps(
     draws: Mapping[str, Tensor], names: Sequence[str] | None = None
 ) -> tuple[Draws, dict[int, str]]:
-    """The draws without those that have NaN or infinite numbers.
-
-    Args:
-        draws: values by site, (n, *shape).
-        names: the names of the sites that are checked; None: all.
-
-    Returns:
-        The remaining draws by site, and the reasons for the others by their index.
-    """
+    """The draws, (n, *shape) by site, without those that have NaN or infinite numbers at the named
+    sites (None: all), and the reasons for the others by their index."""
     reasons = dict[int, str]()
     for name in draws if names is None else names:
         if name in draws and draws[name].is_floating_point():
@@ -412,12 +403,7 @@ def without_gaps(
 
 
 def warn_of_failures(failed: Mapping[int, str], n: int) -> None:
-    """Warn of runs that are left out, if there are any, with their reasons.
-
-    Args:
-        failed: the reasons by the numbers of the runs.
-        n: the number of all runs.
-    """
+    """Warn of runs that are left out, of n, if there are any, with their reasons by number."""
     if not failed:
         return
     by_reason = dict[str, list[int]]()

@@ -86,11 +86,7 @@ class Store:
                 )
 
     def begin(self, n: int) -> None:
-        """Write how many runs the folder is for, and remove what a killed process left.
-
-        Args:
-            n: the number of all runs.
-        """
+        """Write that the folder is for n runs, and remove what a killed process left."""
         if self._folder is None:
             return
         for path in self._folder.glob(temporary(Path("*.safetensors")).name):
@@ -99,21 +95,13 @@ class Store:
             write_saved(self._folder / HEADER, HEADER_KIND, self._facts | {"n": n}, {})
 
     def missing(self, n: int) -> list[int]:
-        """The numbers of the runs that have not been made.
-
-        Args:
-            n: the number of all runs.
-        """
+        """The numbers of the first n runs that have not been made."""
         there = {run for batch in self._batches for run in batch.runs.tolist()}
         there |= {run for batch in self._batches for run in batch.failed}
         return [run for run in range(n) if run not in there]
 
     def keep(self, batch: Batch) -> None:
-        """Keep a batch, which is on the disk when this returns.
-
-        Args:
-            batch: the results of its runs.
-        """
+        """Keep a batch, which is on the disk when this returns."""
         self._batches.append(batch)
         if self._folder is None:
             return
@@ -129,11 +117,7 @@ class Store:
         return min(some, key=lambda batch: int(batch.runs.min()), default=None)
 
     def all(self, n: int | None = None) -> Batch:
-        """The results of the first runs, in order.
-
-        Args:
-            n: the number of runs; None: all.
-        """
+        """The results of the first n runs, in order; None: of all."""
         return _joined(self._batches, n)
 
 

@@ -42,11 +42,7 @@ def scales_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class TailMap(nn.Module):
-    """The map of residuals r to z, which have no heavy tails; at first z = r.
-
-    Args:
-        outputs: the number m of residuals of a datum.
-    """
+    """The map of m residuals r of a datum to z, which have no heavy tails; at first z = r."""
 
     bent: Tensor  # (m,) bool, the mask of residuals that are mapped
 

@@ -73,11 +73,7 @@ class TemperedParticles(NamedTuple):
         return of_repeats(self.log_weights)
 
     def draws(self, n: int) -> Tensor:
-        """Draws from all groups by systematic resampling, in random order, (n, d).
-
-        Args:
-            n: the number of draws.
-        """
+        """n draws from all groups by systematic resampling, in random order, (n, d)."""
         log_weights = self.log_weights.unsqueeze(1).expand(self.values.shape[:2])
         return self.values.flatten(0, 1)[_systematic(log_weights.reshape(1, -1), n)[0]][
             torch.randperm(n)

@@ -35,13 +35,9 @@ part of the steps so far in which they do."""
 
 
 def usual_steps(steps: int, n: int) -> int:
-    """The usual number of training steps for n simulations.
+    """The usual number of training steps for n simulations, by that for 10,000.
 
     Above 10,000 simulations it is proportional to n, so that each is seen as often; below to √n.
-
-    Args:
-        steps: the number of steps for 10,000 simulations.
-        n: the number of simulations.
 
     Example:
         >>> [usual_steps(8_000, n) for n in (1_000, 10_000, 100_000)]
