@@ -15,9 +15,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, constraints
 
-from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
@@ -35,7 +34,7 @@ from pyro_mdm.support.checks import check_count, check_instance
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.memory import free_bytes
 
-__all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
+__all__ = ["COMPARED", "ChainGuide", "parameters"]
 
 STARTS = {"gaussian": None, "shaped": Shape, "particles": Mixture}
 Start = str | Callable[[int], Any]
@@ -59,6 +58,20 @@ OF_TAILS = (
     "tails, or none that is proper, has such weights always"
 )
 """The advice for weights that mislead."""
+
+
+def parameters(kept: Callable[[str], bool]) -> Any:
+    """A context in which Pyro's parameter store has copies of some of its parameters, by name."""
+    store = pyro.get_param_store()
+    state: Any = {
+        kind: {name: value for name, value in values.items() if kept(name)}
+        for kind, values in dict[str, Any](store.get_state()).items()
+    }
+    state["params"] = {  # an optimizer writes to them in place
+        name: value.detach().clone().requires_grad_(value.requires_grad)
+        for name, value in state["params"].items()
+    }
+    return store.scope(state)
 
 
 class _ChainLaw(TorchDistribution):
@@ -305,6 +318,12 @@ class ChainGuide(AutoMultivariateNormal):
     def latents(self) -> Iterable[tuple[str, dict[str, Any]]]:
         return self.prototype_trace.iter_stochastic_nodes()
 
+    @property
+    def names(self) -> list[str]:
+        """The name of the site of each unconstrained latent."""
+        shapes = self._unconstrained_shapes.items()
+        return [name for name, shape in shapes for _ in range(shape.numel())]
+
     def log_weights(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """n draws (n, latent_dim), unconstrained, and their log weights (n,)."""
         law = self.get_posterior(*args, **kwargs).expand((n,))
@@ -475,15 +494,10 @@ class ChainGuide(AutoMultivariateNormal):
     def two_sided(
         self, latents: Mapping[str, Tensor], paths: int, /, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Log weights of the guide's paths, and of noising paths from given latents, (paths,) each.
+        """Log weights of the guide's paths, and of noising paths from latents by site, (paths,).
 
         The mean of the first is a lower bound on log p(data) in expectation; that of the second is
         an upper one where the latents are an exact draw of the posterior.
-
-        Args:
-            latents: a value of each latent, by site.
-            paths: number of paths of each kind.
-            args, kwargs: arguments of the program.
         """
         self.set_up(*args, **kwargs)
         x = row(latents, self.latents()).repeat(paths, 1)
@@ -538,13 +552,8 @@ class ChainGuide(AutoMultivariateNormal):
         """Warn of the latent whose deviations differ between halves of the draws x."""
         if (differs := uneven(x[:, : self.latent_dim], weights)) is not None:
             at, low, high = differs
-            names = [
-                name
-                for name, site in self.latents()
-                for _ in range(biject_to(site["fn"].support).inv(site["value"]).numel())
-            ]
             warnings.warn(
-                f"{names[at]!r} has a deviation of {low:.3g} in one half of the draws and of "
+                f"{self.names[at]!r} has a deviation of {low:.3g} in one half of the draws and of "
                 f"{high:.3g} in the other, unconstrained, expected about the same: a tail has few "
                 "draws, and the deviation is likely too small; take more draws, or train longer",
                 stacklevel=3,
