@@ -343,8 +343,7 @@ class ChainGuide(AutoMultivariateNormal):
         """n draws with the densities of their paths."""
         law = self.get_posterior(*args, **kwargs).expand((n,))
         x = law.rsample()
-        log_q = law.log_prob(x)
-        return Scored(x, *self._scored(x, log_q, args, kwargs, keep))
+        return self._scored(x, law.log_prob(x), args, kwargs, keep)
 
     def paths_to(
         self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
@@ -352,13 +351,13 @@ class ChainGuide(AutoMultivariateNormal):
         """Noising paths from unconstrained latents x (n, latent_dim) with their densities."""
         ratio, u = self.ratio(*args, **kwargs).ending_at(x)
         log_q = self.chain.noising_cost(ratio, u) + ratio.log_unit(u)
-        return Scored(x, *self._scored(x, log_q, args, kwargs, keep))
+        return self._scored(x, log_q, args, kwargs, keep)
 
     def _scored(
         self, x: Tensor, log_q: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Scored:
         log_p, kept = self.of_all_rows(x, args, kwargs, keep=keep)
-        return log_p.double(), log_q.double(), kept
+        return Scored(x, log_p.double(), log_q.double(), kept)
 
     def by_site(self, x: Tensor) -> dict[str, Tensor]:
         """All latents in their supports by site, (n, *shape), of draws x (n, …)."""
@@ -366,20 +365,18 @@ class ChainGuide(AutoMultivariateNormal):
 
     def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """n draws of the guide alone, and their log weights, whose mean is the bound."""
-        drawn = self._in_pieces(self.paths, torch.arange(n), args, kwargs, False)
+        return self._weighted(n, args, kwargs, False)
+
+    def _weighted(
+        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        drawn = self._in_pieces(self.paths, torch.arange(n), args, kwargs, keep)
         log_weights = drawn.log_target - drawn.log_proposal
-        return drawn.x, log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
+        return drawn.kept, log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
 
     def paths_at_once(self, most: int, *, kept: bool = False) -> int:
-        """The number of paths, at most a given one, for which there is memory.
-
-        Args:
-            most: the largest number.
-            kept: whether the graphs of all their steps are kept, as for an update.
-
-        Raises:
-            MemoryError: there is none for a single path.
-        """
+        """The number of paths, at most a given one, for which there is memory; MemoryError where
+        there is none for one. For an update the graphs of all steps are kept."""
         density, free = self.program_density, OF_MEMORY * free_bytes(self.loc.device)
         size = density.bytes_of_row * (self.chain.steps + 1 if kept else 1)
         if size > free:
@@ -461,10 +458,8 @@ class ChainGuide(AutoMultivariateNormal):
                 drawn, at, n, h, lambda x: self._rounding(x, args, kwargs)
             )
             return kept, ImportanceWeights(log_weights, defence)
-        scored = self._in_pieces(self.paths, torch.arange(n), args, kwargs, keep)
-        log_weights = scored.log_target - scored.log_proposal
-        log_weights = log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
-        return scored.kept, ImportanceWeights(log_weights)
+        kept, log_weights = self._weighted(n, args, kwargs, keep)
+        return kept, ImportanceWeights(log_weights)
 
     def _rounding(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """How far the density of draws x (n, latent_dim) is above that in float64, (n,) nats."""
@@ -517,8 +512,7 @@ class ChainGuide(AutoMultivariateNormal):
 
         Args:
             num_samples: number of draws.
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program.
+            args, kwargs: arguments of the program.
         """
         check_count("num_samples", num_samples, "the number of draws")
         _, weights = self.weighed(num_samples, args, kwargs)
@@ -534,22 +528,24 @@ class ChainGuide(AutoMultivariateNormal):
 
         Args:
             num_samples: number of draws.
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program.
+            args, kwargs: arguments of the program.
             resample: whether draws are resampled by their weights, from ten times as many.
         """
         check_count("num_samples", num_samples, "the number of draws")
         if resample:
-            x, weights = self.weighed(10 * num_samples, args, kwargs, keep=True)
-            weights.warn(OF_TAILS, stacklevel=3)
-            self._warn_of_halves(x, weights)
+            x, weights = self._looked_at(10 * num_samples, args, kwargs)
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
         else:
             x = self._in_pieces(self.paths, torch.arange(num_samples), args, kwargs, True).kept
         return self.by_site(x)
 
-    def _warn_of_halves(self, x: Tensor, weights: ImportanceWeights) -> None:
-        """Warn of the latent whose deviations differ between halves of the draws x."""
+    def _looked_at(
+        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, ImportanceWeights]:
+        """n draws, kept, and their weights; warns of weights that mislead, and of the latent whose
+        deviations differ between halves of the draws."""
+        x, weights = self.weighed(n, args, kwargs, keep=True)
+        weights.warn(OF_TAILS, stacklevel=4)
         if (differs := uneven(x[:, : self.latent_dim], weights)) is not None:
             at, low, high = differs
             warnings.warn(
@@ -558,14 +554,14 @@ class ChainGuide(AutoMultivariateNormal):
                 "draws, and the deviation is likely too small; take more draws, or train longer",
                 stacklevel=3,
             )
+        return x, weights
 
     def moments(self, num_samples: int, /, *args: Any, **kwargs: Any) -> dict[str, Moments]:
         """Means and deviations of all latents by site, by weighted draws, with their errors.
 
         Args:
             num_samples: number of draws.
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program.
+            args, kwargs: arguments of the program.
 
         Returns:
             The :class:`~pyro_mdm.automatic.moments.Moments` of each site, of its shape.
@@ -575,9 +571,7 @@ class ChainGuide(AutoMultivariateNormal):
                 the draws.
         """
         check_count("num_samples", num_samples, "the number of draws", least=4)
-        x, weights = self.weighed(num_samples, args, kwargs, keep=True)
-        weights.warn(OF_TAILS, stacklevel=3)
-        self._warn_of_halves(x, weights)
+        x, weights = self._looked_at(num_samples, args, kwargs)
         values = self.by_site(x)
         return {name: Moments.from_weights(value, weights) for name, value in values.items()}
 

@@ -206,8 +206,8 @@ def funnels(guide: ChainGuide, /, *args: Any, **kwargs: Any) -> dict[str, list[s
     def scales(moved: dict[str, Tensor]) -> dict[str, Tensor]:
         program = poutine.condition(guide.program, data=values | moved)
         sites: dict[str, Any] = run(program, *args, **kwargs).nodes
-        found = {name: getattr(layers(sites[name]["fn"])[-1], "scale", None) for name in values}
-        return {name: scale for name, scale in found.items() if isinstance(scale, Tensor)}
+        made = {name: getattr(layers(sites[name]["fn"])[-1], "scale", None) for name in values}
+        return {name: scale for name, scale in made.items() if isinstance(scale, Tensor)}
 
     before, result = scales({}), dict[str, list[str]]()
     for parent, value in values.items():

@@ -367,8 +367,9 @@ class _Double(TorchFunctionMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         def doubled(value: object) -> object:
-            is_single = isinstance(value, Tensor) and value.dtype == torch.float32
-            return value.double() if is_single else value
+            if isinstance(value, Tensor) and value.dtype == torch.float32:
+                return value.double()
+            return value
 
         args, named = tree_map(doubled, (args, kwargs or {}))
         return func(*args, **named)
