@@ -343,7 +343,7 @@ def placed(site: Site, u: Tensor) -> tuple[Tensor, Tensor]:
     return value, log_det.flatten(-inner).sum(-1) if inner else log_det
 
 
-def layers(law: Any) -> list[Any]:
+def layers(law: object) -> list[Any]:
     """A distribution, and those inside of events, expansions and transforms."""
     inner = getattr(law, "base_dist", None)
     return [law] if inner is None else [law, *layers(inner)]

@@ -240,12 +240,13 @@ class AutoMDM(SubsampledGuide):
         self.set_up(*args, **kwargs)
         n = max(4_000, 400 * self.latent_dim) if num_samples is None else num_samples
         check_count("num_samples", n, "the number of draws", least=100)
+        fitted = None
         if isinstance(other, str) and other == "fit":
             few = self.latent_dim <= MOST_FOR_PARTICLES and self.plate is None
             with self.alone():
                 again = self.like_this(self.program, start="particles" if few else "gaussian")
                 again.fit(*args, progress=progress, **self._budget, **kwargs)
                 fitted = second(self, again, n, *args, **kwargs)
-        else:
-            fitted = None if other is None else second(self, other, n, *args, **kwargs)
+        elif other is not None:
+            fitted = second(self, other, n, *args, **kwargs)
         return checked(self, fitted, n, *args, **kwargs)
