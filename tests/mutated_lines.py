@@ -137,7 +137,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_shares_are_learned_where_particles_are_in_wrong_numbers"
         ): ["bound = bound ⟨+→-⟩ gain * (log_share - log_share.detach())"],
         "test_first_answers.py::test_what_is_kept_has_the_highest_bound": [
-            "if ⟨not bound() > bound_of_usual→False⟩:"
+            "if bound_of_laplace ⟨>→<⟩ bound():"
         ],
         "test_first_answers.py::test_a_fit_takes_its_seconds_whatever_a_run_costs": [
             (
@@ -148,7 +148,7 @@ LINES: dict[str, dict[str, list[str]]] = {
     },
     "pyro_mdm/automatic/laplace.py": {
         "test_automatic_laplace.py::test_the_mode_and_the_curvature_are_those_of_a_density": [
-            "covariance = (axes ⟨/→*⟩ values) @ axes.mT"
+            "root = units[:, None] * axes ⟨/→*⟩ values.abs()"
         ],
     },
     "pyro_mdm/automatic/mixture.py": {
