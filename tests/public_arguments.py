@@ -75,7 +75,6 @@ from tests.public_objects import (
     N,
     Q,
     X,
-    automatic,
     class_model,
     cld,
     cld_times,
@@ -143,11 +142,6 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "condition": {"model": mapped, **values(observed=SEEN, values=torch.zeros(2))},
     "elbo_terms": {"model": model, "guide": guide, "args": lambda: (X,)},
     "impute": {"model": mapped, **values(x=X.where(SEEN, math.nan), num=2, batch_size=4, seed=0)},
-    "gap": {
-        "program": lambda: observed_program,
-        "fit": lambda: lambda observed: automatic(),
-        **values(simulated=4, paths=4),
-    },
     "class_posterior": {
         "model": class_model,
         "guide": lambda: DiffusionGuide(vpsde()),

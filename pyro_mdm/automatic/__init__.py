@@ -1,9 +1,8 @@
 """A diffusion as an automatic guide."""
 
-from pyro_mdm.automatic.bidirectional import gap
 from pyro_mdm.automatic.checkup import Checkup
 from pyro_mdm.automatic.guide import AutoMDM
 from pyro_mdm.automatic.local import RowWeights
 from pyro_mdm.evaluation.looseness import Gap
 
-__all__ = ["AutoMDM", "Checkup", "Gap", "RowWeights", "gap"]
+__all__ = ["AutoMDM", "Checkup", "Gap", "RowWeights"]

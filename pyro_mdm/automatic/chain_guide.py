@@ -15,9 +15,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, constraints
 
-from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
@@ -35,7 +34,7 @@ from pyro_mdm.support.checks import check_count, check_instance
 from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.memory import free_bytes
 
-__all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
+__all__ = ["COMPARED", "ChainGuide", "parameters"]
 
 STARTS = {"gaussian": None, "shaped": Shape, "particles": Mixture}
 Start = str | Callable[[int], Any]
@@ -44,7 +43,7 @@ COMPARED = 1_000
 """The number of paths by which a chain is judged."""
 AT_A_TIME = 1_000
 """The number of paths that are drawn together."""
-ROUNDED = 0.5
+ROUNDED = 5.0
 """The most nats by which rounding may change a density."""
 OF_MEMORY = 0.5
 """The share of the free memory that paths may take."""
@@ -59,6 +58,20 @@ OF_TAILS = (
     "tails, or none that is proper, has such weights always"
 )
 """The advice for weights that mislead."""
+
+
+def parameters(kept: Callable[[str], bool]) -> Any:
+    """A context in which Pyro's parameter store has copies of some of its parameters, by name."""
+    store = pyro.get_param_store()
+    state: Any = {
+        kind: {name: value for name, value in values.items() if kept(name)}
+        for kind, values in dict[str, Any](store.get_state()).items()
+    }
+    state["params"] = {  # an optimizer writes to them in place
+        name: value.detach().clone().requires_grad_(value.requires_grad)
+        for name, value in state["params"].items()
+    }
+    return store.scope(state)
 
 
 class _ChainLaw(TorchDistribution):
@@ -305,6 +318,12 @@ class ChainGuide(AutoMultivariateNormal):
     def latents(self) -> Iterable[tuple[str, dict[str, Any]]]:
         return self.prototype_trace.iter_stochastic_nodes()
 
+    @property
+    def names(self) -> list[str]:
+        """The name of the site of each unconstrained latent."""
+        shapes = self._unconstrained_shapes.items()
+        return [name for name, shape in shapes for _ in range(shape.numel())]
+
     def log_weights(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """n draws (n, latent_dim), unconstrained, and their log weights (n,)."""
         law = self.get_posterior(*args, **kwargs).expand((n,))
@@ -324,8 +343,7 @@ class ChainGuide(AutoMultivariateNormal):
         """n draws with the densities of their paths."""
         law = self.get_posterior(*args, **kwargs).expand((n,))
         x = law.rsample()
-        log_q = law.log_prob(x)
-        return Scored(x, *self._scored(x, log_q, args, kwargs, keep))
+        return self._scored(x, law.log_prob(x), args, kwargs, keep)
 
     def paths_to(
         self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
@@ -333,13 +351,13 @@ class ChainGuide(AutoMultivariateNormal):
         """Noising paths from unconstrained latents x (n, latent_dim) with their densities."""
         ratio, u = self.ratio(*args, **kwargs).ending_at(x)
         log_q = self.chain.noising_cost(ratio, u) + ratio.log_unit(u)
-        return Scored(x, *self._scored(x, log_q, args, kwargs, keep))
+        return self._scored(x, log_q, args, kwargs, keep)
 
     def _scored(
         self, x: Tensor, log_q: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Scored:
         log_p, kept = self.of_all_rows(x, args, kwargs, keep=keep)
-        return log_p.double(), log_q.double(), kept
+        return Scored(x, log_p.double(), log_q.double(), kept)
 
     def by_site(self, x: Tensor) -> dict[str, Tensor]:
         """All latents in their supports by site, (n, *shape), of draws x (n, …)."""
@@ -347,20 +365,18 @@ class ChainGuide(AutoMultivariateNormal):
 
     def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """n draws of the guide alone, and their log weights, whose mean is the bound."""
-        drawn = self._in_pieces(self.paths, torch.arange(n), args, kwargs, False)
+        return self._weighted(n, args, kwargs, False)
+
+    def _weighted(
+        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        drawn = self._in_pieces(self.paths, torch.arange(n), args, kwargs, keep)
         log_weights = drawn.log_target - drawn.log_proposal
-        return drawn.x, log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
+        return drawn.kept, log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
 
     def paths_at_once(self, most: int, *, kept: bool = False) -> int:
-        """The number of paths, at most a given one, for which there is memory.
-
-        Args:
-            most: the largest number.
-            kept: whether the graphs of all their steps are kept, as for an update.
-
-        Raises:
-            MemoryError: there is none for a single path.
-        """
+        """The number of paths, at most a given one, for which there is memory; MemoryError where
+        there is none for one. For an update the graphs of all steps are kept."""
         density, free = self.program_density, OF_MEMORY * free_bytes(self.loc.device)
         size = density.bytes_of_row * (self.chain.steps + 1 if kept else 1)
         if size > free:
@@ -442,10 +458,8 @@ class ChainGuide(AutoMultivariateNormal):
                 drawn, at, n, h, lambda x: self._rounding(x, args, kwargs)
             )
             return kept, ImportanceWeights(log_weights, defence)
-        scored = self._in_pieces(self.paths, torch.arange(n), args, kwargs, keep)
-        log_weights = scored.log_target - scored.log_proposal
-        log_weights = log_weights.nan_to_num(-math.inf, -math.inf, -math.inf)
-        return scored.kept, ImportanceWeights(log_weights)
+        kept, log_weights = self._weighted(n, args, kwargs, keep)
+        return kept, ImportanceWeights(log_weights)
 
     def _rounding(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """How far the density of draws x (n, latent_dim) is above that in float64, (n,) nats."""
@@ -475,15 +489,10 @@ class ChainGuide(AutoMultivariateNormal):
     def two_sided(
         self, latents: Mapping[str, Tensor], paths: int, /, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Log weights of the guide's paths, and of noising paths from given latents, (paths,) each.
+        """Log weights of the guide's paths, and of noising paths from latents by site, (paths,).
 
         The mean of the first is a lower bound on log p(data) in expectation; that of the second is
         an upper one where the latents are an exact draw of the posterior.
-
-        Args:
-            latents: a value of each latent, by site.
-            paths: number of paths of each kind.
-            args, kwargs: arguments of the program.
         """
         self.set_up(*args, **kwargs)
         x = row(latents, self.latents()).repeat(paths, 1)
@@ -503,8 +512,7 @@ class ChainGuide(AutoMultivariateNormal):
 
         Args:
             num_samples: number of draws.
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program.
+            args, kwargs: arguments of the program.
         """
         check_count("num_samples", num_samples, "the number of draws")
         _, weights = self.weighed(num_samples, args, kwargs)
@@ -520,43 +528,40 @@ class ChainGuide(AutoMultivariateNormal):
 
         Args:
             num_samples: number of draws.
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program.
+            args, kwargs: arguments of the program.
             resample: whether draws are resampled by their weights, from ten times as many.
         """
         check_count("num_samples", num_samples, "the number of draws")
         if resample:
-            x, weights = self.weighed(10 * num_samples, args, kwargs, keep=True)
-            weights.warn(OF_TAILS, stacklevel=3)
-            self._warn_of_halves(x, weights)
+            x, weights = self._looked_at(10 * num_samples, args, kwargs)
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
         else:
             x = self._in_pieces(self.paths, torch.arange(num_samples), args, kwargs, True).kept
         return self.by_site(x)
 
-    def _warn_of_halves(self, x: Tensor, weights: ImportanceWeights) -> None:
-        """Warn of the latent whose deviations differ between halves of the draws x."""
+    def _looked_at(
+        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, ImportanceWeights]:
+        """n draws, kept, and their weights; warns of weights that mislead, and of the latent whose
+        deviations differ between halves of the draws."""
+        x, weights = self.weighed(n, args, kwargs, keep=True)
+        weights.warn(OF_TAILS, stacklevel=4)
         if (differs := uneven(x[:, : self.latent_dim], weights)) is not None:
             at, low, high = differs
-            names = [
-                name
-                for name, site in self.latents()
-                for _ in range(biject_to(site["fn"].support).inv(site["value"]).numel())
-            ]
             warnings.warn(
-                f"{names[at]!r} has a deviation of {low:.3g} in one half of the draws and of "
+                f"{self.names[at]!r} has a deviation of {low:.3g} in one half of the draws and of "
                 f"{high:.3g} in the other, unconstrained, expected about the same: a tail has few "
                 "draws, and the deviation is likely too small; take more draws, or train longer",
                 stacklevel=3,
             )
+        return x, weights
 
     def moments(self, num_samples: int, /, *args: Any, **kwargs: Any) -> dict[str, Moments]:
         """Means and deviations of all latents by site, by weighted draws, with their errors.
 
         Args:
             num_samples: number of draws.
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program.
+            args, kwargs: arguments of the program.
 
         Returns:
             The :class:`~pyro_mdm.automatic.moments.Moments` of each site, of its shape.
@@ -566,9 +571,7 @@ class ChainGuide(AutoMultivariateNormal):
                 the draws.
         """
         check_count("num_samples", num_samples, "the number of draws", least=4)
-        x, weights = self.weighed(num_samples, args, kwargs, keep=True)
-        weights.warn(OF_TAILS, stacklevel=3)
-        self._warn_of_halves(x, weights)
+        x, weights = self._looked_at(num_samples, args, kwargs)
         values = self.by_site(x)
         return {name: Moments.from_weights(value, weights) for name, value in values.items()}
 

@@ -13,20 +13,12 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain_guide import ChainGuide
-from pyro_mdm.automatic.density import run
+from pyro_mdm.automatic.density import layers, run
 from pyro_mdm.automatic.draws import warn_of_same
 from pyro_mdm.automatic.moments import Moments
 from pyro_mdm.posteriors.weights import ImportanceWeights
 
-__all__ = [
-    "MOST_FOR_PARTICLES",
-    "Checkup",
-    "Second",
-    "checked",
-    "funnels",
-    "remedies_of",
-    "second",
-]
+__all__ = ["MOST_FOR_PARTICLES", "Checkup", "Second", "checked", "funnels", "remedies_of", "second"]
 
 FEWEST = 100
 """Draws that count, below which nothing is trusted."""
@@ -103,34 +95,24 @@ class Checkup:
         return self.weights.log_evidence.mean < other.log_evidence.mean
 
     def __repr__(self) -> str:
-        lines = [
-            f"weights: {self.weights}",
-            *(
-                [f"images: {self.lacks} have other modes, which no draw comes near"]
-                * bool(self.lacks)
-            ),
-            self._of_second(),
-            f"kept: the {self.kept}",
-            "trust: " + ("yes" if self.is_trusted else "no"),
-        ]
-        if not self.is_trusted:
-            lines[-1] += "; " + (self.remedies[0] if self.remedies else "train longer")
-        return "\n".join(lines)
-
-    def _of_second(self) -> str:
+        lines = [f"weights: {self.weights}"]
+        if self.lacks:
+            lines.append(f"images: {self.lacks} have other modes, which no draw comes near")
         if self.second is None:
-            return "second fit: none, so that a missed mode would not be seen"
-        other = self.second.weights
-        evidence = "" if other is None else f" log evidence {other.log_evidence},"
-        return (
-            f"second fit: {self.second.name},{evidence} means differ by at most "
-            f"{self.distance:.2f} deviations ({self.distant})"
-        )
+            lines.append("second fit: none, so that a missed mode would not be seen")
+        else:
+            other = self.second.weights
+            evidence = "" if other is None else f" log evidence {other.log_evidence},"
+            lines.append(
+                f"second fit: {self.second.name},{evidence} means differ by at most "
+                f"{self.distance:.2f} deviations ({self.distant})"
+            )
+        remedy = "" if self.is_trusted else "; " + (*self.remedies, "train longer")[0]
+        trust = "yes" if self.is_trusted else "no"
+        return "\n".join([*lines, f"kept: the {self.kept}", f"trust: {trust}{remedy}"])
 
 
-def second(
-    guide: ChainGuide, other: object, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Second:
+def second(guide: ChainGuide, other: object, n: int, /, *args: Any, **kwargs: Any) -> Second:
     """The means and the evidence by n draws of another guide, or by draws of the posterior."""
     if isinstance(other, ChainGuide):
         x, weights = other.weighed(n, args, kwargs)
@@ -141,56 +123,50 @@ def second(
 
 
 def checked(
-    guide: ChainGuide,
-    other: Second | None,
-    num_samples: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    guide: ChainGuide, other: Second | None, n: int, /, *args: Any, **kwargs: Any
 ) -> Checkup:
-    """The check of a guide that has been fitted."""
-    x, weights = guide.weighed(num_samples, args, kwargs)
-    first = Moments.from_weights(x, weights)
+    """The check of a guide that has been fitted, by n draws."""
+    x, weights = guide.weighed(n, args, kwargs)
+    moments, lacks = Moments.from_weights(x, weights), ""
     distance, at, is_apart = math.nan, 0, False
     if other is not None:
-        distance, at, is_apart = first.apart(other.moments)
-    names = [name for name, site in guide.latents() for _ in range(_size(site))]
-    lacks = _lacking(guide, x, weights, first, args, kwargs)
-    result = Checkup(weights, _kept(guide), other, distance, repr(names[at]), is_apart, lacks, ())
+        distance, at, is_apart = moments.apart(other.moments)
+    if guide.program_density.plate is None:
+        symmetry = guide.symmetry(x[weights.log_weights.topk(2).indices], args, kwargs)
+        images = Moments.from_weights(symmetry.scattered(x), weights)
+        lacks = str(symmetry) if symmetry and moments.apart(images)[2] else ""
+    start = "Gaussian" if guide.shape is None else "start"
+    kept = start if guide.chain.is_at_rest else "chain"
+    distant = repr(guide.names[at])
+    result = Checkup(weights, kept, other, distance, distant, is_apart, lacks, ())
     if result.is_trusted:
         return result
-    remedies = tuple(remedies_of(guide, result, args, kwargs))
-    return replace(result, remedies=remedies)
+    return replace(result, remedies=tuple(remedies_of(guide, result, *args, **kwargs)))
 
 
-def _lacking(
-    guide: ChainGuide,
-    x: Tensor,
-    weights: ImportanceWeights,
-    moments: Moments,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> str:
-    """The maps that leave the density of the program as it is, but not the moments of draws x."""
-    if guide.program_density.plate is not None:
-        return ""
-    largest = x[weights.log_weights.topk(2).indices]
-    symmetry = guide.symmetry(largest, args, kwargs)
-    images = Moments.from_weights(symmetry.scattered(x), weights)
-    return str(symmetry) if symmetry and moments.apart(images)[2] else ""
-
-
-def remedies_of(
-    guide: ChainGuide, result: Checkup, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[str]:
+def remedies_of(guide: ChainGuide, result: Checkup, /, *args: Any, **kwargs: Any) -> Iterator[str]:
     """Remedies in words. If both fits are sure of themselves, no shape is to blame."""
+    is_whole = guide.program_density.plate is None  # with a subsample there is one start
+    by_particles = (
+        is_whole and guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
+    )
     if result.lacks:
-        yield _of_images(guide)
+        yield "modes have images: " + (
+            "take start='particles', which learns them all"
+            if by_particles
+            else "order what has no name, or give it different priors, so that one image is left"
+        )
+    disagreement = "the fits disagree, so that one has missed a mode or has not converged: " + (
+        "take start='particles', and compare two seeds of it"
+        if by_particles
+        else "fit it to draws of long NUTS chains from several starts, fit(draws=…)"
+    )
     if result.disagrees and not result.is_thin:
-        yield _of_disagreement(guide)
-    yield from _of_shape(guide, args, kwargs)
+        yield disagreement
+    yield from _of_shape(guide, is_whole and guide.start == "gaussian", *args, **kwargs)
     other = None if result.second is None else result.second.weights
     if result.is_thin and (result.disagrees or (other is not None and not other.doubt)):
-        yield _of_disagreement(guide)
+        yield disagreement
     if (rise := _rise(guide.losses)) > RISING:
         yield (
             f"the bound still rose in the last quarter of the updates, by {rise:.0f} standard "
@@ -198,104 +174,50 @@ def remedies_of(
         )
     yield (
         "give the guide more steps and fit more updates"
-        + (", or take start='particles'" if _may_take(guide, "particles") else "")
+        + ", or take start='particles'" * by_particles
     )
 
 
-def _may_take(guide: ChainGuide, start: str) -> bool:
-    """Whether a guide of another start is a remedy; with a subsample there is one start."""
-    if guide.program_density.plate is not None:
-        return False
-    if start == "shaped":
-        return guide.start == "gaussian"
-    return guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
-
-
-def _of_images(guide: ChainGuide) -> str:
-    return "modes have images: " + (
-        "take start='particles', which learns them all"
-        if _may_take(guide, "particles")
-        else "order what has no name, or give it different priors, so that one image is left"
-    )
-
-
-def _of_disagreement(guide: ChainGuide) -> str:
-    return "the fits disagree, so that one has missed a mode or has not converged: " + (
-        "take start='particles', and compare two seeds of it"
-        if _may_take(guide, "particles")
-        else "fit it to draws of long NUTS chains from several starts, fit(draws=…)"
-    )
-
-
-def _of_shape(guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
-    for parent, children in funnels(guide, args, kwargs).items():
+def _of_shape(guide: ChainGuide, by_shaped: bool, /, *args: Any, **kwargs: Any) -> Iterator[str]:
+    for parent, children in funnels(guide, *args, **kwargs).items():
         names = ", ".join(map(repr, children))
         yield (
             f"{parent!r} scales {names}, a funnel where data say little of them: non-centre "
-            "them, pyro.poutine.reparam(program, config={"
-            f"{children[0]!r}: LocScaleReparam(0.0)"
-            + "})"
-            + (", or take start='shaped'" if _may_take(guide, "shaped") else "")
+            f"them, pyro.poutine.reparam(program, config={{{children[0]!r}: LocScaleReparam(0.0)}})"
+            + ", or take start='shaped'"
+            * by_shaped
         )
     for name, site in guide.latents():
-        kinds = [type(distribution).__name__ for distribution in _layers(site)]
-        heavy = [kind for kind in kinds if kind in HEAVY]  # some are transforms of other kinds
-        if not heavy:
-            continue
-        yield (
-            f"{name!r} has heavy tails ({heavy[0]}), which Gaussians do not "
-            "cover: "
-            + ("take start='shaped', " if _may_take(guide, "shaped") else "")
-            + "write it as a scale mixture, or as a function of a uniform latent"
-        )
-        break
+        kinds = [type(law).__name__ for law in layers(site["fn"])]
+        if heavy := [kind for kind in kinds if kind in HEAVY]:  # some are transforms of others
+            yield (
+                f"{name!r} has heavy tails ({heavy[0]}), which Gaussians do not cover: "
+                + "take start='shaped', " * by_shaped
+                + "write it as a scale mixture, or as a function of a uniform latent"
+            )
+            break
 
 
-def funnels(
-    guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, list[str]]:
+def funnels(guide: ChainGuide, /, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
     """Latents on which the scale of other latents depends, by name, with those."""
-    latents = [name for name, _ in guide.latents()]
     nodes: dict[str, Any] = guide.program_density.drawn(*args, **kwargs).nodes
-    values = {name: nodes[name]["value"] for name in latents}
-    before = _scales(guide, values, args, kwargs)
-    result: dict[str, list[str]] = {}
-    for parent in latents:
+    values = {name: nodes[name]["value"] for name, _ in guide.latents()}
+
+    def scales(moved: dict[str, Tensor]) -> dict[str, Tensor]:
+        program = poutine.condition(guide.program, data=values | moved)
+        sites: dict[str, Any] = run(program, *args, **kwargs).nodes
+        made = {name: getattr(layers(sites[name]["fn"])[-1], "scale", None) for name in values}
+        return {name: scale for name, scale in made.items() if isinstance(scale, Tensor)}
+
+    before, result = scales({}), dict[str, list[str]]()
+    for parent, value in values.items():
         to_support = biject_to(nodes[parent]["fn"].support)
-        moved = to_support(to_support.inv(values[parent]) + 0.5)
-        after = _scales(guide, values | {parent: moved}, args, kwargs)
-        children = [
-            name
-            for name in latents
-            if name in before and name in after and not torch.allclose(before[name], after[name])
-        ]
+        after = scales({parent: to_support(to_support.inv(value) + 0.5)})
+        both = [name for name in before if name in after]
+        children = [name for name in both if not torch.allclose(before[name], after[name])]
         if children and children != [parent]:
             result[parent] = children
     return result
-
-
-def _scales(
-    guide: ChainGuide, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Tensor]:
-    """The scale of each latent that has one, given the values of all."""
-    program = poutine.condition(guide.program, data=values)
-    nodes: dict[str, Any] = run(program, *args, **kwargs).nodes
-    scales = {name: getattr(_layers(nodes[name])[-1], "scale", None) for name in values}
-    return {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
-
-
-def _layers(site: dict[str, Any]) -> list[Any]:
-    """The distribution of a site, and those inside of events, expansions and transforms."""
-    layers = [site["fn"]]
-    while (inner := getattr(layers[-1], "base_dist", None)) is not None:
-        layers.append(inner)
-    return layers
-
-
-def _size(site: dict[str, Any]) -> int:
-    """The number of unconstrained numbers of a site."""
-    size: int = biject_to(site["fn"].support).inv(site["value"]).numel()
-    return size
 
 
 def _rise(losses: Tensor) -> float:
@@ -306,9 +228,3 @@ def _rise(losses: Tensor) -> float:
     third, last = losses[-2 * quarter : -quarter].double(), losses[-quarter:].double()
     error = math.sqrt(float(third.var() + last.var()) / quarter)
     return float(third.mean() - last.mean()) / max(error, 1e-12)
-
-
-def _kept(guide: ChainGuide) -> str:
-    chain = guide.chain
-    start = "Gaussian" if guide.shape is None else "start"
-    return start if chain.is_at_rest else "chain"

@@ -30,7 +30,16 @@ from torch.utils._pytree import tree_map
 from pyro_mdm.paths.base import PathLaw
 from pyro_mdm.support.inference import Inference
 
-__all__ = ["ProgramDensity", "Site", "is_enumerated", "run"]
+__all__ = [
+    "ProgramDensity",
+    "Site",
+    "alike",
+    "densities",
+    "is_enumerated",
+    "layers",
+    "placed",
+    "run",
+]
 
 UNBATCHED = (
     "boolean mask",
@@ -80,7 +89,7 @@ class ProgramDensity:
         unpack: Callable[[Tensor], Iterable[tuple[Site, Tensor]]],
     ) -> None:
         self.program, self._unpack = program, unpack
-        sites = _densities(trace)
+        sites = densities(trace)
         latents: list[Any] = [site for _, site in trace.iter_stochastic_nodes()]
         self._latents = [site for site in latents if not is_enumerated(site)]
         self._laws = {site["name"]: site["fn"] for site in sites}
@@ -98,10 +107,10 @@ class ProgramDensity:
 
         def of_one(row: Tensor) -> tuple[Tensor, list[Tensor]]:
             trace, terms = self._run_at(row, *args, **kwargs)
-            alone = [site for site in _densities(trace) if not self._is_factor(site)]
+            alone = [site for site in densities(trace) if not self._is_factor(site)]
             terms += [site["log_prob"].sum() for site in alone]
             trace.symbolize_dims()
-            factor_sites = [site for site in _densities(trace) if self._is_factor(site)]
+            factor_sites = [site for site in densities(trace) if self._is_factor(site)]
             factors[:] = [_Factor.of_site(site, trace.plate_to_symbol) for site in factor_sites]
             return torch.stack(terms).sum(), [_masked(site) for site in factor_sites]
 
@@ -144,7 +153,7 @@ class ProgramDensity:
         """Latents in their supports, by site, (n, *shape)."""
 
         def of_one(row: Tensor) -> dict[str, Tensor]:
-            return {site["name"]: biject_to(site["fn"].support)(u) for site, u in self._unpack(row)}
+            return {site["name"]: placed(site, u)[0] for site, u in self._unpack(row)}
 
         return dict(torch.func.vmap(of_one)(x))
 
@@ -152,11 +161,7 @@ class ProgramDensity:
         """log |d value / d x| of rows of unconstrained latents x (n, dim), (n,)."""
 
         def of_one(row: Tensor) -> Tensor:
-            terms = []
-            for site, u in self._unpack(row):
-                transform = biject_to(site["fn"].support)
-                terms.append(transform.log_abs_det_jacobian(u, transform(u)).sum())
-            return torch.stack(terms).sum()
+            return torch.stack([placed(*pair)[1].sum() for pair in self._unpack(row)]).sum()
 
         made: Tensor = torch.func.vmap(of_one)(x)
         return made
@@ -165,15 +170,18 @@ class ProgramDensity:
         """A run with these latents, and the logarithms of Jacobians."""
         values, log_dets = {}, []
         for site, u in self._unpack(row):
-            transform = biject_to(site["fn"].support)
-            values[site["name"]] = transform(u)
-            log_dets.append(transform.log_abs_det_jacobian(u, values[site["name"]]).sum())
+            values[site["name"]], log_det = placed(site, u)
+            log_dets.append(log_det.sum())
         program = poutine.condition(self.program, data=values)
         if self._is_summed:
             program = _Enumeration(self._first_free_dim)(config_enumerate(program))
         trace = run(program, *args, **kwargs)
         trace.compute_log_prob()
         return trace, log_dets
+
+    def _sites(self, packed: Tensor) -> Iterable[tuple[Site, Tensor]]:
+        """The sites, and the unconstrained latents, of what a call takes for one row."""
+        return self._unpack(packed)
 
     def _is_factor(self, site: Site) -> bool:
         """Whether a site's density depends on discrete sites that are summed over."""
@@ -212,10 +220,7 @@ class ProgramDensity:
                 "torch.tensor of latents or values set in place"
             ) from error
         self.bytes_of_row = self._bytes_of(x, *args, **kwargs) // len(x)
-        # a thousand roundings: threads and GPUs may sum in another order in each run, and a hidden
-        # draw changes far more
-        rounding = 1e3 * torch.finfo(first.dtype).eps
-        if not torch.allclose(first, again, rtol=rounding, atol=rounding, equal_nan=True):
+        if not alike(first, again):
             one, other = (float(density.flatten()[0]) for density in (first, again))
             raise ValueError(
                 "the program's density of the same latents changes from run to run "
@@ -268,9 +273,7 @@ class ProgramDensity:
     def _check_laws(self) -> None:
         """Raise ValueError if a site's ``log_prob`` is no density, such as a bound on one."""
         for name, law in self._laws.items():
-            while (inner := getattr(law, "base_dist", None)) is not None:
-                law = inner
-            if (check := getattr(law, "check_density", None)) is not None:
+            if (check := getattr(layers(law)[-1], "check_density", None)) is not None:
                 try:
                     check(Inference("AutoMDM", walks=True))
                 except ValueError as error:
@@ -317,11 +320,11 @@ class ProgramDensity:
     @torch.enable_grad()
     def _check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         x = x.detach().requires_grad_()
-        density = self(x, *args, **kwargs)
+        density = self(x, *args, **kwargs).view(len(x), -1).sum(1)
         (slope,) = torch.autograd.grad(density.sum(), x)
         wrong = slope.isnan().any(1) & density.isfinite()
         for row, its_slope in zip(x[wrong].detach(), slope[wrong], strict=True):
-            pairs = zip(self._unpack(row), self._unpack(its_slope), strict=True)
+            pairs = zip(self._sites(row), self._sites(its_slope), strict=True)
             site, at = next((site, at) for (site, at), (_, g) in pairs if g.isnan().any())
             raise ValueError(
                 f"the gradient of the program's density by {site['name']!r} is nan where its value "
@@ -329,6 +332,28 @@ class ProgramDensity:
                 "program, e.g. by torch.where inside of functions whose derivative is infinite, "
                 "such as sqrt"
             )
+
+
+def placed(site: Site, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of a site in its support, and log|det| by its batch."""
+    transform = biject_to(site["fn"].support)
+    value = transform(u)
+    log_det = transform.log_abs_det_jacobian(u, value)
+    inner = log_det.dim() - value.dim() + site["fn"].event_dim
+    return value, log_det.flatten(-inner).sum(-1) if inner else log_det
+
+
+def layers(law: object) -> list[Any]:
+    """A distribution, and those inside of events, expansions and transforms."""
+    inner = getattr(law, "base_dist", None)
+    return [law] if inner is None else [law, *layers(inner)]
+
+
+def alike(first: Tensor, again: Tensor) -> bool:
+    """Whether densities differ by less than a thousand roundings: threads and GPUs may sum in
+    another order in each run, and a hidden draw changes far more."""
+    rounding = 1e3 * torch.finfo(first.dtype).eps
+    return torch.allclose(first, again, rtol=rounding, atol=rounding, equal_nan=True)
 
 
 class _Double(TorchFunctionMode):
@@ -342,8 +367,9 @@ class _Double(TorchFunctionMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         def doubled(value: object) -> object:
-            is_single = isinstance(value, Tensor) and value.dtype == torch.float32
-            return value.double() if is_single else value
+            if isinstance(value, Tensor) and value.dtype == torch.float32:
+                return value.double()
+            return value
 
         args, named = tree_map(doubled, (args, kwargs or {}))
         return func(*args, **named)
@@ -357,7 +383,7 @@ class _Enumeration(EnumMessenger):
         super()._pyro_post_sample({**msg, "value": torch.zeros(()).expand(value.shape)})
 
 
-def _densities(trace: poutine.Trace) -> list[Any]:
+def densities(trace: poutine.Trace) -> list[Any]:
     """The sites that a trace has drawn or observed."""
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 

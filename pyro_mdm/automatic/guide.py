@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyro_mdm.automatic.bidirectional import gap, gap_by_draws
+from pyro_mdm.automatic.bidirectional import gap_by_draws, gap_by_simulation
 from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
 from pyro_mdm.automatic.fitting import OF_MIXTURE, Fitting
 from pyro_mdm.automatic.mixture import Mixture
@@ -205,13 +205,13 @@ class AutoMDM(SubsampledGuide):
         """
         check_count("paths", paths, "the number of paths of each kind")
         self.refuse_subsample("bounds from both sides")
-        if draws is None:
+        if draws is not None:
+            return gap_by_draws(self, draws, paths, *args, **kwargs)
 
-            def fitted(program: Callable[..., Any]) -> AutoMDM:
-                return self.like_this(program).fit(*args, progress=False, **self._budget, **kwargs)
+        def fitted(program: Callable[..., Any]) -> AutoMDM:
+            return self.like_this(program).fit(*args, progress=False, **self._budget, **kwargs)
 
-            return gap(self.program, fitted, *args, simulated=simulated, paths=paths, **kwargs)
-        return gap_by_draws(self, draws, paths, args, kwargs)
+        return gap_by_simulation(self.program, fitted, simulated, paths, *args, **kwargs)
 
     @checked_arguments
     def check(
@@ -246,7 +246,7 @@ class AutoMDM(SubsampledGuide):
             with self.alone():
                 again = self.like_this(self.program, start="particles" if few else "gaussian")
                 again.fit(*args, progress=progress, **self._budget, **kwargs)
-                fitted = second(self, again, n, args, kwargs)
+                fitted = second(self, again, n, *args, **kwargs)
         elif other is not None:
-            fitted = second(self, other, n, args, kwargs)
-        return checked(self, fitted, n, args, kwargs)
+            fitted = second(self, other, n, *args, **kwargs)
+        return checked(self, fitted, n, *args, **kwargs)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.automatic.chain import LIMIT, SEEN, Chain, bounded
+from pyro_mdm.automatic.maps import solved
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.weights import pareto_k
@@ -172,17 +173,16 @@ def _newton(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
         flat = root.diagonal(0, -2, -1).amin(-1).square() < LEAST_PRECISION
         usable = ((wrong == 0) & ~flat)[:, None, None]
     root = torch.linalg.cholesky_ex(torch.where(usable, precision, diagonal)).L
-    return torch.linalg.solve_triangular(root, slope[..., None], upper=False)[..., 0], root
+    return solved(root, slope[..., None])[..., 0], root
 
 
 def _derivative(value: Tensor, z: Tensor, through: bool) -> Tensor:
     """The derivative, 0 where there is none."""
     if not value.requires_grad:
         return torch.zeros_like(z)
-    (slope,) = torch.autograd.grad(
-        value, z, create_graph=through, retain_graph=True, allow_unused=True
-    )
-    return torch.zeros_like(z) if slope is None else slope
+    return torch.autograd.grad(
+        value, z, create_graph=through, retain_graph=True, materialize_grads=True
+    )[0]
 
 
 def _unwhitened(root: Tensor, w: Tensor) -> Tensor:

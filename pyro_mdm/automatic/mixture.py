@@ -194,7 +194,8 @@ def _log_parts(components: Components) -> Callable[[Tensor], Tensor]:
     inverse = solved(roots, torch.eye(roots.shape[-1]).to(roots).expand_as(roots))
     middle = means.mean(0)
     matrix, offset = inverse.flatten(0, 1).mT, (inverse @ (means - middle)[:, :, None]).flatten()
-    constant = log_shares - _log_volume(roots)
+    log_scales = roots.diagonal(0, -2, -1).log().sum(-1)
+    constant = log_shares - log_scales - roots.shape[-1] / 2 * math.log(2 * math.pi)
 
     def log_parts(w: Tensor) -> Tensor:
         u = ((w - middle) @ matrix - offset).unflatten(1, means.shape)
@@ -203,16 +204,11 @@ def _log_parts(components: Components) -> Callable[[Tensor], Tensor]:
     return log_parts
 
 
-def _weights(w: Tensor) -> list[float]:
-    """The weights of the mean covariance that are tried, for draws w (n, dim)."""
-    return sorted({float(w.shape[1] ** power) for power in POWERS})
-
-
 def _by_seeds(w: Tensor, most: Callable[[], int]) -> Iterator[tuple[Components, float]]:
     """Components from seeds among the draws w, with the weight of their mean covariance."""
     number = 2
     while number <= most():
-        for weight in _weights(w):
+        for weight in sorted({float(w.shape[1] ** power) for power in POWERS}):
             yield _climbed(w, _seeded(w, number), weight), weight
         number *= 2
 
@@ -221,7 +217,7 @@ def _by_splits(w: Tensor, most: int) -> Iterator[tuple[Components, float]]:
     """The same, from one that is split, and so on while there is something to split."""
     one = _climbed(w, _seeded(w, 1), 0.0)
     yield one, 0.0
-    for weight in _weights(w):
+    for weight in sorted({float(w.shape[1] ** power) for power in POWERS}):
         number, components = 1, _split(w, one, most)
         while len(components[0]) > number:
             number, components = len(components[0]), _climbed(w, components, weight)
@@ -282,23 +278,16 @@ def _seeded(w: Tensor, number: int) -> Components:
 
 
 def _climbed(w: Tensor, components: Components, weight: float) -> Components:
-    """The components of draws w (n, dim), float64, by the EM algorithm from others.
-
-    Args:
-        w: the draws.
-        components: the first components.
-        weight: the number of draws that the mean covariance counts for in that of a component.
-    """
+    """The components of draws w (n, dim), float64, by the EM algorithm from others, with the number
+    of draws that the mean covariance counts for in that of a component."""
     before, dim = -math.inf, w.shape[1]
     for _ in range(ITERATIONS):
-        coefficients, sums, total = _of_moments(*components), w.new_zeros(()), w.new_zeros(())
+        log_parts, sums, after = _log_parts(components), w.new_zeros(()), 0.0
         for rows in w.split(max(MOST_FOR_MOMENTS // dim**2, 1)):
-            moments = _moments(rows)
-            log_parts = coefficients @ moments.mT
-            log_density = log_parts.logsumexp(0)
-            sums = sums + (log_parts - log_density).exp() @ moments
-            total = total + log_density.sum()
-        after = float(total) / len(w)
+            parts = log_parts(rows)
+            log_density = parts.logsumexp(1, keepdim=True)
+            sums = sums + (parts - log_density).exp().mT @ _moments(rows)
+            after += float(log_density.sum()) / len(w)
         if after - before < ENOUGH:
             break
         before, components = after, _of_sums(sums, dim, weight)
@@ -331,17 +320,3 @@ def _of_sums(sums: Tensor, dim: int, weight: float) -> Components:
 def _moments(w: Tensor) -> Tensor:
     """1, w and w wᵀ of draws w (n, dim), (n, 1 + dim + dim²)."""
     return torch.cat([w.new_ones(len(w), 1), w, (w[:, :, None] * w[:, None]).flatten(1)], 1)
-
-
-def _of_moments(means: Tensor, roots: Tensor, log_shares: Tensor) -> Tensor:
-    """The coefficients (C, 1 + dim + dim²) of moments in log π_k N(w; m_k, R_k R_kᵀ)."""
-    precisions = torch.cholesky_inverse(roots)
-    linear = (precisions @ means[:, :, None])[..., 0]
-    constant = log_shares - _log_volume(roots) - (linear * means).sum(1) / 2
-    return torch.cat([constant[:, None], linear, -precisions.flatten(1) / 2], 1)
-
-
-def _log_volume(roots: Tensor) -> Tensor:
-    """log √|2π R Rᵀ|, (C,)."""
-    log_scales = roots.diagonal(0, -2, -1).log().sum(-1)
-    return log_scales + roots.shape[-1] / 2 * math.log(2 * math.pi)

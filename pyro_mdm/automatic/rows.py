@@ -19,9 +19,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_mdm.automatic.density import ProgramDensity, Site, run
+from pyro_mdm.automatic.density import ProgramDensity, Site, alike, densities, placed, run
 
-__all__ = ["PlateDensity", "Terms", "placed"]
+__all__ = ["PlateDensity", "Terms"]
 
 SUBSAMPLES = 8
 """Subsamples by which it is seen whether a program takes the rows that the plate draws."""
@@ -76,12 +76,11 @@ class PlateDensity(ProgramDensity):
             )
         self.dim: int = frame.dim
         self.batch, self.size = int(frame.size), int(frame.full_size)
-        self._locals = [
-            self._local(site)
-            for site in self._latents
-            if any(f.name == plate for f in site["cond_indep_stack"])
-        ]
+        self._locals = [self._local(site) for site in self._latents if self._is_inside(site)]
         self.row_dim = sum(local.size for local in self._locals)
+
+    def _is_inside(self, site: Site) -> bool:
+        return any(frame.name == self.plate for frame in site["cond_indep_stack"])
 
     def _local(self, site: Site) -> _Local:
         transform = biject_to(site["fn"].support)
@@ -101,15 +100,15 @@ class PlateDensity(ProgramDensity):
 
     def start(self) -> Tensor:
         """A value of a row's latents, (row_dim,): the mean over rows of those at the start."""
-        values = [
-            biject_to(local.site["fn"].support).inv(local.site["value"].detach())
-            for local in self._locals
-        ]
-        rows = [
-            u.movedim(local.axis, 0).reshape(self.batch, -1).mean(0)
-            for local, u in zip(self._locals, values, strict=True)
-        ]
-        return torch.cat(rows) if rows else torch.zeros(0)
+        rows = [torch.zeros(0)]
+        for site, _, axis, _ in self._locals:
+            u = biject_to(site["fn"].support).inv(site["value"].detach())
+            rows.append(u.movedim(axis, 0).reshape(self.batch, -1).mean(0))
+        return torch.cat(rows)
+
+    def _near_start(self, x: Tensor) -> Tensor:
+        """Latents of rows near the start, (n, B, row_dim), beside globals x (n, dim)."""
+        return self.start().to(x) + 0.1 * torch.randn(len(x), self.batch, self.row_dim).to(x)
 
     def unpacked(self, z: Tensor) -> Iterator[tuple[Site, Tensor]]:
         """The latents of rows z (…, B, row_dim) by site, unconstrained, (…, *shape)."""
@@ -120,7 +119,7 @@ class PlateDensity(ProgramDensity):
 
     def rows_by_site(self, z: Tensor) -> dict[str, Tensor]:
         """Latents of rows z (n, rows, row_dim) in their supports, by site, (n, *shape)."""
-        return {site["name"]: biject_to(site["fn"].support)(u) for site, u in self.unpacked(z)}
+        return {site["name"]: placed(site, u)[0] for site, u in self.unpacked(z)}
 
     def terms(self, x: Tensor, z: Tensor, index: Tensor, /, *args: Any, **kwargs: Any) -> Terms:
         """log p of globals x (n, dim) and of rows index (B,) with latents z (n, B, row_dim)."""
@@ -136,26 +135,27 @@ class PlateDensity(ProgramDensity):
         with pyro.validation_enabled(False):
             return self._of_rows(of_one, packed)[0]
 
-    def _terms_at(self, packed: Tensor, index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _sites(self, packed: Tensor) -> Iterable[tuple[Site, Tensor]]:
         inside = self.batch * self.row_dim
         x, z = packed.split([len(packed) - inside, inside])
+        return [*self._unpack(x), *self.unpacked(z.reshape(self.batch, self.row_dim))]
+
+    def _terms_at(self, packed: Tensor, index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         values: dict[str, Tensor] = {self.plate: index}
-        alone, rows = x.new_zeros(()), x.new_zeros(self.batch)
-        for site, u in self._unpack(x):
+        alone, rows = packed.new_zeros(()), packed.new_zeros(self.batch)
+        terms: list[tuple[Any, Tensor, float]] = []
+        for site, u in self._sites(packed):
             values[site["name"]], log_det = placed(site, u)
-            alone = alone + log_det.sum()
-        for site, u in self.unpacked(z.reshape(self.batch, self.row_dim)):
-            values[site["name"]], log_det = placed(site, u)
-            rows = rows + self._by_row(log_det)
+            terms.append((site, log_det, 1.0))
         trace = run(poutine.condition(self.program, data=values), *args, **kwargs)
         trace.compute_log_prob()
-        for node in trace.nodes.values():
-            if node["type"] != "sample":
-                continue
-            if any(f.name == self.plate for f in node["cond_indep_stack"]):
-                rows = rows + self._by_row(node["log_prob"]) * (self.batch / self.size)
+        scale = self.batch / self.size
+        terms += [(site, site["log_prob"], scale) for site in densities(trace)]
+        for site, term, scale in terms:
+            if self._is_inside(site):
+                rows = rows + self._by_row(term) * scale
             else:
-                alone = alone + node["log_prob"].sum()
+                alone = alone + term.sum()
         return torch.cat([alone[None], rows])
 
     def _by_row(self, terms: Tensor) -> Tensor:
@@ -166,21 +166,15 @@ class PlateDensity(ProgramDensity):
     # -- checks ------------------------------------------------------------------------------------
 
     def check(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Raise ValueError unless rows have one density each, and are those that the plate draws.
-
-        Args:
-            x: two values of the globals, (2, dim).
-            args, kwargs: arguments of the program.
-        """
+        """Raise ValueError unless rows have one density each, and are those that the plate draws,
+        by two values x of the globals, (2, dim)."""
         self._check_laws()
         self._check_latents(*args, **kwargs)
-        z = self.start().to(x) + 0.1 * torch.randn(2, self.batch, self.row_dim).to(x)
-        index = self.subsample()
-        self._terms_at(
-            torch.cat([x[0], z[0].flatten()]), index, *args, **kwargs
-        )  # by Pyro's checks
+        z, index = self._near_start(x), self.subsample()
+        packed = torch.cat([x, z.flatten(1)], 1)
+        self._terms_at(packed[0], index, *args, **kwargs)  # by Pyro's checks
         fix = "give the whole program, in which no site that is drawn is hidden"
-        self._check_density(fix, torch.cat([x, z.flatten(1)], 1), index, *args, **kwargs)
+        self._check_density(fix, packed, index, *args, **kwargs)
         self._check_rows(x, z, index, *args, **kwargs)
         self._check_indices(x, z, *args, **kwargs)
 
@@ -196,7 +190,7 @@ class PlateDensity(ProgramDensity):
             (f"rows of the plate {self.plate!r}", first.rows[:, :half], again.rows[:, :half]),
             ("sites outside of it", first.alone[:, None], again.alone[:, None]),
         ):
-            if not _alike(one, other):
+            if not alike(one, other):
                 at = (one - other).abs().nan_to_num().argmax()
                 raise ValueError(
                     f"{what} have another density beside other rows of the plate {self.plate!r} "
@@ -211,8 +205,8 @@ class PlateDensity(ProgramDensity):
         rows = [
             self.terms(x, same, self.subsample(), *args, **kwargs).rows for _ in range(SUBSAMPLES)
         ]
-        differs = not _alike(rows[0], rows[0][:, :1].expand_as(rows[0]))
-        if differs and all(_alike(rows[0], others) for others in rows[1:]):
+        differs = not alike(rows[0], rows[0][:, :1].expand_as(rows[0]))
+        if differs and all(alike(rows[0], others) for others in rows[1:]):
             raise ValueError(
                 f"data of the plate {self.plate!r} stay the same when it draws other rows, "
                 f"expected those that it draws; give the program all data, and take data[rows] in "
@@ -220,33 +214,5 @@ class PlateDensity(ProgramDensity):
             )
 
     def check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Raise ValueError if the density's gradient is NaN where it is finite."""
-        z = self.start().to(x) + 0.1 * torch.randn(len(x), self.batch, self.row_dim).to(x)
-        self._check_slope(torch.cat([x, z.flatten(1)], 1), self.subsample(), *args, **kwargs)
-
-    @torch.enable_grad()
-    def _check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
-        packed = x.detach().requires_grad_()
-        total = self(packed, *args, **kwargs).sum(1)
-        (slope,) = torch.autograd.grad(total.sum(), packed)
-        if bool((slope.isnan().any(1) & total.isfinite()).any()):
-            raise ValueError(
-                "the gradient of the program's density is nan where its value is finite, expected "
-                "numbers; mend the program, e.g. by torch.where inside of functions whose "
-                "derivative is infinite, such as sqrt"
-            )
-
-
-def placed(site: Site, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The value of a site in its support, and log|det| by its batch."""
-    transform = biject_to(site["fn"].support)
-    value = transform(u)
-    log_det = transform.log_abs_det_jacobian(u, value)
-    inner = log_det.dim() - value.dim() + site["fn"].event_dim
-    return value, log_det.flatten(-inner).sum(-1) if inner else log_det
-
-
-def _alike(first: Tensor, again: Tensor) -> bool:
-    """Whether densities differ by less than a thousand roundings."""
-    rounding = 1e3 * torch.finfo(first.dtype).eps
-    return torch.allclose(first, again, rtol=rounding, atol=rounding, equal_nan=True)
+        packed = torch.cat([x, self._near_start(x).flatten(1)], 1)
+        self._check_slope(packed, self.subsample(), *args, **kwargs)

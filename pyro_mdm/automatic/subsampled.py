@@ -35,12 +35,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.automatic.chain_guide import ChainGuide
-from pyro_mdm.automatic.density import ProgramDensity
+from pyro_mdm.automatic.density import ProgramDensity, placed
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.local import RowChain, RowWeights
 from pyro_mdm.automatic.maps import solved
 from pyro_mdm.automatic.ratio import Ratio
-from pyro_mdm.automatic.rows import PlateDensity, placed
+from pyro_mdm.automatic.rows import PlateDensity
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["SubsampledFitting", "SubsampledGuide"]
