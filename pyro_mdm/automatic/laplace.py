@@ -25,8 +25,8 @@ Density = Callable[[Tensor], Tensor]
 MOST_LATENTS = 500
 """The most latents whose curvature is asked for, which takes a backward pass of each."""
 STEPS, LEAST_STEPS, PATIENCE, DRAWS = 50, 2, 5, 32
-"""The most steps of Newton's method, those that no clock ends, those without a higher bound after which it ends, and the
-draws by which bounds are estimated."""
+"""The most steps of Newton's method, those that no clock ends, those without a higher bound after
+which it ends, and the draws by which bounds are estimated."""
 LENGTHS = tuple(2.0**-k for k in range(12))
 """The lengths that are tried for each step."""
 CLOSE = 1e-3
