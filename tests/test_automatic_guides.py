@@ -31,7 +31,7 @@ OURS = tuple(diffusions.METHODS)
 SECONDS = {
     **{"auto_normal": 6.0, "auto_multivariate_normal": 6.0, "auto_iaf_normal": 2.0},
     **{"zuko_flow": 1.0, "nuts": 4.0, "smc": 0.4},
-    **dict.fromkeys(OURS, 0.4),
+    **dict.fromkeys(OURS, 2.0),
 }
 """Of a fit: a hundred reads of the clock each, and for most methods fifty updates."""
 ROOT = torch.tensor([[0.5, 0.0], [0.4, 0.7]])
@@ -98,7 +98,7 @@ def test_weights_of_guides_have_the_evidence_as_their_mean(
     assert x.shape == (4_000, 3) and log_weights is not None and log_weights.shape == (4_000,)
     weights = log_weights.exp() / 3
     assert abs(float(weights.mean()) - 1) < 5 * float(weights.std()) / 4_000**0.5 + 1e-4
-    assert fitted.updates > 0 and fitted.seconds >= SECONDS[method]
+    assert fitted.updates > 0 and fitted.seconds >= 0.9 * SECONDS[method]
     one, again, other = (fitted.draw(50, seed).x for seed in (1, 1, 2))
     torch.testing.assert_close(again, one)
     assert not torch.allclose(other, one)
