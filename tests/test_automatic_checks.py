@@ -350,7 +350,9 @@ def test_no_shape_is_to_blame_where_both_fits_are_sure() -> None:
     guide = made(funnel)
     x = torch.zeros(guide.latent_dim)
     draws = Second("draws", Moments(x, x + 1, 1e4), None)
-    sure = Checkup(ImportanceWeights(torch.zeros(4_000)), "chain", draws, 3.0, "", True, "", ())
+    sure = Checkup(
+        ImportanceWeights(torch.zeros(4_000)), "chain", draws, 3.0, "", True, 0.0, "", ()
+    )
     assert sure.disagrees and not sure.is_thin
     first, then, *_ = remedies_of(guide, sure)
     assert "missed a mode" in first and "a funnel" in then

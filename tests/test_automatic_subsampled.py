@@ -526,7 +526,7 @@ def funnel(batch: int = N) -> None:
 def test_remedies_name_starts_that_the_guide_may_take(batch: int, starts: set[str]) -> None:
     guide = made(funnel, batch)
     guide.fit(batch, updates=1, start_updates=1, progress=False)
-    result = SimpleNamespace(disagrees=True, is_thin=False, second=None, lacks="")
+    result = SimpleNamespace(disagrees=True, is_thin=False, second=None, lacks="", misfit=0.0)
     words = " ".join(remedies_of(guide, cast(Checkup, result), batch))
     assert "a funnel" in words and "heavy tails" in words and "disagree" in words
     assert set(re.findall(r"start='(\w+)'", words)) == starts

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_mdm import AutoMDM
 from pyro_mdm.posteriors import (
     AmortizedLikelihood,
     FactorCalibration,
@@ -183,3 +184,33 @@ def test_factors_that_never_overlap_have_a_line_too() -> None:
         ValueError,
         (lambda: calibrate_factor(log_factor, steady, moved, ["y"], 2), "has no site 'y'"),
     )
+
+
+def test_a_check_has_the_misfit_of_sites_with_a_learned_likelihood() -> None:
+    """Of 7 units with 5 data each, of which one is missing, at 0.1 nats."""
+
+    def simulator() -> None:
+        rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("days", 5):
+            pyro.sample("x", dist.Normal(rate, 1.0))
+
+    likelihood = AmortizedLikelihood.fit(simulator, ["rate"], ["x"], simulations=50, steps=2)
+    for law in likelihood.laws:
+        law.form, law.gain = "gaussian", Measured(0.1, 0.0)
+
+    def population(x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+        with pyro.plate("units", len(x)):
+            pyro.sample("x", likelihood.given(scale.expand(len(x))), obs=x)
+
+    data = torch.randn(7, 5)
+    data[0, 0] = math.nan
+    guide = AutoMDM(population, steps=2)
+    guide.fit(data, updates=0, start_updates=0, progress=False)
+    result = guide.check(data, other=None, num_samples=400)
+    assert result.misfit == pytest.approx(3.4)
+    assert not result.is_trusted and "form=None" in result.remedies[0]
+    assert "misfit: a richer form of likelihoods gains up to 3.4 nats" in repr(result)
+    for law in likelihood.laws:
+        law.form = "mixture"
+    assert guide.check(data, other=None, num_samples=400).misfit == 0

@@ -22,6 +22,8 @@ __all__ = ["MOST_FOR_PARTICLES", "Checkup", "Second", "checked", "funnels", "rem
 
 FEWEST = 100
 """Draws that count, below which nothing is trusted."""
+MISFIT = 1.0
+"""Nats of misfit, above which an evidence is not trusted."""
 RISING = 5.0
 """Standard errors by which the bound rises in the last quarter of a training that is too short."""
 FEW_UPDATES = 20
@@ -58,6 +60,7 @@ class Checkup:
         distance: the largest distance of two means, in deviations; NaN without another fit.
         distant: the latent that has it.
         is_apart: whether it is more than the errors of both explain.
+        misfit: nats by which the forms of learned likelihoods make the evidence too low.
         lacks: the maps that leave the program's density as it is, and not the draws, in words; ""
             if there are none.
         remedies: remedies in words, the first to be tried first.
@@ -69,14 +72,15 @@ class Checkup:
     distance: float
     distant: str
     is_apart: bool
+    misfit: float
     lacks: str
     remedies: tuple[str, ...]
 
     @property
     def is_trusted(self) -> bool:
-        """Whether the weights are not thin, no images of modes are missed, and the other fit
-        agrees, where there is one."""
-        return not (self.is_thin or self.disagrees or self.lacks)
+        """Whether the weights are not thin, no images of modes are missed, the misfit is small, and
+        the other fit agrees, where there is one."""
+        return not (self.is_thin or self.disagrees or self.lacks or self.misfit > MISFIT)
 
     @property
     def is_thin(self) -> bool:
@@ -98,6 +102,8 @@ class Checkup:
         lines = [f"weights: {self.weights}"]
         if self.lacks:
             lines.append(f"images: {self.lacks} have other modes, which no draw comes near")
+        if self.misfit:
+            lines.append(f"misfit: a richer form of likelihoods gains up to {self.misfit:.2g} nats")
         if self.second is None:
             lines.append("second fit: none, so that a missed mode would not be seen")
         else:
@@ -138,10 +144,18 @@ def checked(
     start = "Gaussian" if guide.shape is None else "start"
     kept = start if guide.chain.is_at_rest else "chain"
     distant = repr(guide.names[at])
-    result = Checkup(weights, kept, other, distance, distant, is_apart, lacks, ())
+    misfit = _misfit(guide, *args, **kwargs)
+    result = Checkup(weights, kept, other, distance, distant, is_apart, misfit, lacks, ())
     if result.is_trusted:
         return result
     return replace(result, remedies=tuple(remedies_of(guide, result, *args, **kwargs)))
+
+
+def _misfit(guide: ChainGuide, /, *args: Any, **kwargs: Any) -> float:
+    """The misfits of the data of all sites with a learned likelihood, nats."""
+    nodes: dict[str, Any] = guide.program_density.drawn(*args, **kwargs).nodes
+    pairs = [(layers(site["fn"])[-1], site) for site in nodes.values() if site.get("is_observed")]
+    return sum(s["scale"] * law.misfit(s["value"]) for law, s in pairs if hasattr(law, "misfit"))
 
 
 def remedies_of(guide: ChainGuide, result: Checkup, /, *args: Any, **kwargs: Any) -> Iterator[str]:
@@ -150,6 +164,8 @@ def remedies_of(guide: ChainGuide, result: Checkup, /, *args: Any, **kwargs: Any
     by_particles = (
         is_whole and guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
     )
+    if result.misfit > MISFIT:
+        yield "a form of a learned likelihood is too poor: fit it by form=None, which chooses one"
     if result.lacks:
         yield "modes have images: " + (
             "take start='particles', which learns them all"

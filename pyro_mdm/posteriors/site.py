@@ -363,6 +363,14 @@ class DataDistribution(TorchDistribution):
         """
         return self.scored(value, list(self.theta.values()), self.batch_shape)
 
+    def misfit(self, value: Tensor) -> float:
+        """How much too low the log density of a value is by its form, nats, as by
+        :meth:`LearnedLikelihood.misfit`; arguments and errors as for :meth:`log_prob`."""
+        lead = torch.broadcast_shapes(self._lead(value, self.batch_shape), self.batch_shape)
+        rows = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
+        data = {name: self._with_place(name, v) for name, v in self.by_site(rows).items()}
+        return self.likelihood.misfit(data, self.sites)
+
     def scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
         """:meth:`log_prob` given these parameters, of all rows in one call within ``vmap``.
 
