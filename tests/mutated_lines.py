@@ -148,7 +148,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "axes ⟨/→*⟩ values.abs().clamp_min(LEAST_CURVATURE).sqrt()"
         ],
         "test_automatic_laplace.py::test_a_scale_that_goes_to_zero_is_not_followed": [
-            "if worse == 0⟨→ or True⟩:"
+            "if worse == ⟨PATIENCE→99⟩:"
         ],
     },
     "pyro_mdm/automatic/mixture.py": {

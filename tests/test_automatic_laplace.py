@@ -85,17 +85,11 @@ def test_the_mode_and_the_curvature_are_those_of_a_density() -> None:
 
 
 def test_a_scale_that_goes_to_zero_is_not_followed() -> None:
-    """The density of a funnel grows without end in its neck; on the way is the best Gaussian."""
+    """The density of a funnel grows without end in its neck, where bounds fall."""
     torch.manual_seed(0)
     guide = AutoMDM(funnel, steps=2)
     guide.set_up()
-    approximation = laplace(guide.log_density, torch.ones(10), Budget())
-    assert approximation is not None
-    middle, root = approximation
-    z = torch.randn(2_000, 10)
-    log_q = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) - root.diagonal().log().sum()
-    bound = float((guide.log_density(middle + z @ root.mT) - log_q).mean())
-    assert bound > -8 and float(middle[0]) > -8  # -422 at -40 after all steps
+    assert laplace(guide.log_density, torch.ones(10), Budget()) is None
 
 
 def test_a_flat_axis_has_a_wide_deviation() -> None:

@@ -26,7 +26,7 @@ MOST_LATENTS = 500
 """The most latents whose curvature is asked for, which takes a backward pass of each."""
 STEPS, LEAST_STEPS, PATIENCE, DRAWS = 50, 2, 5, 32
 """The most steps of Newton's method, those that no clock ends, those without a higher bound after
-which it ends, and the draws by which bounds are estimated."""
+which there is none, and the draws by which bounds are estimated."""
 LENGTHS = tuple(2.0**-k for k in range(12))
 """The lengths that are tried for each step."""
 CLOSE = 1e-3
@@ -43,9 +43,8 @@ def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor
     """A mode m (dim,) of a density, and a lower triangular R with R Rᵀ = (-∇² log p(m))⁻¹.
 
     Newton's steps lead there, which no units slow down, each of the best of some lengths. Where the
-    density grows without end, as that of states towards a scale of 0, the value on the way whose
-    Gaussian has the highest bound stands for the mode. Curvatures count by their size, with a least
-    one, so that R is there at any value.
+    seconds end before, the value on the way whose Gaussian has the highest bound stands for the
+    mode. Curvatures count by their size, with a least one, so that R is there at any value.
 
     Args:
         log_density: function of x (n, dim) that returns log p up to a constant, (n,), nats.
@@ -53,7 +52,8 @@ def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor
         budget: the seconds of all that follows.
 
     Returns:
-        None if there are too many latents, or no derivatives or no finite numbers.
+        None if there are too many latents, no derivatives or no finite numbers, or a density that
+        grows while the bound falls, as that of states towards a scale of 0.
     """
     if len(start) > MOST_LATENTS:
         return None
@@ -98,7 +98,9 @@ def _best(log_density: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tens
         shortest = int(losses.argmin())
         is_there = float(step.square().sum()) < CLOSE or shortest == 0
         is_late = step_number >= LEAST_STEPS and budget.share > SHARE
-        if is_there or worse == PATIENCE or is_late:
+        if worse == PATIENCE:
+            return None
+        if is_there or is_late:
             break
         x = tried[shortest - 1].to(x)
     return best

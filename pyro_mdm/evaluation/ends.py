@@ -60,7 +60,7 @@ def best_ends(
 
     Above the best upper end, errors of the network cost more than the decoder gains; below the best
     lower end, more than the prior does. Both are in the range of the network, and data are half
-    seen between them (:data:`HALF_SEEN`).
+    seen between them (``HALF_SEEN``).
 
     Args:
         denoiser: a trained denoiser, such as an :class:`~pyro_mdm.imported.ImportedDenoiser`.

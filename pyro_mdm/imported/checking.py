@@ -25,7 +25,7 @@ MIDDLE = (-3.0, -1.5, 0.0, 1.5, 3.0)
 """The log SNRs, in units of the data's variance, over which readings are compared: elsewhere errors
 say more of how long a network was trained than of how it is read."""
 BETTER = 0.97
-"""The largest ratio of errors, in the geometric mean over :data:`MIDDLE`, at which another reading
+"""The largest ratio of errors, in the geometric mean over ``MIDDLE``, at which another reading
 fits better."""
 MUCH_BETTER = 0.6
 """The same, where at some log SNR it does not."""
@@ -127,7 +127,7 @@ def check_import(
 
     Other readings are other predictions, an output of the other sign, data of another scale, times
     that run the other way or in other units, and every two of these. They are compared where data
-    are half hidden (:data:`MIDDLE`), with each other and not with what a well-trained network
+    are half hidden (``MIDDLE``), with each other and not with what a well-trained network
     would reach: the best is named if its error is below :data:`BETTER` times the error as imported.
 
     Args:

@@ -193,7 +193,7 @@ def _batches(folder: Path, facts: Mapping[str, Any]) -> list[Batch]:
 
 @checked_arguments
 def read_draws(folder: str | os.PathLike[str], names: Sequence[str]) -> Draws:
-    """Draws of sites from a folder that :func:`simulate` wrote to its end, (n, *shape) by site.
+    """Draws of sites from a folder that ``simulate`` wrote to its end, (n, *shape) by site.
 
     Args:
         folder: the folder.
