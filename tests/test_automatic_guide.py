@@ -333,6 +333,7 @@ def test_other_values_have_no_density() -> None:
         law.log_prob(torch.zeros(2))
 
 
+@pytest.mark.filterwarnings("ignore:.* has a deviation of")
 def test_weights_that_mislead_are_said() -> None:
     def heavy() -> None:
         with pyro.plate("rows", 10):
