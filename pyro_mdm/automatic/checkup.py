@@ -137,7 +137,7 @@ def checked(
     distance, at, is_apart = math.nan, 0, False
     if other is not None:
         distance, at, is_apart = moments.apart(other.moments)
-    if guide.program_density.plate is None:
+    if guide.program_density.plate is None and weights.effective >= FEWEST:
         symmetry = guide.symmetry(x[weights.log_weights.topk(2).indices], args, kwargs)
         images = Moments.from_weights(symmetry.scattered(x), weights)
         lacks = str(symmetry) if symmetry and moments.apart(images)[2] else ""
