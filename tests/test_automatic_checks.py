@@ -12,13 +12,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.inspect import get_model_relations
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.automatic import Gap
+from pyro_mdm.automatic import Gap, bidirectional
 from pyro_mdm.automatic.bidirectional import gap_by_simulation
 from pyro_mdm.automatic.checkup import Checkup, Second, checked, funnels, remedies_of
 from pyro_mdm.automatic.moments import Moments, uneven
@@ -243,6 +244,20 @@ def test_parameters_of_the_program_stay_and_those_of_guides_go() -> None:
     assert set(before) == {*pyro.get_param_store()}
     for name, value in before.items():
         assert torch.equal(value, pyro.get_param_store()[name])
+
+
+def test_simulated_data_have_no_graph_to_parameters() -> None:
+    """Else a fit to them would take the derivative of the data too."""
+
+    def program() -> None:
+        shift = pyro.param("shift", torch.tensor(1.0))
+        x = pyro.sample("x", dist.Normal(shift, 1.0))
+        pyro.sample("y", dist.Normal(x + shift, 1.0), obs=torch.tensor(0.0))
+
+    conditioned, latents = bidirectional._simulated(program)
+    nodes = poutine.trace(conditioned).get_trace().nodes
+    assert not nodes["y"]["value"].requires_grad and not latents["x"].requires_grad
+    assert nodes["y"]["is_observed"] and float(nodes["y"]["value"]) != 0
 
 
 def test_a_guide_like_another_begins_without_its_fit() -> None:

@@ -65,6 +65,35 @@ def funnel() -> None:
     pyro.sample("x", dist.Normal(0.0, (v / 2).exp()).expand([9]).to_event(1))
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_many_latents_of_any_scale_have_a_mode(scale: float) -> None:
+    """A determinant of 400 of them is beyond float64."""
+
+    def density(x: Tensor) -> Tensor:
+        return -((x / scale - 1).square()).sum(1) / 2
+
+    approximation = laplace(density, torch.zeros(400), Budget())
+    assert approximation is not None
+    middle, root = approximation
+    torch.testing.assert_close(middle, torch.full((400,), scale), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(root, scale * torch.eye(400), rtol=1e-3, atol=1e-6 * scale)
+
+
+def test_impossible_draws_on_the_way_do_not_end_the_search() -> None:
+    """Of the first eight Gaussians, each has a draw without a density."""
+    asked: list[int] = []
+
+    def density(x: Tensor) -> Tensor:
+        log_p = -((x / 10) ** 4).sum(1)
+        asked.append(len(x))
+        if asked.count(max(asked)) <= 8 and len(x) == max(asked) > 2:
+            log_p = log_p.index_fill(0, torch.tensor(len(x) - 1), -math.inf)
+        return log_p
+
+    approximation = laplace(density, torch.full((2,), 1_000.0), Budget())
+    assert approximation is not None and float(approximation[0].abs().max()) < 10
+
+
 def quartic(x: Tensor) -> Tensor:
     return -(x**4).sum(1) - (x[:, 0] - 2).square()
 

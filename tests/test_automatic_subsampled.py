@@ -391,14 +391,16 @@ def test_a_step_costs_the_same_for_any_number_of_rows() -> None:
     assert counts[0] == counts[1] > 1_000
 
 
-def test_a_fit_ends_and_keeps_what_is_better() -> None:
+def test_a_fit_ends_and_keeps_what_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of normal data are exact before any training, which then is taken back."""
     guide = AutoMDM(hierarchy, steps=2, row_steps=2)
     guide.fit(5, updates=4, start_updates=4, learning_rate=0.1, progress=False)
     assert guide.row_weights(20, 5).log_weights.std(0).max() < 1e-4
     assert guide.losses.shape == (4,)
+    reads = itertools.count()
+    monkeypatch.setattr("pyro_mdm.budgets.monotonic", lambda: 0.002 * next(reads))
     guide.fit(5, seconds=0.5, progress=False)
-    assert set(guide.outcomes) <= {"Gaussian", "chain"}  # what there is time for
+    assert set(guide.outcomes) == {"Gaussian", "chain"}
     assert "kept: " in repr(guide.check(5, other=None, num_samples=100))
 
 

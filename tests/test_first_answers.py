@@ -192,6 +192,30 @@ def test_free_memory_is_that_of_the_container(tmp_path: Any, monkeypatch: Any) -
     assert memory.free_bytes(host) == 4096
 
 
+@pytest.mark.parametrize("start", ["gaussian", "particles"])
+def test_nothing_of_a_fit_is_larger_than_the_memory(
+    start: str, free: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is timed, nor a Hessian, nor judgements, nor particles."""
+
+    def program() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(40), 1.0).to_event(1))
+
+    guide = AutoMDM(program, steps=2, start=start)
+    guide.set_up()
+    rows, density = [], guide.program_density
+    call = type(density).__call__
+
+    def seen(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows.append(len(x))
+        return call(self, x, *args, **kwargs)
+
+    free(2.0 * 34 * density.bytes_of_row)  # half of it is for 34 rows
+    monkeypatch.setattr(type(density), "__call__", seen)
+    guide.fit(seconds=0.5, updates=1, start_updates=1, particles=512, progress=False)
+    assert 0 < max(rows) <= 34
+
+
 # -- rounding --------------------------------------------------------------------------------------
 
 
@@ -214,3 +238,48 @@ def test_a_density_made_of_rounding_is_no_evidence() -> None:
     with pytest.warns(UserWarning, match="rounding changes the density of .* float64"):
         single = evidence(torch.float32)
     assert abs(single - evidence(torch.float64)) < 0.1
+
+
+def in_place() -> Tensor:
+    """A density that is written in place, which only a run for one row after another allows."""
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    values = torch.zeros(2)
+    values[0] = x[0]
+    values[1] += x[1]
+    values.mul_(2.0)
+    pyro.factor("data", -(values - 1).square().sum())
+    return x
+
+
+def by_matrix() -> None:
+    """It holds a matrix of its own precision, and says so."""
+    x = pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    pyro.factor("data", -(SLOPES.T @ x).square().sum() + 0 * x.to(SLOPES.dtype).sum())
+
+
+@pytest.mark.filterwarnings("ignore:the program cannot be run for many values")
+@pytest.mark.parametrize("program", [regression, in_place, by_matrix])
+def test_a_run_in_float64_is_of_the_same_density(program: Callable[[], Any]) -> None:
+    guide = AutoMDM(program, steps=2)
+    guide.set_up()
+    x = torch.randn(5, guide.latent_dim)
+    exact = guide.program_density.in_float64(x)
+    assert exact.dtype == torch.float64 and torch.get_default_dtype() == torch.float32
+    torch.testing.assert_close(exact.float(), guide.log_density(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("two precisions"), None])
+def test_without_a_run_in_float64_weights_stay(
+    error: RuntimeError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has another density everywhere."""
+    guide = AutoMDM(regression, steps=2)
+    guide.set_up()
+
+    def other(self: Any, x: Tensor) -> Tensor:
+        if error is not None:
+            raise error
+        return 100 + x.double().sum(1)
+
+    monkeypatch.setattr(type(guide.program_density), "in_float64", other)
+    assert not guide._rounding(torch.randn(3, 2), (), {}).any()

@@ -462,11 +462,20 @@ class ChainGuide(AutoMultivariateNormal):
         return kept, ImportanceWeights(log_weights)
 
     def _rounding(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """How far the density of draws x (n, latent_dim) is above that in float64, (n,) nats."""
-        density = self.program_density
+        """How far the density of draws x (n, latent_dim) is above that in float64, (n,) nats; 0
+        where the program has no such run, or another density at the middle of the start too."""
+        density, none = self.program_density, torch.zeros(len(x), dtype=torch.float64)
         if density.plate is not None or x.dtype == torch.float64:
-            return torch.zeros(len(x), dtype=torch.float64)
-        error = density(x, *args, **kwargs) - density.in_float64(x, *args, **kwargs)
+            return none
+        x = torch.cat([self.loc.detach()[None], x])
+        try:
+            exact = density.in_float64(x, *args, **kwargs)
+        except RuntimeError:  # it mixes precisions
+            return none
+        middle, *_ = errors = density(x, *args, **kwargs) - exact
+        if not abs(float(middle)) <= ROUNDED:
+            return none
+        error = errors[1:]
         if bool((wrong := ~(error.abs() <= ROUNDED)).any()):
             warnings.warn(
                 f"rounding changes the density of {int(wrong.sum()):,} draws with large weights by "
@@ -475,7 +484,7 @@ class ChainGuide(AutoMultivariateNormal):
                 "program in float64, torch.set_default_dtype(torch.float64)",
                 stacklevel=6,
             )
-        return error.nan_to_num(0.0)
+        return error.nan_to_num(math.inf)  # impossible
 
     def _leads_back(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the start has an inverse, so that a path leads from given latents to noise."""

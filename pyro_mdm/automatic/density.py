@@ -129,8 +129,13 @@ class ProgramDensity:
 
     def in_float64(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log p of x (n, dim), (n,) nats, by a run in float64."""
-        with _Double():
-            return self(x.double(), *args, **kwargs)
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with _Double():
+                return self(x.double(), *args, **kwargs)
+        finally:
+            torch.set_default_dtype(usual)
 
     def drawn(self, *args: Any, **kwargs: Any) -> poutine.Trace:
         """A run with latents of its own, whose density may be NaN."""
@@ -357,7 +362,8 @@ def alike(first: Tensor, again: Tensor) -> bool:
 
 
 class _Double(TorchFunctionMode):
-    """Functions of float32 are those of float64, whose arguments are the same numbers."""
+    """Functions of float32 are those of float64, whose arguments are the same numbers. What is
+    written in place stays the tensor that it is."""
 
     def __torch_function__(
         self,
@@ -371,8 +377,10 @@ class _Double(TorchFunctionMode):
                 return value.double()
             return value
 
-        args, named = tree_map(doubled, (args, kwargs or {}))
-        return func(*args, **named)
+        name = str(getattr(func, "__name__", ""))
+        kept = int(name == "__setitem__" or (name.endswith("_") and not name.endswith("__")))
+        later, named = tree_map(doubled, (args[kept:], kwargs or {}))
+        return func(*args[:kept], *later, **named)
 
 
 class _Enumeration(EnumMessenger):

@@ -52,9 +52,9 @@ UPDATES = 1_000
 WINDOW, COOL_DOWN = 50, 0.3
 """Where updates are not given: those whose mean losses are compared, and the part of the updates so
 far in which rates fall once nothing is gained."""
-PATIENCE, LEAST_GAIN = {False: 3, True: 10}, {False: 0.02, True: 0.005}
+QUICK, LONG = (3, 0.02), (10, 0.005)
 """The number of windows without a gain after which rates fall, and the least gain in nats, without
-seconds and within them."""
+seconds, and within them."""
 
 
 @dataclass
@@ -122,10 +122,10 @@ class Fitting:
         """The seconds of an update of the start; 0 where no seconds are given."""
         if self.budget.seconds is None:
             return 0.0
-        before = self.budget.spent
+        before, paths = self.budget.spent, self.guide.paths_at_once(self.paths)
         weights = [weight for weight in self._of_start().values() if weight.requires_grad]
-        torch.autograd.grad(self._loss_of_start(self.paths), weights, allow_unused=True)
-        return self.budget.spent - before
+        torch.autograd.grad(self._loss_of_start(paths), weights, allow_unused=True)
+        return (self.budget.spent - before) * self.paths / paths
 
     def _pays(self, updates: int | None, worth: int, seconds: float, before: float) -> bool:
         """Whether there is time for so many updates, after a share of the seconds that are left, or
@@ -149,6 +149,8 @@ class Fitting:
         """
         guide = self.guide
         if isinstance(guide.shape, Mixture) or guide.program_density.plate is not None:
+            return 0.0
+        if guide.paths_at_once(guide.latent_dim) < guide.latent_dim:  # of a Hessian
             return 0.0
         ratio = guide.ratio(*self.args, **self.kwargs)
         with torch.no_grad():
@@ -303,7 +305,9 @@ class Fitting:
         share: float = 1.0,
     ) -> Tensor:
         """Train on a loss of a number of paths, for a share of its updates and seconds."""
-        within, ends = self.budget.seconds, updates is None
+        within = self.budget.seconds
+        patience, least_gain = QUICK if within is None else LONG
+        ends = updates is None
         steps = steps_within(updates, within, UPDATES, least=0)
         trainer = Trainer(
             parameters,
@@ -313,8 +317,8 @@ class Fitting:
             clip=CLIP,
             average=None,
             skip=True,
-            patience=PATIENCE[within is not None] if ends else None,
-            least_gain=LEAST_GAIN[within is not None],
+            patience=patience if ends else None,
+            least_gain=least_gain,
             window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
             seconds=None if within is None else max(share * seconds, LEAST),
@@ -391,9 +395,11 @@ class Fitting:
             return temper(first, start, gain, leaps=leaps, budget=until).draws(n)
 
         left = self.budget.left()
+        usual = PARTICLES if left is None else MOST_PARTICLES
+        most = max(4 * GROUPS, guide.paths_at_once(n or usual))
         if left is None:
-            return particles(n or PARTICLES)
-        end, most = self.budget.spent + OF_PARTICLES * left, n or MOST_PARTICLES
+            return particles(most)
+        end = self.budget.spent + OF_PARTICLES * left
         tempered = min(most, FIRST_PARTICLES)
         while True:  # few take longer for each than many, so that time may suffice for more
             began, drawn = self.budget.spent, particles(tempered)

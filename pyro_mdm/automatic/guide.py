@@ -41,8 +41,9 @@ class AutoMDM(SubsampledGuide):
         steps: number N of steps of the chain.
         start: kind of start. "gaussian", for posteriors of one mode and any number of latents: the
             chain is annealed from the Gaussian of the highest bound, and learns to raise the bound.
-            Laplace's approximation, up to 500 latents, and the values of ``init_loc_fn`` are both
-            tried for a quarter of the Gaussian's updates, and the better has the rest.
+            Laplace's approximation, up to 500 latents, is the first answer, and the Gaussian is
+            trained from it. Where there is time, it is also trained from ``init_loc_fn``, for a
+            part of its updates, and the better has the rest.
             "shaped": the same, but the scale of a latent may depend on earlier ones, as in a
             funnel, and each latent has tails of its own (:class:`~pyro_mdm.automatic.shape.Shape`).
             "particles", for posteriors of several modes and up to about fifty latents: particles
@@ -99,11 +100,11 @@ class AutoMDM(SubsampledGuide):
             args: positional arguments of the program.
             kwargs: keyword arguments of the program; functools.partial binds those with the names
                 below.
-            updates: number of updates of the chain; None: 1,000, or as many as fit into
-                ``seconds``. All are taken where no seconds are given, since the bound still rises
-                slowly when most of them are done.
-            start_updates: number of updates of the start before; None: 1,000, or as many as fit
-                into three tenths of ``seconds``.
+            updates: number of updates of the chain; None: up to 1,000, or as many as fit into
+                ``seconds``, until nothing is gained. A chain for which there is time for fewer than
+                30 is not begun, and the start has all of the time.
+            start_updates: number of updates of the start before; None: the same, in three tenths
+                of ``seconds``.
             paths: number of paths drawn for an update; None: 128, or 16 where a plate draws a
                 subsample.
             particles: number of particles that are tempered; None: 4,096, or up to 16,384 within
@@ -113,9 +114,11 @@ class AutoMDM(SubsampledGuide):
             draws: draws of the posterior that exist already, by site, (n, *shape) or
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
                 ArviZ. The start becomes their mixture, as of particles.
-            seconds: number of seconds after which training ends. Both trainings end earlier if
-                mean losses of 50 updates have fallen by less than 0.02 nats three times: learning
-                rates then fall to 0 in three tenths as many updates more. None: no limit.
+            seconds: number of seconds of the whole fit, which an update may exceed; None: no limit.
+                Where updates are not given, a training ends earlier if mean losses of 50 updates
+                have fallen by less than 0.005 nats ten times, or without seconds by less than 0.02
+                nats three times: learning rates then fall to 0 in three tenths as many updates
+                more.
             progress: whether a progress bar is shown.
 
         Returns:
@@ -125,6 +128,7 @@ class AutoMDM(SubsampledGuide):
         Raises:
             ValueError: numbers out of range, draws of another program, gradients that are not
                 finite.
+            MemoryError: no memory for a single path.
         """
         for name, number, what in (
             ("updates", updates, "of the chain"),

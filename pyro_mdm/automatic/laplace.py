@@ -42,9 +42,9 @@ LEAST_CURVATURE = 1e-6
 def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
     """A mode m (dim,) of a density, and a lower triangular R with R Rᵀ = (-∇² log p(m))⁻¹.
 
-    Newton's steps lead there, which no units slow down, each of the best of some lengths. Where the
-    seconds end before, the value on the way whose Gaussian has the highest bound stands for the
-    mode. Curvatures count by their size, with a least one, so that R is there at any value.
+    Newton's steps lead there, which no units slow down, each of the best of some lengths. Of the
+    values on the way, that whose Gaussian has the highest bound stands for the mode, which it
+    mostly is. Curvatures count by their size, with a least one, so that R is there at any value.
 
     Args:
         log_density: function of x (n, dim) that returns log p up to a constant, (n,), nats.
@@ -91,10 +91,11 @@ def _best(log_density: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tens
         with torch.no_grad():
             log_p = log_density(torch.cat([x[None], tried.to(x), (x + z @ root.mT).to(x)])).double()
         losses, drawn = (-log_p[: -len(z)]).nan_to_num(math.inf), log_p[-len(z) :]
-        bound = float(drawn.nan_to_num(-math.inf).mean() + root.det().abs().log())
-        worse = 0 if bound > highest or best is None else worse + 1
-        if worse == 0:
-            best, highest = (x, root), bound
+        bound = float(drawn.nan_to_num(-math.inf).mean() + torch.linalg.slogdet(root).logabsdet)
+        if bound >= highest:  # also where all have impossible draws: the last is nearest to a mode
+            best, highest, worse = (x, root), bound, 0
+        elif math.isfinite(bound):
+            worse += 1
         shortest = int(losses.argmin())
         is_there = float(step.square().sum()) < CLOSE or shortest == 0
         is_late = step_number >= LEAST_STEPS and budget.share > SHARE
