@@ -44,7 +44,7 @@ COMPARED = 1_000
 AT_A_TIME = 1_000
 """The number of paths that are drawn together."""
 ROUNDED = 5.0
-"""The most nats by which rounding may change a density."""
+"""The nats by which rounding may change the density of a large weight without a warning."""
 OF_MEMORY = 0.5
 """The share of the free memory that paths may take."""
 ENOUGH = 30
