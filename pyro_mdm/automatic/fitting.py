@@ -207,13 +207,14 @@ class Fitting:
         except ValueError:  # no finite gradients any more
             if is_alone:
                 raise
+            after = -math.inf
+        else:
+            after = self._judged("start")
+            if isinstance(self.guide.shape, Mixture):
+                return after
+        if after < bound:
             self._restore(before)
-            return bound
-        after = self._judged("start")
-        if after < bound and not isinstance(self.guide.shape, Mixture):
-            self._restore(before)
-            return bound
-        return after
+        return max(after, bound)
 
     def _train_start(self, share: float, seconds: float) -> None:
         """Train the start for a share of its updates and seconds."""
@@ -395,8 +396,8 @@ class Fitting:
             return temper(first, start, gain, leaps=leaps, budget=until).draws(n)
 
         left = self.budget.left()
-        usual = PARTICLES if left is None else MOST_PARTICLES
-        most = max(4 * GROUPS, guide.paths_at_once(n or usual))
+        n = n or (PARTICLES if left is None else MOST_PARTICLES)
+        most = max(4 * GROUPS, guide.paths_at_once(n))
         if left is None:
             return particles(most)
         end = self.budget.spent + OF_PARTICLES * left

@@ -97,8 +97,7 @@ class AutoMDM(SubsampledGuide):
         from where they are.
 
         Args:
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program; functools.partial binds those with the names
+            args, kwargs: arguments of the program; functools.partial binds those with the names
                 below.
             updates: number of updates of the chain; None: up to 1,000, or as many as fit into
                 ``seconds``, until nothing is gained. A chain for which there is time for fewer than
@@ -115,10 +114,9 @@ class AutoMDM(SubsampledGuide):
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
                 ArviZ. The start becomes their mixture, as of particles.
             seconds: number of seconds of the whole fit, which an update may exceed; None: no limit.
-                Where updates are not given, a training ends earlier if mean losses of 50 updates
-                have fallen by less than 0.005 nats ten times, or without seconds by less than 0.02
-                nats three times: learning rates then fall to 0 in three tenths as many updates
-                more.
+                Where updates are not given, a training ends earlier, with rates that fall to 0, if
+                mean losses of 50 updates have fallen by less than 0.005 nats ten times, or without
+                seconds by less than 0.02 nats three times.
             progress: whether a progress bar is shown.
 
         Returns:
@@ -130,16 +128,14 @@ class AutoMDM(SubsampledGuide):
                 finite.
             MemoryError: no memory for a single path.
         """
-        for name, number, what in (
-            ("updates", updates, "of the chain"),
-            ("start_updates", start_updates, "of the start"),
+        for name, number, what, least in (
+            ("updates", updates, "of the chain", 0),
+            ("start_updates", start_updates, "of the start", 0),
+            ("paths", paths, "of an update", 1),
+            ("particles", particles, f"in {GROUPS} groups", 4 * GROUPS),
         ):
             if number is not None:
-                check_count(name, number, what, least=0)
-        if paths is not None:
-            check_count("paths", paths, "of an update")
-        if particles is not None:
-            check_count("particles", particles, f"in {GROUPS} groups", least=4 * GROUPS)
+                check_count(name, number, what, least=least)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
         budget = Budget(seconds).start()
         if draws is not None and self.prototype_trace is None:
@@ -148,26 +144,19 @@ class AutoMDM(SubsampledGuide):
         kind = Fitting if self.plate is None else SubsampledFitting
         if paths is None:
             paths = 128 if self.plate is None else 16
-        self._budget = {
-            "updates": updates,
-            "start_updates": start_updates,
-            "paths": paths,
-            "particles": particles,
-            "learning_rate": learning_rate,
-            "seconds": seconds,
-        }
+        self._budget = {"updates": updates, "start_updates": start_updates, "paths": paths}
+        self._budget |= {"particles": particles, "learning_rate": learning_rate, "seconds": seconds}
         fitting = kind(
             self, args, kwargs, updates, start_updates, paths, learning_rate, budget, progress
         )
         self.outcomes = {}
         if isinstance(self.shape, Mixture):
             with torch.no_grad():
-                x = (
-                    fitting.tempered(particles)
-                    if draws is None
-                    else self.rows(draws, *args, **kwargs)
-                )
-                self.learned_from = None if draws is None else x[:, 0].clone()
+                if draws is None:
+                    x, self.learned_from = fitting.tempered(particles), None
+                else:
+                    x = self.rows(draws, *args, **kwargs)
+                    self.learned_from = x[:, 0].clone()
                 symmetry = self.symmetry(x[:2], args, kwargs)
                 fitting.draws = self.become_mixture(x, symmetry, fitting.until(OF_MIXTURE))
         elif draws is not None:

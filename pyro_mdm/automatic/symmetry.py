@@ -161,12 +161,8 @@ def _signs(sites: tuple[tuple[str, Site], ...]) -> Iterator[Signs]:
         for first, second in itertools.combinations(real, 2):
             yield {first: -real[first], second: -real[second]}
     for size in range(2, MOST + 1):
-        axes = [
-            (name, axis)
-            for name, one in real.items()
-            for axis in range(-one.dim(), 0)
-            if one.shape[axis] == size
-        ]
+        pairs = ((name, axis) for name, one in real.items() for axis in range(-one.dim(), 0))
+        axes = [(name, axis) for name, axis in pairs if real[name].shape[axis] == size]
         for k in range(size if axes else 0):
             yield {name: real[name].index_fill(axis, torch.tensor(k), -1.0) for name, axis in axes}
 
@@ -174,11 +170,8 @@ def _signs(sites: tuple[tuple[str, Site], ...]) -> Iterator[Signs]:
 def _smallest(candidates: list[Any]) -> list[Any]:
     """Those of which no smaller ones are a subset, which generate them."""
     names = [{key if isinstance(key, str) else key[0] for key in one} for one in candidates]
-    return [
-        one
-        for i, one in enumerate(candidates)
-        if not any(names[k] < names[i] for k in range(len(candidates)))
-    ]
+    is_smallest = [not any(fewer < one for fewer in names) for one in names]
+    return list(itertools.compress(candidates, is_smallest))
 
 
 def _named(names: Axes | Signs) -> str:
