@@ -112,6 +112,7 @@ setup(
         "safetensors>=0.4",
         "tensorboard>=2.14",
         "tqdm>=4.65",
+        "typing-extensions>=4.10",
     ],
     extras_require={
         "azula": azula,

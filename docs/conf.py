@@ -71,15 +71,11 @@ nitpick_ignore += [
     ("py:class", name) for name in ("pd.DataFrame", "pd.Series", "DataFrame", "Series")
 ]
 nitpick_ignore += [
-    ("py:class", f"pyro_mdm.diffusions.interpolants.Interpolant{part}")
-    for part in ("Ends", "Inversion")
-]  # the parts of an interpolant, which nobody makes
-nitpick_ignore += [
-    ("py:obj", "pyro_mdm.pretrained.M"),
-    ("py:obj", "pyro_mdm.samplers.linear.P"),
-    ("py:obj", "pyro_mdm.scores.ahead.C"),
-    ("py:class", "pyro_mdm.samplers.probability_flow.FlowSteps"),
-]  # type variables, and what a sampler computes ahead, which nobody makes
+    ("py:obj", f"pyro_mdm.{name}")
+    for name in ("diffusions.base.T", "pretrained.Model", "samplers.base.Plan", "support.modules.F")
+]  # type variables
+nitpick_ignore.append(("py:obj", "pyro_mdm.varying.cells.T"))  # and this
+nitpick_ignore.append(("py:class", "pyro_mdm.samplers.probability_flow.FlowSteps"))  # nobody makes
 nitpick_ignore += [
     ("py:exc", name) for name in ("CheckpointError", "DataError", "UntrustedCodeError")
 ]  # of the programs, which have no pages of names

@@ -15,10 +15,11 @@ and difference is within --half_width. The folder contains
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from inference.commands.cli import check_positive, command_line
+from inference.commands.cli import check_options_positive, command_line
 from inference.folders.checkpoints import write_together
 from inference.folders.output import csv_bytes, png, refuse_record
 from inference.folders.runs import RunError
@@ -38,23 +39,9 @@ __all__ = ["compare", "open_runs", "short_names"]
 FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
 
 
-@checked_options
-def compare(
-    runs: Sequence[Path],
-    half_width: float | None = 0.01,
-    draws: int = 64,
-    part: Literal["test", "validation"] = "test",
-    num_data: int | None = None,
-    out: Path = Path("comparison"),
-    batch_size: int = 256,
-    seed: int = 0,
-    overwrite: bool = False,
-    accelerator: str = "auto",
-) -> Comparison:
-    """Compare the bounds of runs, with their averaged weights, on the same data and noise.
-
-    Differences are printed with 95% intervals and with whether these exclude 0. They are written as
-    CSV together with the bounds of each run, and drawn.
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """The comparison.
 
     Args:
         runs: run folders, of one --model and one --protocol, which are only read.
@@ -68,40 +55,66 @@ def compare(
         seed: seed of the noise.
         overwrite: whether a comparison in the folder --out is replaced.
         accelerator: kind of device: cpu, cuda, … or auto.
+    """
+
+    runs: Sequence[Path]
+    half_width: float | None = 0.01
+    draws: int = 64
+    part: Literal["test", "validation"] = "test"
+    num_data: int | None = None
+    out: Path = Path("comparison")
+    batch_size: int = 256
+    seed: int = 0
+    overwrite: bool = False
+    accelerator: str = "auto"
+
+
+@checked_options(CompareOptions)
+def compare(runs: Sequence[Path], half_width: float | None = 0.01, **options: Any) -> Comparison:
+    """Compare the bounds of runs, with their averaged weights, on the same data and noise.
+
+    Differences are printed with 95% intervals and with whether these exclude 0. They are written as
+    CSV together with the bounds of each run, and drawn.
+
+    Args:
+        runs, half_width, options: options by name, see :class:`CompareOptions`.
 
     Raises:
         RunError: no such run, one given twice, runs of different data, no such part of the data, or
             a comparison in the way.
         ValueError: as :func:`pyro_mdm.evaluation.compare`.
     """
-    check_positive(draws=draws, batch_size=batch_size, half_width=half_width, num_data=num_data)
-    _check_out(out, overwrite)
-    device = start(accelerator).device
-    entries = open_runs(runs)
+    settings = CompareOptions(runs=runs, half_width=half_width, **options)
+    check_options_positive(settings, "draws", "batch_size", "half_width", "num_data")
+    _check_out(settings.out, settings.overwrite)
+    device = start(settings.accelerator).device
+    entries = open_runs(settings.runs)
     put_on(entries, device)
-    data = shared_data(entries, part, seed, num_data)
+    data = shared_data(entries, settings.part, settings.seed, settings.num_data)
     problems = {entry.name: entry.programs.problem for entry in entries}
-    contexts = {name: problem.part(part)[data.rows].context for name, problem in problems.items()}
+    rows = {n: problem.part(settings.part)[data.rows] for n, problem in problems.items()}
+    contexts = {name: of_problem.context for name, of_problem in rows.items()}
     comparison = evaluation.compare(
         {e.name: e.programs.given(contexts[e.name])[1:] for e in entries},
         data.x.to(device),
-        draws=draws,
-        half_width=half_width,
-        batch_size=batch_size,
-        seed=seed,
+        draws=settings.draws,
+        half_width=settings.half_width,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
         baseline=baseline([entry.programs for entry in entries]),
         progress=True,
     )
     problem = entries[0].programs.problem
     kind = "images" if isinstance(problem, ImageProblem) else "data"
     dequantized = "" if data.levels is None else " (dequantized)"
-    what = f"{len(data.x)} {part} {kind} of {problem.name}{dequantized}"
+    what = f"{len(data.x)} {settings.part} {kind} of {problem.name}{dequantized}"
     numbers = compare_tables.tables(entries, comparison, data.log_det, data.levels)
-    print(compare_tables.report(numbers, comparison, f"{what}, seed {seed}", draws))
+    title = f"{what}, seed {settings.seed}"
+    print(compare_tables.report(numbers, comparison, title, settings.draws))
     if note := compare_tables.on_contexts(entries):
         print(note)
-    _write(out, numbers, what)
-    print(f"{out}: {', '.join(FILES)}")
+    _write(settings.out, numbers, what)
+    print(f"{settings.out}: {', '.join(FILES)}")
     return comparison
 
 
@@ -132,4 +145,4 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    command_line(compare, unnamed="runs")
+    command_line(compare, unnamed="runs", groups={"comparison": CompareOptions})

@@ -12,64 +12,30 @@ line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, d
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inference.commands.cli import command_line
 from inference.commands.mistakes import check_evaluation
 from inference.machine.processes import DTYPES, SinglePrecision, start
 from inference.measuring.bounds import Calls, some
 from inference.measuring.evaluated import EvaluatedRun, Method, print_rows, weights
-from inference.measuring.reuse import Another, open_run
+from inference.measuring.reuse import ReusedRun, open_run
 from inference.settings.kinds import checked_options
 from inference.table import Table
 
 __all__ = ["evaluate", "weights"]
 
 
-@checked_options
-def evaluate(
-    run: Path | None = None,
-    draws: int = 32,
-    batch_size: int = 256,
-    seed: int = 0,
-    reuse: Path | None = None,
-    guide: str | None = None,
-    max_log_snr: float | None = None,
-    min_log_snr: float | None = None,
-    half_width: float | None = None,
-    method: Method = "elbo",
-    samples: int | None = None,
-    times: int | None = None,
-    probes: int | None = None,
-    rtol: float | None = None,
-    test_size: int | None = None,
-    classify: bool = False,
-    accelerator: str = "auto",
-    precision: SinglePrecision = "32-true",
-    out: Path | None = None,
-    calibration: Path | None = None,
-    overwrite: bool = False,
-    data: str | None = None,
-) -> None:
-    """Print the test bound of a run, with its averaged weights.
-
-    Give a run folder alone (--run may be left out), or --reuse RUN --guide NAME for the run's
-    trained denoiser under another diffusion, without training.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ReusedRun):
+    """The evaluation.
 
     Args:
-        run: run folder, which is only read, or the name of a trained model in models/trained, such
-            as digits.
         draws: number of network evaluations per test datum, at log SNRs of low discrepancy.
         batch_size: number of data per network call.
         seed: seed of the noise; with the same seed an evaluation repeats exactly.
-        reuse: run folder whose denoiser is used under --guide.
-        guide: diffusion under which the denoiser of --reuse is used: vpsde, cld, malda, alda, hold,
-            ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
-            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
-        max_log_snr: log SNR at the start time, with --reuse; by default the run's.
-        min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
-            diffusion keeps its own clock, which is scaled if it would leave the range that the
-            network was trained on.
         half_width: half-width, in bits/dim, of the 95% interval for the noise. A pilot finds how
             many draws it takes; --draws is then their largest number, including those of the pilot.
         method: method: elbo, the bound; importance, importance weights over paths of the chain on a
@@ -102,32 +68,67 @@ def evaluate(
             has for each row a bound on log p of its observed entries, in nats, and its standard
             error.
     """
-    check_evaluation(locals())
-    if run is not None and data is not None:
-        table = Table.from_run(run, accelerator=accelerator)
-        bounds = table.bounds(batch_size)
+
+    draws: int = 32
+    batch_size: int = 256
+    seed: int = 0
+    half_width: float | None = None
+    method: Method = "elbo"
+    samples: int | None = None
+    times: int | None = None
+    probes: int | None = None
+    rtol: float | None = None
+    test_size: int | None = None
+    classify: bool = False
+    accelerator: str = "auto"
+    precision: SinglePrecision = "32-true"
+    out: Path | None = None
+    calibration: Path | None = None
+    overwrite: bool = False
+    data: str | None = None
+
+
+@checked_options(EvaluateOptions)
+def evaluate(run: Path | None = None, **options: Any) -> None:
+    """Print the test bound of a run, with its averaged weights.
+
+    Give a run folder alone (--run may be left out), or --reuse RUN --guide NAME for the run's
+    trained denoiser under another diffusion, without training.
+
+    Args:
+        run, options: options by name, see :class:`EvaluateOptions`.
+    """
+    settings = EvaluateOptions(run=run, **options)
+    check_evaluation(vars(settings))
+    if settings.run is not None and settings.data is not None:
+        table = Table.from_run(settings.run, accelerator=settings.accelerator)
+        bounds = table.bounds(settings.batch_size)
         print_rows(
-            data,
+            settings.data,
             table.problem.columns,
-            out,
-            lambda rows, k: bounds.measured(rows, draws, seed=seed, piece=k),
+            settings.out,
+            lambda rows, k: bounds.measured(rows, settings.draws, seed=settings.seed, piece=k),
         )
         return
-    fabric = start(accelerator, precision)
-    opened = open_run(run, reuse, Another(guide, max_log_snr, min_log_snr))
-    opened.put_on(fabric.device, DTYPES[precision])
+    fabric = start(settings.accelerator, settings.precision)
+    opened = open_run(settings)
+    opened.put_on(fabric.device, DTYPES[settings.precision])
     lead, several = fabric.is_global_zero, fabric.world_size > 1
-    calls = Calls(draws=draws, batch_size=batch_size, progress=lead, distributed=several)
+    calls = Calls(
+        draws=settings.draws, batch_size=settings.batch_size, progress=lead, distributed=several
+    )
     test = opened.programs.problem.part("test")
-    test = test if test_size is None else some(test, test_size)
-    evaluated = EvaluatedRun(opened, test, seed, calls, lead)
-    if calibration is not None and lead:
-        evaluated.calibrate(calibration)
-    if method == "elbo":
-        evaluated.by_bound(half_width, classify=classify, out=out)
+    test = test if settings.test_size is None else some(test, settings.test_size)
+    evaluated = EvaluatedRun(opened, test, settings.seed, calls, lead)
+    if settings.calibration is not None and lead:
+        evaluated.calibrate(settings.calibration)
+    if settings.method == "elbo":
+        evaluated.by_bound(settings.half_width, classify=settings.classify, out=settings.out)
     else:
-        evaluated.by_weights(method, samples, times, probes, rtol)
+        evaluated.by_weights(
+            settings.method, settings.samples, settings.times, settings.probes, settings.rtol
+        )
 
 
 if __name__ == "__main__":
-    command_line(evaluate, unnamed="run")
+    command_line(evaluate, unnamed="run", groups={"evaluation": EvaluateOptions})

@@ -18,14 +18,14 @@ stopped and repeated, also on several machines that share the folder. The tables
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 
-from inference.commands.cli import check_positive, command_line
+from inference.commands.cli import check_options_positive, command_line
 from inference.compare import compare
 from inference.folders.locks import is_written
 from inference.folders.runs import RUNS, RunError
@@ -37,22 +37,9 @@ from inference.training.workers import train_all
 __all__ = ["TABLES", "Cell", "experiment", "is_written", "train_all"]
 
 
-@checked_options
-def experiment(
-    table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift", "linear"],
-    model: PaperData = "digits",
-    workers: int | None = None,
-    steps: int | None = None,
-    seeds: int | None = None,
-    scores: list[str] | None = None,
-    guides: list[str] | None = None,
-    half_width: float = 0.01,
-    draws: int = 64,
-    num_data: int | None = None,
-    root: Path = RUNS,
-    data: Path | None = None,
-) -> None:
-    """Train the runs of a table and compare them.
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """The experiment.
 
     Args:
         table: name of the table.
@@ -72,40 +59,67 @@ def experiment(
             may be given on each, and they divide the runs.
         data: folder of the data sets, "data" by default.
     """
-    check_positive(workers=workers, steps=steps, seeds=seeds, half_width=half_width, draws=draws)
-    if table != "paper" and model != "digits":
-        raise RunError(f"--model is {model}, which is for the table paper; leave it out")
-    chosen = paper(model) if table == "paper" else TABLES[table]
-    if steps is not None:
-        chosen = replace(chosen, options=chosen.options | {"steps": steps})
-    if data is not None:
-        chosen = replace(chosen, options=chosen.options | {"data": str(data)})
-    if seeds is not None:
-        chosen = replace(chosen, seeds=seeds)
-    if scores is not None:
-        _check_some("scores", scores, chosen.scores)
-        chosen = replace(chosen, scores=tuple(scores))
-    if guides is not None:
+
+    table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift", "linear"]
+    model: PaperData = "digits"
+    workers: int | None = None
+    steps: int | None = None
+    seeds: int | None = None
+    scores: list[str] | None = None
+    guides: list[str] | None = None
+    half_width: float = 0.01
+    draws: int = 64
+    num_data: int | None = None
+    root: Path = RUNS
+    data: Path | None = None
+
+
+@checked_options(ExperimentOptions)
+def experiment(
+    table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift", "linear"],
+    **options: Any,
+) -> None:
+    """Train the runs of a table and compare them.
+
+    Args:
+        table, options: options by name, see :class:`ExperimentOptions`.
+    """
+    settings = ExperimentOptions(table=table, **options)
+    check_options_positive(settings, "workers", "steps", "seeds", "half_width", "draws")
+    if settings.table != "paper" and settings.model != "digits":
+        raise RunError(f"--model is {settings.model}, which is for the table paper; leave it out")
+    chosen = paper(settings.model) if settings.table == "paper" else TABLES[settings.table]
+    if settings.steps is not None:
+        chosen = replace(chosen, options=chosen.options | {"steps": settings.steps})
+    if settings.data is not None:
+        chosen = replace(chosen, options=chosen.options | {"data": str(settings.data)})
+    if settings.seeds is not None:
+        chosen = replace(chosen, seeds=settings.seeds)
+    if settings.scores is not None:
+        _check_some("scores", settings.scores, chosen.scores)
+        chosen = replace(chosen, scores=tuple(settings.scores))
+    if settings.guides is not None:
         there = dict(chosen.guides)
         for score in chosen.scores:
             there |= chosen.guides_of(score)
-        _check_some("guides", guides, tuple(there))
-        chosen = replace(chosen, guides={name: there[name] for name in guides}, further={})
-    folder = root / (f"paper-{model}" if table == "paper" else table)
-    train_all(list(chosen.cells()), folder, workers)
+        _check_some("guides", settings.guides, tuple(there))
+        chosen = replace(chosen, guides={name: there[name] for name in settings.guides}, further={})
+    name = f"paper-{settings.model}" if settings.table == "paper" else settings.table
+    folder = settings.root / name
+    train_all(list(chosen.cells()), folder, settings.workers)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".summary.lock")):  # of several machines one compares, others read
-        calls = partial(compare, half_width=half_width, draws=draws, num_data=num_data)
+        calls = partial(compare, half_width=settings.half_width, draws=settings.draws)
         rows = summarize(
             folder,
             {score: list(chosen.guides_of(score)) for score in chosen.scores},
             range(chosen.seeds),
-            partial(calls, overwrite=True),
+            partial(calls, num_data=settings.num_data, overwrite=True),
             STARTS,
-            [name for name in FIXED if name in chosen.guides] if table == "paper" else (),
+            [name for name in FIXED if name in chosen.guides] if settings.table == "paper" else (),
         )
     print(markdown(rows))
-    if table == "paper":
+    if settings.table == "paper":
         print((folder / "learned.md").read_text("utf-8"))
 
 
@@ -118,4 +132,4 @@ def _check_some(option: str, names: list[str], available: tuple[str, ...]) -> No
 
 
 if __name__ == "__main__":
-    command_line(experiment, unnamed="table")
+    command_line(experiment, unnamed="table", groups={"experiment": ExperimentOptions})

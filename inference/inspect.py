@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,23 +30,9 @@ from inference.settings.problems import build_problem
 __all__ = ["figure", "inspect", "look"]
 
 
-@checked_options
-def inspect(
-    guide: str = "learned",
-    model: str = "digits",
-    protocol: Literal["discrete", "dequantized"] | None = None,
-    data: Path | None = None,
-    image_size: int | None = None,
-    num_variables: int | None = None,
-    rank: int | None = None,
-    stationary_variance: StationaryVariance | None = None,
-    max_log_snr: float | None = None,
-    min_log_snr: float | None = None,
-    draws: int | None = None,
-    out: Path | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Print the properties of diffusions before training with them, and draw them.
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """The inspection.
 
     Args:
         guide: diffusion, or several with commas between them: vpsde, cld, malda, alda, hold, ve,
@@ -70,33 +56,61 @@ def inspect(
             current folder.
         overwrite: whether the file of --out is replaced if it exists.
     """
-    names = [name.strip() for name in guide.split(",")]
+
+    guide: str = "learned"
+    model: str = "digits"
+    protocol: Literal["discrete", "dequantized"] | None = None
+    data: Path | None = None
+    image_size: int | None = None
+    num_variables: int | None = None
+    rank: int | None = None
+    stationary_variance: StationaryVariance | None = None
+    max_log_snr: float | None = None
+    min_log_snr: float | None = None
+    draws: int | None = None
+    out: Path | None = None
+    overwrite: bool = False
+
+
+@checked_options(InspectOptions)
+def inspect(guide: str = "learned", model: str = "digits", **options: Any) -> None:
+    """Print the properties of diffusions before training with them, and draw them.
+
+    Args:
+        guide, model, options: options by name, see :class:`InspectOptions`.
+    """
+    settings = InspectOptions(guide=guide, model=model, **options)
+    names = [name.strip() for name in settings.guide.split(",")]
     asked = Guide(
-        num_variables=num_variables,
-        rank=rank,
-        stationary_variance=stationary_variance,
-        max_log_snr=max_log_snr,
-        min_log_snr=min_log_snr,
+        num_variables=settings.num_variables,
+        rank=settings.rank,
+        stationary_variance=settings.stationary_variance,
+        max_log_snr=settings.max_log_snr,
+        min_log_snr=settings.min_log_snr,
     )
     for_learned = ("num_variables", "rank", "stationary_variance")
     surplus = [f"--{name}" for name in for_learned if getattr(asked, name) is not None]
     if "learned" not in names and surplus:
         raise ValueError(
-            f"{', '.join(surplus)} is for --guide learned, and {guide} has its own; leave it out, "
-            "or add learned to --guide"
+            f"{', '.join(surplus)} is for --guide learned, and {settings.guide} has its own; leave "
+            "it out, or add learned to --guide"
         )
-    if draws is not None:
-        check_positive(draws=draws)
+    if settings.draws is not None:
+        check_positive(draws=settings.draws)
         if others := [name for name in names if not name.startswith("run:")]:
             raise ValueError(
-                f"--draws is {draws}, and {', '.join(others)} has no network to measure; leave it "
-                "out, or name runs alone: --guide run:FOLDER"
+                f"--draws is {settings.draws}, and {', '.join(others)} has no network to measure; "
+                "leave it out, or name runs alone: --guide run:FOLDER"
             )
-    slugs = map(slug, (model, *names))
-    out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
-    check_out(out, (".png",), overwrite=overwrite)
+    slugs = map(slug, (settings.model, *names))
+    out = settings.out or Path(f"inspect-{'-'.join(slugs)}.png")
+    check_out(out, (".png",), overwrite=settings.overwrite)
     data_options = DataOptions(
-        model=model, protocol=protocol, data=data, image_size=image_size, holdout=False
+        model=settings.model,
+        protocol=settings.protocol,
+        data=settings.data,
+        image_size=settings.image_size,
+        holdout=False,
     )
     problem = build_problem(data_options)
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
@@ -105,15 +119,16 @@ def inspect(
     ]
     seen = [look(name, diffusion, x) for name, diffusion in zip(names, diffusions, strict=True)]
     drawn = {n: diffusions[i] for i, n in enumerate(names) if not seen[i].errors}
-    print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
+    size = f"{len(x)} test data, {x[0].numel()} dims"
+    print(f"{settings.model}: {size}, mean square {x.square().mean():.3g}")
     print(inspection.table(seen))
-    if draws is not None:
+    if settings.draws is not None:
         for name in names:
-            print(inspection.use_of_auxiliaries(name, draws))
+            print(inspection.use_of_auxiliaries(name, settings.draws))
     if drawn:
         write_atomically(out, png(figure(list(drawn), list(drawn.values()), x)))
         print(out)
 
 
 if __name__ == "__main__":
-    command_line(inspect, listed=["guide"])
+    command_line(inspect, groups={"inspection": InspectOptions}, listed=["guide"])

@@ -11,9 +11,11 @@ restorations are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from inference.commands.cli import check_positive, command_line
+from inference.commands.cli import check_options_positive, check_positive, command_line
 from inference.drawing import restoring
 from inference.drawing.demonstration import Restored, coverage, picture, psnr, restored, summary
 from inference.drawing.observations import TASKS, Task, chosen_measurement, measured_files
@@ -32,39 +34,9 @@ NUM_IMAGES, NOISE = 8, 0.05
 """Test images, and the standard deviation of their measurements' noise, by default."""
 
 
-@checked_options
-def restore(
-    run: Path,
-    data: list[Path] | Path | None = None,
-    task: Task | None = None,
-    mask: Path | None = None,
-    operator: str | None = None,
-    noise: float | None = None,
-    num_images: int | None = None,
-    num_samples: int = FEWEST,
-    sampler: str | None = None,
-    steps: int | None = None,
-    out: Path | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    overwrite: bool = False,
-    accelerator: str = "auto",
-    given: list[float] | list[str] | float | str | None = None,
-) -> None:
-    """Restore images from measurements of them, with a run's averaged weights.
-
-    The run needs a denoiser (--score discrete or denoiser), trained on whole images. With --data
-    the images are your own, and the files contain the measurement: already blurred, coarse or
-    partly seen. Each image gets a page of pictures (.png) and a file of all numbers (.npz): draws,
-    mean, 90% interval of each pixel, and the path of a draw from noise. The command prints how far
-    draws are from the measurement, compared with the noise, and how wide intervals are. Images
-    larger than the network's are restored by overlapping windows, if the run's images are
-    statistically alike in all places.
-
-    Without --data test images are measured, with noise. The picture has a row for each image: the
-    measurement, the mean of the samples, three samples, the truth. It prints the peak
-    signal-to-noise ratio and the fraction of pixels inside their 90% intervals, ± standard error
-    over images.
+@dataclass(frozen=True, kw_only=True)
+class RestorationOptions:
+    """The restoration.
 
     Args:
         run: run folder, or the name of a trained model in models/trained, such as digits.
@@ -99,36 +71,80 @@ def restore(
             Where all images have one label, or with --data, the covariance of pixels is that of
             training images with their label.
     """
+
+    run: Path
+    data: list[Path] | Path | None = None
+    task: Task | None = None
+    mask: Path | None = None
+    operator: str | None = None
+    noise: float | None = None
+    num_images: int | None = None
+    num_samples: int = FEWEST
+    sampler: str | None = None
+    steps: int | None = None
+    out: Path | None = None
+    batch_size: int = 256
+    seed: int = 0
+    overwrite: bool = False
+    accelerator: str = "auto"
+    given: list[float] | list[str] | float | str | None = None
+
+
+@checked_options(RestorationOptions)
+def restore(run: Path, **options: Any) -> None:
+    """Restore images from measurements of them, with a run's averaged weights.
+
+    The run needs a denoiser (--score discrete or denoiser), trained on whole images. With --data
+    the images are your own, and the files contain the measurement: already blurred, coarse or
+    partly seen. Each image gets a page of pictures (.png) and a file of all numbers (.npz): draws,
+    mean, 90% interval of each pixel, and the path of a draw from noise. The command prints how far
+    draws are from the measurement, compared with the noise, and how wide intervals are. Images
+    larger than the network's are restored by overlapping windows, if the run's images are
+    statistically alike in all places.
+
+    Without --data test images are measured, with noise. The picture has a row for each image: the
+    measurement, the mean of the samples, three samples, the truth. It prints the peak
+    signal-to-noise ratio and the fraction of pixels inside their 90% intervals, ± standard error
+    over images.
+
+    Args:
+        run, options: options by name, see :class:`RestorationOptions`.
+    """
+    settings = RestorationOptions(run=run, **options)
+    num_samples, data = settings.num_samples, settings.data
     if num_samples < FEWEST:
         raise ValueError(
             f"--num_samples is {num_samples}, expected at least {FEWEST}: the ends of a 90% "
             "interval are the extremes of so many"
         )
-    check_positive(num_images=num_images, steps=steps, batch_size=batch_size)
+    check_options_positive(settings, "num_images", "steps", "batch_size")
+    task, noise = settings.task, settings.noise
     if data is None:
         check_positive(noise=noise)
-        if task is mask is operator is None:
+        if task is settings.mask is settings.operator is None:
             task = "deblur"
         noise = NOISE if noise is None else noise
     else:
-        restoring.check_for_files(noise, num_images)
-    measurement = chosen_measurement(task, mask, operator)
+        restoring.check_for_files(noise, settings.num_images)
+    measurement = chosen_measurement(task, settings.mask, settings.operator)
     files = None if data is None else measured_files(data)
-    name = f"restored-{measurement.name}-{seed}" + (".png" if data is None else "")
-    out = default_out(run, name) if out is None else out
-    check_out(out, (".png",) if data is None else (), overwrite=overwrite)
+    name = f"restored-{measurement.name}-{settings.seed}" + (".png" if data is None else "")
+    out = settings.out or default_out(run, name)
+    check_out(out, (".png",) if data is None else (), overwrite=settings.overwrite)
     programs = load_trained(run)[1]
-    number = NUM_IMAGES if num_images is None else num_images
+    number = NUM_IMAGES if settings.num_images is None else settings.num_images
     problem = restoring.images_of(run, programs.problem, number if data is None else 0)
     assert noise is not None
-    fabric = start(accelerator)
+    fabric = start(settings.accelerator)
     programs.model.to(fabric.device)
-    options = restoring.RestoreOptions(noise, num_samples, seed, batch_size, sampler, steps)
+    drawing = restoring.RestoreOptions(
+        noise, num_samples, settings.seed, settings.batch_size, settings.sampler, settings.steps
+    )
     if files is None:
-        restoring.demonstrate(programs, problem, measurement, number, given, options, out)
+        restoring.demonstrate(programs, problem, measurement, number, settings.given, drawing, out)
     else:
-        restoring.restore_files(programs, problem, measurement, files, given, options, out)
+        restoring.restore_files(programs, problem, measurement, files, settings.given, drawing, out)
 
 
 if __name__ == "__main__":
-    command_line(restore, unnamed="run")
+    command_line(restore, unnamed="run", groups={"restoration": RestorationOptions})

@@ -8,6 +8,7 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from inference.commands.cli import check_positive, command_line
 from inference.drawing import files, pictures
@@ -16,9 +17,10 @@ from inference.drawing.sampling import Drawing, default_sampler, default_steps, 
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import default_out
 from inference.machine.processes import start
-from inference.measuring.reuse import Another, open_run
+from inference.measuring.reuse import Opened, SampleOptions, open_run
 from inference.settings.kinds import checked_options
 from inference.settings.names import slug
+from inference.settings.plan import Programs
 from models import Tabular
 from pyro_mdm.tables.completion import DRAW_STEPS, draws_given
 from pyro_mdm.tables.words import comma_separated
@@ -26,114 +28,81 @@ from pyro_mdm.tables.words import comma_separated
 __all__ = ["comma_separated", "sample"]
 
 
-@checked_options
-def sample(
-    run: Path | None = None,
-    num_samples: int = 64,
-    sampler: str | None = None,
-    steps: int | None = None,
-    grid: str | None = None,
-    out: Path | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    overwrite: bool = False,
-    reuse: Path | None = None,
-    guide: str | None = None,
-    max_log_snr: float | None = None,
-    min_log_snr: float | None = None,
-    accelerator: str = "auto",
-    given: list[float] | list[str] | float | str | None = None,
-    guidance: float | None = None,
-    pairs: bool = False,
-) -> None:
+@checked_options(SampleOptions)
+def sample(run: Path | None = None, num_samples: int = 64, **options: Any) -> None:
     """Generate data with a run's averaged weights.
 
     Give a run folder alone (--run may be left out), or --reuse RUN --guide NAME for the run's
     trained denoiser under another diffusion, without training.
 
     Args:
-        run: run folder, or the name of a trained model in models/trained, such as digits.
-        num_samples: number of samples.
-        sampler: sampler: exponential (of the probability flow, and the default), stochastic (the
-            same with added noise), euler (Euler-Maruyama, for any diffusion, and the default of one
-            without a closed form), ancestral (the exact Gaussian posteriors of a chain), splitting,
-            probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name.
-        steps: number of steps of the sampler, with one network call in each for most samplers; by
-            default 25 for exponential, 50 for stochastic, 256 for others.
-        grid: grid of times: information, log_snr, log_volume, karras, quadratic or progress; by
-            default the sampler's own.
-        out: name of the file: a .png for a picture, a .npy for data in model space, a .csv for rows
-            of a table in its own units, or a .gif for all variables on their way from noise to
-            data. A .npy and a .csv hold any number of samples. By default a picture in the run
-            folder (for a model in models/trained, in the current folder), named after the sampler,
-            steps, grid, seed and the guide of --reuse.
-        batch_size: number of data that each process simulates together; it does not change the
-            samples.
-        seed: seed of the noise.
-        overwrite: whether the file of --out is replaced if it exists.
-        reuse: run folder whose denoiser is used under --guide.
-        guide: diffusion under which the denoiser of --reuse is used: vpsde, cld, malda, alda, hold,
-            ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
-            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
-        max_log_snr: log SNR at the start time, with --reuse; by default the run's.
-        min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
-            diffusion keeps its own clock, which is scaled if it would leave the range that the
-            network was trained on.
-        accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
-            work.
-        given: context of the samples, for a run of --condition: a class, such as 3, or several in
-            turn, [3, 5], by the names of the folders of images if these are the classes; or a
-            vector. By default each class in turn, in a column of its own, or contexts of test data.
-            For a table and --out rows.csv: values that all rows have, such as age=50,sex=f.
-        guidance: weight of classifier-free guidance, for a run of --condition, such as 2; 1 is
-            none. Guided samples do not come from a model with a known density.
-        pairs: whether the columns of a table are drawn in pairs, in place of each alone.
+        run, num_samples, options: options by name, see :class:`SampleOptions`.
     """
-    check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
-    other = Another(guide, max_log_snr, min_log_snr)
-    opened = open_run(run, reuse, other)
+    settings = SampleOptions(run=run, num_samples=num_samples, **options)
+    check_positive(num_samples=num_samples, steps=settings.steps, batch_size=settings.batch_size)
+    opened = open_run(settings)
     problem, model = opened.programs.problem, opened.programs.model
-    if out is None:
-        chosen = sampler or default_sampler(model)
-        number = default_steps(chosen) if steps is None else steps
-        parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(number)]
-        parts += [*([] if grid is None else [grid]), str(seed)]
-        asked = {"given": given, "guided": guidance}
-        parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
-        parts += ["pairs"] if pairs else []
-        out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
-    files.check_file(out, problem, num_samples, overwrite)
-    if isinstance(given, str) and problem.class_names is None:
-        values = files.given_values(given, problem, out)
-        model.to(start(accelerator).device)
-        name = sampler or default_sampler(model)
-        steps = DRAW_STEPS if steps is None and name == "exponential" else steps
-        model.sampler = make_sampler(name, steps, model.diffusion, model.score_function, grid)
-        assert isinstance(problem, Tabular)
-        rows = draws_given(problem, model, num_samples, values, batch_size=batch_size, seed=seed)
-        write_atomically(out, table_text(rows).encode())
-        print(out)
+    out = _default_out(settings, opened) if settings.out is None else settings.out
+    files.check_file(out, problem, num_samples, settings.overwrite)
+    if isinstance(settings.given, str) and problem.class_names is None:
+        _write_given_rows(settings, settings.given, opened.programs, out)
         return
-    if pairs and not (isinstance(problem, Tabular) and out.suffix == ".png"):
+    if settings.pairs and not (isinstance(problem, Tabular) and out.suffix == ".png"):
         raise ValueError("--pairs is for a .png of a run of --model tabular; leave it out")
-    fabric = start(accelerator)
+    fabric = start(settings.accelerator)
     model.to(fabric.device)
-    context = pictures.contexts(problem, num_samples, given)
+    context = pictures.contexts(problem, num_samples, settings.given)
     context = None if context is None else context.to(fabric.device)
     for note in opened.notes if fabric.is_global_zero else []:
         print(note)
-    options = Drawing(sampler=sampler, steps=steps, grid=grid, seed=seed, batch_size=batch_size)
-    options |= Drawing(progress=fabric.is_global_zero, context=context, guidance=guidance)
+    drawing = Drawing(
+        sampler=settings.sampler,
+        steps=settings.steps,
+        grid=settings.grid,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        progress=fabric.is_global_zero,
+        context=context,
+        guidance=settings.guidance,
+    )
     if out.suffix != ".gif":
-        in_turn = given is None
+        in_turn, pairs = settings.given is None, settings.pairs
         files.write_samples(
-            out, fabric, opened.programs, num_samples, options, in_turn=in_turn, pairs=pairs
+            out, fabric, opened.programs, num_samples, drawing, in_turn=in_turn, pairs=pairs
         )
     elif fabric.is_global_zero:
-        files.write_animation(out, problem, model, num_samples, options)
+        files.write_animation(out, problem, model, num_samples, drawing)
     if fabric.is_global_zero:
         print(out)
 
 
+def _default_out(settings: SampleOptions, opened: Opened) -> Path:
+    """The picture's name in the run folder, by the options that change the samples."""
+    sampler = settings.sampler or default_sampler(opened.programs.model)
+    steps = default_steps(sampler) if settings.steps is None else settings.steps
+    guide = [] if settings.guide is None else [slug(settings.guide)]
+    grid = [] if settings.grid is None else [settings.grid]
+    words = [*guide, slug(sampler), str(steps), *grid, str(settings.seed)]
+    contexts = {"given": settings.given, "guided": settings.guidance}
+    words += [slug(f"{word}-{value}") for word, value in contexts.items() if value is not None]
+    words += ["pairs"] if settings.pairs else []
+    return default_out(opened.folder, f"samples-{'-'.join(words)}.png")
+
+
+def _write_given_rows(settings: SampleOptions, given: str, programs: Programs, out: Path) -> None:
+    """Write rows of a table that have the values ``given`` in some columns."""
+    problem, model = programs.problem, programs.model
+    values = files.given_values(given, problem, out)
+    model.to(start(settings.accelerator).device)
+    name, steps = settings.sampler or default_sampler(model), settings.steps
+    steps = DRAW_STEPS if steps is None and name == "exponential" else steps
+    model.sampler = make_sampler(name, steps, model.diffusion, model.score_function, settings.grid)
+    assert isinstance(problem, Tabular)
+    how = {"batch_size": settings.batch_size, "seed": settings.seed}
+    rows = draws_given(problem, model, settings.num_samples, values, **how)
+    write_atomically(out, table_text(rows).encode())
+    print(out)
+
+
 if __name__ == "__main__":
-    command_line(sample, unnamed="run")
+    command_line(sample, unnamed="run", groups={"samples": SampleOptions})

@@ -24,13 +24,13 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import trange
 
+from inference.commands.terminal import Terminal
 from inference.settings.diffusion import build_diffusion
 from inference.settings.options import Guide
 from models import Problem, tabular
 from pyro_mdm import MDM_ELBO, DiffusionGuide, bound, elbo_terms
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.plots.tensorboard import image_grid, write_layout, write_terms
-from pyro_mdm.support.text import Terminal
 
 sys.stdout = Terminal(sys.stdout)  # whatever its encoding
 pyro.set_rng_seed(0)

@@ -214,7 +214,7 @@ class Table(tables.Table):
 
     def set_params(self, **params: Any) -> Table:
         """Change settings by name, for the next ``fit``; returns the object."""
-        names = self._setting_names()
+        names = self.setting_names()
         super().set_params(**{name: value for name, value in params.items() if name in names})
         self.settings = self.settings | {n: v for n, v in params.items() if n not in names}
         return self

@@ -36,7 +36,7 @@ from inference.settings.plan import Programs, build
 from inference.settings.problems import check_split
 from inference.training.session import check_alike, fit, opened
 from models import DataError, Tabular
-from pyro_mdm.paths.divergence import warn_of_prior
+from pyro_mdm.paths.base import warn_of_prior
 from pyro_mdm.pretrained import trained_folder
 from pyro_mdm.support.progress import is_hidden
 
@@ -46,7 +46,7 @@ LOOKED_AT = 512
 """Training data by which it is seen whether the prior covers them."""
 
 
-@checked_options
+@checked_options(Options)
 def train(
     model: str = "digits", guide: str = "learned", score: str = "default", **options: Any
 ) -> RunBound:
@@ -98,9 +98,9 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
             programs.problem.warn_of_doubts()
         else:
             print(programs.problem.columns_in_words)
-            if words := programs.problem.gaps_in_words:
+            if words := programs.problem.gaps.in_words:
                 print(words)
-        programs.problem.warn_of_gaps()
+        programs.problem.gaps.warn()
     print(programs.problem.split_in_words, flush=True)
     with torch.random.fork_rng(devices=[]):  # levels may be dequantized
         some = programs.problem.to_model_space(programs.problem.train[:LOOKED_AT])

@@ -36,9 +36,10 @@ INDEX = "model_index.json"
 """The file in the folder of a pipeline of diffusers that names its classes."""
 
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators", "columns")
-LIBRARY = ["automatic", "conditioning", "diffusions", "evaluation", "imported", "likelihoods"]
-LIBRARY += ["measurements", "paths", "plots", "posteriors", "samplers", "scores", "seeing"]
-LIBRARY += ["simulated", "support", "tables", "tables/columns", "training", "varying"]
+LIBRARY = ["automatic", "auxiliary", "by_dimension", "conditioning", "diffusions", "evaluation"]
+LIBRARY += ["imported", "levels", "likelihoods", "measurements", "paths", "plots", "posteriors"]
+LIBRARY += ["samplers", "scores", "seeing", "simulated", "support", "tables", "tables/columns"]
+LIBRARY += ["training", "varying"]
 ROOMS = {places.ROOT / "models", *(places.ROOT / "inference" / name for name in EXAMPLES)}
 ROOMS |= {places.LIBRARY, *(places.LIBRARY / name for name in LIBRARY)}
 """Folders whose files are ours, without subfolders, which may be run folders."""

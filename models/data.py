@@ -13,7 +13,8 @@ from torch import Tensor
 from models.checks import as_tensor, check_numbers, check_shape
 from models.files import DataError
 from pyro_mdm.contexts import GivenContext, Labels, Vectors
-from pyro_mdm.support.splits import EVERY, Rows, split_rows
+from pyro_mdm.support.files import JsonObject
+from pyro_mdm.tables.splits import EVERY, Rows, split_rows
 
 SHOWN_CLASSES = 20
 """The most classes whose numbers of test data are printed."""
@@ -82,7 +83,7 @@ class DataSet(ABC):
 
     None splits by index: 0, 10, 20, … are test and 8, 18, 28, … validation."""
 
-    facts: Mapping[str, Any] | None = None
+    facts: JsonObject | None = None
     """The properties of the data that a trained model needs beside its weights, as JSON, such as
     the levels and scales of columns; a run keeps them. None: all follow from the data."""
 
@@ -106,7 +107,7 @@ class DataSet(ABC):
 
     @classmethod
     def split_by(
-        cls: type[D], split_seed: int | None, facts: Mapping[str, Any] | None = None, **options: Any
+        cls: type[D], split_seed: int | None, facts: JsonObject | None = None, **options: Any
     ) -> D:
         """The data set split by another seed than the class's.
 

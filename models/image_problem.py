@@ -13,13 +13,12 @@ from models.checks import check_images
 from models.kinds import kind_of
 from models.problem import Assembly, Problem
 from pyro_mdm import Diffusion, DiscreteDenoiser
-from pyro_mdm.likelihoods.base import Likelihood
-from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
-from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
-from pyro_mdm.likelihoods.levels import DiscretizedGaussian
+from pyro_mdm.levels.denoiser import Form, outputs_of
+from pyro_mdm.levels.dequantization import Dequantized, LogitDequantization
+from pyro_mdm.levels.likelihoods import DiscretizedGaussian
+from pyro_mdm.likelihoods.base import Gaussian, Likelihood, Tweedie
 from pyro_mdm.networks import StridedUNet, UNet
 from pyro_mdm.scores.base import Score
-from pyro_mdm.scores.discrete_denoiser import Form, outputs_of
 
 SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "patch": 2}
 """A U-Net for training on a laptop's CPU, 1.3 million parameters for 3×32×32."""
@@ -63,7 +62,7 @@ class ImageProblem(Problem):
     - ``discrete``: x = linspace(-1, 1, num_levels)[k], a likelihood over the levels, no noise
       added; bits per dimension are -(log p)/(d ln 2).
     - ``dequantized``, the paper's: x = logit((k + u)/num_levels), u uniform and drawn anew at each
-      use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with a Tweedie decoder (the
+      use (:class:`pyro_mdm.levels.LogitDequantization`), with a Tweedie decoder (the
       Gaussian one for a diffusion without a closed form, which has no denoiser); bits per dimension
       need ``transform``'s log-determinant and ``dequantized_levels``.
 
@@ -76,7 +75,7 @@ class ImageProblem(Problem):
         holdout: whether to keep a validation part, see :class:`Problem`.
         network: the name of the network in ``networks``; None: the first.
         logit_margin: the margin α of the dequantized protocol, in [0, ½); None: that of
-            :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
+            :class:`~pyro_mdm.levels.LogitDequantization`. The paper's is 0.05.
 
     Raises:
         ValueError: an unknown protocol or network; a margin out of range or without the protocol;

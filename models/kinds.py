@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pyro_mdm import Diffusion
+from pyro_mdm.by_dimension.coordinates import Transform
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.transforms import Transform
+from pyro_mdm.diffusions.linear import linear_of
 from pyro_mdm.seeing.context import Context
 
 
@@ -53,10 +54,11 @@ def kind_of(diffusion: Diffusion) -> Kind:
 
 @kind_of.register(Kernels)
 def _closed(diffusion: Kernels) -> Kind:
-    latent, driven = diffusion.context, diffusion.drifts_by_data
+    latent, paths = diffusion.context, diffusion.paths
+    driven = paths.drifts_by_data
     led = driven or latent is not None
     unserved = {"flow": "a drift that does not see the data"} if led else {}
-    if led or diffusion.starts_at_data:
+    if led or paths.starts_at_data:
         unserved["importance"] = "a diffusion that does not see the data"
     return Kind(
         simulated=False,
@@ -65,7 +67,7 @@ def _closed(diffusion: Kernels) -> Kind:
         by_dimension=diffusion.maps,
         latent=latent,
         coordinates=diffusion.transform,
-        learned_ends=diffusion.reference.learns_ends,
+        learned_ends=any(linear_of(diffusion).given_ends.reach),
         path_gap=driven,
         unserved=unserved,
     )

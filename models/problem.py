@@ -26,14 +26,15 @@ from pyro_mdm import (
     RawScore,
     ResidualScore,
 )
+from pyro_mdm.by_dimension.coordinates import CoordinateNetwork
+from pyro_mdm.diffusions.base import coordinates
+from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.likelihoods.base import Likelihood
-from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.scores.base import Score, Times
-from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.seeing.wrapping import wrapping
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.splits import spread
+from pyro_mdm.tables.splits import spread
 
 FIT_SIZE = 50_000
 """The most data that a baseline is fitted to, spread evenly over the training part."""
@@ -92,7 +93,7 @@ class Problem(DataSet):
     """The default maps that denoisers are trained at, a value of ``--maps``."""
 
     window: tuple[float, float] | None = None
-    """The window of these maps, see :class:`~pyro_mdm.scores.RandomMaps`."""
+    """The window of these maps, see :class:`~pyro_mdm.conditioning.RandomMaps`."""
 
     steps: int = 2000
     batch_size: int = 128
@@ -312,7 +313,7 @@ class Assembly:
         network = self.network(channels, channels)
         network = self._on_coordinates(network, self._context_channels(network))
         if issubclass(cls, ResidualScore):
-            x, paths = diffusion.coordinates(problem.fit_x()), self._num_paths()
+            x, paths = coordinates(diffusion, problem.fit_x()), self._num_paths()
             return cls.fit(network, diffusion, x, num_levels=FIT_LEVELS, num_paths=paths)
         try:
             inspect.signature(cls).bind(network)
@@ -327,7 +328,7 @@ class Assembly:
         network = self.denoiser_network(1)
         context_channels = self.problem.event_shape[0] if self.takes_maps else 0
         network = self._on_coordinates(network, context_channels + self._context_channels(network))
-        x = self.diffusion.coordinates(self.problem.fit_x())
+        x = coordinates(self.diffusion, self.problem.fit_x())
         fit = cast(Any, kind).fit
         return self.wrapped(fit(network, x, **self.fit_options))
 

@@ -3,9 +3,8 @@
     pyro-mdm train --model digits --guide cld
 
 or ``python -m pyro_mdm train …`` is ``python -m inference.train --model digits --guide cld`` in the
-checkout, where ``pip install -e .`` leaves it, or in the copy that a wheel has. Relative paths,
-such as ``runs``, are those of the current folder. The program runs in a Python process of its own:
-it sets how threads wait before PyTorch is loaded, which this package does.
+checkout, or in the copy that a wheel has. Relative paths are those of the current folder. The
+program runs in a Python process of its own: it sets how threads wait before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -30,16 +29,8 @@ NEEDED = (
 """The modules that programs need beside those of the library: the extra ``programs``."""
 
 PROGRAMS = (
-    "inspect",
-    "train",
-    "evaluate",
-    "sample",
-    "restore",
-    "impute",
-    "posterior",
-    "compare",
-    "experiment",
-    "svi",
+    *("inspect", "train", "evaluate", "sample", "restore"),
+    *("impute", "posterior", "compare", "experiment", "svi"),
 )
 
 

@@ -11,14 +11,12 @@ __all__ = ["ANY_STEPS", "LEAST", "Budget", "Outcome", "Pace", "Reason", "steps_w
 
 ANY_STEPS = 10**9
 """The number of steps of a training that only its seconds limit."""
-TIMED = 5
-"""The number of steps after which a training says about how long it will take."""
 LEAST = 1e-3
 """The least number of seconds of a training whose time is over before it begins."""
+TIMED = 5  # the number of steps after which a training says about how long it will take
 
 Reason = Literal["all steps", "budget", "no gain", "stopped"]
-"""Why a training ended: all steps were taken, its seconds were over, nothing was gained any more,
-or its loop was left."""
+"""Why a training ended."""
 WORDS: dict[Reason, str] = {
     "all steps": "all steps were taken",
     "budget": "its seconds were over",
@@ -36,17 +34,7 @@ def check_seconds(seconds: object, name: str = "seconds") -> None:
 
 def steps_within(steps: int | None, seconds: float | None, usual: int, *, least: int = 1) -> int:
     """The most steps of a training: those given, or else the usual number, or as many as fit into
-    its seconds.
-
-    Args:
-        steps: number of steps; None: not given.
-        seconds: number of seconds; None: no limit.
-        usual: number of steps if neither is given.
-        least: least number of steps that may be given.
-
-    Raises:
-        TypeError, ValueError: numbers out of range.
-    """
+    its seconds. ``least`` is the least number that may be given."""
     check_seconds(seconds)
     if steps is not None:
         check_count("steps", steps, "the number of training steps", least=least)
@@ -55,12 +43,8 @@ def steps_within(steps: int | None, seconds: float | None, usual: int, *, least:
 
 
 class Budget:
-    """The seconds that a training may take, or several in turn.
-
-    Args:
-        seconds: number of seconds; None: no limit.
-        spent: number of seconds spent before, such as those of a run that goes on.
-        trainings: number of trainings in turn.
+    """The seconds that a training may take (None: no limit), or several trainings in turn, with
+    those ``spent`` before, such as those of a run that goes on.
 
     Example:
         >>> budget = Budget(60.0, spent=15.0, trainings=3)
@@ -77,7 +61,7 @@ class Budget:
         self._began: float | None = None  # by the clock; None: it stands
 
     def start(self) -> Budget:
-        """Let time count; returns the budget."""
+        """The budget, whose time counts from here on."""
         if self._began is None:
             self._began = monotonic()
         return self
@@ -89,8 +73,7 @@ class Budget:
     @property
     def spent(self) -> float:
         """The number of seconds spent, with those before."""
-        now = 0.0 if self._began is None else monotonic() - self._began
-        return self._before + now
+        return self._before + (0.0 if self._began is None else monotonic() - self._began)
 
     @property
     def share(self) -> float:
@@ -102,9 +85,9 @@ class Budget:
         return None if self.seconds is None else max(LEAST, share * self.seconds - self.spent)
 
     def next(self) -> float | None:
-        """The seconds of the next training: an equal part of those that are left; None: no limit.
+        """The seconds of the next training, an equal part of those left, which count from here on.
 
-        Time counts from here on.
+        None: no limit.
         """
         left = self.start().left()
         self._turn += 1
@@ -117,24 +100,14 @@ class Budget:
 
 
 class Pace:
-    """The time of the first steps of a training, by which that of all is estimated.
-
-    Args:
-        budget: the budget of the training, which has begun.
-        done: number of steps taken before.
-        steps: number of all steps.
-    """
+    """The time of the first steps of a training, by which that of all is estimated."""
 
     def __init__(self, budget: Budget, done: int, steps: int) -> None:
         self._budget, self._steps, self._due = budget, steps, done + TIMED
         self._first: tuple[int, float] | None = None
 
     def whole(self, done: int) -> float | None:
-        """About how many seconds the whole training takes, once, after five steps; else None.
-
-        Args:
-            done: number of steps taken.
-        """
+        """About how many seconds the whole training takes, once, after five steps; else None."""
         if self._first is None:  # of a step that compiles and allocates
             self._first = done, self._budget.spent
         if done < self._due or done == self._first[0]:

@@ -1,31 +1,28 @@
 r"""Contexts: information c about each datum, and its encoding for a network.
 
 A model of x given c is a :class:`~pyro_mdm.DiffusionModel` with a ``context``. c is the second
-argument of both programs, ``svi.step(x, c)``, so it may be a site of a program around them. The
-bound is then one on log p(x | c); nothing else changes, because the guide noises x alone. For
-samples and bounds at a known c, use :func:`~pyro_mdm.condition`.
+argument of both programs, ``svi.step(x, c)``, and the bound is one on log p(x | c). For samples and
+bounds at a known c, use :func:`~pyro_mdm.condition`.
 
 A network receives c as ``size`` numbers: as further channels of its inputs after the others, the
 same for all pixels. A network of your own with an attribute ``context_size`` is called as
 ``network(inputs, log_snr, context)`` instead, with context (n, context_size).
 
-An unknown c is a context too (``unknown``), given to the network as zeros. A network learns it from
-data without c, or by ``dropout``, which hides c in a part of each batch. Then it is a model of x as
-well, which answers where no c is given (:meth:`~pyro_mdm.DiffusionModel.without_context`), and
-samples can be guided (:class:`~pyro_mdm.samplers.Guided`; Ho & Salimans, "Classifier-Free Diffusion
-Guidance", 2022).
+An unknown c is a context too (``unknown``), given to the network as zeros, which learns it from
+data without c, or by ``dropout``. Then it is a model of x as well
+(:meth:`~pyro_mdm.DiffusionModel.without_context`), and samples can be guided
+(:class:`~pyro_mdm.conditioning.Guided`; Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import randomness
+import pyro_mdm.randomness as randomness
 from pyro_mdm.support.checks import (
     check_count,
     check_instance,
@@ -47,25 +44,29 @@ class GivenContext(Restorable, nn.Module, ABC):
         size: width of the encoding that the network receives.
         dropout: fraction of the data, in [0, 1), whose c is hidden from the network in training.
             Their share of the objective is a bound on log p(x). At 0 every c must be known.
+        whole: whether contexts are whole numbers. An unknown one is then -1, else NaN.
 
     Raises:
         ValueError: a dropout that is not in [0, 1).
     """
 
-    def __init__(self, shape: tuple[int, ...], size: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], size: int, dropout: float = 0.0, *, whole: bool = False
+    ) -> None:
         super().__init__()
         if not 0 <= check_number("dropout", dropout, "a part of the data, e.g. 0.1") < 1:
             raise ValueError(f"dropout is {dropout}, expected a number in [0, 1), e.g. 0.1")
-        self.shape, self.size, self.dropout = shape, size, float(dropout)
+        self.shape, self.size, self.dropout, self.whole = shape, size, float(dropout), whole
 
     @property
-    @abstractmethod
     def unknown(self) -> Tensor:
         """The value that stands for an unknown c, (*shape)."""
+        return torch.full(self.shape, -1) if self.whole else torch.full(self.shape, math.nan)
 
-    @abstractmethod
     def is_known(self, context: Tensor) -> Tensor:
-        """Whether c is known, bool (*batch), for contexts (*batch, *shape)."""
+        """Whether c is known, bool (n,), for contexts (n, *shape)."""
+        flat = context.reshape(len(context), math.prod(self.shape))
+        return ~(flat == -1).all(-1) if self.whole else flat.isfinite().all(-1)
 
     @abstractmethod
     def numbers(self, context: Tensor) -> Tensor:
@@ -78,18 +79,30 @@ class GivenContext(Restorable, nn.Module, ABC):
             TypeError, ValueError: another kind of value, another shape, or values that c cannot
                 have.
         """
-        c = torch.as_tensor(context)
-        tail = c.shape[max(c.dim() - len(self.shape), 0) :]
-        if tuple(tail) != self.shape:
+        c, k = torch.as_tensor(context), len(self.shape)
+        shape = f"({', '.join(['*batch', *map(str, self.shape)])})"
+        if tuple(c.shape[max(c.dim() - k, 0) :]) != self.shape:
             raise ValueError(
-                f"context has shape {tuple(c.shape)}, expected {self._shapes}; one for each "
-                "datum, or one for all"
+                f"context has shape {tuple(c.shape)}, expected {shape}; one for each datum, or one "
+                "for all"
+            )
+        if self.whole == c.is_floating_point() or c.is_complex() or c.dtype == torch.bool:
+            raise TypeError(
+                f"context is {describe(context)} of {c.dtype}, expected {self.kind} {shape}"
+            )
+        c = c.to(tensor_device(self) or c.device)
+        rows = c.reshape(*c.shape[: c.dim() - k], math.prod(self.shape))
+        if bad := int((~(rows.isfinite().all(-1) | rows.isnan().all(-1))).sum()):
+            raise ValueError(
+                f"{bad} contexts have entries that are not finite beside others that are; give "
+                "finite numbers, or NaN in all entries of a context that is not known"
             )
         return c
 
     @property
-    def _shapes(self) -> str:
-        return f"({', '.join(['*batch', *map(str, self.shape)])})"
+    def kind(self) -> str:
+        """The kind of its values, in words."""
+        return "whole numbers" if self.whole else "real numbers"
 
     def encode(self, context: object) -> Tensor:
         """The encoding (*batch, size) of contexts (*batch, *shape); 0 for an unknown one.
@@ -108,10 +121,7 @@ class GivenContext(Restorable, nn.Module, ABC):
                 "dropout=0.1) and train it again"
             )
         # an unknown c never reaches the encoder: its NaN times 0 would be NaN
-        safe = torch.where(
-            is_known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat)
-        )
-        encoding = self.numbers(safe)
+        encoding = self.numbers(torch.where(is_known.view(-1, *[1] * len(self.shape)), flat, 0))
         if encoding.shape != (len(flat), self.size):
             raise ValueError(
                 f"the encoding of {len(flat)} contexts has shape {tuple(encoding.shape)}, expected "
@@ -126,7 +136,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         u = randomness.uniform((len(encodings), 1), encodings.dtype, encodings.device)
         return encodings * (u >= self.dropout).to(encodings)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"size": self.size, "dropout": self.dropout}
 
 
@@ -149,21 +159,15 @@ class Labels(GivenContext):
 
     def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
         check_count("num_classes", num_classes, "the number of classes", 2)
-        super().__init__((), num_classes, dropout)
+        super().__init__((), num_classes, dropout, whole=True)
         self.num_classes = num_classes
 
     @property
-    def unknown(self) -> Tensor:
-        return torch.tensor(-1)
+    def kind(self) -> str:
+        return f"labels from 0 to {self.num_classes - 1} (write labels.long()) of shape"
 
     def check(self, context: object) -> Tensor:
-        labels = super().check(context)
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(
-                f"context is {describe(context)} of {labels.dtype}, expected labels, whole numbers "
-                f"from 0 to {self.num_classes - 1}; write labels.long()"
-            )
-        labels = labels.long()
+        labels = super().check(context).long()
         off = (labels < -1) | (labels >= self.num_classes)
         if bool(off.any()):
             raise ValueError(
@@ -172,9 +176,6 @@ class Labels(GivenContext):
                 "Labels(num_classes) of all classes"
             )
         return labels
-
-    def is_known(self, context: Tensor) -> Tensor:
-        return context >= 0
 
     def extra_repr(self) -> str:
         return f"{self.num_classes}, dropout={self.dropout:g}"
@@ -223,18 +224,10 @@ class Vectors(GivenContext):
         # an entry that never varies is encoded as 0 rather than 0/0
         return cls(rows.mean(0), torch.where(spread > 0, spread, 1.0), dropout)
 
-    @property
-    def unknown(self) -> Tensor:
-        return torch.full(self.shape, math.nan)
-
     def check(self, context: object) -> Tensor:
-        c = super().check(context)
-        if c.is_complex() or c.dtype == torch.bool:
-            raise TypeError(f"context is {c.dtype}, expected real numbers {self._shapes}")
-        return _finite_or_unknown(c.to(self.mean), 1)
-
-    def is_known(self, context: Tensor) -> Tensor:
-        return context.isfinite().all(-1)
+        c = torch.as_tensor(context)
+        refused = c.is_complex() or c.dtype == torch.bool
+        return super().check(c if refused else c.to(self.mean))
 
     def numbers(self, context: Tensor) -> Tensor:
         scaled = (context - self.mean) / self.scale
@@ -265,27 +258,11 @@ class EncodedContext(GivenContext):
     ) -> None:
         check_instance("encoder", encoder, nn.Module, "called as encoder(context)")
         check_count("size", size, "how many numbers the encoder returns")
-        super().__init__(tuple(shape), size + 1, dropout)
-        self.encoder, self.whole = encoder, whole
+        super().__init__(tuple(shape), size + 1, dropout, whole=whole)
+        self.encoder = encoder
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         return super().arguments() | {"shape": list(self.shape)}
-
-    @property
-    def unknown(self) -> Tensor:
-        return torch.full(self.shape, -1) if self.whole else torch.full(self.shape, math.nan)
-
-    def check(self, context: object) -> Tensor:
-        c = super().check(context)
-        if self.whole == c.is_floating_point():
-            kind = "whole" if self.whole else "real"
-            raise TypeError(f"context is {c.dtype}, expected {kind} numbers {self._shapes}")
-        c = c.to(tensor_device(self) or c.device)
-        return c if self.whole else _finite_or_unknown(c, len(self.shape))
-
-    def is_known(self, context: Tensor) -> Tensor:
-        flat = context.reshape(len(context), -1)
-        return ~(flat == -1).all(-1) if self.whole else flat.isfinite().all(-1)
 
     def numbers(self, context: Tensor) -> Tensor:
         encoding: Tensor = self.encoder(context)
@@ -293,15 +270,3 @@ class EncodedContext(GivenContext):
             return encoding  # encode() reports the shape
         # the last 1 distinguishes an encoding of 0 from an unknown context
         return torch.cat([encoding, torch.ones_like(encoding[:, :1])], -1)
-
-
-def _finite_or_unknown(context: Tensor, event_dim: int) -> Tensor:
-    """Raises ValueError for a context that is neither finite nor NaN in all its entries."""
-    event = tuple(range(-event_dim, 0))
-    bad = ~(context.isfinite().all(event) | context.isnan().all(event)) if event else None
-    if bad is not None and bool(bad.any()):
-        raise ValueError(
-            f"{int(bad.sum())} contexts have entries that are not finite beside others that are; "
-            "give finite numbers, or NaN in all entries of a context that is not known"
-        )
-    return context

@@ -17,14 +17,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mdm.diffusions.base import Cap
+from pyro_mdm.diffusions.base import Cap, for_samples
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.paths.flow import Solver
-from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_shape, describe, tensor_device
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.inference import Inference, inference_in_use
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
@@ -51,7 +51,7 @@ NORMALIZED, SEEDS = 0.01, 5
 """The largest standard deviation of a log density by fixed draws over their seeds, nats, and the
 number of seeds by which it is measured."""
 
-_SPREADS: WeakKeyDictionary[DiffusionModel, dict[Any, float]] = WeakKeyDictionary()
+_SPREADS: WeakKeyDictionary[DiffusionModel, dict[object, float]] = WeakKeyDictionary()
 _STEPS: WeakKeyDictionary[DiffusionModel, int] = WeakKeyDictionary()
 
 
@@ -128,7 +128,7 @@ class MDM(TorchDistribution):
         torch.Size([100])
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     context: Tensor | None = None
 
     @checked_arguments
@@ -143,7 +143,6 @@ class MDM(TorchDistribution):
         solver: Solver | None = None,
         batch_shape: torch.Size | tuple[int, ...] = (),
         context: object = None,
-        validate_args: bool | None = None,
     ) -> None:
         self.model = model
         shape = torch.Size(batch_shape)
@@ -151,7 +150,7 @@ class MDM(TorchDistribution):
             self.context = model.checked_context(context)
             lead = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
             shape = torch.broadcast_shapes(shape, lead)
-        super().__init__(shape, model.event_shape, validate_args=validate_args)
+        super().__init__(shape, model.event_shape)
         if times is not None and method is None:
             raise ValueError("times are of method 'importance'; add method='importance'")
         if solver is not None:
@@ -163,8 +162,7 @@ class MDM(TorchDistribution):
     @cached_property
     def method(self) -> Method:
         """The method of ``log_prob``: the given one, or the default."""
-        asked: Method | None = self._asked[0]
-        return asked or ("flow" if self._flows else "elbo")
+        return self._asked[0] or ("flow" if self._flows else "elbo")
 
     @cached_property
     def _flows(self) -> bool:
@@ -287,7 +285,8 @@ class MDM(TorchDistribution):
             shape = self.model.context.shape  # type: ignore[union-attr]
             model = self.model.given_context(self.context.reshape(-1, *shape)[0])
         with torch.no_grad():
-            return self._decoder(model, y.to(device), context)
+            given = model.given(context)
+            return model.likelihood(*given, y.to(device), len(self.event_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Data as from :meth:`sample`, with the graph of every network call of the sampler."""
@@ -298,13 +297,12 @@ class MDM(TorchDistribution):
                 "pyro_mdm.samplers"
             )
         lead = (*sample_shape, *self.batch_shape)
-        model = self._model_for(lead)
-        shape = (math.prod(lead), model.diffusion.num_variables, *self.event_shape)
+        model, n = self._model_for(lead), math.prod(lead)
+        shape = (n, model.diffusion.num_variables, *self.event_shape)
         sampler: Any = model.sampler
-        context = self._context((shape[0],))
-        diffusion, score = model.given(context)
+        diffusion, score = model.given(for_samples(model.diffusion, n).context)
         y = sampler(diffusion, BoundScore(diffusion, score), shape, differentiable=True)
-        drawn: Tensor = self._decoder(model, y, context).rsample()
+        drawn: Tensor = model.likelihood(diffusion, score, y, len(self.event_shape)).rsample()
         return drawn.reshape(*lead, *self.event_shape)
 
     @torch.no_grad()
@@ -312,10 +310,10 @@ class MDM(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)
-        rows = torch.Size([math.prod(lead)])
-        model, context = self._model_for(lead), self._context(rows)
-        path = model.path_law(context).expand(rows).sample()
-        drawn: Tensor = self._decoder(model, path[:, 0], context).sample()
+        model, n = self._model_for(lead), math.prod(lead)
+        context = for_samples(model.diffusion, n).context
+        y = model.path_law(context).expand((n,)).sample()[:, 0]
+        drawn: Tensor = model.likelihood(*model.given(context), y, len(self.event_shape)).sample()
         return drawn.reshape(*lead, *self.event_shape)
 
     def _model_for(self, lead: Sequence[int]) -> DiffusionModel:
@@ -325,11 +323,6 @@ class MDM(TorchDistribution):
         shape = self.model.context.shape  # type: ignore[union-attr]
         context = self.context.expand(torch.Size([*lead, *shape]))
         return self.model.given_context(context.reshape(-1, *shape))
-
-    def _context(self, lead: Sequence[int]) -> Tensor | None:
-        """Contexts c ~ p(c), (*lead, size), where the diffusion depends on one."""
-        context = self.model.diffusion.context
-        return None if context is None else context.draw(math.prod(lead)).reshape(*lead, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value), or a lower bound on it, (*batch), nats; see the class.
@@ -344,8 +337,7 @@ class MDM(TorchDistribution):
         except RuntimeError as error:
             if not str(error).startswith("vmap:"):
                 raise
-        rows: Tensor = _AllRows.apply(value, self)
-        return rows
+        return _AllRows.apply(value, self)
 
     def _log_prob(self, value: Tensor) -> Tensor:
         event_dim = len(self.event_shape)
@@ -424,11 +416,6 @@ class MDM(TorchDistribution):
             kept[asked] = float(torch.stack(values).var(0).mean().sqrt())
         return kept[asked]
 
-    def _decoder(
-        self, model: DiffusionModel, y: Tensor, context: Tensor | None = None
-    ) -> TorchDistributionMixin:
-        return model.likelihood(*model.given(context), y, len(self.event_shape))
-
 
 class _AllRows(torch.autograd.Function):
     """``log_prob`` under :func:`torch.func.vmap`, of all of its rows in one call."""
@@ -436,8 +423,8 @@ class _AllRows(torch.autograd.Function):
     generate_vmap_rule = False
 
     @staticmethod
-    def forward(value: Tensor, law: MDM) -> Tensor:
-        return law.log_prob(value)
+    def forward(value: Tensor, distribution: MDM) -> Tensor:
+        return distribution.log_prob(value)
 
     @staticmethod
     def setup_context(ctx: object, inputs: object, output: object) -> None:
@@ -445,6 +432,6 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: object, in_dims: tuple[int, None], value: Tensor, law: MDM
+        info: object, in_dims: tuple[int, None], value: Tensor, distribution: MDM
     ) -> tuple[Tensor, int]:
-        return law.log_prob(value.movedim(in_dims[0], 0)), 0
+        return distribution.log_prob(value.movedim(in_dims[0], 0)), 0

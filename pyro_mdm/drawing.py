@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
+import pyro_mdm.randomness as randomness
+from pyro_mdm.diffusions.base import for_samples
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.checks import check_count, tensor_device
+from pyro_mdm.support.modules import evaluating, replace
 
 __all__ = ["draw_batches"]
 
@@ -29,8 +30,7 @@ def draw_batches(
     """Samples batch by batch, with the number of the first, in the memory of one batch.
 
     The i-th sample of a seed is the same, to rounding, whatever the number and the batch size,
-    unless the sampler draws for itself or chooses steps by the batch. The caller's random state is
-    kept.
+    unless the sampler draws for itself or chooses steps by the batch.
 
     Args:
         model: the generative model.
@@ -69,17 +69,13 @@ def _batch(
     model: DiffusionModel, sampler: Callable[..., Tensor], first: int, n: int, seed: int
 ) -> Tensor:
     """The samples first, …, first + n - 1, (n, *event_shape)."""
-    device, usual = model.diffusion.start_time.device, model.sampler
+    device = tensor_device(model.score_function) or torch.device("cpu")
+    sampling = replace(model, sampler=sampler)
     with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_from(seed, "samples", first))
-        try:
-            model.sampler = sampler
-            with randomness.stream(seed_from(seed, "states"), first):
-                latent = model.diffusion.context
-                context = None if latent is None else latent.draw(n)
-                path = model.path_law(context).expand((n,)).sample()
-        finally:
-            model.sampler = usual
+        with randomness.stream(seed_from(seed, "states"), first):
+            context = for_samples(model.diffusion, n).context
+            path = sampling.path_law(context).expand((n,)).sample()
         y = path.select(-2 - len(model.event_shape), 0)
         parts = []
         for block, rows in randomness.blocks(first, n):
@@ -88,6 +84,6 @@ def _batch(
             i = torch.arange(randomness.BLOCK, device=device) + block * randomness.BLOCK - first
             i = i.clamp(0, n - 1)
             given = model.for_rows(i).given(None if context is None else context[i])
-            law = model.likelihood(*given, y[i], len(model.event_shape))
-            parts.append(law.sample()[rows])
+            decoder = model.likelihood(*given, y[i], len(model.event_shape))
+            parts.append(decoder.sample()[rows])
     return torch.cat(parts).cpu()

@@ -9,51 +9,53 @@ Kingma et al., "Variational Diffusion Models", 2021.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import pyro.poutine as poutine
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
-from pyro.poutine import Trace
-from pyro.util import check_site_shape
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_mdm import randomness
+import pyro_mdm.randomness as randomness
 from pyro_mdm.compiled import WholeLoss
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import of_counted
-from pyro_mdm.diffusions.memory import shared_ends
-from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.paths.base import NoisingLaw, PathKL
-from pyro_mdm.paths.divergence import path_divergence
-from pyro_mdm.paths.generative import GenerativeLaw
-from pyro_mdm.program import one_thread
-from pyro_mdm.sites import (
-    Program,
-    Site,
-    check_alike,
-    check_no_decoder,
-    drawn_later,
-    run_programs,
-    samples,
-    unlike,
-    warn_of_order,
+from pyro_mdm.guide import DiffusionGuide, one_thread
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.base import (
+    GenerativeLaw,
+    NoisingLaw,
+    PathKL,
+    different_diffusions,
+    path_divergence,
 )
-from pyro_mdm.support.checks import tensor_device
-from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.late_checks import check_values, checked_together, settle
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import check_values, describe, settle, tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
-__all__ = ["ELBOTerms", "MDM_ELBO", "elbo_terms"]
+__all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
+
+Program = Callable[..., object]
+Options = Mapping[str, object]
+Site = Mapping[str, Any]
+"""A site of a trace, with ``fn``, ``value``, ``scale``, … of Pyro's ``Message``."""
+Sites = dict[str, Site]
+"""The sample sites of a program, by name, in the order in which it has them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,7 +148,7 @@ class MDM_ELBO(ELBO):
     _whole: WholeLoss | None = None
 
     @checked_arguments
-    def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: object, decoder: bool = True, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.decoder = decoder
 
@@ -166,51 +168,54 @@ class MDM_ELBO(ELBO):
         return self
 
     def differentiable_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> Tensor:
         """The loss, (), nats, differentiable in the parameters of both programs."""
-        with shared_ends(), checked_together():
-            loss = self._compiled(model, guide, args, kwargs)
-            if loss is None:
-                with one_thread():
-                    loss = self._evaluated(model, guide, args, kwargs)
-            with torch.no_grad():
-                check_values(loss == loss, _warn_of_nan)
+        loss = None
+        if self._whole is not None and self.num_particles == 1:
+            entropy = None if self.decoder else start_entropy
+            loss = self._whole(model, guide, args, kwargs, entropy)
+        if loss is None:
+            context = guide.diffusion.context if isinstance(guide, DiffusionGuide) else None
+            paired = context is not None and not context.reparameterized
+            paired = paired and self.num_particles == 1 and torch.is_grad_enabled()
+            repeated: Callable[[], AbstractContextManager[None]] = nullcontext
+            if paired:  # two draws of the context, with the same noise along the paths
+                device = tensor_device(cast(nn.Module, guide)) or torch.device("cpu")
+                repeated = randomness.repeatable(device)
+            draws, bounds = [], []
+            with one_thread():
+                for _ in range(1 + paired):
+                    with repeated():
+                        for in_model, in_guide in self._get_traces(model, guide, args, kwargs):
+                            nesting = self.max_plate_nesting
+                            terms = _terms(in_model, in_guide, self.decoder, nesting)
+                            draws.append((in_guide, terms))
+            for i, (in_guide, terms) in enumerate(draws):
+                bound = torch.zeros(())
+                for j, term in enumerate(terms):
+                    bound = bound + term.value.sum() if j else term.value.sum()
+                for name, site in in_guide.items():
+                    if torch.is_grad_enabled() and not isinstance(site["fn"], NoisingLaw):
+                        baseline = draws[1 - i][1] if paired else []
+                        bound = bound + _score_function(name, site, terms, baseline)
+                bounds.append(bound)
+            many = max(len(bounds), self.num_particles)  # of one trace if vectorized
+            loss = -bounds[0] if many == 1 else -torch.stack(bounds).sum() / many
+        with torch.no_grad():
+            check_values(loss == loss, _warn_of_nan)
         return loss
 
-    def _compiled(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Tensor | None:
-        """The loss compiled whole; None where it is not."""
-        if self._whole is None or self.num_particles > 1:
-            return None
-        return self._whole(model, guide, args, kwargs, None if self.decoder else start_entropy)
-
-    def _evaluated(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Tensor:
-        """The loss by Pyro's handlers."""
-        one = self.num_particles == 1
-        twice = one and torch.is_grad_enabled()
-        if isinstance(guide, DiffusionGuide) and guide.is_paired and twice:
-            return torch.stack(self._pair(model, guide, args, kwargs)).mean()
-        particles = [
-            self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])
-            for model_trace, trace in self._get_traces(model, guide, args, kwargs)
-        ]
-        if one:
-            return particles[0]
-        # of one trace too, where they are vectorized
-        return torch.stack(particles).sum() / self.num_particles
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """The loss as a number, nats."""
         with torch.no_grad():
             loss = float(torch_item(self.differentiable_loss(model, guide, *args, **kwargs)))
         settle()
         return loss
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> float:
         """The loss as a number, nats, after a backward pass to the parameters.
 
         Raises:
@@ -233,38 +238,65 @@ class MDM_ELBO(ELBO):
             raise
         return float(torch_item(loss))
 
-    def _get_trace(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Trace, Trace]:
-        return run_programs(model, guide, args, kwargs, self.max_plate_nesting)
+    def sites(
+        self, model: Program, guide: Program, args: Sequence[object], kwargs: Options
+    ) -> tuple[Sites, Sites]:
+        """The sites of the model, replayed against the guide, and of the guide, by name.
 
-    def _pair(
-        self, model: Program, guide: DiffusionGuide, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[Tensor]:
-        """Two particles of the same noise along their paths, each the other's baseline."""
-        same = randomness.repeatable(tensor_device(guide) or torch.device("cpu"))
-        traces = []
-        for _ in range(2):
-            with same():
-                model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
-                terms = list(_terms(model_trace, guide_trace, self.decoder))
-            traces.append((guide_trace, terms))
-        (one, ours), (other, theirs) = traces
-        return [self._loss(one, ours, theirs), self._loss(other, theirs, ours)]
+        Args:
+            model: generative program.
+            guide: noising program.
+            args: positional arguments of both programs.
+            kwargs: keyword arguments of both programs.
 
-    def _loss(self, guide_trace: Trace, terms: list[_Term], baseline: list[_Term]) -> Tensor:
-        """The negative bound from its terms; those of another draw are a baseline for gradients."""
+        Raises:
+            TypeError: programs that are swapped.
+            ValueError: programs over different diffusions, or whose sites do not match.
+        """
+        check_programs(model, guide)
+        messenger = poutine.unwrap(guide)
+        if isinstance(messenger, GuideMessenger):
+            guide(*args, **kwargs)
+            traces = messenger.get_traces()
+        else:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            traces = poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
+        traces = prune_subsample_sites(traces[0]), prune_subsample_sites(traces[1])
+        in_model: Sites = {}
+        in_guide: Sites = {}
+        for sites, trace in zip((in_model, in_guide), traces, strict=True):
+            for name, message in trace.nodes.items():
+                if message["type"] == "sample":
+                    sites[name] = message
+        for name, site in in_model.items():
+            if site["is_observed"] and name in in_guide:
+                raise ValueError(
+                    f"site {name!r} is observed in the model and sampled in the guide; leave it "
+                    "out of the guide, or do not observe it"
+                )
+            if not site["is_observed"] and name not in in_guide:
+                raise ValueError(
+                    f"site {name!r} is latent in the model and absent from the guide; observe it "
+                    "(pass x) or sample it in the guide"
+                )
+        for name, site in in_guide.items():
+            if name not in in_model and not site["infer"].get("is_auxiliary"):
+                raise ValueError(
+                    f"site {name!r} is in the guide and absent from the model; sample it there, or "
+                    "mark it with infer={'is_auxiliary': True}"
+                )
+            if site["infer"].get("enumerate"):
+                raise ValueError(
+                    f"site {name!r} asks for enumeration, and MDM_ELBO draws every site; leave out "
+                    "infer={'enumerate': ...} for score-function gradients, or sum it out in the "
+                    "model"
+                )
         if is_validation_enabled():
-            for term in terms:
-                checked: Any = {**term.site, "log_prob": term.value}
-                check_site_shape(checked, self.max_plate_nesting)
-        sums = [term.value.sum() for term in terms] or [torch.zeros(())]
-        bound = sum(sums[1:], sums[0])
-        if torch.is_grad_enabled():
-            for name, site in samples(guide_trace):
-                surrogate = _score_function_gradient(name, site, terms, baseline)
-                bound = bound if surrogate is None else bound + surrogate
-        return -bound
+            check_model_guide_match(*traces, self.max_plate_nesting)
+        return in_model, in_guide
+
+    _get_trace = sites  # Pyro's name for it, under which it asks for each particle
 
 
 def _warn_of_nan() -> None:
@@ -279,36 +311,49 @@ class _Term(NamedTuple):
     drawn: bool = False  # log p - log q at a draw: a cost of the draw itself
 
 
-def _terms(model_trace: Trace, guide_trace: Trace, decoder: bool = True) -> Iterator[_Term]:
+def _terms(
+    in_model: Sites, in_guide: Sites, decoder: bool, max_plate_nesting: float
+) -> list[_Term]:
     """Every site's part of the bound, in the order of the model."""
     if not decoder:
-        check_no_decoder(model_trace, guide_trace)
-    for name, site in samples(model_trace):
-        if site["is_observed"]:
+        _check_no_decoder(in_model, in_guide)
+    terms = []
+    for name, p in in_model.items():
+        if p["is_observed"]:
             if decoder:
-                yield _Term(site, _scaled(site["fn"].log_prob(site["value"]), site))
-        elif (kl := site_divergence(guide_trace.nodes[name], site)) is not None:
-            check_alike(guide_trace.nodes[name], site)
-            warn_of_order(name, model_trace, guide_trace)
-            value = kl.prior + kl.diffusion
-            if not decoder:
-                value = value + _start_entropy(guide_trace.nodes[name], site)
-            yield _Term(site, -_scaled(value, site))
-        else:
-            yield _latent(name, model_trace, guide_trace)
-    for name, site in samples(guide_trace):
-        if name not in model_trace.nodes:
-            yield _Term(site, _minus_log_q(site), drawn=True)
+                log_prob = p["fn"].log_prob(p["value"])
+                terms.append(_Term(p, scale_and_mask(log_prob, p["scale"], p["mask"])))
+            continue
+        q = in_guide[name]
+        unlike = _unlike(q, p)
+        later = _drawn_later(name, in_model, in_guide) if len(in_guide) > 1 else []
+        if not isinstance(q["fn"], NoisingLaw) or not isinstance(p["fn"], GenerativeLaw):
+            terms.append(_latent(q, p, not unlike and not later))
+            continue
+        kl = path_divergence(q["fn"], p["fn"], q["value"])
+        if unlike or later:
+            _check_path(q, p, unlike, later)
+        value = kl.prior + kl.diffusion
+        if not decoder:
+            value = value + _start_entropy(q["fn"], p["fn"].score)
+        terms.append(_Term(p, -scale_and_mask(value, p["scale"], p["mask"])))
+    for name, q in in_guide.items():
+        if name not in in_model:
+            terms.append(_Term(q, _minus_log_q(q), drawn=True))
+    if is_validation_enabled():
+        for term in terms:
+            checked: Any = {**term.site, "log_prob": term.value}
+            check_site_shape(checked, cast(int, max_plate_nesting))  # or infinity
+    return terms
 
 
-def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
+def _latent(q: Site, p: Site, in_closed_form: bool) -> _Term:
     """-KL(q ‖ p) of a latent site, in closed form where that is right, else at its draw."""
-    p: Site = model_trace.nodes[name]
-    q: Site = guide_trace.nodes[name]
-    if unlike(q, p) is None and not drawn_later(name, model_trace, guide_trace):
+    if in_closed_form:
         with suppress(NotImplementedError):
-            return _Term(p, -_scaled(kl_divergence(q["fn"], p["fn"]), p))
-    log_p = _scaled(p["fn"].log_prob(p["value"]), p)
+            kl = kl_divergence(q["fn"], p["fn"])
+            return _Term(p, -scale_and_mask(kl, p["scale"], p["mask"]))
+    log_p = scale_and_mask(p["fn"].log_prob(p["value"]), p["scale"], p["mask"])
     return _Term(p, log_p + _minus_log_q(q), drawn=True)
 
 
@@ -325,37 +370,20 @@ def _score_parts(site: Site) -> ScoreParts:
     return terms.scale_and_mask(site["scale"], site["mask"])
 
 
-def _score_function_gradient(
+def _score_function(
     name: str, site: Site, terms: list[_Term], baseline: list[_Term]
-) -> Tensor | None:
-    """A zero whose gradient is the part of a site's draw that is not reparameterized, if it has
-    one."""
-    if isinstance(site["fn"], NoisingLaw):
-        return None
+) -> Tensor | float:
+    """A zero with the gradient of the part of a site's draw that is not reparameterized."""
     score_function = _score_parts(site).score_function
     if not getattr(score_function, "requires_grad", False):
-        return None
+        return 0.0
     costs = MultiFrameTensor()
-    for term in terms:
-        if term.drawn or term.site["name"] != name:
-            costs.add((term.site["cond_indep_stack"], term.value.detach()))
-    for term in baseline:
-        if term.drawn or term.site["name"] != name:
-            costs.add((term.site["cond_indep_stack"], -term.value.detach()))
+    for sign, draw in ((1, terms), (-1, baseline)):
+        for term in draw:
+            if term.drawn or term.site["name"] != name:
+                costs.add((term.site["cond_indep_stack"], sign * term.value.detach()))
     surrogate = (costs.sum_to(site["cond_indep_stack"]) * score_function).sum()
     return surrogate - surrogate.detach()
-
-
-def site_divergence(guide_site: Site, model_site: Site) -> PathKL | None:
-    """The divergence of the distributions of a path, by part; None for a site of another kind."""
-    q, p = guide_site["fn"], model_site["fn"]
-    if isinstance(q, NoisingLaw) and isinstance(p, GenerativeLaw):
-        return path_divergence(q, p, guide_site["value"])
-    return None
-
-
-def _scaled(value: Tensor, site: Site) -> Tensor:
-    return torch.as_tensor(scale_and_mask(value, site["scale"], site["mask"]))
 
 
 def start_entropy(diffusion: Kernels) -> Tensor:
@@ -365,23 +393,21 @@ def start_entropy(diffusion: Kernels) -> Tensor:
     if Sigma_v.shape[-1]:
         log_det = log_det - torch.logdet(Sigma_v)
     # of K variables less K - 1, one has its ½ log 2πe left
-    value: Tensor = 0.5 * (log_det + math.log(2 * math.pi) + 1)
-    return value
+    return 0.5 * (log_det + math.log(2 * math.pi) + 1)
 
 
-def _start_entropy(guide_site: Site, model_site: Site) -> Tensor:
-    """H[q(y_ε | x)] - H[q(v_0)], 0-dim or (*batch), nats, differentiable in the diffusion."""
-    noising, score = guide_site["fn"], model_site["fn"].score
+def _start_entropy(noising: NoisingLaw, score: Score) -> Tensor:
+    """:func:`start_entropy` of counted dimensions together, 0-dim or (*batch), nats."""
     require(noising.diffusion, Cap.KERNELS, who="decoder=False", fix="leave decoder out")
     entropy = start_entropy(noising.diffusion)
     counted = score.counts(noising.x)
     if counted is None:
-        return (noising.num_dims * entropy.mean()).to(noising.x.dtype)
+        return (noising.num_dims * entropy.mean()).to(noising.x)
     event = tuple(range(-noising.x_dim, 0))
-    return of_counted(entropy, counted).sum(event).to(noising.x.dtype)
+    return of_counted(entropy.to(noising.x), counted).sum(event)
 
 
-def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELBOTerms:
+def elbo_terms(model: Program, guide: Program, *args: object, **kwargs: object) -> ELBOTerms:
     """One estimate of the bound of each datum, by term: ``elbo_terms(model, guide, x)``.
 
     It is differentiable, and as noisy as a step of training. For an average over draws and data,
@@ -414,25 +440,27 @@ def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELB
         >>> elbo_terms(model, DiffusionGuide(model.diffusion), x).elbo.shape
         torch.Size([8])
     """
-    model_trace, guide_trace = run_programs(model, guide, args, kwargs)
+    in_model, in_guide = MDM_ELBO().sites(model, guide, args, kwargs)
     path, reconstruction, context = None, [], None
-    for name, site in samples(model_trace):
-        if site["is_observed"]:
-            reconstruction.append(_masked(site["fn"].log_prob(site["value"]), site))
+    for name, p in in_model.items():
+        if p["is_observed"]:
+            reconstruction.append(scale_and_mask(p["fn"].log_prob(p["value"]), mask=p["mask"]))
             continue
-        noising: Site = guide_trace.nodes[name]
-        kl = site_divergence(noising, site)
-        if kl is None and name == "context":
-            context = _masked(kl_divergence(noising["fn"], site["fn"]), site)
-            continue
-        if kl is None or path is not None:
-            what = "the latent site" if kl is None else "a second path,"
-            raise ValueError(f"elbo_terms has no term for {what} {name!r}; use MDM_ELBO")
-        kl = noising["fn"].by_term(kl, noising["value"])
-        path = PathKL(_masked(kl.prior, site), _masked(kl.diffusion, site), kl.log_snr)
+        q = in_guide[name]
+        if isinstance(q["fn"], NoisingLaw) and isinstance(p["fn"], GenerativeLaw):
+            if path is not None:
+                what = f"a second path, {name!r}"
+                raise ValueError(f"elbo_terms has no term for {what}; use MDM_ELBO")
+            kl = q["fn"].by_term(path_divergence(q["fn"], p["fn"], q["value"]), q["value"])
+            prior, diffusion = (scale_and_mask(value, mask=p["mask"]) for value in kl[:2])
+            path = PathKL(prior, diffusion, kl.log_snr)
+        elif name == "context":
+            context = scale_and_mask(kl_divergence(q["fn"], p["fn"]), mask=p["mask"])
+        else:
+            raise ValueError(f"elbo_terms has no term for the latent site {name!r}; use MDM_ELBO")
     if path is None or not reconstruction:
         raise ValueError(
-            f"the model's sites are {list(model_trace.nodes)}, expected a latent path over a "
+            f"the model's sites are {list(in_model)}, expected a latent path over a "
             "diffusion and an observed x; use DiffusionModel and DiffusionGuide, and pass x"
         )
     if context is None:
@@ -441,5 +469,74 @@ def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELB
     return ELBOTerms(decoded, *path, context.to(path.prior.dtype))
 
 
-def _masked(value: Tensor, site: Site) -> Tensor:
-    return torch.as_tensor(scale_and_mask(value, 1.0, site["mask"]))
+# -- the programs ----------------------------------------------------------------------------------
+
+
+def check_programs(model: object, guide: object) -> None:
+    """Raises TypeError for a model and a guide that are swapped, and ValueError for those of this
+    library over different diffusions."""
+    if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
+        raise TypeError(
+            f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
+            "comes first"
+        )
+    for name, program in (("model", model), ("guide", guide)):
+        if isinstance(program, type) or not callable(program):
+            raise TypeError(
+                f"{name} is {describe(program)}, expected a program: DiffusionModel(diffusion, "
+                "score) and DiffusionGuide(diffusion)"
+            )
+    if not isinstance(model, DiffusionModel) or not isinstance(guide, DiffusionGuide):
+        return
+    if model.diffusion is not guide.diffusion:
+        raise ValueError(different_diffusions(guide.diffusion, model.diffusion))
+
+
+def _unlike(q: Site, p: Site) -> str | None:
+    """Which of scale and mask a site has otherwise in the guide, q, than in the model, p."""
+    for what in ("scale", "mask"):
+        a, b = q[what], p[what]
+        if a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b):
+            continue
+        if a is None or b is None or not torch.equal(torch.as_tensor(a), torch.as_tensor(b)):
+            return what
+    return None
+
+
+def _check_path(q: Site, p: Site, unlike: str | None, later: list[str]) -> None:
+    """Raises ValueError for a path with another scale or mask in the guide than in the model, and
+    warns where the guide draws it before sites that the model draws first."""
+    if unlike is not None:
+        values = []
+        for value in (p[unlike], q[unlike]):
+            shape = getattr(value, "shape", ())
+            values.append(f"of shape {tuple(shape)}" if shape else f"{value}")
+        raise ValueError(
+            f"site {p['name']!r} has the {unlike} {values[0]} in the model and {values[1]} in the "
+            "guide; a path's divergence is of both together, so give both programs the same "
+            "plates, scales and masks"
+        )
+    warnings.warn(
+        f"the guide draws the path {p['name']!r} before {later}, the model after it. Its "
+        "divergence is wrong if the guide draws them given the path and the model's distribution "
+        "of the path depends on them; draw them in the order of the model to be sure",
+        stacklevel=2,
+    )
+
+
+def _drawn_later(name: str, in_model: Sites, in_guide: Sites) -> list[str]:
+    """Latent sites that come before this one in the model and after it in the guide."""
+    order = list(in_guide)
+    later = set(order[order.index(name) :])
+    return [n for n in itertools.takewhile(lambda n: n != name, in_model) if n in later]
+
+
+def _check_no_decoder(in_model: Sites, in_guide: Sites) -> None:
+    """Raises ValueError where more is observed than the ends of paths, which have no decoder."""
+    observed = [n for n, site in in_model.items() if site["is_observed"]]
+    paths = [n for n, site in in_guide.items() if isinstance(site["fn"], NoisingLaw)]
+    if len(observed) > len(paths):
+        raise ValueError(
+            f"decoder=False leaves out what is observed at the end of each path, but the sites "
+            f"{observed} are observed with the paths {paths}; leave decoder out"
+        )

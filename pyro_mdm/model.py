@@ -7,52 +7,44 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, singledispatch
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm.contexts import GivenContext
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.base import Diffusion, for_samples, given
+from pyro_mdm.guide import (
+    OnePath,
+    Registered,
+    batch_plate,
+    check_diffusion,
+    check_times,
+    grid_times,
+    one_thread,
+    restored_times,
+)
+from pyro_mdm.likelihoods.base import Likelihood
+from pyro_mdm.paths.base import BoundScore, GenerativePath
 from pyro_mdm.paths.chain import GenerativeChain, check_chain
-from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.pretrained import OpenedModel, PretrainedError, open_folder, save_folder
-from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.samplers.default import default_sampler
-from pyro_mdm.samplers.guided import Guided
-from pyro_mdm.scores.conditioned import (
-    ConditionedDenoiser,
-    ConditionedLikelihood,
-    checked_denoiser,
-)
-from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import (
-    check_count,
     check_data,
     check_instance,
     check_resolution,
+    check_values,
     describe,
-    floating_dtypes,
-    tensor_device,
 )
-from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.late_checks import check_values
+from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import described
 
-if TYPE_CHECKING:
-    from pyro_mdm.likelihoods.base import Likelihood
-    from pyro_mdm.scores.base import Score
-
-__all__ = [
-    "DiffusionModel",
-    "check_diffusion",
-    "check_noised_apart",
-    "check_times",
-    "leaving_out",
-]
+__all__ = ["DiffusionModel", "model_of_present"]
 
 
 class DiffusionModel(Registered):
@@ -116,7 +108,9 @@ class DiffusionModel(Registered):
         check_parts(diffusion, score, likelihood, sampler)
         score.check_diffusion(diffusion)
         check_times(times)
-        check_ends(diffusion)
+        with torch.no_grad():  # ends whose noise no precision resolves, or past T
+            check_resolution(diffusion.max_log_snr, torch.float64)
+            _ = diffusion.start_time
         shape = _event_shape(event_shape, score)
         if times is not None:
             check_chain(diffusion)
@@ -128,7 +122,7 @@ class DiffusionModel(Registered):
         self.times = times
         check_instance("plate", plate, str, "it is the name of the plate over the batch")
         self.plate = plate
-        if times is not None and isinstance(sampler, Guided):
+        if times is not None and getattr(sampler, "alters", False):
             raise ValueError(
                 f"sampler is {sampler} and times {times}, a chain that takes no sampler; leave one "
                 "of them out"
@@ -136,9 +130,9 @@ class DiffusionModel(Registered):
         check_context(context, diffusion, score)
         self.context = context
 
-    def arguments(self) -> dict[str, Any]:
-        ours = {} if self.context is None else {"context": self.context}
-        return ours | {
+    def arguments(self) -> dict[str, object]:
+        context = {} if self.context is None else {"context": self.context}
+        return context | {
             "diffusion": self.diffusion,
             "score": self.score_function,
             "likelihood": self.likelihood,
@@ -148,10 +142,10 @@ class DiffusionModel(Registered):
             "plate": self.plate,
         }
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"event_shape": list(self.event_shape), "times": described(self.times)}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: JsonObject) -> None:
         self.times = restored_times(saved["times"])
 
     @checked_arguments
@@ -177,7 +171,7 @@ class DiffusionModel(Registered):
     @classmethod
     @checked_arguments
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], *, classes: Mapping[str, Any] | None = None
+        cls, folder: str | os.PathLike[str], *, classes: Mapping[str, object] | None = None
     ) -> DiffusionModel:
         """The model that :meth:`save_pretrained` wrote, on the CPU and in eval mode.
 
@@ -219,16 +213,9 @@ class DiffusionModel(Registered):
 
     @classmethod
     def opened(
-        cls, folder: str | os.PathLike[str], classes: Mapping[str, Any]
+        cls, folder: str | os.PathLike[str], classes: Mapping[str, object]
     ) -> OpenedModel[DiffusionModel]:
-        """The model of a folder as by :meth:`from_pretrained`, with what was saved beside it.
-
-        Args:
-            folder, classes: as for :meth:`from_pretrained`.
-
-        Raises:
-            PretrainedError: as for :meth:`from_pretrained`.
-        """
+        """The model of a folder as by :meth:`from_pretrained`, with what was saved beside it."""
         opened = open_folder(cls, folder, classes)
         model = opened.model
         default = default_sampler(model.diffusion, model.score_function)
@@ -279,27 +266,18 @@ class DiffusionModel(Registered):
             x: data, (*batch, *event_shape), NaN where an entry is missing.
 
         Raises:
-            TypeError: a score that cannot leave out a dimension, see :func:`leaving_out`.
+            TypeError: a score that cannot leave out a dimension, as it has no maps of log SNR.
             ValueError: a diffusion whose paths depend on all dimensions of a datum.
         """
         model, missing = self.without_context(), x.isnan()
-        if self._refuses_missing:  # an entry that is missing is an error
-            refuse = partial(leaving_out, model.score_function, model, missing)
-            check_values(~missing.any(), refuse)
+        score = model.score_function
+        if not score.maps:  # which raises where an entry is missing
+            check_values(~missing.any(), partial(model_of_present, score, model, missing))
             return model, x
         if not bool(missing.any()):
             return model, x
         flat = missing.reshape(-1, *self.event_shape)
-        return leaving_out(model.score_function, model, flat), torch.where(missing, 0, x)
-
-    @property
-    def _refuses_missing(self) -> bool:
-        """Whether no entry may be missing: no maps, and of no kind that is registered."""
-        kinds = (leaving_out.dispatch(kind) for kind in (object, DenoiserScore))
-        return (
-            not self.score_function.maps
-            and leaving_out.dispatch(type(self.score_function)) in kinds
-        )
+        return model_of_present(score, model, flat), torch.where(missing, 0, x)
 
     def with_score(self, score: Score, likelihood: Likelihood) -> DiffusionModel:
         """The model with another score and decoder, in the same mode."""
@@ -326,18 +304,15 @@ class DiffusionModel(Registered):
         return self.event_shape.numel() if groups is None else int(groups.max()) + 1
 
     def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
-        """The distribution of the generative path of one datum.
-
-        Args:
-            context: latent contexts, (*batch, size), of a diffusion that depends on one; the batch
-                shape is then theirs.
-        """
-        model = self.without_context()
-        if self.times is None:
+        """The distribution of the generative path of one datum, or of one for each of the latent
+        contexts (*batch, size) where the diffusion depends on one."""
+        model = self if self.context is None else self.without_context()
+        diffusion, score, shape = self.diffusion, model.score_function, self.event_shape
+        if context is not None:
             diffusion, score = model.given(context)
-            return GenerativePath(diffusion, score, self.event_shape, sampler=self.sampler)
-        times = grid_times(self.diffusion, self.times)
-        return GenerativeChain(self.diffusion, model.score_function, self.event_shape, times)
+        if self.times is None:
+            return GenerativePath(diffusion, score, shape, sampler=self.sampler)
+        return GenerativeChain(diffusion, score, shape, grid_times(diffusion, self.times))
 
     def given_context(self, context: object, *, drop: bool = False) -> DiffusionModel:
         """The model of data with these contexts, which shares its parameters.
@@ -345,13 +320,15 @@ class DiffusionModel(Registered):
         Args:
             context: contexts, (*shape) for all data or (*batch, *shape); None: the model itself.
             drop: whether to hide contexts from a fraction of the data, as training does; one for
-                all data is not hidden.
+                all data is not hidden, and none is an error: it would be learned as unknown.
 
         Raises:
             TypeError: contexts of another kind.
             ValueError: invalid contexts, or a model without contexts.
         """
         if context is None:
+            if drop and self.context is not None:
+                raise _none_given(self.context)
             return self
         checked, ours = self.checked_context(context), cast(GivenContext, self.context)
         encoding = ours.encode(checked)
@@ -361,9 +338,8 @@ class DiffusionModel(Registered):
         return replace(self, score_function=score, context=None)
 
     def without_context(self) -> DiffusionModel:
-        """The model of x alone: that of an unknown context, which a network learns by dropout.
-
-        It is the model itself where it has no context, or was given one.
+        """The model of x alone: that of an unknown context, which a network learns by dropout; the
+        model itself where it has no context, or was given one.
 
         Raises:
             ValueError: a network that always knew the context.
@@ -371,16 +347,11 @@ class DiffusionModel(Registered):
         if self.context is None:
             return self
         if not self.context.dropout:
-            self._check_given()
+            raise _none_given(self.context)
         return self.given_context(self.context.unknown)
 
     def checked_context(self, context: object) -> Tensor:
-        """Contexts (*batch, *shape) as a tensor.
-
-        Raises:
-            TypeError: contexts of another kind.
-            ValueError: invalid contexts, or a model without contexts.
-        """
+        """Contexts (*batch, *shape) as a tensor; errors are those of :meth:`given_context`."""
         if self.context is None:
             is_given = self.score_function.network_context is not None
             fix = "condition the model of any context" if is_given else "make it with Labels(10)"
@@ -392,23 +363,21 @@ class DiffusionModel(Registered):
         return self.context.check(context)
 
     def for_rows(self, rows: Tensor) -> DiffusionModel:
-        """The model of the data at indices (m,), where it differs between data; else itself.
-
-        It differs where contexts or observations are given for each of n data.
-        """
+        """The model of the data at indices (m,), where contexts or observations are given for each
+        of n data; else itself."""
         score = self.score_function.for_rows(rows)
         return self if score is self.score_function else replace(self, score_function=score)
 
-    def given(self, context: Tensor | None) -> tuple[Any, Any]:
+    def given(self, context: Tensor | None) -> tuple[Any, Score]:
         """The diffusion and score of data with latent contexts, (*batch, size), or the model's."""
         if context is None:
             return self.diffusion, self.score_function
-        return self.diffusion.given(context), self.score_function.given_context(context)
+        return given(self.diffusion, context), self.score_function.given_context(context)
 
     def drawn(self, n: int) -> tuple[Any, BoundScore]:
         """The diffusion and ``bound_score`` of n samples, whose latent contexts, if there are any,
         are drawn from their prior."""
-        drawn = self.diffusion.for_samples(n)
+        drawn = for_samples(self.diffusion, n)
         if drawn.context is None:
             return drawn.diffusion, self.bound_score
         score = self.score_function.given_context(drawn.context)
@@ -442,136 +411,109 @@ class DiffusionModel(Registered):
             ValueError: x of another shape, sizes of batch and plates that disagree, contexts that
                 are missing or of other data, or a guide over another diffusion.
         """
-        drop = self.training and x is not None
-        with self.running():
-            model = self.given_context(given, drop=drop)
-            if drop:
-                model._check_given()  # contexts forgotten in training would be learned as unknown
-            return model.without_context()._run(x, batch_size, num_data)
-
-    def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
-        event_dim = len(self.event_shape)
-        present, observed = self, x
-        if x is not None:
-            self.check_data(x)
-            if not self._refuses_missing:
-                present, observed = self.for_present(x)
-        batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
-        with batch_plate(self.plate, batch_shape, batch_size, num_data):
-            context = None
-            if (latent := self.diffusion.context) is not None:
-                context = pyro.sample("context", latent.prior())
-            with OnePath():
-                path = pyro.sample("path", present.path_law(context))
-            y = path.select(-2 - event_dim, 0)
-            law = present.likelihood(*present.given(context), y, event_dim)
-            drawn = pyro.sample("x", law, obs=observed)
-        return drawn if x is None else x
+        event_dim, batch_shape, observed = len(self.event_shape), torch.Size(), x
+        with one_thread(self):
+            model = self
+            if given is not None or self.context is not None:
+                model = self.given_context(given, drop=self.training and x is not None)
+                model = model.without_context()
+            if x is not None:
+                model.check_data(x)
+                batch_shape = x.shape[: x.dim() - event_dim]
+                if model.score_function.maps:
+                    model, observed = model.for_present(x)
+            with batch_plate(self.plate, batch_shape, batch_size, num_data):
+                context = None
+                if (latent := self.diffusion.context) is not None:
+                    context = pyro.sample("context", latent.prior())
+                law = model.path_law(context)
+                with OnePath() as one:
+                    path = pyro.sample("path", law)
+                y = path.select(-2 - event_dim, 0)
+                decoder = model.likelihood(one.diffusion, law.score, y, event_dim)
+                drawn = pyro.sample("x", decoder, obs=observed)
+            return drawn if x is None else x
 
     def check_data(self, x: Tensor) -> None:
         """Raises TypeError or ValueError unless x is data of the model, (batch, *event_shape)."""
-        missing = self.score_function.maps
-        check_data("x", x, tensor_device(self), missing=missing, values=False)
+        missing, weight = self.score_function.maps, next(self.score_function.parameters(), None)
+        device, dtype = (None, None) if weight is None else (weight.device, weight.dtype)
+        check_data("x", x, device, missing=missing, values=False)
         event_dim = len(self.event_shape)
         if x.dim() <= event_dim or x.shape[x.dim() - event_dim :] != self.event_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, expected (batch, "
                 f"{', '.join(map(str, self.event_shape))}); {_reshaped(x, self.event_shape)}"
             )
-        dtypes = floating_dtypes(self.score_function.network)
-        if dtypes and x.dtype not in dtypes:
-            (dtype, *_) = dtypes
+        if dtype not in (None, x.dtype):
             raise ValueError(
                 f"x is {x.dtype} and the network's weights are {dtype}, expected one precision; "
                 f"pass x.to({dtype}), or cast the network: model.to({x.dtype})"
             )
+        start_log_snr = self.diffusion.start_log_snr.item()
         with torch.no_grad():
             square = (torch.where(x.isnan(), 0, x) if missing else x).square().mean()
             precision = torch.finfo(x.dtype)
             # the rounding of x, its root mean square times eps, must stay below the noise e^{-λ/2}
-            most = min(precision.eps**-2 * math.exp(-self.diffusion.max_log_snr), precision.max)
-            check_values(square <= most, partial(self._report_data, x))  # false for NaN too
-            self.check_given(x)
+            most = min(precision.eps**-2 * math.exp(-start_log_snr), precision.max)
+            check_values(square <= most, partial(_report_data, self, x))  # false for NaN too
+            if self.context is not None or self.score_function.network_context is not None:
+                self.check_given(x)
             self.score_function.check_data(x)
 
-    def _report_data(self, x: Tensor) -> None:
-        """Raises ValueError for entries that are not finite, or below the noise that precision
-        resolves."""
-        check_data("x", x, missing=self.score_function.maps)
-        square = torch.where(x.isnan(), 0, x).double().square().mean()
-        check_resolution(self.diffusion.max_log_snr, x.dtype, float(square))
-
-    def _check_given(self) -> None:
-        """Raises ValueError if the model has a context that is not given."""
-        if self.context is not None:
-            raise ValueError(
-                f"the model is one of x given a context, {type(self.context).__name__}, and none "
-                "is given; pass it to the program, model(x, given=c), or use condition(model, "
-                "context=c)"
-            )
-
     def check_given(self, x: Tensor) -> None:
-        """Raises ValueError unless contexts, if there are any, fit data x (*batch,
-        *event_shape)."""
+        """Raises ValueError unless contexts, if any, fit data x (*batch, *event_shape)."""
         contexts = self.without_context().score_function.network_context
         lead = x.shape[: x.dim() - len(self.event_shape)]
-        if (
-            contexts is not None
-            and contexts.dim() > 1
-            and contexts.shape[:-1] != lead[1 - contexts.dim() :]
-        ):
+        if contexts is None or contexts.dim() == 1:
+            return
+        if contexts.shape[:-1] != lead[1 - contexts.dim() :]:
             raise ValueError(
                 f"contexts are of {tuple(contexts.shape[:-1])} data and x of {tuple(lead)}, "
                 "expected one for each; give the contexts of these data, or one for all"
             )
 
 
-@singledispatch
-def leaving_out(score: Score, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
-    """The model of the present entries of data with missing ones, with shared parameters.
+def _report_data(model: DiffusionModel, x: Tensor) -> None:
+    """Raises ValueError for entries that are not finite, or below the noise that precision
+    resolves."""
+    check_data("x", x, missing=model.score_function.maps)
+    square = torch.where(x.isnan(), 0, x).double().square().mean()
+    check_resolution(model.diffusion.max_log_snr, x.dtype, float(square))
 
-    Dispatched on the score. Register a function for a kind of your own by
-    ``@leaving_out.register(Kind)`` over (score, model, missing).
 
-    Args:
-        score: score of the model, on whose class the function is dispatched.
-        model: model of complete data.
-        missing: mask of the missing entries, bool, (n, *event_shape).
-
-    Raises:
-        TypeError: a kind that is not registered.
-    """
-    raise TypeError(
-        f"x has {int(missing.sum())} missing entries (NaN), and {type(score).__name__} cannot "
-        "leave out a dimension; use a Denoiser or DiscreteDenoiser with maps=True, or fill them in"
+def _none_given(context: GivenContext) -> ValueError:
+    return ValueError(
+        f"the model is one of x given a context, {type(context).__name__}, and none is given; pass "
+        "it to the program, model(x, given=c), or use condition(model, context=c)"
     )
 
 
-@leaving_out.register(DenoiserScore)
-def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
-    check_noised_apart(model)
-    if isinstance(denoiser, ConditionedDenoiser):
-        return model.with_score(denoiser.leaving_out(missing), model.likelihood)
-    nothing = torch.zeros(tuple(model.event_shape), dtype=torch.bool)
-    whole = ConditionedDenoiser(checked_denoiser(denoiser), nothing)
-    whole.training_maps = denoiser.training_maps
-    return model.with_score(whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
+@singledispatch
+def model_of_present(score: Score, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
+    """The model of the present entries of data, with shared parameters.
 
+    Dispatched on the kind of score; :mod:`pyro_mdm.conditioning` registers it for denoisers.
 
-def check_noised_apart(model: DiffusionModel) -> None:
-    """Raises UnsupportedDiffusionError unless dimensions of a datum are noised apart."""
-    needed = (Cap.DATA_STATES, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
-    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
-    require(model.diffusion, *needed, who="conditioning on some dimensions of a datum", fix=fix)
+    Args:
+        score: the model's score.
+        model: the model of all entries.
+        missing: mask of the missing entries, bool, (n, *event_shape).
+
+    Raises:
+        TypeError: a score that cannot leave out a dimension.
+    """
+    raise TypeError(
+        f"x has {int(missing.sum())} missing entries (NaN), and {type(score).__name__} cannot "
+        "leave out a dimension; use a Denoiser or DiscreteDenoiser with maps=True, and import "
+        "pyro_mdm.conditioning, or fill them in"
+    )
 
 
 def check_parts(
     diffusion: Diffusion, score: Score, likelihood: object = None, sampler: object = None
 ) -> None:
     """Raises TypeError unless the parts of a model are objects of their kind, in this order."""
-    from pyro_mdm.likelihoods.base import Likelihood
-    from pyro_mdm.scores.base import Score
-
     if isinstance(diffusion, Score) and isinstance(score, Diffusion):
         raise TypeError(
             f"diffusion is {describe(diffusion)} and score {describe(score)}: they are swapped; "
@@ -596,9 +538,8 @@ def check_parts(
 
 def check_context(context: GivenContext | None, diffusion: Diffusion, score: Score) -> None:
     """Raises ValueError unless the network takes the context that the model is given."""
-    size = getattr(score.network, "context_size", 0)
+    size, latent = getattr(score.network, "context_size", 0), diffusion.context
     if context is None:
-        latent = diffusion.context
         sizes = (0,) if latent is None else (0, latent.size)
         if size not in sizes and score.network_context is None:
             raise ValueError(
@@ -607,7 +548,7 @@ def check_context(context: GivenContext | None, diffusion: Diffusion, score: Sco
             )
         return
     check_instance("context", context, GivenContext, "e.g. Labels(10)")
-    if diffusion.context is not None:
+    if latent is not None:
         raise ValueError(
             f"{type(diffusion).__name__} has a latent context of its own, and the model is given "
             f"one, {type(context).__name__}; use a diffusion without, or leave context out"
@@ -617,32 +558,6 @@ def check_context(context: GivenContext | None, diffusion: Diffusion, score: Sco
             f"the network takes a context of {size} numbers, and {type(context).__name__} has "
             f"{context.size}; build the network with context={context.size}"
         )
-
-
-def check_diffusion(diffusion: Diffusion) -> None:
-    """Raises TypeError for an object that is no diffusion."""
-    if isinstance(diffusion, DiffusionModel):
-        raise TypeError(
-            "diffusion is a DiffusionModel, expected the diffusion that it reverses; pass "
-            "model.diffusion"
-        )
-    fix = "make one, e.g. CLD(max_log_snr=9.0)"
-    check_instance("diffusion", diffusion, Diffusion, fix)
-
-
-def check_ends(diffusion: Diffusion) -> None:
-    """Raises ValueError for a start time past T, or one whose noise no precision resolves."""
-    with torch.no_grad():
-        check_resolution(diffusion.max_log_snr, torch.float64)
-        _ = diffusion.start_time
-
-
-def check_times(times: object) -> None:
-    """Raises TypeError or ValueError unless ``times`` is None, a number from 2 on, or the times."""
-    if times is None or isinstance(times, (Tensor, list, tuple)):
-        return
-    expected = "that of the times on a grid from ε to T, both among them (or None, or the times)"
-    check_count("times", times, expected, 2)
 
 
 def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
@@ -662,26 +577,24 @@ def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
 def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
     """The shape of one datum, as given or that of the score."""
     score_shape = getattr(score, "event_shape", None)
-    event_shape = score_shape if given is None else given
-    if event_shape is None:
+    shape = score_shape if given is None else given
+    if shape is None:
         raise ValueError(
             f"event_shape is not given, and {type(score).__name__} takes data of any shape; pass "
             "that of one datum, e.g. event_shape=(2,) or (1, 28, 28)"
         )
-    whole = isinstance(event_shape, Sequence) and not isinstance(event_shape, str)
-    if not whole or not all(isinstance(n, Integral) for n in event_shape):
+    whole = isinstance(shape, Sequence) and not isinstance(shape, str)
+    if not whole or not all(isinstance(n, Integral) and int(n) > 0 for n in shape):
         raise ValueError(
-            f"event_shape is {event_shape!r}, expected a sequence of sizes, e.g. (2,) for "
+            f"event_shape is {shape!r}, expected a sequence of positive sizes, e.g. (2,) for "
             "vectors of two or (1, 28, 28) for images"
         )
-    shape = tuple(event_shape)
+    shape = tuple(shape)
     if not shape:
         raise ValueError(
             "event_shape is (), expected (features,) or (C, *spatial), which networks take; give "
             "scalars the event shape (1,) and pass them as x[:, None]"
         )
-    if any(n < 1 for n in shape):
-        raise ValueError(f"event_shape is {shape}, expected positive sizes")
     if score_shape is not None and shape != tuple(score_shape):
         raise ValueError(
             f"event_shape is {shape}, but {type(score).__name__} was made for data of shape "

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.settings import Recorded, Restorable
 
 __all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "StridedUNet", "UNet"]
@@ -115,7 +115,8 @@ class MLP(Recorded, nn.Module):
                 f"the MLP takes vectors of shape (n, {self.features}), got {tuple(x.shape)}; "
                 "flatten the data or build MLP(features=…) for its size"
             )
-        _check_log_snr(x, log_snr)
+        if log_snr.shape != x.shape[:1]:
+            raise _wrong_log_snr(x, log_snr)
         if not self.training and len(x) > 1 and log_snr.stride() == (0,):
             log_snr = log_snr[:1]  # one that is expanded, as in sampling: its embedding serves all
         embedding = self.embedding(log_snr)
@@ -206,10 +207,8 @@ class UNet(Restorable, nn.Module):
         widths = [base * m for m in multipliers]
 
         def block(inputs: int, level: int, attend: bool) -> _ResidualBlock:
-            block_heads = heads if attend else 0
-            return _ResidualBlock(
-                inputs, widths[level], embedding, groups, block_heads, rates[level]
-            )
+            shape = inputs, widths[level], embedding, groups
+            return _ResidualBlock(*shape, heads if attend else 0, rates[level])
 
         self._make_ways(base, widths, blocks, attention, block)
         outlet = _zeroed(nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1))
@@ -246,14 +245,22 @@ class UNet(Restorable, nn.Module):
                 self.up.append(block(width + stored.pop(), level, level in attention))
                 width = widths[level]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Settings that the shapes of weights do not determine; dropout acts in training alone."""
         names = ("channels", "heads", "groups", "patch", "lean")
         return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        self._check(x)
-        _check_log_snr(x, log_snr)
+        smallest = self.patch * 2 ** (self.levels - 1)
+        _check_images(x, self.channels, self.levels, smallest, "UNet(channels=…, multipliers=…)")
+        if x.shape[2] % self.patch or x.shape[3] % self.patch:
+            raise ValueError(
+                f"images of {x.shape[2]}×{x.shape[3]} are not made of patches of {self.patch}×"
+                f"{self.patch}; pad the images or build UNet(patch=…) with a common divisor of "
+                "their sides"
+            )
+        if log_snr.shape != x.shape[:1]:
+            raise _wrong_log_snr(x, log_snr)
         embedding = self.embedding(log_snr)
         h = self.inlet(F.pixel_unshuffle(x, self.patch))
         stored = [] if self.lean else [h]
@@ -269,26 +276,6 @@ class UNet(Restorable, nn.Module):
             else:
                 h = block(torch.cat([h, stored.pop()], dim=1), embedding)
         return F.pixel_shuffle(self.outlet(h), self.patch)
-
-    def _check(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"the U-Net takes images of shape (n, {self.channels}, height, width), got "
-                f"{tuple(x.shape)}; build UNet(channels=…) for these data"
-            )
-        height, width = x.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"images of {height}×{width} are not made of patches of {self.patch}×{self.patch}; "
-                "pad the images or build UNet(patch=…) with a common divisor of their sides"
-            )
-        smallest = self.patch * 2 ** (self.levels - 1)
-        if min(height, width) < smallest:
-            raise ValueError(
-                f"images of {height}×{width} are too small for {self.levels} levels, which halve "
-                f"the size {self.levels - 1} times and need at least {smallest}×{smallest}; give "
-                "fewer multipliers"
-            )
 
 
 class StridedUNet(Recorded, nn.Module):
@@ -348,19 +335,10 @@ class StridedUNet(Recorded, nn.Module):
         self.norms = nn.ModuleList(group_norm(width, min(32, width // 4)) for width in normed)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"the U-Net takes images of shape (n, {self.channels}, height, width), got "
-                f"{tuple(x.shape)}; build StridedUNet(channels=…) for these data"
-            )
         levels = len(self.down)
-        smallest = 2**levels + 1
-        if min(x.shape[2:]) < smallest:
-            raise ValueError(
-                f"images of {x.shape[2]}×{x.shape[3]} are too small for {levels} levels, which "
-                f"need at least {smallest}×{smallest}; give fewer widths"
-            )
-        _check_log_snr(x, log_snr)
+        _check_images(x, self.channels, levels, 2**levels + 1, "StridedUNet(channels=…, widths=…)")
+        if log_snr.shape != x.shape[:1]:
+            raise _wrong_log_snr(x, log_snr)
         embedding = self.embedding(log_snr)
         added = iter(zip(self.shifts, self.norms, strict=True))
 
@@ -487,9 +465,21 @@ def _zeroed(module: _M) -> _M:
     return module
 
 
-def _check_log_snr(x: Tensor, log_snr: Tensor) -> None:
-    if log_snr.shape != x.shape[:1]:
+def _check_images(x: Tensor, channels: int, levels: int, smallest: int, fix: str) -> None:
+    if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(
-            f"log_snr has shape {tuple(log_snr.shape)}, expected one value per datum, "
-            f"({x.shape[0]},); expand a common value to the batch"
+            f"the U-Net takes images of shape (n, {channels}, height, width), got "
+            f"{tuple(x.shape)}; build {fix} for these data"
         )
+    if min(x.shape[2:]) < smallest:
+        raise ValueError(
+            f"images of {x.shape[2]}×{x.shape[3]} are too small for {levels} levels, which need at "
+            f"least {smallest}×{smallest}; build {fix} with fewer"
+        )
+
+
+def _wrong_log_snr(x: Tensor, log_snr: Tensor) -> ValueError:
+    return ValueError(
+        f"log_snr has shape {tuple(log_snr.shape)}, expected one value per datum, "
+        f"({x.shape[0]},); expand a common value to the batch"
+    )

@@ -20,17 +20,21 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_mdm import networks  # noqa: F401  its classes are known by name
-from pyro_mdm.support.places import ROOT
+import pyro_mdm.networks as networks  # noqa: F401  its classes are known by name
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.support.files import JsonObject
+from pyro_mdm.support.places import LIBRARY, ROOT
 from pyro_mdm.support.saved import (
     PretrainedError,
     Saved,
@@ -39,8 +43,7 @@ from pyro_mdm.support.saved import (
     read_saved,
     write_saved,
 )
-from pyro_mdm.support.settings import Recorded, is_plain
-from pyro_mdm.support.wings import WINGS, load_wing
+from pyro_mdm.support.settings import Recorded, arguments_of, is_plain
 
 __all__ = ["CHECKPOINT", "TENSORS", "TRAINED", "OpenedModel", "PretrainedError", "load_state"]
 __all__ += ["names_instead", "open_folder", "save_folder", "trained_folder", "trained_models"]
@@ -61,23 +64,24 @@ WORK = 4
 TRAINED = ROOT / "models" / "trained"
 """The folder of trained models."""
 
-M = TypeVar("M", bound=nn.Module)
+Model = TypeVar("Model", bound=nn.Module)
 
 
-class OpenedModel(NamedTuple, Generic[M]):
+class OpenedModel(NamedTuple, Generic[Model]):
     """The content of a model's folder."""
 
-    model: M
-    notes: dict[str, Any]
+    model: Model
+    notes: JsonObject
     beside: dict[str, Tensor]
 
 
 def library_classes() -> dict[str, type]:
     """The classes of this library that a configuration may name."""
-    for wing in WINGS:  # which nothing else may have loaded
-        load_wing(wing)
+    for module in pkgutil.iter_modules([str(LIBRARY)]):  # wings may not be loaded yet
+        if module.ispkg and module.name != "plots":  # which has none, and needs matplotlib
+            import_module(f"pyro_mdm.{module.name}")
     classes: dict[str, type] = {}
-    rest: list[type] = [Recorded]
+    rest: list[type] = [Recorded, Diffusion]
     while rest:
         cls = rest.pop()
         rest += cls.__subclasses__()
@@ -126,24 +130,15 @@ def names_instead(folder: Path) -> str:
 def save_folder(
     model: nn.Module,
     folder: str | os.PathLike[str],
-    notes: Mapping[str, Any] | None = None,
+    notes: Mapping[str, object] | None = None,
     beside: Mapping[str, Tensor] | None = None,
     source: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model into a folder; see :meth:`~pyro_mdm.model.DiffusionModel.save_pretrained`.
 
-    Args:
-        model: a module whose parts record their arguments.
-        folder: folder of the file; it is made if it is missing.
-        notes: what JSON can hold by name, for :func:`open_folder`.
-        beside: further tensors by name, for :func:`open_folder`.
-        source: the name of a folder of checkpoints in this one, "folder", and what the newest of
-            them has as "weights" of its state. If it has others when the model is opened, that is
-            an error.
-
-    Raises:
-        PretrainedError: a part without a name, or a file in place of the folder.
-        OSError: the files cannot be written.
+    Notes are what JSON can hold, for :func:`open_folder`, as are tensors beside. ``source`` is the
+    name of a folder of checkpoints in this one, "folder", and what the newest of them has as
+    "weights" of its state. If it has others when the model is opened, that is an error.
     """
     writer, folder = _Writer(model), Path(folder)
     content = {"model": writer.encode(model, "model"), "notes": dict(notes or {})}
@@ -162,10 +157,10 @@ class _Writer:
         state = model.state_dict(keep_vars=True)
         self.tensors: dict[str, Tensor] = dict(state)
         self._names = {id(tensor): name for name, tensor in state.items()}
-        self._places: dict[int, tuple[str, Any]] = {}  # the object too: its id stays its own
-        self._yours: dict[str, Any] = {}
+        self._places: dict[int, tuple[str, object]] = {}  # the object too: its id stays its own
+        self._yours: dict[str, object] = {}
 
-    def encode(self, value: object, place: str) -> Any:
+    def encode(self, value: object, place: str) -> object:
         if isinstance(value, np.ndarray | np.generic):
             value = torch.as_tensor(value) if value.ndim else value.item()
         if isinstance(value, torch.device):
@@ -189,9 +184,9 @@ class _Writer:
             self.tensors[name], self._names[id(value)] = value, name
         return self._names[id(value)]
 
-    def _object(self, value: object, place: str) -> dict[str, Any]:
+    def _object(self, value: object, place: str) -> dict[str, object]:
         cls = type(value)
-        if isinstance(value, Recorded):
+        if isinstance(value, Recorded | Diffusion):
             named = "class" if _is_library(cls) else "your_class"
             name = cls.__name__ if _is_library(cls) else self._your_name(cls, place)
             return {named: name, "arguments": self._arguments(value, place)}
@@ -213,10 +208,11 @@ class _Writer:
             )
         return name
 
-    def _arguments(self, value: Recorded, place: str) -> dict[str, Any]:
+    def _arguments(self, value: Recorded | Diffusion, place: str) -> dict[str, object]:
         buffers = vars(value).get("_buffers", {})
+        arguments = arguments_of(value) if isinstance(value, Diffusion) else value.arguments()
         encoded = {}
-        for name, argument in value.arguments().items():
+        for name, argument in arguments.items():
             if name.startswith("*"):
                 raise PretrainedError(
                     f"{place} is a {type(value).__name__}, whose constructor takes {name}; give it "
@@ -233,20 +229,13 @@ class _Writer:
 
 
 def open_folder(
-    cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]
-) -> OpenedModel[M]:
-    """The model of a folder, with the notes and tensors beside it.
+    cls: type[Model], folder: str | os.PathLike[str], classes: Mapping[str, object]
+) -> OpenedModel[Model]:
+    """The model of a folder, or of a trained model's name, with the notes and tensors beside it.
 
-    See :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`.
-
-    Args:
-        cls: class of the model.
-        folder: folder that :func:`save_folder` wrote, or the name of a trained model.
-        classes: parts that are not of this library, by name.
-
-    Raises:
-        PretrainedError: no such folder, one that is damaged, a model of another class, or one of an
-            earlier step than the newest checkpoint beside it.
+    See :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`. Raises PretrainedError for no such
+    folder, one that is damaged, a model of another class, or one of an earlier step than the newest
+    checkpoint beside it.
     """
     saved, file = _read(Path(folder))
     tensors = saved.tensors
@@ -276,7 +265,7 @@ def open_folder(
     return OpenedModel(model.eval(), saved.content["notes"], beside)
 
 
-def load_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JsonObject]:
     """The state dict of the model in a folder, and the notes beside it.
 
     No object of the model's parts is built.
@@ -325,21 +314,6 @@ def _check_newest(path: Path, checkpoints: Path, weights: str) -> None:
         )
 
 
-def _sizes(func: Callable[..., Any], args: tuple[Any, ...]) -> object:
-    """The shape of the tensor that an operation makes from numbers; anything else of others."""
-    aten, packet = torch.ops.aten, getattr(func, "overloadpacket", None)
-    if packet in (aten.eye, aten.tril_indices, aten.triu_indices):
-        return [args[0], args[min(1, len(args) - 1)]]
-    if packet in (aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros):
-        return args[1]
-    if packet in (aten.linspace, aten.logspace):
-        return [args[2]]
-    if packet is aten.arange:
-        start, end, step = (0, args[0], 1) if len(args) == 1 else (*args[:3], 1)[:3]
-        return [max(0, int((end - start) / step))]
-    return args[0] if args else None
-
-
 class _AtMost(TorchDispatchMode):
     """Makes no tensors of more than ``most`` entries in all, by no more than ``calls`` operations.
 
@@ -355,20 +329,22 @@ class _AtMost(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        sizes = _sizes(func, args)
-        if isinstance(sizes, list | tuple) and all(isinstance(n, int) for n in sizes):
-            self.left -= math.prod(sizes)
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        options = dict(kwargs or {})
+        if "pin_memory" in options:  # it makes a tensor, of no memory on the meta device
+            of_seed = {"generator": None} if "generator" in options else {}
+            planned = cast(Tensor, func(*args, **options | of_seed | {"device": "meta"}))
+            self.left -= planned.numel()
             if self.left < 0:
                 raise PretrainedError(
-                    f"a tensor of shape {tuple(sizes)} is far larger than what {TENSORS} holds; "
-                    f"all in all at most {self.most:,} entries are made for it"
+                    f"a tensor of shape {tuple(planned.shape)} is far larger than what {TENSORS} "
+                    f"holds; all in all at most {self.most:,} entries are made for it"
                 )
-        made = func(*args, **(kwargs or {}))
+        made = func(*args, **options)
         self.calls_left -= 1
         self.work_left -= made.numel() if isinstance(made, Tensor) else 0
         if min(self.calls_left, self.work_left) < 0:
@@ -382,13 +358,15 @@ class _AtMost(TorchDispatchMode):
 class _Reader:
     """A builder of the objects in a tree, from classes of the library and those passed in."""
 
-    def __init__(self, file: Path, tensors: Mapping[str, Tensor], yours: Mapping[str, Any]) -> None:
+    def __init__(
+        self, file: Path, tensors: Mapping[str, Tensor], yours: Mapping[str, object]
+    ) -> None:
         self.file, self.tensors, self.yours = file, tensors, yours
         self.library = library_classes()
-        self._built: dict[str, Any] = {}
+        self._built: dict[str, object] = {}
         self._used: set[int] = set()
 
-    def decode(self, content: object, place: str) -> Any:
+    def decode(self, content: object, place: str) -> object:
         if is_plain(content):
             return content
         if isinstance(content, list):
@@ -429,7 +407,7 @@ class _Reader:
             )
         return self.library[name] if name in self.library else self.yours[name]
 
-    def _yours(self, name: str, place: str) -> Any:
+    def _yours(self, name: str, place: str) -> object:
         if name not in self.yours:
             raise PretrainedError(
                 f"{self.file} names {name} at {place}, which is not of pyro_mdm, and classes has "
@@ -437,7 +415,9 @@ class _Reader:
             )
         return self.yours[name]
 
-    def _build(self, given: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
+    def _build(
+        self, given: Callable[..., object], arguments: dict[str, object], place: str
+    ) -> object:
         """The result of ``given`` with recorded arguments."""
         decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
         try:
@@ -449,7 +429,7 @@ class _Reader:
                 f"{', '.join(decoded) or '(none)'}: {reason}"
             ) from error
 
-    def _make(self, given: Callable[..., Any], name: str, place: str) -> Any:
+    def _make(self, given: Callable[..., object], name: str, place: str) -> object:
         """The result of ``given`` without arguments."""
         try:
             return given()
@@ -460,7 +440,7 @@ class _Reader:
                 f"{name}(…)}}, or the object itself"
             ) from error
 
-    def _once(self, given: object, place: str) -> Any:
+    def _once(self, given: object, place: str) -> object:
         """The object ``given``, at the one place that it may have."""
         if id(given) in self._used:
             raise PretrainedError(

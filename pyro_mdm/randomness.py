@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torchsde
@@ -61,9 +61,7 @@ class _Seeded:
     """Generators of a seed, one for each device."""
 
     seed: int
-
-    def __post_init__(self) -> None:
-        self.generators: dict[torch.device, torch.Generator] = {}
+    generators: dict[torch.device, torch.Generator] = field(default_factory=dict, kw_only=True)
 
     def generator(self, device: torch.device | str) -> torch.Generator:
         device = torch.device(device)
@@ -80,6 +78,15 @@ class _Piece(_Seeded):
     count: int
     rows: tuple[Tensor, int] | None = None  # instead: these rows, of so many
 
+    def rows_of(self, n: int, device: torch.device | str) -> tuple[int, slice | Tensor]:
+        """The number of rows to draw where n are needed, and which of them these are."""
+        if self.rows is None:
+            return n * self.count, slice(self.index, None, self.count)
+        rows, total = self.rows
+        if n != len(rows):
+            raise ValueError(f"{n} rows are drawn, expected {len(rows)} of a subset")
+        return total, rows
+
 
 @dataclass
 class _Alike(_Seeded):
@@ -88,11 +95,10 @@ class _Alike(_Seeded):
     copies: int
     data: int
 
-    def copy_of(self, n: int, device: torch.device) -> Tensor:
-        """The index of the copy of each of n rows, (n,)."""
-        rows = rows_asked()
-        rows = torch.arange(n, device=device) if rows is None else rows
-        return rows // self.data % self.copies
+    def rows_of(self, n: int, device: torch.device | str) -> tuple[int, Tensor]:
+        """The number of copies to draw, and the index of that of each of n rows, (n,)."""
+        rows = torch.arange(n, device=device) if _rows is None else _rows
+        return self.copies, rows // self.data % self.copies
 
 
 _current: _Piece | _Alike | None = None
@@ -112,10 +118,7 @@ def _drawing(by: _Piece | _Alike) -> Iterator[None]:
 def piece(index: int, count: int, seed: int) -> AbstractContextManager[None]:
     """A context in which draws are those of piece ``index`` of a batch in ``count`` equal pieces.
 
-    Args:
-        index: index r of the piece, 0 ≤ r < count.
-        count: number S of pieces; the data of piece r are r, r + S, r + 2S, … of the batch.
-        seed: seed of the batch, the same for all its pieces and another one for each batch.
+    The seed is the same for all pieces of a batch, and another one for each batch.
 
     Raises:
         ValueError: an index outside [0, count).
@@ -129,18 +132,13 @@ def alike(copies: int, data: int, seed: int) -> AbstractContextManager[None]:
     """A context in which draws for ``copies · data`` rows, copy by copy, are the same for all data.
 
     Normal draws are antithetic: half of the copies are drawn, and the others are their negatives.
-
-    Args:
-        copies: number of draws for each datum.
-        data: number of data.
-        seed: seed of the draws, which depend on it alone.
     """
     return _drawing(_Alike(seed, copies, data))
 
 
 def held(seed: int) -> AbstractContextManager[None]:
-    """A context in which draws depend on a seed: the same for all data within :func:`alike`,
-    else by position in the batch."""
+    """A context in which draws depend on a seed: the same for all data within :func:`alike`, else
+    by position in the batch."""
     if isinstance(_current, _Alike):
         return alike(_current.copies, _current.data, seed)
     return piece(0, 1, seed)
@@ -152,7 +150,8 @@ def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None
     Draws of torch's own generator continue, so two runs of a program can differ in these alone.
     """
     here = _current
-    seed = int(torch.randint(2**62, (), device=device, generator=_generator(device)))
+    generator = None if here is None else here.generator(device)
+    seed = int(torch.randint(2**62, (), device=device, generator=generator))
     if isinstance(here, _Alike):
         return lambda: alike(here.copies, here.data, seed)
     index, count = (0, 1) if here is None else (here.index, here.count)
@@ -160,52 +159,23 @@ def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None
 
 
 def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Standard normal numbers.
-
-    Args:
-        shape: shape of the numbers, whose first axis is the data of this piece.
-        dtype: dtype of the numbers.
-        device: device of the numbers.
-    """
-    return _draw(torch.randn, shape, dtype, device)
+    """Standard normal numbers, whose first axis is the data of this piece."""
+    if _current is None:
+        return torch.randn(tuple(shape), dtype=dtype, device=device)
+    generator, (total, chosen) = _current.generator(device), _current.rows_of(shape[0], device)
+    mirrored = isinstance(_current, _Alike)
+    whole = ((total + 1) // 2 if mirrored else total, *shape[1:])
+    drawn = torch.randn(whole, dtype=dtype, device=device, generator=generator)
+    return (torch.cat([drawn, -drawn]) if mirrored else drawn)[chosen]
 
 
 def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Uniform numbers in [0, 1).
-
-    Args:
-        shape: shape of the numbers, whose first axis is the data of this piece.
-        dtype: dtype of the numbers.
-        device: device of the numbers.
-    """
-    return _draw(torch.rand, shape, dtype, device)
-
-
-def _generator(device: torch.device) -> torch.Generator | None:
-    """The generator of this piece, or of :func:`alike`; None for torch's own."""
-    return None if _current is None else _current.generator(device)
-
-
-def _draw(
-    law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
-    """The rows of this piece, from draws for the whole batch."""
+    """Uniform numbers in [0, 1), whose first axis is the data of this piece."""
     if _current is None:
-        return law(tuple(shape), dtype=dtype, device=device)
-    generator = _current.generator(device)
-    n, *rest = shape
-    if isinstance(_current, _Alike):
-        copies = _current.copies
-        half = copies if law is torch.rand else (copies + 1) // 2
-        drawn = law((half, *rest), dtype=dtype, device=device, generator=generator)
-        return torch.cat([drawn, -drawn])[:copies][_current.copy_of(n, drawn.device)]
-    if _current.rows is None:
-        whole = law((n * _current.count, *rest), dtype=dtype, device=device, generator=generator)
-        return whole[_current.index :: _current.count]
-    rows, total = _current.rows
-    if n != len(rows):
-        raise ValueError(f"{n} rows are drawn, expected {len(rows)} of a subset")
-    return law((total, *rest), dtype=dtype, device=device, generator=generator)[rows]
+        return torch.rand(tuple(shape), dtype=dtype, device=device)
+    generator, (total, chosen) = _current.generator(device), _current.rows_of(shape[0], device)
+    drawn = torch.rand((total, *shape[1:]), dtype=dtype, device=device, generator=generator)
+    return drawn[chosen]
 
 
 def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
@@ -215,11 +185,12 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     whose rows of one piece these are. Within :func:`alike` each datum has a step for each copy.
     """
     device = torch.device("cpu") if device is None else device
-    generator = _generator(device)
+    generator = None if _current is None else _current.generator(device)
     # float64, as the log SNRs and times that follow from these numbers
     offset = torch.rand((), dtype=torch.float64, device=device, generator=generator)
     if isinstance(_current, _Alike):
-        return (offset + _current.copy_of(n, device).double() / _current.copies) % 1.0
+        copies, copy = _current.rows_of(n, device)
+        return (offset + copy.double() / copies) % 1.0
     index, count = (0, 1) if _current is None else (_current.index, _current.count)
     order = torch.randperm(n * count, dtype=torch.float64, device=device, generator=generator)
     order = order if count == 1 else order[index::count]
@@ -236,29 +207,15 @@ def brownian(
 ) -> torchsde.BaseBrownian:
     """torchsde's Brownian motion over [0, 1], (n·d, K), for the n data of this piece.
 
-    It depends on a seed that is drawn like the other numbers, so the same path can be evaluated
-    again at other steps.
-
-    Args:
-        n: number of data of this piece.
-        num_dims: number d of dimensions of a datum.
-        num_variables: number K of variables of each dimension.
-        dtype: dtype of the increments.
-        device: device of the increments.
-        levy_area_approximation: torchsde's name of the approximation of Lévy areas.
+    It depends on a seed that is drawn like the other numbers, so that a path is the same at other
+    steps.
     """
-    total, chosen, by = n, None, _current
+    by, total, chosen = _current, n, None
     if by is None:
         seed = int(torch.randint(2**31, ()))
     else:
         seed = int(torch.randint(2**31, (), generator=by.generator(device), device=device))
-        if isinstance(by, _Alike):
-            total, chosen = by.copies, by.copy_of(n, device)
-        elif by.rows is not None:
-            chosen, total = by.rows
-        elif by.count > 1:
-            total = n * by.count
-            chosen = torch.arange(by.index, total, by.count, device=device)
+        total, chosen = by.rows_of(n, device)
     whole = torchsde.BrownianInterval(
         0.0,
         1.0,
@@ -268,10 +225,10 @@ def brownian(
         entropy=seed,
         levy_area_approximation=levy_area_approximation,
     )
-    if chosen is None:
+    if chosen is None or (isinstance(chosen, slice) and total == n):
         return whole
-    d = torch.arange(num_dims, device=device)
-    return _Rows(whole, (chosen[:, None] * num_dims + d).flatten())
+    rows = torch.arange(total * num_dims, device=device).reshape(total, num_dims)
+    return _Rows(whole, rows[chosen].flatten())
 
 
 class _Rows(torchsde.BaseBrownian):
@@ -304,24 +261,17 @@ class _Rows(torchsde.BaseBrownian):
 def subset(
     n: int, one_in: int, device: torch.device, copies: int = 1
 ) -> Iterator[tuple[Tensor, float]]:
-    """A context with a random subset of the batch: draws are for n rows and then for the subset's.
+    """A context with a random subset, one in ``one_in``, of the batch, with one datum at least.
 
-    Args:
-        n: number of data of this piece.
-        one_in: inverse of the subset's share of the batch; the subset has at least one datum.
-        device: device of the draws.
-        copies: number of times that the subset's rows follow the n rows.
-
-    Yields:
-        The indices of the chosen ones among the n data of this piece, (m,) int64 (m varies from
-        piece to piece); and the weight with which a sum over them, summed over the pieces,
-        estimates the sum over all data of the batch.
+    Draws are for the n rows of this piece and then for the subset's, ``copies`` times. It yields
+    the indices of the chosen ones among the n, (m,), which vary in number from piece to piece; and
+    the weight with which a sum over them, summed over the pieces, estimates that over the batch.
     """
     global _current, _rows
     outer, outer_rows = _current, _rows
     outer_piece = outer if isinstance(outer, _Piece) else None
     index, count = (0, 1) if outer_piece is None else (outer_piece.index, outer_piece.count)
-    generator = _generator(device)
+    generator = None if outer is None else outer.generator(device)
     total = n * count
     size = max(1, total // one_in)
     chosen = torch.randperm(total, device=device, generator=generator)[:size]
@@ -330,8 +280,8 @@ def subset(
         ours = torch.arange(index, total, count, device=device)
         rows = torch.cat([ours] + [total + i * size + mine for i in range(copies)])
         number = total + copies * size
-        _current = _Piece(outer_piece.seed, index, count, (rows, number))
-        _current.generators = outer_piece.generators
+        seed, generators = outer_piece.seed, outer_piece.generators
+        _current = _Piece(seed, index, count, (rows, number), generators=generators)
     ours = chosen[mine] // count
     _rows = torch.cat([torch.arange(n, device=device)] + [ours] * copies)
     try:
@@ -354,12 +304,13 @@ BLOCK = 16
 """The number of data of a stream that share a generator."""
 
 
+@dataclass
 class _Stream:
     """The next data of a stream, and the generators of their blocks."""
 
-    def __init__(self, seed: int, first: int) -> None:
-        self.seed, self.first = seed, first
-        self.generators: dict[int, torch.Generator] = {}
+    seed: int
+    first: int
+    generators: dict[int, torch.Generator] = field(default_factory=dict)
 
     def generator(self, block: int) -> torch.Generator:
         if block not in self.generators:
@@ -377,10 +328,6 @@ def stream(seed: int, first: int = 0) -> Iterator[None]:
     """A context in which :func:`for_data` draws for the data first, first + 1, ….
 
     Draws depend on the seed and on earlier draws for the same data, on any device.
-
-    Args:
-        seed: seed of the stream.
-        first: index of the first datum.
     """
     global _stream
     outer, _stream = _stream, _Stream(seed, first)
@@ -391,23 +338,21 @@ def stream(seed: int, first: int = 0) -> Iterator[None]:
 
 
 def for_data(
-    draw: Callable[[int, torch.Generator | None], Tensor],
-    n: int,
+    draw: Callable[[Sequence[int], torch.Generator | None], Tensor],
+    shape: Sequence[int],
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``draw(n, generator)`` (n, …), or within :func:`stream` the rows of its n data.
+    """``draw(shape, generator)`` (n, …), or within :func:`stream` the rows of its n data.
 
-    Args:
-        draw: function of a number n of data and a generator (None: the global one), (n, …).
-        n: number of data.
-        device: device of the result.
-        generator: generator of the draws, which takes precedence over the stream.
+    A generator that is given takes precedence over the stream; None is the global one.
     """
     if _stream is None or generator is not None:
-        return draw(n, generator).to(device)
+        return draw(shape, generator).to(device)
+    n, *rest = shape
     rows = [
-        draw(BLOCK, _stream.generator(block))[chosen] for block, chosen in blocks(_stream.first, n)
+        draw((BLOCK, *rest), _stream.generator(block))[chosen]
+        for block, chosen in blocks(_stream.first, n)
     ]
     return torch.cat(rows).to(device)
 
@@ -416,13 +361,12 @@ def normal_for_data(
     shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
     """Standard normal numbers (n, …) in float64, by :func:`for_data`."""
-    n, *rest = shape
 
-    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+    def draw(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         on = device if generator is None else generator.device
-        return torch.randn(n, *rest, generator=generator, dtype=torch.float64, device=on)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device=on)
 
-    return for_data(draw, n, device, generator)
+    return for_data(draw, shape, device, generator)
 
 
 def blocks(first: int, n: int) -> Iterator[tuple[int, slice]]:

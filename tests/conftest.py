@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
@@ -19,7 +20,6 @@ import torch
 from filelock import FileLock
 
 from inference import trust
-from pyro_mdm.support import splits  # noqa: F401  # by a seed of its own, which is not shifted
 from tests.programs import TINY
 from tests.rounding import RoundingNoise
 
@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     offset: int = config.getoption("seed_offset")
     if offset == 0:
         return
+    import_module("pyro_mdm.tables.splits")  # by a seed of its own, which is not shifted
     manual_seed = torch.manual_seed
 
     class Generator(torch.Generator):

@@ -9,7 +9,7 @@ from mpmath import mp, mpf
 from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.linear_sde import LinearSDE
+from pyro_mdm.diffusions.linear_matrices import GivenPrior
 
 Matrix = Any  # mpmath's, which has no stubs
 
@@ -22,9 +22,9 @@ def exact(value: Tensor) -> Matrix:
 
 def drift_and_noise(diffusion: LinearDiffusion) -> tuple[Matrix, Matrix]:
     """A and GGᵀ per unit of clock time from the numbers the diffusion holds."""
-    if isinstance(diffusion, LinearSDE):
+    if isinstance(diffusion.prior_part, GivenPrior):
         G = exact(diffusion.matrices.root())
-        return exact(diffusion.unit_drift), G * G.T
+        return exact(diffusion.matrices.drift()), G * G.T
     if hasattr(diffusion, "B"):
         B = exact(diffusion.B)
         D = B * B.T

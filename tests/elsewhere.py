@@ -25,6 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pyro_mdm.support import checks
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 GROUPED = torch._C._group_tensors_by_device_and_dtype
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +108,7 @@ class Elsewhere:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        checks._unread.answers.clear()  # of work that was given up
         self._within.__exit__(*error)
 
     def place(self, x: Tensor) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pyro_mdm import MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.base import prior_kl
 
 MEAN, VARIANCE, DIMS = 0.3, 0.49, 3
 OBJECTIVES = {"mdm": MDM_ELBO, "mean_field": TraceMeanField_ELBO, "trace": Trace_ELBO}

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from pyro_mdm import CLD, LinearDiffusion
-from pyro_mdm.diffusions import Frequencies, Transform
+from pyro_mdm.by_dimension import Frequencies, Transform
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.settings import described
@@ -34,13 +32,6 @@ class TurnedDiffusion(WrappedDiffusion):
     @property
     def transform(self) -> Transform:
         return self.turned
-
-    def coordinates(self, x: Tensor) -> Tensor:
-        coordinates: Tensor = self.turned(x)
-        return coordinates
-
-    def from_coordinates(self, x: Tensor) -> Tensor:
-        return self.turned.inverse(x)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"transform": described(self.turned)}

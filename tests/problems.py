@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
-from pyro_mdm.diffusions.interpolants import VE, Interpolant
+from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta, as_times, log_snr_times
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.linear_sde import MomentumVE
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
-from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, MomentumVE
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MAP_UNIT
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.varying.interpolants import VE, Interpolant
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 
 Factory = Callable[[], LinearDiffusion]
@@ -90,7 +89,7 @@ def learned_ends() -> LearnedDiffusion:
     ends: dict[str, object] = {"max_log_snr": 10.0, "min_log_snr": -8.0, "learn_ends": (1.0, 2.0)}
     diffusion = learned(2, 2, 33, learn_stationary=True, **ends)
     with torch.no_grad():
-        diffusion.ends.copy_(torch.tensor([0.4, -0.7]))
+        diffusion.moved_ends.copy_(torch.tensor([0.4, -0.7]))
         diffusion.stationary_lower.add_(0.4)
         diffusion.stationary_log_diagonal.sub_(0.3)
     return diffusion
@@ -212,7 +211,9 @@ CONSTANT = [case for case in DIFFUSIONS if case[0] not in IN_TIME]
 
 def truncation(diffusion: LinearDiffusion) -> float:
     """What the diffusion's own steps may leave of an identity, beside rounding."""
-    return 1e-7 if isinstance(diffusion, TimeVaryingDiffusion) else 0.0
+    return (
+        1e-7 if isinstance(diffusion, TimeVaryingDiffusion | TimeVaryingLearnedDiffusion) else 0.0
+    )
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -349,7 +350,7 @@ def direction(diffusion: Any, s: Tensor | float) -> Tensor:
     """What x is multiplied by in the mean of y_s, (*s.shape, K): of a :class:`LinearEncoder`
     too."""
     a: Tensor = diffusion.marginal(s).mean
-    if not diffusion.starts_at_data:
+    if not diffusion.paths.starts_at_data:
         return a
     return a + diffusion.push(s) @ diffusion.encoder.slope
 
@@ -360,7 +361,7 @@ def times_at(diffusion: Any, log_snr: Tensor) -> Tensor:
     different, which = log_snr.unique(return_inverse=True)
     if len(different) < 1000:
         return diffusion.time_at_log_snr(different)[which]
-    s = diffusion.log_snr_grid(4001)
+    s = log_snr_times(diffusion, 4001)
     at = np.interp(-log_snr.numpy(), -diffusion.log_snr(s).numpy(), s.log().numpy())
     return torch.from_numpy(at).exp()
 
@@ -561,7 +562,7 @@ def conditional_log_prob(
 
 def law_of_dimensions(diffusion: Any, s: float, d: int) -> tuple[Tensor, Tensor]:
     """What x is multiplied by, (d, K), and the covariance (d, K, K) of y_s given x, at one time."""
-    K, at = diffusion.num_variables, diffusion.as_tensor(s)
+    K, at = diffusion.num_variables, as_times(s)
     S = diffusion.marginal(at).covariance
     return direction(diffusion, at).expand(1, d, K)[0], S.expand(1, d, K, K)[0]
 

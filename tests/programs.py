@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from inference.folders.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from inference.folders.runs import Run
+from inference.folders.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,14 +91,14 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
     """End training once the objective of ``step`` is logged and before its checkpoint."""
-    log: Callable[..., None] = Run.log
+    log: Callable[..., None] = Metrics.log
 
-    def stopping(self: Run, at: int, part: str, values: Any) -> None:
+    def stopping(self: Metrics, at: int, part: str, values: Any) -> None:
         log(self, at, part, values)
         if at == step and part == "objective":
             raise Stopped
 
-    patch.setattr(Run, "log", stopping)
+    patch.setattr(Metrics, "log", stopping)
 
 
 @contextmanager

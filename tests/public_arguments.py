@@ -30,18 +30,15 @@ from pyro_mdm import (
     RawScore,
     SimulatedPath,
 )
+from pyro_mdm.by_dimension import LearnedClocks
 from pyro_mdm.diffusions import (
     Cap,
-    LearnedClocks,
     LinearBeta,
 )
 from pyro_mdm.imported import (
     NoiseSchedule,
 )
-from pyro_mdm.likelihoods import (
-    Gaussian,
-    Tweedie,
-)
+from pyro_mdm.likelihoods import Gaussian, Tweedie
 from pyro_mdm.measurements import (
     Mask,
 )
@@ -256,7 +253,6 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         "level": lambda: 0.9,
     },
     "indices": values(seed=0, step=1, batch_size=4, n=8),
-    "last_fall": values(bounds={1: 3.0, 2: 2.0}),
     "schedule": values(step=3, steps=10, warmup=2, decay="cosine"),
     # -- classes
     "ALDA": values(mass=1.0, gamma=1.0, psi=1.0, lipschitz=2.0) | LINEAR,

@@ -50,15 +50,13 @@ from pyro_mdm.diffusions import (
     GaussianPrior,
     QuadraturePrior,
 )
+from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.imported import (
     ImportedDenoiser,
     NoiseSchedule,
 )
-from pyro_mdm.likelihoods import (
-    Gaussian,
-    LevelCategorical,
-    Tweedie,
-)
+from pyro_mdm.levels import LevelCategorical
+from pyro_mdm.likelihoods import Gaussian, Tweedie
 from pyro_mdm.measurements import (
     Blur,
     Clipped,
@@ -400,7 +398,7 @@ def minus_identity(s: Tensor) -> Tensor:
 
 @cache
 def cld_times() -> Tensor:
-    return cld().log_snr_grid(5)
+    return log_snr_times(cld(), 5)
 
 
 @cache

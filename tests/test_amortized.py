@@ -513,7 +513,8 @@ def test_the_program_scores_ranks_and_draws(
         "    pyro.sample('b', dist.Poisson(9 * a))\nnumber = 3\n"
     )
     few["save"] = tmp_path / "saved"
-    found = program_of_posteriors(f"{own}:program", ["a"], ["b"], out=tmp_path / "b.png", **few)
+    few |= {"latent": ["a"], "observed": ["b"]}
+    found = program_of_posteriors(f"{own}:program", out=tmp_path / "b.png", **few)
     said = capsys.readouterr().out
     assert f"from_pretrained('{tmp_path}/saved', program), which needs the program of {own}" in said
     with pytest.raises(TypeError, match=r"program is None, expected the simulator .* sites a, b"):

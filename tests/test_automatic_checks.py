@@ -21,8 +21,10 @@ from torch import Tensor
 from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.automatic import Gap, bidirectional
 from pyro_mdm.automatic.bidirectional import gap_by_simulation
-from pyro_mdm.automatic.checkup import Checkup, Second, checked, funnels, remedies_of
+from pyro_mdm.automatic.checkup import Checkup, Counterpart, checked, funnels, remedies_of
+from pyro_mdm.automatic.fitting import become_gaussian
 from pyro_mdm.automatic.moments import Moments, uneven
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.posteriors import ImportanceWeights
 
 ONES = torch.ones(3, 2)
@@ -173,7 +175,7 @@ def test_mistakes_are_named(mistake: Callable[[], Any], message: str) -> None:
 
 @pytest.mark.parametrize("diffusion", [VPSDE(), CLD()])
 def test_an_exact_guide_has_no_gap(diffusion: LinearDiffusion) -> None:
-    below, above = solved(diffusion).two_sided({"mean": torch.tensor([0.7, 1.2])}, 50)
+    below, above = Weighing(solved(diffusion)).two_sided({"mean": torch.tensor([0.7, 1.2])}, 50)
     for bound in (below, above):
         assert torch.allclose(bound, torch.full_like(bound, EVIDENCE), atol=1e-3)
 
@@ -188,8 +190,8 @@ def test_the_sides_of_a_guide_have_the_evidence_as_their_means(start: str) -> No
         guide.scale_tril = torch.eye(2)
         for parameter in guide.chain.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        below = guide.weighted(10_000)[1] - EVIDENCE
-        above = EVIDENCE - guide.noised(guide.rows(exact(10_000)))
+        below = Weighing(guide).weighted(10_000)[1] - EVIDENCE
+        above = EVIDENCE - Weighing(guide).noised(guide.rows(exact(10_000)))
     for log_shares in (below, above):
         shares = log_shares.exp()
         error = float(shares.std()) / math.sqrt(len(shares))
@@ -207,7 +209,7 @@ def gaussian(program: Callable[..., Any], center: Tensor, deviation: float) -> A
     """A guide of a program by this Gaussian, whose chain rests."""
     guide = AutoMDM(program, steps=2)
     guide()
-    guide.become_gaussian(center.reshape(-1), deviation * torch.eye(center.numel()))
+    become_gaussian(guide, center.reshape(-1), deviation * torch.eye(center.numel()))
     guide.chain.rest()  # type: ignore[operator]
     return guide
 
@@ -305,7 +307,7 @@ def test_draws_elsewhere_are_no_agreement() -> None:
 def test_a_second_fit_without_weights_is_no_agreement() -> None:
     nothing = ImportanceWeights(torch.full((100,), -math.inf))
     nowhere = Moments.from_weights(torch.zeros(100, 2), nothing)
-    result = checked(solved(), Second("start", nowhere, nothing), 4_000)
+    result = checked(solved(), Counterpart("start", nowhere, nothing), 4_000)
     assert math.isnan(result.distance) and not result.is_trusted
 
 
@@ -364,7 +366,7 @@ def test_remedies_are_by_what_is_seen(program: Callable[..., Any], words: str) -
 def test_no_shape_is_to_blame_where_both_fits_are_sure() -> None:
     guide = made(funnel)
     x = torch.zeros(guide.latent_dim)
-    draws = Second("draws", Moments(x, x + 1, 1e4), None)
+    draws = Counterpart("draws", Moments(x, x + 1, 1e4), None)
     sure = Checkup(
         ImportanceWeights(torch.zeros(4_000)), "chain", draws, 3.0, "", True, 0.0, "", ()
     )

@@ -240,6 +240,32 @@ def test_programs_without_one_density_are_named(program: Callable[..., Any], mes
             guide.fit(updates=1, start_updates=1, progress=False)
 
 
+def five() -> None:
+    with pyro.plate("rows", 5):
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
+FIRST_CALLS: dict[str, Callable[[AutoMDM], Any]] = {
+    "call": lambda guide: guide(),
+    "get_posterior": lambda guide: guide.get_posterior().sample(),
+    "log_density": lambda guide: guide.log_density(torch.zeros(3, 5)),
+    "log_weights": lambda guide: guide.log_weights(3),
+    "importance": lambda guide: guide.importance(32).effective,
+    "sample_posterior": lambda guide: guide.sample_posterior(3),
+    "resampled": lambda guide: guide.sample_posterior(3, resample=True),
+    "moments": lambda guide: guide.moments(32),
+    "quantiles": lambda guide: guide.quantiles([0.1, 0.9]),
+    "median": lambda guide: guide.median(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* with heavy tails count", "ignore:.*of draws")
+@pytest.mark.parametrize("call", FIRST_CALLS.values(), ids=FIRST_CALLS)
+def test_any_call_may_be_the_first(call: Callable[[AutoMDM], Any]) -> None:
+    found = call(AutoMDM(five, steps=2))
+    assert found is not None
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the weights have a tail")
 def test_a_density_that_is_nowhere_in_part_is_said_and_counts_as_zero() -> None:

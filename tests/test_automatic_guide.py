@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, LinearDiffusion
 from pyro_mdm.automatic import AutoMDM
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.posteriors import ImportanceWeights
 from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 
@@ -95,7 +96,7 @@ def test_weights_have_the_evidence_as_their_mean(diffusion: LinearDiffusion | No
 @pytest.mark.slow
 def test_training_raises_the_bound_and_its_draws_are_the_posterior() -> None:
     guide = AutoMDM(conjugate, steps=4).fit(updates=150, start_updates=300, progress=False)
-    assert ImportanceWeights(guide.weighted(2_000)[1]).effective > 1_900
+    assert ImportanceWeights(Weighing(guide).weighted(2_000)[1]).effective > 1_900
     draws = guide.sample_posterior(2_000)["mean"]
     assert draws.shape == (2_000, 2)
     error = DEVIATION / math.sqrt(2_000)
@@ -119,7 +120,7 @@ def test_resampled_draws_follow_the_weights() -> None:
 def test_the_bound_of_svi_is_the_mean_log_weight() -> None:
     guide = AutoMDM(groups, steps=4).fit(**QUICK)
     elbo = Trace_ELBO(num_particles=2_000, vectorize_particles=True, max_plate_nesting=1)
-    log_weights = guide.weighted(2_000)[1]
+    log_weights = Weighing(guide).weighted(2_000)[1]
     error = float(log_weights.std()) * math.sqrt(2 / 2_000)
     assert abs(elbo.loss(groups, guide) + float(log_weights.mean())) < 5 * error < 0.5
 
@@ -139,7 +140,7 @@ def test_svi_may_be_the_first_to_call_it() -> None:
     elbo = Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1)
     guide = AutoMDM(conjugate, steps=4)
     loss = elbo.loss(conjugate, guide)
-    log_weights = guide.weighted(2_000)[1]
+    log_weights = Weighing(guide).weighted(2_000)[1]
     error = float(log_weights.std()) * math.sqrt(1 / 500 + 1 / 2_000)
     assert abs(loss + float(log_weights.mean())) < 5.5 * error < 2.5
 
@@ -203,7 +204,7 @@ def test_a_chain_that_loses_is_its_gaussian() -> None:
         guide.chain.log_scale += 0.5
     guide.fit(updates=1, start_updates=1, learning_rate=1e-6, progress=False)
     assert all(not bool(p.any()) for p in (guide.chain.power, guide.chain.last.weight))
-    assert ImportanceWeights(guide.weighted(2_000)[1]).effective > 1_500
+    assert ImportanceWeights(Weighing(guide).weighted(2_000)[1]).effective > 1_500
 
 
 @pytest.mark.slow
@@ -218,7 +219,9 @@ def test_particles_find_both_modes() -> None:
     log_p = dist.Normal(0.0, 3.0).log_prob(grid)
     log_p = log_p + dist.Normal(grid.square(), 0.5).log_prob(torch.tensor(4.0))
     evidence = float(log_p.logsumexp(0) + math.log(12 / 20_000))
-    weights = ImportanceWeights(guide.weighted(4_000)[1])  # between the modes some seeds have tails
+    weights = ImportanceWeights(
+        Weighing(guide).weighted(4_000)[1]
+    )  # between the modes some seeds have tails
     assert weights.effective > 2_000 and abs(weights.log_evidence.mean - evidence) < 0.1
 
 

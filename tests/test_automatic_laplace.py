@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import AutoMDM
-from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.automatic.fitting import FitSettings, Fitting
 from pyro_mdm.automatic.laplace import FLAT, MOST_LATENTS, laplace
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors import ImportanceWeights
 
@@ -49,14 +50,14 @@ def _fresh() -> None:
 
 def test_latents_of_raw_scales_are_found_at_once() -> None:
     guide = AutoMDM(raw, steps=2).fit(updates=0, start_updates=0, progress=False)
-    _, log_weights = guide.weighted(500)
+    _, log_weights = Weighing(guide).weighted(500)
     # densities of float32, of terms of hundreds
     assert float((log_weights - evidence()).abs().max()) < 0.05
 
 
 def test_a_fit_of_raw_scales_keeps_what_it_has() -> None:
     guide = AutoMDM(raw, steps=2).fit(updates=5, start_updates=60, progress=False)
-    result = ImportanceWeights(guide.weighted(500)[1])
+    result = ImportanceWeights(Weighing(guide).weighted(500)[1])
     assert result.effective > 300 and abs(result.log_evidence.mean - evidence()) < 0.3
 
 
@@ -163,7 +164,7 @@ def test_the_gaussian_leaves_its_units(start: str) -> None:
     guide = AutoMDM(raw, steps=2, start=start)
     guide.set_up()
     root = torch.tensor([[200.0, 0.0, 0.0], [-2.0, 0.5, 0.0], [3.0, 40.0, 900.0]])
-    fitting = Fitting(guide, (), {}, 0, 0, 8, 0.005, Budget(), progress=False)
+    fitting = Fitting(guide, (), {}, FitSettings(0, 0), 8, Budget(), progress=False)
     fitting.units = torch.tensor([100.0, 0.02, -50.0]), root
     bounds = []
     with torch.no_grad():
@@ -190,7 +191,7 @@ def test_programs_of_float64_are_fitted(start: str) -> None:
 
     guide = AutoMDM(program, start=start, steps=2)
     guide.fit(updates=2, start_updates=4, particles=512, progress=False)
-    assert guide.weighted(10)[1].isfinite().all()
+    assert Weighing(guide).weighted(10)[1].isfinite().all()
 
 
 @pytest.mark.parametrize("updates, is_kept", [(0, True), (2_000, False)])

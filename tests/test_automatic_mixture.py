@@ -17,6 +17,7 @@ from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.fitting import _clamped
 from pyro_mdm.automatic.mixture import MOST, Mixture, _by_splits, _split
 from pyro_mdm.automatic.ratio import Ratio
+from pyro_mdm.automatic.weighing import Weighing
 
 MEANS = torch.tensor([[-2.0, 1.0, 0.0], [1.5, 1.0, 0.5], [0.0, -2.0, -1.0]])
 SHARES = torch.tensor([0.2, 0.5, 0.3])
@@ -284,7 +285,7 @@ def test_many_modes_need_no_chain() -> None:
         start_updates=200,
         progress=False,
     )
-    log_weights = guide.weighted(4_000)[1]
+    log_weights = Weighing(guide).weighted(4_000)[1]
     w = (log_weights - log_z).exp()
     assert guide.shape.number >= 16 and abs(float(w.mean()) - 1) < 0.15
     assert 0 < log_z - float(log_weights.mean()) < 0.6
@@ -304,5 +305,5 @@ def test_a_mixture_is_saved_and_loaded() -> None:
     draws = []
     for one in (guide, other):
         pyro.set_rng_seed(1)
-        draws.append(one.weighted(50))
+        draws.append(Weighing(one).weighted(50))
     assert all(torch.equal(*pair) for pair in zip(*draws, strict=True))

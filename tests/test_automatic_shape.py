@@ -16,6 +16,7 @@ from pyro_mdm import VPSDE, AutoMDM
 from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
+from pyro_mdm.automatic.weighing import Weighing
 
 D = 4
 
@@ -85,7 +86,7 @@ def test_a_shape_is_exact_for_the_funnel() -> None:
     guide.set_up()
     by_hand(guide)
     guide.chain.rest()
-    _, log_weights = guide.weighted(2_000)
+    _, log_weights = Weighing(guide).weighted(2_000)
     assert torch.allclose(log_weights, torch.zeros(2_000).double(), atol=1e-4)
 
 
@@ -156,7 +157,7 @@ def test_a_fitted_shape_beats_the_gaussian_on_the_funnel() -> None:
     for start in ("gaussian", "shaped"):
         guide = made(start)
         guide.fit(updates=0, start_updates=1_500, progress=False)
-        bounds[start] = guide.weighted(4_000)[1].mean()
+        bounds[start] = Weighing(guide).weighted(4_000)[1].mean()
     assert bounds["shaped"] > -0.1 > bounds["gaussian"] + 0.2
 
 

@@ -24,6 +24,7 @@ from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.automatic.checkup import Checkup, remedies_of
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.subsampled import _chosen
+from pyro_mdm.automatic.weighing import Weighing
 
 N = 10
 NOISE = torch.linspace(0.5, 2.0, N)
@@ -249,10 +250,10 @@ def test_a_full_pass_has_the_evidence_as_its_mean(batch: int, row_paths: int) ->
 def test_more_paths_of_rows_raise_the_bound() -> None:
     guide = shaken(made(hierarchy, 5, **NEAR))
     pyro.set_rng_seed(2)
-    one = guide.weighted(200, 5)[1].mean()
+    one = Weighing(guide, (5,)).weighted(200)[1].mean()
     guide.row_paths = 8
     pyro.set_rng_seed(2)
-    several = guide.weighted(200, 5)[1].mean()
+    several = Weighing(guide, (5,)).weighted(200)[1].mean()
     assert several > one + 0.1
 
 
@@ -311,7 +312,7 @@ def test_the_bound_of_particles_is_the_mean_log_weight() -> None:
         guide.get_parameter("chain.rows.begin.2.bias").add_(0.3)
     elbo = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
     losses = torch.tensor([elbo.loss(hierarchy, guide, 9) for _ in range(20)])
-    log_weights = guide.weighted(1_000, 9)[1]
+    log_weights = Weighing(guide, (9,)).weighted(1_000)[1]
     error = math.hypot(losses.std() / math.sqrt(20), log_weights.std() / math.sqrt(1_000))
     assert abs(float(losses.mean() + log_weights.mean())) < 6.5 * error < 4.0
 
@@ -508,7 +509,7 @@ def test_programs_that_cannot_be_subsampled_are_named(
     [
         lambda guide: guide.gap(4),
         lambda guide: guide.check(4, other={"mean": torch.randn(30)}),
-        lambda guide: guide.two_sided({"mean": torch.tensor(0.0)}, 3, 4),
+        lambda guide: Weighing(guide, (4,)).two_sided({"mean": torch.tensor(0.0)}, 3),
     ],
 )
 def test_what_needs_all_rows_is_refused(call: Callable[[AutoMDM], Any]) -> None:

@@ -71,7 +71,8 @@ def plain() -> None:
 def of(program: Callable[[], None]) -> tuple[AutoMDM, Symmetry]:
     guide = AutoMDM(program, steps=2)
     guide.set_up()
-    return guide, guide.symmetry(torch.randn(2, guide.latent_dim), (), {})
+    density, x = guide.program_density, torch.randn(2, guide.latent_dim)
+    return guide, Symmetry.from_density(density, guide.latents(), guide.log_density, x)
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from pyro_mdm import (
     PerDimensionDiffusion,
     Simulated,
 )
-from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.evaluation import (
+from pyro_mdm.auxiliary import (
     AuxiliaryUse,
     GaussianPosterior,
     auxiliary_information,
     auxiliary_use,
 )
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.scores import Score
 from tests.problems import DIFFUSIONS, GaussianMixture, Silent, learned, normal
 
@@ -48,8 +48,8 @@ class EveryDimension(Score):
         super().__init__(Silent())
         self.problem = problem
 
-    def score(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
-        n, K, d = y.shape
+    def score_at(self, diffusion: Any, y: Tensor, at: Any) -> Tensor:
+        (n, K, d), s = y.shape, at.s.expand(len(y))
         rows = self.problem.score(diffusion, y.mT.reshape(-1, K, 1), s.repeat_interleave(d))
         return rows.reshape(n, d, K).mT
 
@@ -71,8 +71,8 @@ def on_the_way(
     diffusion: LinearDiffusion, value: Callable[[Tensor, Any], Tensor], points: int = 1000
 ) -> float:
     """½ ∫ value(s, law) ds from ε to T, by the midpoint rule in log volume."""
-    s = diffusion.time_on_the_way((torch.arange(points).double() + 0.5) / points)
-    rate = value(s, diffusion.marginal(s)) * diffusion.speed_on_the_way(s)
+    s = diffusion.way.time_at((torch.arange(points).double() + 0.5) / points)
+    rate = value(s, diffusion.marginal(s)) * diffusion.way.speed(s)
     return 0.5 * float(rate.mean())
 
 
@@ -240,7 +240,7 @@ def test_what_the_joint_decoder_loses_is_a_difference_of_bounds() -> None:
     off = score.score(diffusion, y, s) + torch.linalg.solve(
         start.covariance, y - start.mean[:, None] * x.unsqueeze(1)
     )
-    constant = diffusion.initial_covariance[1, 1].log() - diffusion.log_volume_ends[0]
+    constant = diffusion.initial_covariance[1, 1].log() - diffusion.log_volume.ends[0]
     constant = constant - math.log(2 * math.pi) - 1
     constant = constant + torch.linalg.solve(start.covariance, P).diagonal().sum()
     joint = constant - 0.5 * (off * (P @ off)).sum((1, 2))

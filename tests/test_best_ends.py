@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from pyro_mdm import CLD, VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
 from pyro_mdm.contexts import Labels
-from pyro_mdm.evaluation import best_ends
-from pyro_mdm.imported import ImportedDenoiser, NoiseSchedule, Prediction
-from pyro_mdm.likelihoods import DiscretizedGaussian
+from pyro_mdm.imported import ImportedDenoiser, NoiseSchedule, Prediction, best_ends
+from pyro_mdm.levels import DiscretizedGaussian
 from pyro_mdm.networks import MLP
 from tests.problems import GaussianMixture, fixed
 from tests.test_import_check import Trained

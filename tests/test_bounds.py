@@ -26,15 +26,11 @@ from pyro_mdm import (
     bound,
     elbo_terms,
 )
+from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Noise
-from pyro_mdm.likelihoods import (
-    DiscretizedGaussian,
-    Gaussian,
-    JointTweedie,
-    NetworkPosterior,
-    Tweedie,
-)
+from pyro_mdm.levels import DiscretizedGaussian, NetworkPosterior
+from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.support.measured import Measured
 from tests.known_bound import (
@@ -105,7 +101,7 @@ def test_a_chain_has_the_bound_of_its_grid() -> None:
     model, guide = programs(diffusion, denoiser(), times=6)
     found = bound(model, guide, x, draws=12)
     with torch.no_grad():
-        truth = chain_truth(diffusion, x, diffusion.log_snr_grid(6))
+        truth = chain_truth(diffusion, x, log_snr_times(diffusion, 6))
     assert found.monte_carlo_error < 0.06
     assert abs(found.elbo.mean - float(truth.mean())) < 5 * found.monte_carlo_error
     assert abs(float(exact_bound(diffusion, x).mean() - truth.mean())) > 0.3  # not the SDE's

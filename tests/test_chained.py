@@ -157,13 +157,13 @@ def test_a_training_on_gaps_begins_with_them() -> None:
     x = tables[0]
     assert not tables.isnan().any() and float((tables[1:] != x).any(2).float().mean()) > 0.3
     filling = Filling(problem, steps=100, seed=0, batch_size=8)
-    cpu = SimpleNamespace(diffusion=SimpleNamespace(start_time=torch.zeros(1)))
+    cpu = SimpleNamespace(score_function=torch.nn.Linear(1, 1))
     filling.begin(0, cast(DiffusionModel, cpu))  # it draws by no model
     assert filling.values is not None and filling.values.shape == x.shape
     place = filling.rows(0)
     batch = filling.fill(torch.full((8, x.shape[1]), math.nan), 0, slice(None))
     torch.testing.assert_close(batch, x[place])
-    elsewhere = SimpleNamespace(diffusion=SimpleNamespace(start_time=torch.zeros(1, device="meta")))
+    elsewhere = SimpleNamespace(score_function=torch.nn.Linear(1, 1, device="meta"))
     filling.values = None
     filling.begin(0, cast(DiffusionModel, elsewhere))
     assert cast(torch.Tensor, filling.values).device.type == "meta"  # where the model is

@@ -210,3 +210,16 @@ def test_so_many_layers_as_take_too_much_together_are_refused() -> None:
             torch.empty(10, 10)
     with pytest.raises(PretrainedError, match="at most 99 entries"), pretrained._AtMost(99, 100):
         torch.eye(10)
+    generator = torch.Generator().manual_seed(0)
+    with pretrained._AtMost(1000, 100) as most:
+        makers = (
+            *(
+                torch.zeros(2, 3),
+                torch.linspace(0, 1, 6),
+                torch.arange(6),
+                torch.zeros(6).new_ones(6),
+            ),
+            *(torch.randn(6, generator=generator), torch.randperm(6, generator=generator)),
+            *(torch.tril_indices(2, 2), torch.zeros_like(torch.empty(6)), torch.full((6,), 1.0)),
+        )
+    assert most.left == 1000 - sum(t.numel() for t in makers) - 12  # two others were made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -241,3 +242,25 @@ def test_a_mistake_of_the_program_itself_is_one_sentence_unless_debugged(
     assert capsys.readouterr().err == (
         "error: --steps is 'x', expected an integer\n--help lists the options\n"
     )
+
+
+PROGRAMS = [
+    *("compare", "evaluate", "experiment", "impute", "inspect"),
+    *("posterior", "restore", "sample", "train"),
+]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_python_calls_programs_as_it_calls_functions(name: str) -> None:
+    """What a program has no place for is refused, as Python does, before anything is done."""
+    called = getattr(importlib.import_module(f"inference.{name}"), name)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        called(*["few"] * 9)
+    named = {
+        "compare": {"runs": []}, "impute": {"run": "a", "data": "b", "out": "c"},
+        "experiment": {"table": "ends"}, "restore": {"run": "a"},
+    }.get(name, {})  # fmt: skip
+    with pytest.raises(TypeError, match=f"stpes is no option of {name}, expected one"):
+        called(**named, stpes=3)
+    with pytest.raises(TypeError, match=f"options is no option of {name}, expected one"):
+        called(**named, options={})

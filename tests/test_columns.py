@@ -21,8 +21,8 @@ from inference.impute import fill_cells, filled
 from inference.train import train
 from models import DataError, Tabular
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, bound
+from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.conditioning.imputation import impute
-from pyro_mdm.scores import RandomMaps
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,

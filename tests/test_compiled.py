@@ -27,6 +27,7 @@ from pyro_mdm import (
     LearnedDiffusion,
     MomentumVE,
     NoisePrediction,
+    PerDimensionDiffusion,
     condition,
 )
 from pyro_mdm.diffusions import UnsupportedDiffusionError
@@ -175,16 +176,27 @@ def test_what_cannot_be_compiled_whole_is_refused() -> None:
     with pytest.raises(TypeError, match="ProbabilityFlow has a step of its own"):
         ProbabilityFlow(5, solver="dopri5").compile("aot_eager")
 
-    class Half(Denoiser):
-        def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
-            return super().x_hat(z, log_snr) / 2
-
-    score = Half(MLP(D, hidden=8), torch.zeros(D), torch.ones(D))
-    model = DiffusionModel(CLD(max_log_snr=9.0), score, sampler=Ancestral(3))
+    blocks = torch.zeros(D, dtype=torch.long)
+    clocks = PerDimensionDiffusion([VPSDE(max_log_snr=9.0)], block_of=blocks)
+    model = denoising(clocks, maps=True)
+    model.sampler = Ancestral(3)
     drawn(model, 1)
     model.sampler.compile("aot_eager")
     with pytest.raises(UnsupportedDiffusionError, match="without compile"):
         drawn(model, 1)
+
+
+class Half(Denoiser):
+    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
+        return super().x_hat(z, log_snr) / 2
+
+
+def test_a_denoiser_of_ones_own_is_compiled_too() -> None:
+    score = Half(MLP(D, hidden=8), torch.zeros(D), torch.ones(D))
+    model = filled(DiffusionModel(CLD(max_log_snr=9.0), score, sampler=Ancestral(3)))
+    expected = drawn(model, 1)
+    model.sampler.compile("aot_eager")
+    torch.testing.assert_close(drawn(model, 1), expected)
 
 
 def test_a_compiled_step_says_what_is_not_finite() -> None:

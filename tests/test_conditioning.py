@@ -28,12 +28,13 @@ from pyro_mdm import (
     condition,
     elbo_terms,
 )
+from pyro_mdm.by_dimension import Frequencies, TurnClocks
 from pyro_mdm.conditioning import ConditionedDenoiser
-from pyro_mdm.diffusions import Frequencies, TurnClocks
 from pyro_mdm.evaluation import importance_weighted, probability_flow
-from pyro_mdm.likelihoods import JointTweedie, NetworkPosterior, Tweedie
+from pyro_mdm.levels import NetworkPosterior
+from pyro_mdm.likelihoods import JointTweedie, Tweedie
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.seeing import StateDenoiser
 from tests.mistakes import refused
 from tests.problems import (

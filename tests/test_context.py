@@ -26,13 +26,14 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
+from pyro_mdm.by_dimension import LearnedClocks
 from pyro_mdm.conditioning import Replacement
-from pyro_mdm.diffusions import LearnedClocks
+from pyro_mdm.diffusions.base import for_data, typical
+from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation import compare
 from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.divergence import path_divergence, prior_kl
-from pyro_mdm.paths.generative import BoundScore, GenerativePath
+from pyro_mdm.paths.base import BoundScore, GenerativePath, path_divergence, prior_kl
 from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
@@ -89,8 +90,8 @@ def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
     diffusion, n = made(block=block), 4
     contexts = normal(1, n, 2)
     known = diffusion.given(contexts)
-    s = diffusion.log_snr_grid(n + 2)[1:-1]
-    assert known.context is None and known.rows == n and known.origin is diffusion
+    s = log_snr_times(diffusion, n + 2)[1:-1]
+    assert known.context is None and known.origin is diffusion
     for times in (s, s[:1].expand(n)):
         marginal, A = known.marginal(times), known.drift_matrix(times)
         for i in range(n):
@@ -98,7 +99,7 @@ def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
             for found, expected in zip(marginal, one.marginal(times[i]), strict=True):
                 torch.testing.assert_close(found[i], expected[0], rtol=1e-6, atol=1e-9)
             torch.testing.assert_close(A[i], one.drift_matrix(times[i])[0], rtol=1e-6, atol=1e-9)
-    ends = diffusion.log_snr_grid(2)
+    ends = log_snr_times(diffusion, 2)
     for found, expected in ((known.start, ends[0]), (known.terminal, ends[1])):
         at = known.marginal(expected.expand(n))
         torch.testing.assert_close(at.covariance[2:3], found.covariance, rtol=1e-6, atol=1e-8)
@@ -107,9 +108,9 @@ def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
 def test_speed_on_the_way_is_the_derivative_of_time() -> None:
     known = made(block=CLD).given(normal(1, 3, 2))
     u = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64, requires_grad=True)
-    s = known.time_on_the_way(u)
+    s = known.way.time_at(u)
     (derivative,) = torch.autograd.grad(s.sum(), u)
-    torch.testing.assert_close(known.speed_on_the_way(s.detach()), derivative)
+    torch.testing.assert_close(known.way.speed(s.detach()), derivative)
 
 
 @torch.no_grad()
@@ -118,9 +119,9 @@ def test_a_model_of_given_contexts_draws_none() -> None:
     model = DiffusionModel(diffusion, exact(), event_shape=(D,))
     known, score = model.given(contexts)
     of_these = DiffusionModel(known, score, event_shape=(D,))
-    drawn, log_prob = of_these.diffusion.for_data(x), of_these.log_prob(x)
+    drawn, log_prob = for_data(of_these.diffusion, x), of_these.log_prob(x)
     assert drawn.diffusion is known and drawn.context is None and not drawn.kl.any()
-    assert known.typical(x) is known and log_prob.shape == (4,)
+    assert typical(known, x) is known and log_prob.shape == (4,)
     ours, asked = of_these.drawn(4)
     assert EulerMaruyama(4)(ours, asked, (4, 1, D)).shape == (4, 1, D)
 
@@ -141,7 +142,7 @@ def test_a_datum_is_sampled_as_by_its_own_clocks(sampler: Any) -> None:
     diffusion = made()
     contexts = normal(2, 2, 2)
     model = DiffusionModel(diffusion, exact(), event_shape=(D,))
-    sampler.grid = diffusion.reference.log_snr_grid(sampler.steps + 1).flip(0)
+    sampler.grid = log_snr_times(diffusion.reference, sampler.steps + 1).flip(0)
     known, score = model.given(contexts)
     found = sampler(known, BoundScore(known, score), (2, 1, D), torch.Generator().manual_seed(3))
     for i in range(2):

@@ -15,8 +15,9 @@ from scipy.stats import binom
 from torch import Tensor
 
 from pyro_mdm import CLD, AutoMDM
-from pyro_mdm.evaluation.defensive import FEWEST, SHARE, Defence, Defensive, Scored, defended
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.posteriors.defensive import FEWEST, SHARE, Defence, Defensive, Scored, defended
 from tests.benchmarks.defended import TARGETS, by_gaussian, covered, of_schools, schools
 
 RUNS = 150
@@ -223,7 +224,7 @@ def test_evidences_of_poor_guides_are_right(
     guide = AutoMDM(program, steps=4, **options)
     guide.fit(updates=5, start_updates=30, particles=256, progress=False)
     n = 6_000 if program is subsampled else 4_000  # weights of rows are random
-    estimates = torch.tensor([tuple(guide.weighed(n, (), {})[1].log_evidence) for _ in range(20)])
+    estimates = torch.tensor([tuple(Weighing(guide).weighed(n)[1].log_evidence) for _ in range(20)])
     value, error = estimates.double().unbind(1)
     given = error.isfinite()
     right = (value - truth).abs() <= 1.96 * error
@@ -238,12 +239,12 @@ def test_a_start_without_an_inverse_has_its_own_draws_alone() -> None:
 
     guide = AutoMDM(cauchy, steps=2, start=lambda d: OneWay(torch.zeros(d), torch.ones(d), 1))
     guide.fit(updates=1, start_updates=1, progress=False)
-    assert guide.weighed(200, (), {})[1].defence is None
+    assert Weighing(guide).weighed(200)[1].defence is None
 
 
 @pytest.mark.slow
 def test_a_centred_hierarchy_has_no_error_or_the_right_one() -> None:
     guide = AutoMDM(schools, start="shaped", steps=4)
     guide.fit(updates=50, start_updates=100, progress=False)
-    found = covered(lambda: guide.weighed(2_000, (), {})[1].log_evidence, of_schools(), 20)
+    found = covered(lambda: Weighing(guide).weighed(2_000)[1].log_evidence, of_schools(), 20)
     assert float(binom.cdf(found.right, found.with_error, 0.9)) > 1e-6

@@ -5,16 +5,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from docs._ext import trials
-from pyro_mdm.samplers import ExponentialIntegrator
+from docs._ext.trials import X
+from pyro_mdm import Denoiser, DiffusionModel
+from pyro_mdm.drawing import draw_batches
+from pyro_mdm.networks import MLP
+from pyro_mdm.plots.figures import field_figure, paths_figure, views_figures
+from pyro_mdm.plots.pictures import noising_figure
+from pyro_mdm.plots.tensorboard import write_simulated
+from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator
+from pyro_mdm.seeing import path_information_gap
 from tests.benchmarks.operations import MODELS, STEPS, moved
 from tests.elsewhere import DeviceError, Elsewhere
 
@@ -104,12 +114,39 @@ def test_what_serves_a_diffusion_serves_it_elsewhere(
     assert served
 
 
+def draws(model: DiffusionModel) -> None:
+    model.sampler = EulerMaruyama(3)
+    assert not any(x.is_cuda for _, x in draw_batches(model, 5, batch_size=3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "use"),
+    [
+        ("CLD", lambda d: draws(DiffusionModel(d, Denoiser(MLP(4), X[0], X[0].exp())).to("cuda"))),
+        ("ContextDiffusion", lambda d: views_figures(d, X)),
+        ("EncodedDiffusion", lambda d: noising_figure(d, X)),
+        ("LearnedDrift", lambda d: paths_figure(d, X)),
+        ("HamiltonianDiffusion with D(y)", lambda d: paths_figure(d, X)),
+        ("HamiltonianDiffusion with D(y)", lambda d: field_figure(d, X[:, :2])),
+        ("LearnedDrift", lambda d: write_simulated(MagicMock(), d, X, 1)),
+        ("DataDrivenDiffusion", lambda d: path_information_gap(d, X.to("cuda"), levels=4, draws=2)),
+    ],
+)
+def test_what_is_drawn_of_a_diffusion_is_where_its_networks_are(
+    kind: str, use: Callable[[Any], object]
+) -> None:
+    """From data on the CPU, as they are stored."""
+    with Elsewhere():
+        use(trials.CLASSES[kind]().to("cuda"))
+
+
 # -- steps -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_on_one_device(name: str) -> None:
-    """All is made there, by torch's default device; a denoiser's loss sends nothing but an end."""
+    """All is made there, by torch's default device; a denoiser's loss sends coefficients alone: K×K
+    numbers at ε, and log SNRs."""
     with Elsewhere() as device:
         with torch.device("cuda"):
             step, _, trained = STEPS[name]()
@@ -118,7 +155,8 @@ def test_a_step_is_on_one_device(name: str) -> None:
         device.sent.clear()
         step()
         if name in ("loss, VPSDE", "loss, CLD"):
-            assert len(device.sent) <= 1, device.sent  # λ(T), whose time is looked up
+            sizes = [math.prod(shape) for shape, _ in device.sent]
+            assert len(sizes) <= 8 and max(sizes) <= 64, device.sent
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import UnreachableError
-from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta, log_snr_times
+from pyro_mdm.diffusions.ends import clocks_of_targets
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.linear_sde import LinearSDE
+from pyro_mdm.diffusions.linear_matrices import GivenPrior
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from tests.mistakes import refused
@@ -58,7 +59,7 @@ def test_transitions_compose_and_keep_the_stationary_law(make):
     torch.testing.assert_close(whole.matrix, M @ first.matrix, rtol=1e-11, atol=1e-11)
     P = second.covariance + M @ first.covariance @ M.mT
     torch.testing.assert_close(whole.covariance, P, rtol=1e-10, atol=1e-13)
-    if isinstance(diffusion, LinearSDE):  # has no such law
+    if isinstance(diffusion.prior_part, GivenPrior):  # has no such law
         return
     t, Sigma = diffusion.transition(times(diffusion)), diffusion.stationary_covariance
     kept = t.matrix @ Sigma @ t.matrix.mT + t.covariance
@@ -96,7 +97,7 @@ def test_moments_satisfy_their_differential_equations(make):
         m = [diffusion.marginal(s + i * h) for i in (-2, -1, 1, 2)]
         here = diffusion.marginal(s)
         A, g2 = diffusion.drift_matrix(s), diffusion.noise_covariance(s)
-        G = diffusion.dispersion_matrix(torch.tensor(s, dtype=torch.float64))
+        G = diffusion.dispersion(None, torch.tensor(s, dtype=torch.float64))
         rate = diffusion.log_snr_rate(s)
 
     def slope(field: str) -> Tensor:
@@ -121,7 +122,7 @@ def test_readout_finds_x(make):
     """kᵀ a = 1 and Var kᵀ y = 1 / SNR: z = x + SNR^{-1/2} ε."""
     diffusion = make()
     with torch.no_grad():
-        m = diffusion.marginal(diffusion.log_snr_grid(20))
+        m = diffusion.marginal(log_snr_times(diffusion, 20))
     k = m.readout
     one = (k * m.mean).sum(-1)
     torch.testing.assert_close(one, torch.ones_like(one), rtol=1e-9, atol=1e-9)
@@ -161,7 +162,7 @@ def test_time_at_log_snr_crosses_plateaus(seed):
     with torch.no_grad():
         diffusion.lower.copy_(3 * normal(seed, 3))
         diffusion.B.copy_(normal(seed + 20, 3, 1))
-        s = diffusion.log_snr_grid(300)
+        s = log_snr_times(diffusion, 300)
         low = diffusion.terminal_log_snr.item()
         value = torch.linspace(30.0, low, 300, dtype=torch.float64)
         torch.testing.assert_close(diffusion.log_snr(s), value, rtol=0, atol=1e-8)
@@ -259,7 +260,7 @@ def test_times_and_families_that_cannot_be_are_refused():
         (lambda: d.time_at_log_snr(-30.0), r"log SNR -30 is never reached: it ends at .* = -14"),
         (lambda: d.time_at_log_snr(float("nan")), r"log SNR nan is never reached"),
         (lambda: d.time_at_log_snr(500.0), r"CLD: log SNR 500 is out of reach .* from 242\.\d"),
-        (lambda: d.log_snr_grid(1), r"num_times is 1, expected at least 2"),
+        (lambda: log_snr_times(d, 1), r"num_times is 1, expected at least 2"),
         (
             lambda: LinearDiffusion([[0.0, 1.0]], [[1.0]]),
             r"Q has shape \(1, 2\), expected a square",
@@ -331,7 +332,7 @@ def test_ends_that_are_set_later_are_as_if_given():
         lambda d: d.log_snr(0.5),
         lambda d: d.time_at_log_snr(1.0),
         lambda d: d.log_volume(0.5),
-        lambda d: d.log_volume_ends,
+        lambda d: d.log_volume.ends,
     ],
 )
 def test_learning_into_an_uncontrollable_diffusion_is_refused_by_its_matrices(use, options):
@@ -626,8 +627,8 @@ def test_what_is_read_back_has_the_same_bits(diagonal, options):
 
     def ends(diffusion):
         with torch.no_grad():
-            plain = diffusion.start_time, diffusion.end_laws.clocks()
-        return [*plain, diffusion.start_time, diffusion.end_laws.clocks(), *diffusion.start]
+            plain = diffusion.start_time, clocks_of_targets(diffusion)
+        return [*plain, diffusion.start_time, clocks_of_targets(diffusion), *diffusion.start]
 
     for seed in range(2):
         saved = LearnedDiffusion(3, diagonal=diagonal, seed=seed, **options)
@@ -703,6 +704,31 @@ def test_nothing_cached_is_ever_stale(how, options):
     assert any(not torch.allclose(a, old) for a, old in zip(after, before, strict=True))
 
 
+@pytest.mark.parametrize("make", [VPSDE, CLD, MALDA])
+@pytest.mark.parametrize(
+    "part",
+    ["beta", "horizon", "whole horizon", "initial_covariance", "max_log_snr", "whole log SNR"],
+)
+def test_what_is_set_of_a_fixed_diffusion_counts(make, part):
+    diffusion, clock = make(max_log_snr=8.0), LearnedBeta(LinearBeta(0.2, 9.0))
+    part, *value = {"whole horizon": ("horizon", 2), "whole log SNR": ("max_log_snr", 5)}.get(
+        part, (part,)
+    )
+    other = {"beta": clock, "horizon": 0.9, "max_log_snr": 5.0}
+    values = other | {"initial_covariance": 0.5 * diffusion.initial_covariance}
+    values |= dict.fromkeys([part], *value) if value else {}
+    before = diffusion.start_time, diffusion.terminal_log_snr, diffusion.prior_covariance
+    setattr(diffusion, part, values[part])
+    fresh = make(max_log_snr=8.0)
+    setattr(fresh, part, values[part])
+    after = diffusion.start_time, diffusion.terminal_log_snr, diffusion.prior_covariance
+    expected = fresh.start_time, fresh.terminal_log_snr, fresh.prior_covariance
+    for a, b in zip(after, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    if part in ("beta", "max_log_snr"):
+        assert not torch.allclose(after[0], before[0])
+
+
 def test_what_carries_a_gradient_is_not_kept():
     diffusion = learned(2, 2, 33)
     for _ in range(2):  # a kept graph would be freed by the first backward
@@ -717,7 +743,7 @@ def test_what_carries_a_gradient_is_not_kept():
 def test_a_critically_damped_chain_of_any_order(K):
     """All eigenvalues are -1, so exp(A τ) is e^-τ times a polynomial, and P is I - M Mᵀ."""
     diffusion = HOLD(K, beta=ConstantBeta(1.0), horizon=12.0)
-    A = diffusion.unit_drift
+    A = diffusion.matrices.drift()
     known = [math.comb(K, k) for k in range(K + 1)]
     np.testing.assert_allclose(np.poly(A.numpy()), known, rtol=1e-8)
     assert torch.equal(diffusion.D.diagonal()[:-1], torch.zeros(K - 1, dtype=torch.float64))

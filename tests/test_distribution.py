@@ -317,7 +317,7 @@ def test_a_density_has_derivatives_by_the_diffusion(kind) -> None:
     model = DiffusionModel(diffusion, score, event_shape=(2,)).eval()
     law = MDM(model, method="flow", solver=Solver("rk4", steps=4))
     x = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
-    names = {"raw score": ["B"], "denoiser": ["B", "ends"], "maps": ["ends"]}[kind]
+    names = {"raw score": ["B"], "denoiser": ["B", "moved_ends"], "maps": ["moved_ends"]}[kind]
     parameters = [one.get_parameter(name) for name in names]
     assert_gradients(lambda: law.log_prob(x).sum(), parameters, h=1e-4, rel=1e-4, abs=1e-5)
 

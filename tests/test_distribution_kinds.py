@@ -37,8 +37,8 @@ from pyro_mdm import (
     TimeVaryingDiffusion,
     condition,
 )
+from pyro_mdm.by_dimension import Frequencies, LearnedClocks
 from pyro_mdm.contexts import Labels
-from pyro_mdm.diffusions import Frequencies, LearnedClocks
 from pyro_mdm.measurements import condition_on_measurements
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver

@@ -26,6 +26,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.sde import ForwardSDE
 from pyro_mdm.evaluation import evidence_lower_bound
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import (
@@ -131,7 +132,7 @@ def term_of_exact(diffusion: DataDrivenDiffusion) -> float:
     lam, h = along()
     mean, S2, flow, score = moments(diffusion, lam)
     left = VARIANCE * S2 / (mean.square() * VARIANCE + S2)  # of x, given z
-    rho = diffusion.volatility(diffusion.way(lam))
+    rho = diffusion.volatility(diffusion.fraction(lam))
     rate = lam.exp() / (8 * rho) * (flow + rho * score).square() * left
     return float(torch.trapezoid(rate, dx=h))
 
@@ -178,14 +179,14 @@ def test_paths_have_the_marginals_that_they_are_made_for() -> None:
     def drift(z: Tensor, lam: Tensor) -> Tensor:
         """v f = ½ (z - U) - ½ ρ (z - R), by -dλ."""
         aims = diffusion.path(x, lam.expand(3)).aims(z)
-        rho = diffusion.volatility(diffusion.way(lam))
+        rho = diffusion.volatility(diffusion.fraction(lam))
         return 0.5 * (z - aims.flow) - 0.5 * rho * (z - aims.score)
 
     def change(state: Tensor, lam: Tensor) -> Tensor:
         mean, variance = state
         zero = torch.zeros_like(mean)
         pull = drift(torch.ones_like(mean), lam) - drift(zero, lam)
-        noise = diffusion.volatility(diffusion.way(lam)) * torch.exp(-lam)
+        noise = diffusion.volatility(diffusion.fraction(lam)) * torch.exp(-lam)
         return torch.stack([drift(mean, lam), 2 * pull * variance + noise])
 
     state = torch.stack([x, torch.full_like(x, math.exp(-HIGH))])
@@ -256,8 +257,8 @@ class Plugged(Score):
         super().__init__(denoiser.network, denoiser.event_shape)
         self.__dict__["denoiser"] = denoiser
 
-    def score(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
-        return self.denoiser.score(diffusion, y, s)
+    def score_at(self, diffusion: Any, y: Tensor, at: Any) -> Tensor:
+        return self.denoiser.score_at(diffusion, y, at)
 
 
 def test_raw_scores_and_denoisers_have_one_loss() -> None:
@@ -302,7 +303,9 @@ def test_the_ends_have_their_gradients_for_a_denoiser(end: str) -> None:
     linear = LearnedDiffusion(1, max_log_snr=HIGH, beta=ConstantBeta(0.5))
     if end != "of the clock":
         linear = LearnedDiffusion(1, max_log_snr=4.0, min_log_snr=0.0, learn_ends=1.0)
-    parameter, entry = (linear.B, 0) if end == "of the clock" else (linear.ends, end == "terminal")
+    parameter, entry = (
+        (linear.B, 0) if end == "of the clock" else (linear.moved_ends, end == "terminal")
+    )
     network = OneForAll()
     for part in network.parameters():
         part.data.mul_(0.3)
@@ -456,7 +459,7 @@ def test_what_is_made_of_linear_kernels_is_refused() -> None:
         (lambda: law.log_prob(guide.law(x).sample()), r"log p.* of a state alone needs a drift"),
         (lambda: condition(model, torch.tensor([True, False])), "driven by the data"),
         (lambda: Splitting(5)(diffusion, model.bound_score, (3, 1, 2)), "use EulerMaruyama"),
-        (lambda: diffusion.forward_sde(), "which a state does not hold"),
+        (lambda: ForwardSDE(diffusion), "a drift that does not see the data"),
     )
 
 

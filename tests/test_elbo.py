@@ -34,10 +34,10 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.clocks import LinearBeta
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.comparison import log_likelihood
-from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie
+from pyro_mdm.likelihoods.base import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.paths.base import prior_kl
+from pyro_mdm.samplers.stochastic import Splitting
 from tests.known_bound import (
     DIMS,
     MEAN,

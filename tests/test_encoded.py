@@ -26,17 +26,18 @@ from pyro_mdm import (
     StateDenoiser,
     elbo_terms,
 )
+from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation import probability_flow
 from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie, read_state
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
 )
-from pyro_mdm.samplers.transport import transport
+from pyro_mdm.samplers.exponential import transport
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.tables import MixedLikelihood
 from tests.gradients import assert_gradients
@@ -107,7 +108,7 @@ def exact(diffusion: EncodedDiffusion, data: GaussianMixture | None = None) -> S
 def test_paths_are_those_of_the_base_from_an_encoding(name: str) -> None:
     diffusion, x = encoded(name), data(5)
     base, K = diffusion.base, diffusion.num_variables
-    times = base.log_snr_grid(4)[1:]
+    times = log_snr_times(base, 4)[1:]
     law = DiffusionGuide(diffusion).law(x, times)
     w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
     step = base.transition(times[0])
@@ -165,7 +166,7 @@ def test_decoders_read_x_whatever_the_encoding(name: str) -> None:
 @torch.no_grad()
 def test_an_exact_state_denoiser_is_the_exact_score(name: str) -> None:
     diffusion, n = encoded(name), 6
-    s = diffusion.log_snr_grid(n + 1)[:-1]
+    s = log_snr_times(diffusion, n + 1)[:-1]
     y = normal(1, n, diffusion.num_variables, D)
     _, mean, covariance = states(diffusion, s)
     expected = -torch.linalg.solve(covariance, (y.mT - mean)[..., None])[..., 0].mT
@@ -186,13 +187,13 @@ def test_the_exact_term_is_what_the_ends_say(name: str) -> None:
     is the covariance of noised data: the bound is tight though v_0 sees x."""
     diffusion = encoded(name)
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(200))
-    low, high = diffusion.log_volume_ends
-    s = diffusion.time_at_log_volume(low + (high - low) * (nodes + 1) / 2)
+    low, high = diffusion.log_volume.ends
+    s = diffusion.log_volume.inverse(low + (high - low) * (nodes + 1) / 2)
     marginal, (_, _, C) = diffusion.marginal(s), states(diffusion, s)
     apart = torch.linalg.inv(marginal.covariance).unsqueeze(1) - torch.linalg.inv(C)
     g2 = diffusion.noise_covariance(s).unsqueeze(1)
     rate = 0.5 * (g2 @ apart).diagonal(dim1=-2, dim2=-1).sum((-2, -1))
-    found = ((high - low) / 2 * weights * rate / diffusion.log_volume_rate(s)).sum()
+    found = ((high - low) / 2 * weights * rate / diffusion.log_volume.rate(s)).sum()
     ends = torch.stack([diffusion.start_time, torch.tensor(1.0)])
     at, (_, _, C) = diffusion.marginal(ends), states(diffusion, ends)
     kl = 0.5 * (torch.logdet(C) - at.log_det.unsqueeze(1)).sum(1)
@@ -209,15 +210,15 @@ def test_a_draw_of_the_term_is_the_error_of_the_score(name: str) -> None:
     level = torch.linspace(6.5, -7.0, n, dtype=torch.float64)
     noise = normal(4, n, K, D)
     found = score.integrand(diffusion, x, level, noise)
-    low, high = diffusion.log_volume_ends
-    s = diffusion.time_at_log_volume(low + (high - low) * (7.0 - level) / 15.0)
+    low, high = diffusion.log_volume.ends
+    s = diffusion.log_volume.inverse(low + (high - low) * (7.0 - level) / 15.0)
     marginal = diffusion.marginal(s)
     M = diffusion.base.propagator.moments(None, diffusion.clock(s))[0]
     w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
     y = M @ w + marginal.scale_tril @ rotated(marginal, noise)
     error = score.score(diffusion, y, s) + torch.linalg.solve(marginal.covariance, y - M @ w)
     square = (error * (diffusion.noise_covariance(s) @ error)).sum((1, 2))
-    expected = (high - low) * 0.5 * square / diffusion.log_volume_rate(s) / 15.0
+    expected = (high - low) * 0.5 * square / diffusion.log_volume.rate(s) / 15.0
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -316,7 +317,7 @@ def test_pyros_own_objectives_take_it() -> None:
 @torch.no_grad()
 def test_a_step_at_known_start_is_the_exact_posterior(name: str) -> None:
     diffusion = encoded(name)
-    times = diffusion.base.log_snr_grid(6).flip(0)
+    times = log_snr_times(diffusion.base, 6).flip(0)
     found = transport(diffusion, times, 1.0)
     K = diffusion.num_variables
     M = diffusion.base.propagator.moments(None, diffusion.clock(times))[0]

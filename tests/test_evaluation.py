@@ -21,8 +21,8 @@ from pyro_mdm import (
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import holm, rounding
 from pyro_mdm.evaluation.strata import StratifiedIntegrals
-from pyro_mdm.likelihoods import discrete
-from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
+from pyro_mdm.levels import discrete
+from pyro_mdm.likelihoods.base import Gaussian, Tweedie
 from pyro_mdm.support.measured import Measured
 from tests.known_bound import MEAN, VARIANCE, ExactGaussian, data, denoiser, exact_bound, programs
 
@@ -60,7 +60,7 @@ def test_bound_of_a_wrong_denoiser_is_known_and_the_intervals_cover_it(make) -> 
 
 
 def test_the_baseline_has_one_table_for_each_level_however_many_data(monkeypatch) -> None:
-    monkeypatch.setattr("pyro_mdm.scores.discrete_denoiser.KL_TABLES_BYTES", 1)  # none is kept
+    monkeypatch.setattr("pyro_mdm.levels.denoiser.KL_TABLES_BYTES", 1)  # none is kept
     monkeypatch.setattr("pyro_mdm.evaluation.closed_form.DIMS_AT_ONCE", 3)
     made, table = [], discrete.mixture_kl
     monkeypatch.setattr(discrete, "mixture_kl", lambda *a: made.append(len(a[0])) or table(*a))

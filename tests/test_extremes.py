@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from mpmath import mp, mpf
 from torch import Tensor
 
+from pyro_mdm.by_dimension.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import CLD, HOLD, LearnedDiffusion
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion
 from tests.digits import covariance_error, drift_and_noise, exact, log_det, moments
@@ -138,7 +138,7 @@ def diffusions(draw: st.DrawFn, width: float) -> Callable[[], LinearDiffusion]:
             diffusion.lower.copy_(lower)
             diffusion.B.copy_(B)
         as_drawn = {"max_log_snr": 5.0, "min_log_snr": None}  # the clock's own end
-        diffusion.restore(diffusion.settings() | as_drawn)
+        diffusion._restore(diffusion.settings() | as_drawn)
         return diffusion
 
     return make
@@ -230,7 +230,7 @@ def test_blocks_whose_clocks_differ_by_a_million() -> None:
     blocks = [CLD(beta=ConstantBeta(beta), mass=m, **ends) for beta, m in ((1e-3, 1.0), (1e3, 0.5))]
     diffusion = PerDimensionDiffusion(blocks, [0, 1])
     s = torch.tensor([0.2, 0.7], dtype=torch.float64)
-    marginal, local = diffusion.marginal(s), diffusion.local_times(s)
+    marginal, local = diffusion.marginal(s), diffusion.cells.times(s)
     for j, block in enumerate(blocks):
         for i in range(2):
             with mp.workdps(100):

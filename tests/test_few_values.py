@@ -131,13 +131,11 @@ def test_a_bound_has_the_error_of_its_data(n: int) -> None:
 @pytest.mark.parametrize("n", [8, 64])
 def test_a_difference_has_a_p_value_of_5_percent_at_the_end_of_its_interval(n: int) -> None:
     """And of 1% at Student's quantile, not at the normal one."""
-    none = {name: Measured(0.0, 0.0) for name in ("reconstruction", "prior_kl", "diffusion")}
+    none = (0.0, 0.0)
     quantile = {8: (2.364624, 3.499483), 64: (1.998341, 2.656145)}[n]
     for t, p in zip(quantile, (0.05, 0.01), strict=True):
         error = 0.1 * float(student_factor(n - 1))
-        found = Difference.from_nats(
-            ("a", "b"), Measured(0.1 * t, error), none, 0.0, 1.0, 0.0, n - 1
-        )
+        found = Difference("a", "b", (0.1 * t, error), none, none, none, 0.0, degrees=n - 1)
         assert found.p_value == pytest.approx(p, rel=1e-4)
         assert (found.interval[0] == pytest.approx(0, abs=1e-6)) == (p == 0.05)
 

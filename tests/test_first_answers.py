@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import AutoMDM
-from pyro_mdm.automatic import chain_guide
+from pyro_mdm.automatic import weighing
 from pyro_mdm.automatic.fitting import Fitting
-from pyro_mdm.support import memory
+from pyro_mdm.automatic.weighing import Weighing
 
 SLOPES = torch.tensor([[1.0, 0.2], [0.3, 1.0], [-0.5, 0.4], [0.9, -0.9]])
 
@@ -64,7 +64,7 @@ def test_the_first_answer_is_exact_for_a_gaussian(
     """Where there is no time for more, it has the evidence, and the bound too."""
     program = Slow(price, monkeypatch)
     guide = AutoMDM(program, steps=4).fit(seconds=5.0, progress=False)
-    bound = guide.weighted(500)[1]
+    bound = Weighing(guide).weighted(500)[1]
     assert abs(float(bound.mean()) - exact()) < 1e-3 and float(bound.std()) < 0.05
     assert abs(guide.importance(2_000).log_evidence.mean - exact()) < 0.05
 
@@ -89,7 +89,7 @@ def test_what_is_kept_has_the_highest_bound(
     monkeypatch.setattr(Fitting, "_judged", seen)
     guide = AutoMDM(program, steps=2)
     guide.fit(updates=updates, start_updates=updates, progress=False)
-    weights = guide.weighted(4_000)[1]
+    weights = Weighing(guide).weighted(4_000)[1]
     error = float(weights.std()) / 30
     assert float(weights.mean()) > max(judged) - 4 * error - 1e-3
 
@@ -110,7 +110,7 @@ def test_a_second_fit_goes_on() -> None:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     def leave(number: float) -> None:
-        monkeypatch.setattr(chain_guide, "free_bytes", lambda device: number)
+        monkeypatch.setattr(weighing, "free_bytes", lambda device: number)
 
     return leave
 
@@ -180,16 +180,16 @@ def test_what_has_no_memory_is_refused(free: Callable[[float], None]) -> None:
 
 def test_free_memory_is_that_of_the_container(tmp_path: Any, monkeypatch: Any) -> None:
     host = torch.device("cpu")
-    monkeypatch.setattr(memory, "SYSTEM", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "GROUP", tmp_path)
-    assert memory.free_bytes(host) == math.inf
+    monkeypatch.setattr(weighing, "SYSTEM", tmp_path / "meminfo")
+    monkeypatch.setattr(weighing, "GROUP", tmp_path)
+    assert weighing.free_bytes(host) == math.inf
     (tmp_path / "meminfo").write_text("MemTotal: 16 kB\nMemAvailable:   8 kB\n")
-    assert memory.free_bytes(host) == 8 * 1024
+    assert weighing.free_bytes(host) == 8 * 1024
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1024\n")
-    assert memory.free_bytes(host) == 8 * 1024
+    assert weighing.free_bytes(host) == 8 * 1024
     (tmp_path / "memory.max").write_text("5120\n")
-    assert memory.free_bytes(host) == 4096
+    assert weighing.free_bytes(host) == 4096
 
 
 @pytest.mark.parametrize("start", ["gaussian", "particles"])
@@ -282,4 +282,4 @@ def test_without_a_run_in_float64_weights_stay(
         return 100 + x.double().sum(1)
 
     monkeypatch.setattr(type(guide.program_density), "in_float64", other)
-    assert not guide._rounding(torch.randn(3, 2), (), {}).any()
+    assert not Weighing(guide).rounding(torch.randn(3, 2)).any()

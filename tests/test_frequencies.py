@@ -22,10 +22,11 @@ from pyro_mdm import (
     NoisingPath,
     bound,
 )
-from pyro_mdm.diffusions import BlurClocks, Frequencies
-from pyro_mdm.diffusions.transforms import cosine_basis
-from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, Tweedie
-from pyro_mdm.scores.coordinates import CoordinateNetwork
+from pyro_mdm.by_dimension import BlurClocks, Frequencies
+from pyro_mdm.by_dimension.coordinates import CoordinateNetwork, cosine_basis
+from pyro_mdm.diffusions.base import coordinates
+from pyro_mdm.levels import DiscretizedGaussian
+from pyro_mdm.likelihoods import Gaussian, Tweedie
 from tests.brief import SHORT
 from tests.problems import Silent, fixed, generator, normal
 
@@ -75,7 +76,7 @@ def test_blurred_frequencies_have_the_log_snr_of_the_paper() -> None:
     kept = 0.95 * torch.exp(-squares * tau[:, None, None]) + 0.05
     known = 8.0 - 15.0 * u[:, None, None] + 2 * kept.log()
     torch.testing.assert_close(of_map[:, 0], known)
-    assert blurred.num_cells == len(squares.unique())
+    assert len(blurred.cells) == len(squares.unique())
 
 
 LEVEL = 5.0  # of the pixels, so that one frequency has a mean of 20 and all others 0.2
@@ -100,7 +101,7 @@ def test_the_bound_is_on_the_density_of_the_images(likelihood: Any) -> None:
     log_p = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x.flatten(1))
     found = bound(model, DiffusionGuide(blurred), x, draws=4)
     low, _ = blurred.level(torch.ones(1, dtype=torch.float64))
-    at_end = bright().baseline_kl(blurred.coordinates(x), low.expand(n, *SHAPE))
+    at_end = bright().baseline_kl(coordinates(blurred, x), low.expand(n, *SHAPE))
     ratio = math.exp(-8.0) / variances()  # v/σ²
     lost = {"NoneType": 0 * ratio, "Gaussian": ratio.log1p()}
     lost["Tweedie"] = ratio.log1p() - ratio / (1 + ratio)

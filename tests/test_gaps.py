@@ -20,6 +20,7 @@ from pyro_mdm import (
     condition,
 )
 from pyro_mdm.contexts import Labels
+from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.evaluation import bound_gap
@@ -71,7 +72,7 @@ def extended(law: Normal, A: Tensor, b: Tensor, covariance: Tensor, size: int) -
 def chains(model: Any) -> tuple[Normal, Normal]:
     """The distribution of path and datum by the model's chain, and by noising of its data."""
     diffusion, K = model.diffusion, model.diffusion.num_variables
-    times, size = diffusion.log_snr_grid(TIMES), model.diffusion.num_variables * D
+    times, size = log_snr_times(diffusion, TIMES), model.diffusion.num_variables * D
     eye = torch.eye(D, dtype=torch.float64)
     steps = posterior(diffusion, times[1:], times[:-1])
     generative = Normal(torch.zeros(size).double(), torch.kron(diffusion.prior_covariance, eye))

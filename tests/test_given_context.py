@@ -29,14 +29,14 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.conditioning import ClassPosterior, class_posterior
+from pyro_mdm.conditioning import ClassPosterior, Guided, class_posterior
 from pyro_mdm.contexts import EncodedContext, GivenContext, Labels, Vectors
 from pyro_mdm.evaluation import evidence_lower_bound, importance_weighted
 from pyro_mdm.evaluation import probability_flow as flow
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.pretrained import PretrainedError
-from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided
+from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator
 from pyro_mdm.seeing import ContextClocks, ContextDiffusion, GaussianContext
 from pyro_mdm.support.measured import Measured
 from tests.mistakes import refused

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, elbo_terms
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.stochastic import EulerMaruyama
 from tests.known_bound import MEAN, OBJECTIVES, VARIANCE, data, denoiser, exact_bound
 from tests.mistakes import refused
 from tests.problems import normal

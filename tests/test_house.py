@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from inference.trust import EXAMPLES
 from pyro_mdm.__main__ import PROGRAMS as COMMANDS
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.closed import OneBlock
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 ROOT = Path(__file__).parents[1]
 WINGS = {
+    "by_dimension": ("by_dimension",),
+    "auxiliary": ("auxiliary",),
     "conditioning": ("conditioning", "measurements"),
     "imported": ("imported",),
+    "levels": ("levels",),
     "plots": ("plots",),
     "posteriors": ("posteriors", "automatic"),
     "seeing": ("seeing",),
@@ -35,13 +38,17 @@ WINGS = {
 }
 """What stands beside the core, which imports none of it; rooms by wing."""
 BETWEEN_WINGS = {
+    ("conditioning", "levels"),
     ("plots", "simulated"),
+    ("seeing", "by_dimension"),
     ("tables", "conditioning"),
+    ("tables", "levels"),
     ("tables", "plots"),
     ("tables", "posteriors"),
 }
-"""Who imports another wing after all: pictures of simulated paths name the kind of diffusion, and a
-table is completed, drawn, and calibrated by ranks."""
+"""Who imports another wing after all: data with levels may be given in part, pictures of simulated
+paths name the kind of diffusion, a context chooses clocks of dimensions, and a table has columns
+with levels, and is completed, drawn, and calibrated by ranks."""
 FLOORS = (
     ("support", "randomness"),
     ("budgets",),
@@ -51,10 +58,9 @@ FLOORS = (
     ("scores",),
     ("paths",),
     ("samplers",),
-    ("pretrained", "program"),
+    ("pretrained", "guide"),
     ("model",),
-    ("guide", "drawing"),
-    ("compiled", "sites"),
+    ("compiled", "drawing"),
     ("elbo", "distribution"),
     ("evaluation",),
     ("training",),
@@ -66,11 +72,9 @@ PROGRAMS = ("pyro_mdm", "models", "inference")
 STRICT = ("pyro_mdm",)
 """Packages in which imports for types alone make circles too."""
 COPIES = {
-    # torch's only check that waits for no device, its only norms of several tensors at once, and
     # the only way to know a tensor within vmap or grad
-    "pyro_mdm.support.late_checks": {"_assert_async", "_foreach_norm", "_C", "_functorch"},
-    "pyro_mdm.diffusions.memory": {"_version"},  # torch counts changes in place by it alone
-    "pyro_mdm.scores.levels": {"_base"},  # the tensor that a view is of
+    "pyro_mdm.support.checks": {"_C", "_functorch"},
+    "pyro_mdm.support.modules": {"_version"},  # torch counts changes in place by it alone
     "pyro_mdm.measurements.laws": {"_validate_args"},  # torch sets this by a method, and reads none
 }
 """Private attributes of others that are read still, by module, none of them ours."""
@@ -324,7 +328,7 @@ def test_arguments_seldom_are_anything() -> None:
 def test_linear_diffusions_by_name_are_constructors() -> None:
     """What differs between them is their matrices and ends, so none has a kernel of its own.
 
-    Three kinds say what these follow from: Q and D, A and G, or α and σ; one says what is learned.
+    What these follow from, Q and D, A and G, or α and σ, is a part of them.
     """
     kinds = [importlib.import_module("pyro_mdm.diffusions").LinearDiffusion]
     for kind in kinds:
@@ -332,7 +336,7 @@ def test_linear_diffusions_by_name_are_constructors() -> None:
     members = {
         f"{kind.__name__}.{name}"
         for kind in kinds
-        if kind.__name__ not in ("LinearDiffusion", "LinearSDE", "Interpolant", "LearnedFamily")
+        if kind.__name__ not in ("LinearDiffusion",)
         for name, value in vars(kind).items()
         if callable(value) or isinstance(value, property | classmethod | staticmethod)
         if name not in ("__init__", "from_diffusion")
@@ -356,19 +360,14 @@ def test_what_others_import_is_exported(module: str) -> None:
 # -- the protocol of diffusions --------------------------------------------------------------------
 
 FLAGS = {
-    "closed_form",
     "context",
-    "drifts_by_data",
-    "learns_ends",
-    "learns_stationary",
     "maps",
     "noise_depends_on_state",
-    "rows",
-    "starts_at_data",
     "transform",
 }
 """What says of which kind a diffusion is."""
-OF_ONE_KIND = {"beta", "num_cells", "path", "push", "volatility", "way"}
+OF_ONE_KIND = {"aims", "base", "beta", "cells", "encode", "fraction", "path", "push", "rated"}
+OF_ONE_KIND |= {"volatility"}
 """What only they read who are made for one kind: a score, a measurement, a figure."""
 
 
@@ -399,7 +398,7 @@ def test_callers_seldom_ask_what_kind_a_diffusion_is() -> None:
 def test_what_callers_use_of_a_diffusion_is_declared(module: str) -> None:
     """By Diffusion, by Kernels for those in closed form, or by NonlinearDiffusion."""
     declared = {*dir(nn.Module()), *dir(Tensor), *OF_ONE_KIND}  # terms of bounds are tensors
-    for kind in (Diffusion, OneBlock, NonlinearDiffusion):
+    for kind in (Diffusion, Kernels, NonlinearDiffusion):
         for one in kind.__mro__[:-1]:
             if one.__module__.startswith("pyro_mdm."):
                 declared |= {*vars(one), *vars(one).get("__annotations__", ())}
@@ -412,11 +411,11 @@ def test_what_callers_use_of_a_diffusion_is_declared(module: str) -> None:
 NO_NAMES = {"each", "found", "known", "of", "own", "part", "told"}
 """Words that do not say what a variable holds, or what a function returns."""
 INTERFACE = {
-    ("inference/compare.py", "compare", "part"),
+    ("inference/compare.py", "CompareOptions", "part"),
     ("inference/folders/checkpoints.py", "Checkpoint.part", "part"),
     ("inference/folders/loading.py", "load_weights", "part"),
-    ("inference/folders/runs.py", "Run.log", "part"),
-    ("inference/folders/runs.py", "Run.record", "part"),
+    ("inference/folders/metrics.py", "Metrics.log", "part"),
+    ("inference/folders/metrics.py", "Metrics.record", "part"),
     ("inference/training/report.py", "draw_calibration", "part"),
     ("models/data.py", "DataSet.numbers", "part"),
     ("models/data.py", "DataSet.part", "part"),

@@ -19,12 +19,12 @@ from inference.commands.cli import command_line
 from inference.folders.checkpoints import RunError
 from inference.folders.fingerprints import fingerprint_of
 from inference.folders.runs import Run
-from inference.inspect import figure, inspect
+from inference.inspect import InspectOptions, figure, inspect
 from inference.measuring.inspection import look, prior_kl_curve, table
 from inference.settings.options import Training
 from inference.settings.plan import build
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta, log_snr_times
 from pyro_mdm.support.measured import Measured
 from tests.problems import normal
 from tests.processes import Program, finish
@@ -149,7 +149,7 @@ def test_conditions_along_the_path_and_rounding() -> None:
     diffusion = ALDA(max_log_snr=13.0)
     found = look("alda", diffusion, DATA)
     assert found.condition is not None and found.amplification is not None
-    grid = diffusion.log_snr_grid(65)
+    grid = log_snr_times(diffusion, 65)
     numbers = []
     for s in grid:
         Sigma = diffusion.marginal(s).covariance
@@ -274,7 +274,8 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         patch.setattr("inference.inspect.figure", lambda *arguments: Figure())
         before = Path("inspect-toy-cld-learned.png").read_bytes()
         again = (*words, "--overwrite", "true", "--min_log_snr", -7)
-        command_line(inspect, [str(word) for word in again], listed=["guide"])
+        groups = {"inspection": InspectOptions}
+        command_line(inspect, [*map(str, again)], groups=groups, listed=["guide"])
         assert Path("inspect-toy-cld-learned.png").read_bytes() != before
         assert "log SNR at T" in capsys.readouterr().out
     lines = text.splitlines()

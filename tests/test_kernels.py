@@ -10,7 +10,7 @@ import torch
 from mpmath import mp, mpf
 
 from pyro_mdm.diffusions.base import Marginal, Transition
-from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
 from pyro_mdm.diffusions.kernels import (
     KernelPrecisionError,
     noise_basis,
@@ -149,7 +149,7 @@ def test_posterior_has_its_digits(make, steps):
     """On grids even in log SNR, of few and of many steps."""
     diffusion = make()
     with torch.no_grad():
-        s = diffusion.log_snr_grid(steps + 1)
+        s = log_snr_times(diffusion, steps + 1)
         p = posterior(diffusion, s[1:], s[:-1])
         tau = diffusion.clock(s)
         snr = diffusion.log_snr(s).exp()
@@ -181,7 +181,7 @@ def test_posterior_resolution_bounds_what_rounding_does(make):
     """Where a state rounded to float64 no longer tells its place in the posterior, it says so."""
     diffusion = make()
     with torch.no_grad():
-        s = diffusion.log_snr_grid(101)
+        s = log_snr_times(diffusion, 101)
         p = posterior(diffusion, s[1:], s[:-1])
     y = torch.ones(diffusion.num_variables, dtype=torch.float64)
     moved = (p.whitener @ (y * (1 + 2**-52)) - p.whitener @ y).abs().amax(-1)
@@ -263,13 +263,13 @@ def test_moments_and_gradients_at_zero_duration():
 
 
 def test_noise_basis_levels():
-    A, D = ALDA().unit_drift, ALDA().D
+    A, D = ALDA().matrices.drift(), ALDA().D
     U, level = noise_basis(A, D)
     assert level.tolist() == [0, 1, 2]
     torch.testing.assert_close(U.abs(), torch.eye(3, dtype=torch.float64).flip(1))
     U, level = noise_basis(torch.zeros(3, 3, dtype=torch.float64), D)
     assert U.shape == (3, 1)
-    _, level = noise_basis(random_linear(4, 6, rank=2).unit_drift, learned(4, 2, 6).D)
+    _, level = noise_basis(random_linear(4, 6, rank=2).matrices.drift(), learned(4, 2, 6).D)
     assert level.tolist() == [0, 0, 1, 1]
 
 

@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+import pyro_mdm.paths.base as divergences
 from pyro_mdm import (
     CLD,
     MDM_ELBO,
@@ -25,14 +26,12 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions.base import Cap
-from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.diffusions.kernels import KernelPrecisionError, semidefinite_cholesky
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.linear_sde import LinearSDE
+from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.linear import LinearDiffusion, LinearSDE, at_rest, frozen
+from pyro_mdm.diffusions.matrices import semidefinite_cholesky
 from pyro_mdm.paths import NoisingLaw, PathKL, density_bound
-from pyro_mdm.paths import divergence as divergences
 from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.divergence import chain_kl
 from tests.known_bound import (
     DIMS,
     MEAN,
@@ -118,15 +117,20 @@ def test_expand_takes_left_dimensions_and_keeps_the_divergence() -> None:
     assert GenerativePath(diffusion, denoiser(), (DIMS,)).batch_shape == ()
 
 
-def test_mean_field_takes_the_registered_divergence(monkeypatch) -> None:
+def test_mean_field_takes_the_registered_divergence() -> None:
     """TraceMeanField_ELBO falls back to log_prob without a word where no KL is registered."""
     model, guide = programs(CLD(), denoiser())
     called = []
-    path_kl = divergences.path_kl
-    monkeypatch.setattr(
-        divergences, "path_kl", lambda q, p: called.append(type(q)) or path_kl(q, p)
-    )
-    TraceMeanField_ELBO().loss(model, guide, data(5))
+
+    def asked(q: NoisingPath, p: GenerativePath, path: object = None) -> PathKL:
+        called.append(type(q))
+        return divergences.path_kl(q, p)
+
+    divergences.path_divergence.register(NoisingPath, asked)
+    try:
+        TraceMeanField_ELBO().loss(model, guide, data(5))
+    finally:
+        divergences.path_divergence.register(NoisingPath, divergences.path_kl)
     assert called == [NoisingPath]
 
 
@@ -190,7 +194,7 @@ def test_discrete_bound_converges_to_the_continuous_one(make, other) -> None:
 
 def discrete_loss(diffusion, num_times: int, x: Tensor) -> float:
     """Minus the discrete-time bound of the exact denoiser, in closed form, nats per datum."""
-    times = diffusion.log_snr_grid(num_times)
+    times = log_snr_times(diffusion, num_times)
     snr = diffusion.log_snr(times).exp()
     v = 1 / snr[1:]
     # E (x - x̂)² for x̂ = μ + σ²/(σ²+v) (z - μ), given x
@@ -228,7 +232,7 @@ def test_chain_log_prob_is_a_density() -> None:
         error = float(weight.std() / weight.mean() / math.sqrt(len(weight)))
         # the same number from samples of the model: p(x) = E p(x | y_ε) under its own paths
         path = GenerativeChain(
-            diffusion, model.score_function, (1,), diffusion.log_snr_grid(6)
+            diffusion, model.score_function, (1,), log_snr_times(diffusion, 6)
         ).sample((n,))
         law = model.likelihood(diffusion, model.score_function, path[:, 0].double())
         values = law.log_prob(x)
@@ -248,9 +252,9 @@ def test_grid_paths_are_in_the_trace_and_mismatched_grids_are_named() -> None:
     assert conditioned(batch_size=4).shape == (4, DIMS)
     other = NoisingPath(model.diffusion, data(4))
     with pytest.raises(ValueError, match="expected one grid"):
-        chain_kl(other, model.path_law())
+        divergences.path_kl(other, model.path_law())
     with pytest.raises(ValueError, match="ε alone"):
-        gridded = NoisingPath(model.diffusion, data(4), model.diffusion.log_snr_grid(5))
+        gridded = NoisingPath(model.diffusion, data(4), log_snr_times(model.diffusion, 5))
         kl_divergence(gridded, GenerativePath(model.diffusion, denoiser(), (DIMS,)))
     with pytest.raises(ValueError, match="expected a grid from the start time"):
         DiffusionModel(CLD(), denoiser(), event_shape=(DIMS,), times=torch.tensor([0.1, 1.0]))(
@@ -264,13 +268,13 @@ def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
     """Against torch's own formula, per dimension; a slow clock leaves much of x at T."""
     diffusion = make()
     if slow:
-        frozen, prior = (
-            (t.detach() for t in diffusion.frozen()),
+        matrices, prior = (
+            (t.detach() for t in frozen(diffusion)),
             diffusion.prior_covariance.detach(),
         )
-        Q, D, A = frozen
+        Q, D, A = matrices
         slow_clock = ConstantBeta(0.7)
-        if diffusion.at_rest():
+        if at_rest(diffusion):
             diffusion = LinearDiffusion(Q, D, beta=slow_clock, stationary_variance=prior)
         else:
             G = semidefinite_cholesky(2 * D)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import itertools
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_mdm import (
@@ -28,26 +26,31 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.host_ends import ends_on_host
-from pyro_mdm.diffusions.host_search import LogSNRSearch
-from pyro_mdm.diffusions.interpolant_clocks import GivenSchedule
-from pyro_mdm.diffusions.learned import LearnedFamily
+from pyro_mdm.by_dimension.per_dimension import PerDimensionDiffusion
+from pyro_mdm.diffusions import ends
+from pyro_mdm.diffusions.base import Marginal, kept
+from pyro_mdm.diffusions.ends import clocks_of_targets, marginal_at, root, targets, with_gradient
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.memory import shared_ends
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.likelihoods import NetworkPosterior
+from pyro_mdm.diffusions.presets import is_learned
+from pyro_mdm.levels import NetworkPosterior
 from pyro_mdm.networks import MLP
 from pyro_mdm.seeing import ContextClocks, ContextDiffusion, DiscreteContext
 from pyro_mdm.simulated.learned_drift import Simulated
+from pyro_mdm.varying.interpolant_clocks import GivenSchedule
 from tests.known_bound import Wrong, exact_bound, numerical_gradient
 from tests.problems import fixed
 
-FAMILIES: dict[str, type[LearnedFamily]] = {
+FAMILIES: dict[str, type[LinearDiffusion]] = {
     "constant": LearnedDiffusion,
     "time_varying": TimeVaryingLearnedDiffusion,
 }
 MEAN, VARIANCE = 0.3, 0.49
+
+
+def both_ends(diffusion: LinearDiffusion) -> Marginal:
+    """The kernels at ε and T, (2, …)."""
+    solved = diffusion.solved()
+    return Marginal(*map(torch.stack, zip(solved.start, solved.terminal, strict=True)))
 
 
 def moved(kind: str, K: int = 2, **options: Any) -> Any:
@@ -72,7 +75,7 @@ def test_ends_start_as_given_and_cannot_leave_their_ranges(kind: str) -> None:
     torch.testing.assert_close(diffusion.start.covariance, held.start.covariance, rtol=1e-9, atol=0)
     for position, high, low in ((1e3, 10.0, -8.0), (-1e3, 8.0, -12.0)):
         with torch.no_grad():
-            diffusion.ends.fill_(position)
+            diffusion.moved_ends.fill_(position)
         assert (diffusion.max_log_snr, diffusion.min_log_snr) == (high, low)
         assert diffusion.start.log_snr.item() == pytest.approx(high, abs=1e-9)
         assert diffusion.terminal.log_snr.item() == pytest.approx(low, abs=1e-9)
@@ -93,7 +96,7 @@ def test_an_end_that_is_set_starts_there() -> None:
     diffusion.max_log_snr = 5.0
     assert diffusion.max_log_snr == 5.0 and diffusion.min_log_snr == low
     with torch.no_grad():
-        diffusion.ends.fill_(1e3)
+        diffusion.moved_ends.fill_(1e3)
     assert diffusion.max_log_snr == 6.0 and diffusion.min_log_snr == low + 2.0
 
 
@@ -179,7 +182,7 @@ def test_the_gradient_of_the_whole_bound_is_that_of_the_closed_form(
         assert elbo.item() == pytest.approx(exact_bound(diffusion, x[:1], 0.4).item(), abs=1e-5)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-6)
-    (ends,) = (f for p, f in zip(parameters, found, strict=True) if p is diffusion.ends)
+    (ends,) = (f for p, f in zip(parameters, found, strict=True) if p is diffusion.moved_ends)
     assert bool((ends.abs() > 1e-3).all())
 
 
@@ -219,13 +222,13 @@ def test_a_discrete_decoder_gives_a_gradient_at_its_end(
     def bound() -> Tensor:
         return elbo_terms(model, DiffusionGuide(diffusion), x).elbo.mean()
 
-    (found,) = torch.autograd.grad(bound(), [diffusion.ends])
-    (expected,) = numerical_gradient(bound, [diffusion.ends], step=1e-3)
+    (found,) = torch.autograd.grad(bound(), [diffusion.moved_ends])
+    (expected,) = numerical_gradient(bound, [diffusion.moved_ends], step=1e-3)
     assert bool((expected.abs() > 1e-3).all())
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
     if likelihood == "baseline":  # without the boundary term it is far off
         terms = elbo_terms(model, DiffusionGuide(diffusion), x)
-        (alone,) = torch.autograd.grad(terms.reconstruction.mean(), [diffusion.ends])
+        (alone,) = torch.autograd.grad(terms.reconstruction.mean(), [diffusion.moved_ends])
         assert abs(float(alone[0] - expected[0])) > 0.02
 
 
@@ -290,7 +293,7 @@ def test_it_comes_back_from_a_folder_a_state_dict_and_a_copy(kind: str, tmp_path
     for other in (opened, loaded, copy.deepcopy(diffusion)):
         assert all(map(torch.equal, numbers(other), numbers(diffusion)))
     with torch.no_grad():
-        loaded.ends.add_(0.1)
+        loaded.moved_ends.add_(0.1)
     assert loaded.max_log_snr != diffusion.max_log_snr
 
 
@@ -306,8 +309,8 @@ def test_it_begins_as_another_diffusion(kind: str) -> None:
     start = CLD(mass=0.5, max_log_snr=9.0, min_log_snr=-10.0)
     found = FAMILIES[kind].from_diffusion(start, learn_ends=1.0, learn_stationary=True)
     torch.testing.assert_close(found.start.covariance, start.start.covariance, rtol=1e-6, atol=0)
-    assert found.learns_ends and found.learns_stationary
-    assert not start.learns_ends and not VPSDE().learns_stationary
+    assert any(found.given_ends.reach) and found.prior_part.is_learned
+    assert not any(start.given_ends.reach) and not VPSDE().prior_part.is_learned
 
 
 def test_one_block_of_dimensions_may_learn_its_ends() -> None:
@@ -316,7 +319,7 @@ def test_one_block_of_dimensions_may_learn_its_ends() -> None:
     log_snr, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(log_snr[0].unique(), block.start_log_snr.reshape(1))
     torch.testing.assert_close(log_snr[1].unique(), block.terminal_log_snr.reshape(1))
-    gradient = torch.autograd.grad(log_snr.sum(), block.ends)[0]
+    gradient = torch.autograd.grad(log_snr.sum(), block.moved_ends)[0]
     assert bool((gradient != 0).all())
 
 
@@ -336,7 +339,7 @@ def test_one_block_of_dimensions_may_learn_its_ends() -> None:
 def test_ends_of_one_factorization_have_the_derivatives_of_two(
     K: int, rank: int | None, options: dict[str, Any]
 ) -> None:
-    """Of all that a law is made of, in all that is learned: by numpy with slopes, and by torch."""
+    """Of all that a kernel is made of, in all that is learned."""
     ends = {"max_log_snr": 9.0, "min_log_snr": -6.0}
     diffusion = LearnedDiffusion(K, rank, **(ends | options))
     generator = torch.Generator().manual_seed(K)
@@ -347,17 +350,14 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
     with torch.no_grad():
         for parameter in diffusion.parameters():
             parameter.add_(0.02 * normal(parameter))
-    parameters, targets = list(diffusion.parameters()), diffusion.end_laws.targets()
-    with torch.no_grad():
-        roots = diffusion.inversion.root(targets)
-    with shared_ends():
-        clocks = diffusion.end_laws.clocks()
-        again = diffusion.inversion.with_gradient(roots, targets)
-        both = torch.stack([again[0], diffusion.clock(diffusion.horizon)])
-        got, expected = (
-            (clocks, *diffusion.end_laws.laws()),
-            (again, *diffusion.clock_marginal(both)),
-        )
+    parameters, levels = list(diffusion.parameters()), torch.stack(targets(diffusion))
+    roots, solved = root(diffusion, levels), diffusion.solved()
+    again = with_gradient(solved, roots, levels)
+    both = torch.stack([again[0], solved.clock(solved.horizon)])
+    got, expected = (
+        (clocks_of_targets(solved), *both_ends(solved)),
+        (again, *marginal_at(solved, both)),
+    )
     largest = 0.0
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
@@ -373,19 +373,19 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
     assert largest > 0.1
 
 
-def end_by_the_host() -> tuple[Tensor, Tensor]:
+def end_of_constant_matrices() -> tuple[Tensor, Tensor]:
     diffusion = moved("constant")
     return diffusion.start_time, diffusion.lower
 
 
-def end_by_a_search() -> tuple[Tensor, Tensor]:
+def end_of_varying_matrices() -> tuple[Tensor, Tensor]:
     diffusion = moved("time_varying")
-    return diffusion.start_time, diffusion.ends
+    return diffusion.start_time, diffusion.moved_ends
 
 
 def time_of_dimensions() -> tuple[Tensor, Tensor]:
     value = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    return PerDimensionDiffusion([CLD()], torch.arange(1)).time_at_log_volume(value), value
+    return PerDimensionDiffusion([CLD()], torch.arange(1)).log_volume.inverse(value), value
 
 
 def time_of_a_schedule() -> tuple[Tensor, Tensor]:
@@ -393,7 +393,7 @@ def time_of_a_schedule() -> tuple[Tensor, Tensor]:
     return GivenSchedule(torch.cos, torch.sin, 1.0).inverse(tau), tau
 
 
-ROOTS = [end_by_the_host, end_by_a_search, time_of_dimensions, time_of_a_schedule]
+ROOTS = [end_of_constant_matrices, end_of_varying_matrices, time_of_dimensions, time_of_a_schedule]
 """Each makes a time, and a tensor that it depends on."""
 
 
@@ -424,18 +424,16 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
         with torch.no_grad():
             for p in parameters:
                 p.add_(moved * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-        with shared_ends():
-            got = diffusion.end_laws.laws()
-        targets = diffusion.end_laws.targets()
-        clocks = diffusion.inversion.with_gradient(diffusion.inversion.root(targets), targets)
+        got = both_ends(diffusion)
+        levels = torch.stack(targets(diffusion))
+        clocks = with_gradient(diffusion, root(diffusion, levels), levels)
         if len(clocks) < 2:
             clocks = torch.cat([clocks, diffusion.clock(diffusion.horizon)[None]])
-        expected = diffusion.clock_marginal(clocks)
+        expected = marginal_at(diffusion, clocks)
         again = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
         again.load_state_dict(diffusion.state_dict())
         for other in (diffusion, again):
-            with shared_ends():
-                assert all(map(torch.equal, other.end_laws.laws(), got))
+            assert all(map(torch.equal, both_ends(other), got))
         for one, two in zip(got, expected, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
         slopes = [
@@ -443,26 +441,6 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
         ]
         for one, two in zip(*slopes, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6 * two.abs().max().item())
-
-
-def about(diffusion: Any, clocks: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the search on the host find these clock times of ends."""
-    times = dict(zip(diffusion.end_laws.targets().tolist(), clocks.tolist(), strict=True))
-    monkeypatch.setattr(LogSNRSearch, "clock_at", lambda self, target: times[target])
-
-
-def test_clocks_that_are_off_are_corrected_or_searched_for_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """By steps of Newton's; by the search in torch where numpy's finds none."""
-    diffusion = LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0, seed=0)
-    expected = diffusion.end_laws.clocks().detach()
-    for off in (1e-4, 0.1, math.nan):
-        about(diffusion, expected * (1 + off), monkeypatch)
-        diffusion.forget()
-        with shared_ends():
-            got = diffusion.end_laws.clocks()
-        torch.testing.assert_close(got.detach(), expected, rtol=1e-13, atol=0)
 
 
 def bases(seed: int, **options: Any) -> LearnedDiffusion:
@@ -488,13 +466,13 @@ WHOLES: dict[str, Callable[[], nn.Module]] = {
 
 def steps(whole: nn.Module, number: int) -> list[Tensor]:
     """Steps of training, none of them large, and where they lead."""
-    learned = [m for m in whole.modules() if isinstance(m, LearnedFamily)]
+    learned = [m for m in whole.modules() if is_learned(m)]
     parameters = [p for m in learned for p in m.parameters()]
     for _ in range(number):
-        with shared_ends():
-            loss = sum(m.start.log_det + m.terminal.log_det + m.start_time for m in learned)
-            assert isinstance(loss, Tensor)
-            slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+        views = [m.solved() for m in learned]
+        loss = sum(m.start.log_det + m.terminal.log_det + m.start_time for m in views)
+        assert isinstance(loss, Tensor)
+        slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
         with torch.no_grad():
             for p, slope in zip(parameters, slopes, strict=True):
                 if slope is not None:
@@ -514,81 +492,6 @@ def test_saved_between_steps_it_goes_on_bit_for_bit(name: str) -> None:
         assert torch.equal(one, two)
 
 
-def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Where λ nearly pauses too, for which what is left to the clock matters most."""
-    largest = 0.0
-    for seed in range(12):
-        diffusion = LearnedDiffusion(2, 1, max_log_snr=9.0, min_log_snr=-6.0, seed=seed)
-        with torch.no_grad():
-            diffusion.lower.mul_(3.0)
-        exact = diffusion.inversion.root(diffusion.end_laws.targets())
-        slopes = []
-        for start in (exact * (1 + 9e-10), exact):
-            about(diffusion, start, monkeypatch)
-            diffusion.forget()
-            with shared_ends():
-                loss = diffusion.terminal.log_det + diffusion.end_laws.clocks().log().sum()
-                slopes.append(torch.autograd.grad(loss, list(diffusion.parameters())))
-        for one, two in zip(*slopes, strict=True):
-            largest = max(largest, ((one - two).abs().max() / two.abs().max()).item())
-    assert largest < 1e-3
-
-
-@pytest.mark.parametrize("K, rank", [(1, None), (2, None), (2, 1), (3, 2), (4, 1)])
-@pytest.mark.parametrize("high", [9.0, 13.0])
-def test_the_host_finds_the_ends(K: int, rank: int | None, high: float) -> None:
-    """So near that no search on the device is needed; and λ that is never reached is no number."""
-    diffusion = LearnedDiffusion(K, rank, max_log_snr=high, min_log_snr=-10.0, seed=0)
-    with torch.no_grad():
-        A, noise, initial = diffusion.unit_drift, diffusion.unit_noise, diffusion.initial_covariance
-        clocks = diffusion.inversion.root(torch.tensor([high, -10.0], dtype=torch.float64))
-        search = LogSNRSearch(*(matrix.numpy() for matrix in (A, noise, initial)))
-    ends = [search.clock_at(target) for target in (high, -10.0)]
-    assert ends == pytest.approx(clocks.tolist(), rel=1e-9)
-    assert not abs(search.clock_at(1e4)) < math.inf
-    assert search.norm == pytest.approx(torch.linalg.matrix_norm(A, 1).item())
-    assert search.speed == pytest.approx(torch.linalg.matrix_norm(A, 2).item())
-
-
-def test_the_host_has_the_numbers_and_the_growth_of_torch() -> None:
-    """By both routes, and with slopes in the clock time that are differences of the values."""
-    routes, largest = [0, 0], 0.0
-    cases = itertools.product(((1, 1), (2, 1), (2, 2), (3, 1), (3, 3)), (1.0, 4.0))
-    for seed, ((K, rank), stiff) in enumerate(cases):
-        mass = {"stationary_variance": [1.0, 0.25, 3.0][:K]} if K > 1 else {}
-        diffusion = LearnedDiffusion(K, rank, seed=seed, **mass)
-        with torch.no_grad():
-            diffusion.lower.mul_(stiff)
-            A, noise, initial = (
-                diffusion.unit_drift,
-                diffusion.unit_noise,
-                diffusion.initial_covariance,
-            )
-            units, move = diffusion.units(), diffusion.propagator
-            targets = torch.tensor([60.0, 30.0, 9.0, -3.0], dtype=torch.float64)
-            after = torch.tensor([0.3, 0.3 + 1e-6, 6.0, 30.0], dtype=torch.float64)
-            host = ends_on_host(A, noise, initial, units, targets, *after.unbind())
-            assert host is not None
-            tau = torch.tensor(host.clocks, dtype=torch.float64)
-            a, Sigma, factor = move.factorization(tau, initial, units)
-            chosen = move.factorized(tau, initial)[-1].amplification
-            direct = chosen.isclose(kernels.direct_factor(Sigma, a).amplification, rtol=1e-6)
-        L = kernels.lower_triangular(factor.root)
-        fields = [a, Sigma, L, factor.readout, factor.log_snr, factor.log_det]
-        known = torch.cat([tau[:, None], *(field.reshape(len(tau), -1) for field in fields)], 1)
-        torch.testing.assert_close(host.values, known, rtol=1e-8, atol=1e-8)
-        growth = torch.tensor(host.growth, dtype=torch.float64)
-        torch.testing.assert_close(growth, factor.amplification, rtol=1e-5, atol=0)
-        largest = max(largest, float(growth.max()))
-        routes = [routes[0] + int(direct.sum()), routes[1] + int((~direct).sum())]
-        moved = (host.values[5] - host.values[4]) / 1e-6
-        slope = host.slopes[4:6, :, -1].mean(0)
-        torch.testing.assert_close(moved, slope, rtol=1e-6, atol=1e-6)
-    assert min(routes) > 0 and largest > 10.0
-
-
 WRITES: dict[str, Callable[[nn.Parameter], object]] = {
     "in place": lambda p: p.add_(0.1),
     "to data": lambda p: p.data.add_(0.1),  # as optimizers of Pyro do, which no counter sees
@@ -597,25 +500,37 @@ WRITES: dict[str, Callable[[nn.Parameter], object]] = {
 
 
 @pytest.mark.parametrize("how", WRITES)
-@pytest.mark.parametrize("block", [shared_ends, contextlib.nullcontext])
-def test_no_value_of_parameters_outlives_them(how: str, block: Any) -> None:
-    """Of several values, whichever is asked for first after a write; in a block or without one."""
+def test_no_value_of_parameters_outlives_them(how: str) -> None:
+    """Of several values, whichever is asked for first after a write."""
     diffusion = moved("constant")
     parameter = next(p for p in diffusion.parameters() if p.requires_grad)
     names = ("first", "second", "third")
 
     def values(order: Sequence[str]) -> list[float]:
         with torch.no_grad():
-            return [diffusion.kept(name, lambda: parameter.sum().item()) for name in order]
+            return [kept(diffusion, name, lambda: parameter.sum().item()) for name in order]
 
     for order in (names, names[::-1]):
-        with block():
-            values(order)
+        values(order)
         with torch.no_grad():
             WRITES[how](parameter)
-        with block():
-            assert values(order) == [parameter.sum().item()] * 3
-            assert values(names) == [parameter.sum().item()] * 3
+        assert values(order) == [parameter.sum().item()] * 3
+        assert values(names) == [parameter.sum().item()] * 3
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_one_that_is_solved_has_the_gradients_of_values_that_are_computed_anew(kind: str) -> None:
+    """Whoever asks first, with gradients or without."""
+    diffusion, gradients, s = moved(kind), [], torch.tensor([0.3, 0.6], dtype=torch.float64)
+    early = diffusion.solved()
+    with torch.no_grad():
+        early.log_snr(s), early.transition(s[1], s[0]), early.time_at_log_snr(0.0)
+    for one in (diffusion, diffusion.solved(), early):
+        value = one.start.log_det + one.terminal.log_det + one.start_time + one.log_snr(s).sum()
+        value = value + one.transition(s[1], s[0]).log_det + one.log_volume(s).sum()
+        gradients.append(torch.autograd.grad(value, list(diffusion.parameters())))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -627,28 +542,27 @@ def test_parameters_that_are_no_numbers_are_named(value: float) -> None:
         diffusion.start_time  # noqa: B018
 
 
-def test_a_block_is_of_its_thread() -> None:
-    """Of two that overlap, the first to begin is the first to end."""
-    diffusion, value = moved("constant"), [1.0]
-    began, ended = threading.Event(), threading.Event()
+LOSSES: dict[str, Callable[[DiffusionModel, DiffusionGuide, Tensor], object]] = {
+    "MDM_ELBO": lambda model, guide, x: MDM_ELBO().loss_and_grads(model, guide, x),
+    "Trace_ELBO": lambda model, guide, x: Trace_ELBO().loss_and_grads(model, guide, x),
+    "elbo_terms": lambda model, guide, x: elbo_terms(model, guide, x).elbo.sum().backward(),
+    "log_prob": lambda model, guide, x: model.log_prob(x).sum().backward(),
+}
 
-    def ask() -> float:
-        return diffusion.kept("value", lambda: value[0])
 
-    def first() -> None:
-        with shared_ends():
-            ask()
-            began.set()
-            ended.wait(10)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_loss_finds_the_ends_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guide and model have them together, whichever objective asks, and each loss anew."""
+    diffusion, searches = moved("constant"), []
 
-    other = threading.Thread(target=first)
-    other.start()
-    began.wait(10)
-    value[0] = 2.0
-    with shared_ends():
-        assert ask() == 2.0
-        ended.set()
-        other.join()
-        value[0] = 3.0
-        assert ask() == 2.0
-    assert ask() == 3.0
+    def counted(linear: LinearDiffusion, *args: Any, **options: Any) -> Tensor:
+        searches.append(linear)
+        return root(linear, *args, **options)
+
+    monkeypatch.setattr(ends, "root", counted)
+    score = Denoiser(MLP(2), data_mean=MEAN, data_variance=VARIANCE)
+    model = DiffusionModel(diffusion, score, event_shape=(2,))
+    searches.clear()
+    for number in (1, 2):
+        LOSSES[kind](model, DiffusionGuide(diffusion), fixed(4, 8, 2).float())
+        assert len([linear for linear in searches if linear.has_graph]) == number

@@ -73,7 +73,7 @@ def test_a_run_is_resumed_measured_sampled_compared_and_looked_at(
 
 def test_it_begins_as_another_guide() -> None:
     found = build_diffusion(Guide(guide="learned", learned_from="cld", learn_ends=1.0, **ENDS))
-    assert found.learns_ends and not found.learns_stationary
+    assert any(found.given_ends.reach) and not found.prior_part.is_learned
     with pytest.raises(ValueError, match=r"--learn_ends, --learn_stationary is for --guide learn"):
         build_diffusion(Guide(guide="cld", learn_ends=1.0, learn_stationary=True, **ENDS))
 

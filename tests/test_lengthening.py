@@ -87,11 +87,11 @@ def test_the_steps_that_were_lacking_are_taken(
     after = (run / "metrics.csv").read_text().splitlines()
     logged = [row.split(",")[0] for row in after if ",objective," in row]
     assert logged == [str(at) for at in range(1, 9)]
-    measured = [r["step"] for r in Run.open(run).history() if r["part"] == "validation"]
+    measured = [r["step"] for r in Run.open(run).metrics.history() if r["part"] == "validation"]
     assert measured == [4, 8]
     results = json.loads((run / "results.json").read_text())
     assert results["steps"] == 8 and results["bits_per_dim"]["value"] == bound.bits_per_dim[0]
-    assert [r["step"] for r in Run.open(run).history() if r["part"] == "test"] == [8]
+    assert [r["step"] for r in Run.open(run).metrics.history() if r["part"] == "test"] == [8]
     assert_same_run(run, ended / "longer")
     _, programs, checkpoint = load_trained(run)
     assert checkpoint.step == 8 and checkpoint.state["lengthened"] == [[4, 4]]

@@ -26,14 +26,13 @@ from pyro_mdm import (
     likelihoods,
     randomness,
 )
-from pyro_mdm.diffusions.clocks import LinearBeta
-from pyro_mdm.diffusions.divergence import divergence, own_node
+from pyro_mdm.diffusions.clocks import LinearBeta, log_snr_times
+from pyro_mdm.diffusions.simulation import divergence, own_node
 from pyro_mdm.evaluation import Estimate, Weighted, evidence_lower_bound, log_likelihood
-from pyro_mdm.evaluation.flow import probability_flow
-from pyro_mdm.evaluation.importance import importance_weighted
+from pyro_mdm.evaluation.importance import importance_weighted, probability_flow
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.flow import Solver, flow_log_prob
-from pyro_mdm.paths.generative import BoundScore
+from pyro_mdm.paths.base import BoundScore
+from pyro_mdm.paths.flow import Solver, flow_log_prob, with_divergence
 from pyro_mdm.paths.likelihood import chain_of
 from tests import problems
 from tests.gradients import assert_gradients
@@ -57,7 +56,7 @@ def true_log_prob(x: Tensor) -> Tensor:
 def test_one_weight_is_that_of_its_path() -> None:
     """log w = log p(x | y_ε) + log p_θ(path) - log q(path | x), at the same draw."""
     model, guide = programs(CLD(max_log_snr=8.0), denoiser(0.3), dims=2)
-    x, times = data(6, dims=2), model.diffusion.log_snr_grid(9)
+    x, times = data(6, dims=2), log_snr_times(model.diffusion, 9)
     found = importance_weighted(model, guide, x, samples=1, times=times, seed=4)
     chain, law = chain_of(model, times), guide.law(x, times)
     with randomness.piece(0, 1, 4):
@@ -274,7 +273,7 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(
     bound = BoundScore(diffusion, score)
     s = torch.tensor([0.01, 0.2, 0.5, 0.9]).double()
     y = own_node(torch.randn(4, K, d).double())
-    theta, found = bound.with_divergence(y, s, Simulation(probes="exact"))
+    theta, found = with_divergence(bound, y, s, Simulation(probes="exact"))
     torch.testing.assert_close(theta, bound(y, s))
     g2 = diffusion.noise_covariance(s).detach()
     for i in range(4):
@@ -291,10 +290,10 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(
         return signs.reshape(shape).to(like)
 
     # each vector of signs is as probable as any other, and over all of them the mean is exact
-    monkeypatch.setattr("pyro_mdm.diffusions.divergence._probe", every_sign)
+    monkeypatch.setattr("pyro_mdm.diffusions.simulation._probe", every_sign)
     number = 2 ** (K * d)
     many = own_node(y.detach().repeat(number, 1, 1))
-    by_probe = bound.with_divergence(many, s.repeat(number), Simulation(probes=1))[1]
+    by_probe = with_divergence(bound, many, s.repeat(number), Simulation(probes=1))[1]
     torch.testing.assert_close(by_probe.reshape(number, 4).mean(0), found)
 
 
@@ -343,10 +342,10 @@ def test_near_the_data_probes_leave_what_is_known_alone() -> None:
     score = DiscreteDenoiser.fit(network, x.double(), levels=3)
     s = diffusion.start_time.detach().expand(50)
     y = own_node(DiffusionGuide(diffusion).law(x.double()).rsample()[:, 0])
-    bound, G = BoundScore(diffusion, score), diffusion.dispersion_matrix(s).unsqueeze(1).detach()
+    bound, G = BoundScore(diffusion, score), diffusion.dispersion(None, s).unsqueeze(1).detach()
     spread = []
     for simulation in (Simulation(probes=1), Simulation(probes="exact")):
-        found = bound.with_divergence(y, s, simulation)[1].detach()
+        found = with_divergence(bound, y, s, simulation)[1].detach()
         plain = divergence(bound(y, s), y, G, simulation).value.detach()
         spread.append((found, plain))
     (found, plain), (exact, same) = spread

@@ -14,13 +14,12 @@ from pyro_mdm import Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.presets import CLD, VPSDE
-from pyro_mdm.likelihoods import discrete
-from pyro_mdm.likelihoods.base import Likelihood, bits_per_dim
-from pyro_mdm.likelihoods.dequantization import LogitDequantization
-from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
-from pyro_mdm.likelihoods.levels import DiscretizedGaussian, LevelPosterior, NetworkPosterior
+from pyro_mdm.levels import discrete
+from pyro_mdm.levels.denoiser import DiscreteDenoiser
+from pyro_mdm.levels.dequantization import LogitDequantization
+from pyro_mdm.levels.likelihoods import DiscretizedGaussian, LevelPosterior, NetworkPosterior
+from pyro_mdm.likelihoods.base import Gaussian, JointTweedie, Likelihood, Tweedie, bits_per_dim
 from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.raw import RawScore
 from tests.gradients import assert_gradients
 from tests.mistakes import refused

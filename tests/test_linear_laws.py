@@ -49,6 +49,8 @@ from pyro_mdm import (
 )
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.diffusions import ConstantBeta, GeometricBeta, LinearDiffusion, UnreachableError
+from pyro_mdm.diffusions.clocks import log_snr_times
+from pyro_mdm.diffusions.linear import at_rest, frozen
 from pyro_mdm.likelihoods import Gaussian
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
@@ -249,7 +251,7 @@ def test_scores_of_the_state_are_well_scaled_and_see_one_diffusion(kind: Any) ->
     x, score, values = normal(1, 4000, 3), kind(Watching()), {}
     for name in ("ve", "rectified_flow", "momentum_ve"):
         diffusion = EQUAL[name]()
-        s = diffusion.log_snr_grid(9)
+        s = log_snr_times(diffusion, 9)
         for at in s:
             law = diffusion.marginal(at)
             K = diffusion.num_variables
@@ -292,15 +294,15 @@ def test_a_prior_follows_the_end_unless_it_is_given() -> None:
 
 
 def test_who_is_at_rest() -> None:
-    at_rest = LinearSDE([[0.0, 1.0], [-1.0, -2.0]], [[0.0], [2.0]], prior_variance=1.0)
-    assert at_rest.at_rest() and Cosine().at_rest() and CLD().at_rest()
+    cld = LinearSDE([[0.0, 1.0], [-1.0, -2.0]], [[0.0], [2.0]], prior_variance=1.0)
+    assert at_rest(cld) and at_rest(Cosine()) and at_rest(CLD())
     for other in (VE(), MomentumVE(), RectifiedFlow(), Cosine(prior_variance=2.0)):
-        assert not other.at_rest()
+        assert not at_rest(other)
     two = torch.tensor([0, 1])
-    assert not PerDimensionDiffusion([VE(**ENDS), VPSDE(**ENDS)], two).at_rest()
+    assert not at_rest(PerDimensionDiffusion([VE(**ENDS), VPSDE(**ENDS)], two))
     assert not Simulated(VE()).stationary_prior and Simulated(CLD()).stationary_prior
-    torch.testing.assert_close(at_rest.frozen().Q, CLD().Q)
-    torch.testing.assert_close(at_rest.frozen().D, CLD().D)
+    torch.testing.assert_close(frozen(cld).Q, CLD().Q)
+    torch.testing.assert_close(frozen(cld).D, CLD().D)
 
 
 def test_a_prior_that_does_not_cover_the_data_is_said() -> None:
@@ -389,7 +391,7 @@ def test_functions_of_time_scale_their_clock_and_are_saved() -> None:
     assert diffusion.terminal.log_snr.item() == pytest.approx(-4.0, abs=1e-8)
     assert torch.equal(diffusion.prior_covariance, diffusion.terminal.covariance)
     assert diffusion.get_extra_state().numel() and not list(diffusion.parameters())
-    refused(TypeError, (lambda: diffusion.unit_drift, "no constant A: it varies in time; use"))
+    refused(TypeError, (diffusion.matrices.drift, "no constant A: it varies in time; use"))
 
 
 # -- what is kept, and programs --------------------------------------------------------------------

@@ -17,9 +17,10 @@ from mpmath import mp, mpf
 from torch import Tensor, nn
 
 from pyro_mdm import NoisePrediction, RawScore, randomness
+from pyro_mdm.diffusions.ends import ends_of, marginal_at
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
-from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.base import Score, log_snr_at
 from tests.problems import CONSTANT, DISTINCT, Factory, learned, learned_ends, normal
 from tests.test_kernels import exact, log_det, marginal_truth
 from tests.test_scores import level_at
@@ -47,7 +48,7 @@ def test_log_volume_has_its_definitions_digits(make: Factory) -> None:
             * exact(diffusion.stationary_covariance) ** -1
         )
     else:
-        drift = exact(diffusion.unit_drift)
+        drift = exact(diffusion.matrices.drift())
     with mp.workdps(120):
         for s in (diffusion.start_time.item(), times(diffusion, 1).item()):
             tau = diffusion.clock(s).item()
@@ -62,7 +63,7 @@ def test_for_one_variable_it_is_minus_log_snr(make: Factory) -> None:
     diffusion = make()
     s = times(diffusion, 9)
     torch.testing.assert_close(diffusion.log_volume(s), -diffusion.log_snr(s))
-    torch.testing.assert_close(diffusion.log_volume_rate(s), diffusion.log_snr_rate(s))
+    torch.testing.assert_close(diffusion.log_volume.rate(s), diffusion.log_snr_rate(s))
 
 
 @diffusions
@@ -71,15 +72,15 @@ def test_its_rate_is_its_derivative(make: Factory) -> None:
     s = times(diffusion, 12)
     h = 1e-4 * s
     slope = (diffusion.log_volume(s + h) - diffusion.log_volume(s - h)) / (2 * h)
-    torch.testing.assert_close(diffusion.log_volume_rate(s), slope, rtol=1e-5, atol=0)
+    torch.testing.assert_close(diffusion.log_volume.rate(s), slope, rtol=1e-5, atol=0)
 
 
 @diffusions
 def test_times_are_found_by_it(make: Factory) -> None:
     diffusion = make().requires_grad_(False)
-    start, end = diffusion.log_volume_ends
+    start, end = diffusion.log_volume.ends
     value = start + (end - start) * torch.linspace(0, 1, 33, dtype=torch.float64)
-    s = diffusion.time_at_log_volume(value)
+    s = diffusion.log_volume.inverse(value)
     assert bool((s.diff() > 0).all()) and float(s[-1]) <= diffusion.horizon
     torch.testing.assert_close(s[0], diffusion.start_time, rtol=1e-6, atol=0)
     torch.testing.assert_close(s[-1].item(), diffusion.horizon, rtol=1e-6, atol=0)
@@ -89,10 +90,10 @@ def test_times_are_found_by_it(make: Factory) -> None:
 @pytest.mark.parametrize("change", [-1.0, 1.0, math.nan], ids=["low", "high", "nan"])
 def test_a_log_volume_that_is_nowhere_is_an_error(change: float) -> None:
     diffusion = CLD()
-    start, end = diffusion.log_volume_ends.tolist()
+    start, end = diffusion.log_volume.ends.tolist()
     value = {-1.0: start - 1, 1.0: end + 1}.get(change, change)
     with pytest.raises(ValueError, match="not between that of ε"):
-        diffusion.time_at_log_volume(value)
+        diffusion.log_volume.inverse(value)
 
 
 class Linear(nn.Module):
@@ -143,17 +144,17 @@ def gauss(n: int) -> tuple[Tensor, Tensor]:
 def closed_form(diffusion: LinearDiffusion, kind: str, network: Linear) -> Tensor:
     """½ ∫ E‖s_θ - ∇log q‖²_{g²} dτ over clock time, by quadrature in log τ."""
     nodes, weights = gauss(400)
-    ends = torch.stack([diffusion.end_laws.start_clock(), diffusion.clock(diffusion.horizon)]).log()
+    ends = ends_of(diffusion).clocks.log()
     x = ends[0] + (ends[1] - ends[0]) * nodes
     tau, weight = x.exp(), weights * (ends[1] - ends[0]) * x.exp()
-    marginal = diffusion.clock_marginal(tau)
+    marginal = marginal_at(diffusion, tau)
     L, a = marginal.scale_tril, marginal.mean
     W = torch.linalg.inv(L)
     C = network.C * (1 + marginal.log_snr / 20)[:, None, None]
     S = -W.mT @ C if kind == "noise" else C  # s_θ = S y
     from_noise, from_x = S @ L + W.mT, SD * (S @ a.unsqueeze(-1))
     covariance = from_noise @ from_noise.mT + from_x @ from_x.mT
-    return 0.5 * (weight * (diffusion.unit_noise * covariance).sum((-2, -1))).sum()
+    return 0.5 * (weight * (diffusion.matrices.noise() * covariance).sum((-2, -1))).sum()
 
 
 def expected_term(
@@ -218,6 +219,6 @@ def test_levels_are_log_volume_between_the_ends_of_log_snr() -> None:
     ends = (diffusion.terminal_log_snr.item() + 1e-6, diffusion.max_log_snr)
     lam = torch.linspace(*ends, 21, dtype=torch.float64)
     level, slope = level_at(diffusion, lam)
-    torch.testing.assert_close(score.log_snr_at(diffusion, level), lam, rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_snr_at(score, diffusion, level), lam, rtol=0, atol=1e-5)
     torch.testing.assert_close(level[[0, -1]], lam[[0, -1]], rtol=0, atol=1e-5)
     assert bool((level.diff() > 0).all()) and bool((slope > 0).all())

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from inference.folders.loading import load_trained
 from inference.train import train
 from pyro_mdm import VPSDE, Denoiser, DiscreteDenoiser, LearnedDiffusion
+from pyro_mdm.conditioning import RandomMaps
+from pyro_mdm.conditioning.maps import LEFT_OUT, OBSERVED
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.base import map_channels
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.maps import LEFT_OUT, OBSERVED
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.problems import Silent, normal
@@ -164,7 +164,7 @@ def test_runs_are_trained_at_maps(
         found = score.x_hat(torch.tensor([[0.3, 0.1]]), torch.tensor([[inf, 0.0]]))
         assert float(found[0, 0].detach()) == pytest.approx(0.3)
     else:
-        assert model.diffusion.maps and model.diffusion.num_cells == 2
+        assert model.diffusion.maps and len(model.diffusion.cells) == 2
 
 
 def test_mistakes_are_told() -> None:

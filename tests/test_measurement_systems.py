@@ -25,7 +25,6 @@ from pyro_mdm.measurements import (
 from pyro_mdm.measurements.covariance import DataCovariance
 from pyro_mdm.measurements.solve import conjugate_gradients
 from pyro_mdm.measurements.structured import structured
-from pyro_mdm.scores.levels import Levels
 from tests.problems import GaussianMixture, Silent, fixed, given_measurement, normal
 
 IMAGE = (2, 2, 4)
@@ -194,35 +193,6 @@ def test_data_have_levels_of_their_own(
 
 
 structured_or_iterated = denoiser.Iterated
-
-
-@torch.no_grad()
-def test_a_grids_levels_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of steps, and again after they were written to."""
-    grid = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    read = 0
-    tolist = Tensor.tolist
-
-    def counting(self: Tensor) -> Any:
-        nonlocal read
-        read += 1
-        return tolist(self)
-
-    monkeypatch.setattr(Tensor, "tolist", counting)
-    levels = Levels()
-    for lam in grid.reshape(7, 1).expand(7, 3).unbind():
-        assert levels.number(lam) == lam[0]
-    assert read == 1
-    for lam in grid[2:].unbind():
-        assert levels.number(lam) == lam
-    grid.mul_(2)
-    assert levels.number(grid[0].expand(2, 2)) == -6.0 and read == 2
-    assert levels.number(grid) is None and levels.number(grid[:0]) is None
-    assert levels.number(1) == 1.0
-    with torch.inference_mode():  # whose writes are not counted
-        lam = torch.zeros((), dtype=torch.float64)
-        assert levels.number(lam) == 0.0
-        assert levels.number(lam.fill_(3.0)) == 3.0
 
 
 @torch.no_grad()

@@ -23,9 +23,9 @@ from pyro_mdm import (
     PerDimensionDiffusion,
     condition,
 )
+from pyro_mdm.by_dimension import Frequencies
 from pyro_mdm.conditioning import Replacement
 from pyro_mdm.contexts import Labels
-from pyro_mdm.diffusions import Frequencies
 from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.measurements import (
     Blur,

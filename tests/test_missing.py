@@ -23,10 +23,10 @@ from pyro_mdm import (
     condition,
     elbo_terms,
 )
-from pyro_mdm.diffusions import Frequencies
+from pyro_mdm.by_dimension import Frequencies
+from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.evaluation import compare, evidence_lower_bound
 from pyro_mdm.networks import MLP
-from pyro_mdm.scores import RandomMaps
 from tests.mistakes import refused
 from tests.problems import ENDS, D, Silent, conditional_log_prob, masks, normal
 from tests.problems import ExactDenoiser as Exact

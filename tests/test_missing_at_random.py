@@ -21,9 +21,8 @@ from pyro_mdm import (
     OneHot,
     impute,
 )
-from pyro_mdm.conditioning import Completions, filling
-from pyro_mdm.scores import RandomMaps
-from pyro_mdm.scores.maps import Missing
+from pyro_mdm.conditioning import Completions, RandomMaps, filling
+from pyro_mdm.conditioning.maps import Missing
 from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.problems import ExactDenoiser, bimodal, given_dimensions, normal

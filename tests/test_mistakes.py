@@ -38,9 +38,9 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
-from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.likelihoods.base import Gaussian
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.samplers.stochastic import Splitting
 from tests.problems import generator, normal
 
 X = normal(0, 16, 2).float()

@@ -27,10 +27,10 @@ from pyro_mdm import (
     elbo_terms,
     impute,
 )
-from pyro_mdm.likelihoods.discrete import mixture_kl
+from pyro_mdm.conditioning import RandomMaps
+from pyro_mdm.conditioning.maps import Maps
+from pyro_mdm.levels.discrete import mixture_kl
 from pyro_mdm.networks import MLP
-from pyro_mdm.scores import RandomMaps
-from pyro_mdm.scores.maps import Maps
 from pyro_mdm.tables import MapMLP
 from pyro_mdm.tables.covariance import drawn_rows, joint_moments
 from pyro_mdm.tables.denoiser import Elsewhere

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from inference.commands.cli import command_line
+from inference.commands.terminal import Terminal
 from inference.drawing.pieces import csv_text, read_pieces, table_text
 from inference.inspect import figure as inspection_figure
 from inference.measuring.compare_figure import comparison_figure
@@ -30,7 +31,7 @@ from models.tabular import Tabular
 from pyro_mdm import CLD
 from pyro_mdm.plots.posteriors import posterior_figure, predictive_figure
 from pyro_mdm.plots.tables import calibration_figure, marginals_figure, pairs_figure
-from pyro_mdm.support.text import CONTROLS, Terminal, shown
+from pyro_mdm.support.text import CONTROLS, shown
 from tests.brief import SHORT, be_brief
 from tests.programs import run_program
 

@@ -18,7 +18,8 @@ from inference.inspect import inspect
 from inference.sample import sample
 from inference.train import train
 from pyro_mdm import CLD, Denoiser, DiffusionModel, samplers
-from pyro_mdm.diffusions import Frequencies
+from pyro_mdm.by_dimension import Frequencies
+from pyro_mdm.diffusions.base import coordinates
 from tests.brief import SHORT
 from tests.new_kind import TurnedDiffusion
 from tests.problems import Silent
@@ -40,7 +41,7 @@ def test_samplers_draw_the_data(sampler: samplers.Sampler) -> None:
     """Of a denoiser that is exact for N(μ, I): mean and covariance, within 5 errors and 5%."""
     diffusion = TurnedDiffusion(CLD(**ENDS), Frequencies(1))
     mean = torch.tensor([3.0, -1.0, 0.5])
-    score = Denoiser(Silent(3), diffusion.coordinates(mean), torch.ones(3))
+    score = Denoiser(Silent(3), coordinates(diffusion, mean), torch.ones(3))
     torch.manual_seed(0)
     x = DiffusionModel(diffusion, score, event_shape=(3,), sampler=sampler)(batch_size=4000)
     assert float((x.mean(0) - mean).abs().max()) < 5 / 4000**0.5 + 0.05
@@ -65,10 +66,10 @@ def test_programs_serve_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 @torch.no_grad()
 def test_a_denoiser_of_ones_own_is_heard_by_samplers() -> None:
-    """Whether it defines ``x_hat`` or ``denoise``."""
+    """Whether it defines ``x_hat`` or ``denoise_at``."""
 
     class Constant(Denoiser):
-        def denoise(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
+        def denoise_at(self, diffusion: Any, y: Tensor, at: Any, noise: float = 1.0) -> Tensor:
             return torch.full_like(y[:, 0], 7.0)
 
     score = Constant(Silent(3), torch.zeros(3), torch.ones(3))

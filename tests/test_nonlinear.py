@@ -37,14 +37,12 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.priors import GaussianPrior
-from pyro_mdm.diffusions.sde import fold, unfold
-from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE, fold, noise_divergence, unfold
+from pyro_mdm.likelihoods.base import Gaussian
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.samplers.ancestral import Ancestral
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.samplers.grids import simulation_grid
-from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting
 from pyro_mdm.simulated import paths as simulated_module
 from pyro_mdm.simulated.path_integral import path_integral
 from tests.gradients import assert_gradients
@@ -263,8 +261,8 @@ class FixedTimes(Simulated):
     def rate(self, s: Any) -> Tensor:
         return self.frozen[0].rate(s)
 
-    def inverse_clock(self, tau: Tensor) -> Tensor:
-        return self.frozen[0].inverse_clock(tau)
+    def time_at_clock(self, tau: Tensor) -> Tensor:
+        return self.frozen[0].time_at_clock(tau)
 
 
 @estimators
@@ -459,7 +457,7 @@ def test_a_learned_drift_is_added_by_the_clock_and_within_its_limit():
     added = diffusion.drift(y, s) - linear.drift(y, s)
     torch.testing.assert_close(added, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(diffusion.prior_current(y, s), expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(diffusion.dispersion(y, s), linear.dispersion_matrix(s))
+    torch.testing.assert_close(diffusion.dispersion(y, s), linear.dispersion(None, s))
     one = torch.tensor(0.3).double()
     together = diffusion.drift(y, one)
     torch.testing.assert_close(together, diffusion.drift(y, one.expand(5)))
@@ -525,7 +523,7 @@ def test_a_step_of_the_sampler_is_that_of_the_reverse_sde():
             return theta(y, s.expand(len(y)))
 
     found = sampler.step(sampler.plan(diffusion, times), 1, y, Ask(), lambda: xi)
-    sde, t = diffusion.reverse_sde(theta, (D,)), diffusion.horizon - times[1]
+    sde, t = ReverseSDE(diffusion, theta, (D,)), diffusion.horizon - times[1]
     h = times[1] - times[2]
     G = sde.g(t, fold(y))
     expected = fold(y) + h * sde.f(t, fold(y)) + h.sqrt() * (G @ fold(xi).unsqueeze(-1)).squeeze(-1)
@@ -534,9 +532,9 @@ def test_a_step_of_the_sampler_is_that_of_the_reverse_sde():
     s = times[1].expand(5)
     g2 = diffusion.dispersion(y, s) @ diffusion.dispersion(y, s).mT
     drift = (g2 @ theta(y, s).movedim(1, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 1)
-    drift = drift + diffusion.noise_divergence(y, s) - diffusion.drift(y, s)
+    drift = drift + noise_divergence(diffusion, y, s) - diffusion.drift(y, s)
     torch.testing.assert_close(unfold(sde.f(t, fold(y)), (D,)), drift, rtol=1e-9, atol=1e-9)
-    forward = diffusion.forward_sde((D,))
+    forward = ForwardSDE(diffusion, (D,))
     assert sde.noise_type == forward.noise_type == "general"
     torch.testing.assert_close(unfold(forward.f(times[1], fold(y)), (D,)), diffusion.drift(y, s))
     torch.testing.assert_close(forward.g(times[1], fold(y)), G)

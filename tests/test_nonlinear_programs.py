@@ -39,8 +39,8 @@ from pyro_mdm import (
     randomness,
 )
 from pyro_mdm.diffusions.simulation import SimulationError
-from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
-from pyro_mdm.likelihoods.levels import DiscretizedGaussian
+from pyro_mdm.levels.likelihoods import DiscretizedGaussian
+from pyro_mdm.likelihoods.base import Gaussian, Tweedie
 from pyro_mdm.plots import figures
 from pyro_mdm.training import trainer
 from tests.brief import be_brief
@@ -248,7 +248,7 @@ def test_tensorboard_shows_paths_and_drift_for_closed_forms(runs: dict[str, Path
     settings = report.settings(run, programs)
     assert list(settings) == list(linear)  # one table, the same columns
     assert settings["score"] == "residual" and settings["rank of D"] == "–"
-    history = [r for r in Run.open(runs["learned"]).history() if r["part"] == "diffusion"]
+    history = [r for r in Run.open(runs["learned"]).metrics.history() if r["part"] == "diffusion"]
     assert [r["step"] for r in history] == [0, 2]
     assert {"times", "clock", "start_time"} <= history[0].keys() and "Q" not in history[0]
 
@@ -363,9 +363,7 @@ def test_a_path_that_explodes_names_its_step_and_leaves_a_good_checkpoint(
     run = tmp_path / "run"
     options |= {"guide": f"{mine}:Growing", "steps": 6, "measure_every": 6, "clip": 1e9}
     with monkeypatch.context() as patch:
-        patch.setattr(
-            trainer, "schedule_within", lambda share, step, *others: 1e5 if step == 2 else 1.0
-        )
+        patch.setattr(trainer, "schedule", lambda step, *others: 1e5 if step == 2 else 1.0)
         with pytest.raises(
             SystemExit, match=r"error: step 3: a path of Growing exploded: .*lower "
         ):

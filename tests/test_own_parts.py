@@ -41,8 +41,8 @@ from pyro_mdm.samplers import EulerMaruyama
 
 
 class Half(RawScore):
-    def score(self, diffusion, y, s):
-        return super().score(diffusion, y, s) / 2
+    def score_at(self, diffusion, y, at):
+        return super().score_at(diffusion, y, at) / 2
 
 
 class Shifted(Denoiser):

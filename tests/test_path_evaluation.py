@@ -22,7 +22,7 @@ from pyro_mdm import (
     Simulated,
     Simulation,
 )
-from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.networks import MLP
@@ -61,7 +61,7 @@ def linear(**options: Any) -> CLD:
 
 def programs(diffusion: Any, strength: float = 0.0) -> tuple[DiffusionModel, DiffusionGuide]:
     score = ResidualScore.fit(Pull(strength), linear(), data(4096))
-    score.levels.copy_(diffusion.log_snr(linear().log_snr_grid(33).flip(0)).detach())
+    score.levels.copy_(diffusion.log_snr(log_snr_times(linear(), 33).flip(0)).detach())
     return DiffusionModel(diffusion, score, event_shape=(D,)), DiffusionGuide(diffusion)
 
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from inference.folders.checkpoints import latest_checkpoint
 from inference.train import train
-from inference.training import report
-from pyro_mdm.training import last_fall
-from pyro_mdm.training.patience import FALL
+from inference.training import recipe, report
+from pyro_mdm.training.schedules import FALL
 from tests.brief import SHORT
 from tests.programs import Stopped
 
@@ -37,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
     ],
 )
 def test_a_bound_last_fell(bounds: dict[int, float], expected: tuple[int, int]) -> None:
-    assert last_fall(bounds) == expected
+    assert recipe.last_fall(bounds) == expected
 
 
 @pytest.mark.slow

@@ -27,11 +27,16 @@ from pyro_mdm import (
     ResidualScore,
     elbo_terms,
 )
-from pyro_mdm.diffusions import BlurClocks, Clocks, LearnedClocks, SharedClock, TurnClocks
+from pyro_mdm.by_dimension import BlurClocks, Clocks, LearnedClocks, SharedClock, TurnClocks
+from pyro_mdm.by_dimension.cells import (
+    log_snr_rate_of_block,
+    marginal_of_block,
+    time_of_block,
+)
+from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.diffusions.per_dimension import ManyTimes
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.diffusions.sde import fold, unfold
+from pyro_mdm.diffusions.sde import ForwardSDE, fold, unfold
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.density import density_bound
 from pyro_mdm.paths.flow import Solver, flow_log_prob
@@ -46,7 +51,7 @@ from pyro_mdm.samplers import (
     StochasticHeun,
 )
 from pyro_mdm.samplers.base import Questions
-from pyro_mdm.samplers.transport import transport
+from pyro_mdm.samplers.exponential import transport
 from pyro_mdm.simulated import TorchSDE
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
@@ -154,8 +159,8 @@ def test_learned_clocks_start_as_the_common_one() -> None:
 @torch.no_grad()
 def test_kernels_are_those_of_each_dimensions_block_at_its_own_time(name: str) -> None:
     diffusion = CASES[name]()
-    s = diffusion.log_snr_grid(7)[1:-1]
-    marginal, of_map = diffusion.marginal(s), diffusion.log_snr_map_at(s)
+    s = log_snr_times(diffusion, 7)[1:-1]
+    marginal, of_map = diffusion.marginal(s), diffusion.level(diffusion.cells.progress(s)).log_snr
     step = diffusion.transition(s[1:], s[:-1])
     back = posterior(diffusion, s[1:], s[:-1])
     assert marginal.covariance.shape[:2] == (5, D)
@@ -180,12 +185,12 @@ def test_one_variable_needs_no_factorization() -> None:
         VPSDE(stationary_variance=0.3, max_log_snr=20.0),
         learned_in_time(1, 1, 3, **ENDS),
     ):
-        s = torch.cat([1e-3 * block.start_time[None], block.log_snr_grid(9)])
-        for a, b in zip(ManyTimes(block).marginal(s), block.marginal(s), strict=True):
+        s = torch.cat([1e-3 * block.start_time[None], log_snr_times(block, 9)])
+        for a, b in zip(marginal_of_block(block, s), block.marginal(s), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(ManyTimes(block).log_snr_rate(s), block.log_snr_rate(s))
+        torch.testing.assert_close(log_snr_rate_of_block(block, s), block.log_snr_rate(s))
         lam = block.log_snr(s)
-        torch.testing.assert_close(ManyTimes(block).time_at_log_snr(lam), s, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(time_of_block(block, lam), s, rtol=1e-8, atol=1e-12)
         grids = torch.stack([s[1:], (s[1:] + s[-1]) / 2], 1)[:-1].flip(0)  # of two data
         for noise, powers in ((0.0, 1), (0.5, 3)):
             one, other = (transport(block, t, noise, powers) for t in (grids[:, None], grids))
@@ -198,7 +203,7 @@ def test_one_variable_needs_no_factorization() -> None:
 @torch.no_grad()
 def test_rates_are_derivatives_in_the_common_time(name: str) -> None:
     diffusion = CASES[name]()
-    s, h = diffusion.log_snr_grid(6)[1:-1] * 1.01, 1e-5
+    s, h = log_snr_times(diffusion, 6)[1:-1] * 1.01, 1e-5
     assert bool((s + h < diffusion.horizon).all())
     up, down = diffusion.marginal(s + h), diffusion.marginal(s - h)
     here = diffusion.marginal(s)
@@ -208,21 +213,24 @@ def test_rates_are_derivatives_in_the_common_time(name: str) -> None:
     slope = (up.covariance - down.covariance) / (2 * h)
     moved = A @ here.covariance + here.covariance @ A.mT + g2
     torch.testing.assert_close(moved, slope, rtol=1e-4, atol=1e-5)
-    G = diffusion.dispersion_matrix(s)
+    G = diffusion.dispersion(None, s)
     torch.testing.assert_close(G @ G.mT, g2)
     rate = -(up.log_snr - down.log_snr) / (2 * h)
     torch.testing.assert_close(
-        diffusion.log_snr_map_rate(s).expand_as(rate), rate, rtol=1e-4, atol=1e-5
+        diffusion.cells.spread(diffusion.cells.log_snr_rate(s), s.shape).expand_as(rate),
+        rate,
+        rtol=1e-4,
+        atol=1e-5,
     )
     kappa = (diffusion.log_volume(s + h) - diffusion.log_volume(s - h)) / (2 * h)
-    torch.testing.assert_close(diffusion.log_volume_rate(s), kappa, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(diffusion.time_at_log_volume(diffusion.log_volume(s)), s)
+    torch.testing.assert_close(diffusion.log_volume.rate(s), kappa, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(diffusion.log_volume.inverse(diffusion.log_volume(s)), s)
 
 
 @torch.no_grad()
 def test_torchsde_is_told_of_each_dimension() -> None:
     diffusion, s = CASES["both"](), torch.tensor(0.4, dtype=torch.float64)
-    sde, y = diffusion.forward_sde((D,)), normal(5, 4, 2, D)
+    sde, y = ForwardSDE(diffusion, (D,)), normal(5, 4, 2, D)
     A, g2 = (of(s).reshape(D, 2, 2) for of in (diffusion.drift_matrix, diffusion.noise_covariance))
     expected = torch.einsum("jkl,nlj->nkj", A, y)
     torch.testing.assert_close(unfold(sde.f(s, fold(y)), (D,)), expected)
@@ -315,8 +323,8 @@ def test_a_raw_score_has_the_same_bound_as_the_denoiser_that_it_is_made_of() -> 
     diffusion, x = CASES["both"](), data(2000)
 
     class OfDenoiser(NoisePrediction):
-        def score(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
-            return exact().score(diffusion, y, s)
+        def score_at(self, diffusion: Any, y: Tensor, at: Any) -> Tensor:
+            return exact().score_at(diffusion, y, at)
 
     terms = elbo_terms(*programs(diffusion, OfDenoiser(MLP(2 * D).double())), x)
     of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
@@ -340,7 +348,7 @@ def test_a_residual_score_begins_as_that_of_its_gaussian_fit() -> None:
 @torch.no_grad()
 def test_chains_have_the_densities_of_their_dimensions() -> None:
     diffusion, x = CASES["both"](), data(6)
-    times = diffusion.log_snr_grid(9)
+    times = log_snr_times(diffusion, 9)
     noising = NoisingPath(diffusion, x, times)
     chain = GenerativeChain(diffusion, exact(), (D,), times)
     torch.manual_seed(0)
@@ -433,17 +441,16 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
     times = sampler.times(diffusion)
     noises = normal(1, 50, n, diffusion.num_variables, D)
 
-    def run(of: Any, score: Any, grid: Tensor, plan: Any, j: slice) -> Tensor:
+    def run(of: Any, score: Any, grid: Tensor, j: slice) -> Tensor:
         y, drawn = normal(2, n, of.num_variables, D)[..., j], iter(noises[..., j])
         ask = Questions(of, score, torch.float64)
+        plan = sampler.planned(ask, grid, y)
         for i in range(sampler.steps):
             y = sampler.step(plan, i, y, ask, lambda: next(drawn))
         return y
 
     model = programs(diffusion, exact())[0]
-    found = run(
-        diffusion, model.bound_score, times, diffusion.planned(sampler.plan, times), slice(None)
-    )
+    found = run(diffusion, model.bound_score, times, slice(None))
     for j in range(D):
         if isinstance(sampler, Splitting) and not (name == "blocks" and j != 1):
             continue
@@ -451,7 +458,7 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
         alone = Denoiser(Silent(1), MEAN[j : j + 1], VARIANCE[j : j + 1])
         one = DiffusionModel(block, alone)
         t = t.clamp(block.start_time.item(), block.horizon)
-        known = run(block, one.bound_score, t, sampler.plan(block, t), slice(j, j + 1))
+        known = run(block, one.bound_score, t, slice(j, j + 1))
         torch.testing.assert_close(found[..., j : j + 1], known, rtol=2e-5, atol=2e-6)
 
 
@@ -481,7 +488,7 @@ def test_images_share_along_dimensions_of_size_1() -> None:
     path = law.rsample()
     assert path.shape == (4, 1, 2, 3, 2, 2) and law.log_prob(path).shape == (4,)
     assert diffusion.marginal(0.5).covariance.shape == (1, 3, 1, 1, 2, 2)
-    assert diffusion.num_cells == 2
+    assert len(diffusion.cells) == 2
     with pytest.raises(ValueError, match="expected as many dimensions"):
         DiffusionGuide(diffusion).law(normal(0, 4, 3))
 
@@ -505,6 +512,13 @@ def test_mistakes_are_told() -> None:
         (lambda: Denoiser(Silent(1), maps=True), "shape of a datum"),
     )
     assert PerDimensionDiffusion([ALDA()], index * 0).num_variables == 3
+
+
+def test_a_block_that_no_dimension_has_is_not_computed() -> None:
+    volume = PerDimensionDiffusion(blocks(), torch.tensor([1, 1])).log_volume
+    s, h = torch.tensor([0.3, 0.6], dtype=torch.float64), 1e-5
+    slope = (volume(s + h) - volume(s - h)) / (2 * h)
+    torch.testing.assert_close(volume.rate(s), slope, rtol=1e-6, atol=0)
 
 
 def test_what_is_kept_is_of_the_matrices_that_were_loaded() -> None:

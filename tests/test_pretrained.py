@@ -42,12 +42,11 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm import pretrained as pretrained_module
-from pyro_mdm.diffusions import LearnedClocks
-from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.by_dimension import LearnedClocks
+from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
-from pyro_mdm.likelihoods.base import Likelihood
-from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
-from pyro_mdm.likelihoods.levels import DiscretizedGaussian, NetworkPosterior
+from pyro_mdm.levels.likelihoods import DiscretizedGaussian, NetworkPosterior
+from pyro_mdm.likelihoods.base import Gaussian, JointTweedie, Likelihood, Tweedie
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.pretrained import TENSORS, PretrainedError, library_classes
 from pyro_mdm.samplers import (
@@ -362,7 +361,7 @@ def test_every_likelihood_and_sampler(
     assert torch.equal(samples(model), samples(opened))
 
 
-@pytest.mark.parametrize("times", [4, CLD(max_log_snr=6.0).log_snr_grid(4)])
+@pytest.mark.parametrize("times", [4, log_snr_times(CLD(max_log_snr=6.0), 4)])
 def test_a_chain(times: Any, tmp_path: Path) -> None:
     model = DiffusionModel(
         CLD(max_log_snr=6.0), SCORES["denoiser"](VPSDE()), event_shape=(2,), times=times
@@ -681,5 +680,7 @@ def test_every_public_class_of_the_library_has_a_name_of_its_own() -> None:
     def below(cls: type) -> list[type]:
         return [c for sub in cls.__subclasses__() for c in (sub, *below(sub))]
 
-    ours = {c for c in below(Recorded) if c.__module__.startswith("pyro_mdm.")}
+    ours = {
+        c for c in (*below(Recorded), *below(Diffusion)) if c.__module__.startswith("pyro_mdm.")
+    }
     assert len({c.__name__ for c in ours}) == len(ours)

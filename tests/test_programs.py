@@ -451,15 +451,15 @@ def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
     run = tmp_path / "run"
     options |= {"checkpoint_every": 6, "measure_every": 6, "steps": 6}
 
-    schedule, usual = trainer.schedule_within, MLP.forward
+    schedule, usual = trainer.schedule, MLP.forward
 
     def failing(step: int) -> str:
-        def rate(share: float, at: int, *rest: Any) -> float:
-            return 1e30 if at == step - 1 else schedule(share, at, *rest)
+        def rate(at: int, *rest: Any) -> float:
+            return 1e30 if at == step - 1 else schedule(at, *rest)
 
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Pyro's, of the same NaN
-            patch.setattr(trainer, "schedule_within", rate)
+            patch.setattr(trainer, "schedule", rate)
             if step == 0:
                 patch.setattr(MLP, "forward", lambda *inputs: usual(*inputs) * math.nan)
             with pytest.raises(FloatingPointError, match=f"step {step}: the loss is") as caught:

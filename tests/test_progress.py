@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 import pytest
 from tqdm.auto import tqdm
@@ -25,18 +26,31 @@ class Clock:
         return self.now
 
 
-def lines(total: int, seconds: float, **options) -> list[str]:
-    """Of work whose every unit takes so long."""
-    clock, file = Clock(), io.StringIO()
-    with LogProgress(total, "training", "steps", file=file, clock=clock, **options) as bar:
-        for step in range(options.get("initial", 0), total):
-            clock.now += seconds
-            bar.set_postfix_str(f"loss {step + 1}")
-            bar.update()
-    return file.getvalue().splitlines()
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    """The clock of all progress, which writes where the test can read it."""
+    clock = Clock()
+    monkeypatch.setattr("pyro_mdm.support.progress.monotonic", clock)
+    return clock
 
 
-def test_a_log_has_a_line_after_ten_seconds_then_every_thirty_and_the_end() -> None:
+@pytest.fixture
+def lines(monkeypatch, clock) -> Callable[..., list[str]]:
+    """The lines of work whose every unit takes so long."""
+
+    def of_work(total: int, seconds: float, **options) -> list[str]:
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        with LogProgress(total, "training", "steps", **options) as bar:
+            for step in range(options.get("initial", 0), total):
+                clock.now += seconds
+                bar.set_postfix_str(f"loss {step + 1}")
+                bar.update()
+        return sys.stderr.getvalue().splitlines()
+
+    return of_work
+
+
+def test_a_log_has_a_line_after_ten_seconds_then_every_thirty_and_the_end(lines) -> None:
     assert lines(90, 1.0) == [
         "training: 10 of 90 steps in 00:10, 01:20 to go, loss 10",
         "training: 40 of 90 steps in 00:40, 00:50 to go, loss 40",
@@ -46,25 +60,25 @@ def test_a_log_has_a_line_after_ten_seconds_then_every_thirty_and_the_end() -> N
     assert len(lines(100_000, 1.0)) < 100_000 / 30 + 2
 
 
-def test_work_that_was_begun_before_is_timed_by_what_is_done_now() -> None:
+def test_work_that_was_begun_before_is_timed_by_what_is_done_now(lines) -> None:
     first, *_ = lines(1000, 1.0, initial=900)
     assert first == "training: 910 of 1,000 steps in 00:10, 01:30 to go, loss 910"
 
 
-def test_short_work_says_nothing_unless_its_end_is_wanted() -> None:
+def test_short_work_says_nothing_unless_its_end_is_wanted(lines) -> None:
     assert lines(9, 1.0) == []
     assert lines(9, 1.0, leave=True) == ["training: 9 of 9 steps in 00:09, loss 9"]
 
 
-def test_work_that_ends_early_says_where() -> None:
-    clock, file = Clock(), io.StringIO()
-    bar = LogProgress(100, "evaluating", "calls", file=file, clock=clock, leave=True)
+def test_work_that_ends_early_says_where(monkeypatch, clock) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar = LogProgress(100, "evaluating", "calls", leave=True)
     bar.update(0)
     bar.update(25)
     clock.now += 3
     bar.close()
     bar.close()
-    assert file.getvalue() == "evaluating: 25 of 100 calls in 00:03\n"
+    assert sys.stderr.getvalue() == "evaluating: 25 of 100 calls in 00:03\n"
 
 
 class Terminal(io.StringIO):

@@ -25,9 +25,9 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.likelihoods.dequantization import LogitDequantization
+from pyro_mdm.conditioning import RandomMaps
+from pyro_mdm.levels.dequantization import LogitDequantization
 from pyro_mdm.networks import MLP
-from pyro_mdm.scores import RandomMaps
 from tests.problems import normal
 
 N, D = 48, 3

@@ -24,7 +24,7 @@ from inference.train import train
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
 from models.mnist5k import Mnist5k
-from pyro_mdm.likelihoods.gaussian import JointTweedie
+from pyro_mdm.likelihoods.base import JointTweedie
 from pyro_mdm.networks import StridedUNet, UNet
 
 pytestmark = pytest.mark.usefixtures("few_pictures")

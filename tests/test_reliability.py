@@ -26,7 +26,9 @@ import yaml
 from inference.folders import checkpoints as ck
 from inference.folders import runs
 from inference.folders.checkpoints import RunError, StorageError
+from inference.folders.records import write_json
 from inference.folders.runs import Run, create_default
+from inference.folders.sessions import begin_session, sessions
 from inference.machine import environment
 from tests.mistakes import Bomb
 from tests.programs import checkpoint
@@ -152,17 +154,17 @@ def test_any_flipped_bit_of_the_tensors_is_noticed(two: tuple[Path, bytes]) -> N
 @pytest.mark.parametrize("name", ["metrics.csv", "history.jsonl", "sessions.jsonl"])
 def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path, name: str) -> None:
     def write(run: Run, step: int) -> None:
-        run.log(step, "train", {"bits_per_dim": 1 / step})
-        run.record(step, "train", {"λ": 1 / step, "text": "μ"})
-        run.begin_session(step, note="ν")
+        run.metrics.log(step, "train", {"bits_per_dim": 1 / step})
+        run.metrics.record(step, "train", {"λ": 1 / step, "text": "μ"})
+        begin_session(run.folder, step, note="ν")
 
     def steps(run: Run) -> tuple[list[int], list[int], list[int]]:
         table = pd.read_csv(run.folder / "metrics.csv")
         assert table.bits_per_dim.tolist() == [1 / step for step in table.step]
         return (
             table.step.tolist(),
-            [r["step"] for r in run.history()],
-            [s["step"] for s in run.sessions()],
+            [r["step"] for r in run.metrics.history()],
+            [s["step"] for s in sessions(run.folder)],
         )
 
     with pytest.MonkeyPatch.context() as patch, Run.create(tmp_path / "run", {}) as run:
@@ -170,7 +172,7 @@ def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path, name: str) -
         file = run.folder / name
         for step in (10, 20):
             write(run, step)
-        written = run.written()
+        written = run.metrics.written()
         size, whole = file.stat().st_size, content(run.folder)
         write(run, 30)
         data = file.read_bytes()
@@ -180,7 +182,7 @@ def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path, name: str) -
             for path, held in whole.items():
                 (run.folder / path).write_bytes(held)
             file.write_bytes(data[:length])
-            run.rewind(written)
+            run.metrics.rewind(written)
             assert steps(run) == ([10, 20], [10, 20], [10, 20])
             write(run, 30)
             assert steps(run) == ([10, 20, 30], [10, 20, 30], [10, 20, 30])
@@ -229,24 +231,24 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path) -> Non
 def test_what_is_appended_on_a_full_disk_is_there_or_not(tmp_path: Path) -> None:
     with Run.create(tmp_path / "run", {}) as run:
         for step in (10, 20):
-            run.log(step, "train", {"bits_per_dim": 0.5})
-            run.record(step, "train", {"λ": "μ" * 99})
-            run.begin_session(step)
+            run.metrics.log(step, "train", {"bits_per_dim": 0.5})
+            run.metrics.record(step, "train", {"λ": "μ" * 99})
+            begin_session(run.folder, step)
         run.save(checkpoint(20))
-        before, written = content(run.folder), run.written()
+        before, written = content(run.folder), run.metrics.written()
         appends: dict[str, Callable[[], object]] = {
-            "metrics.csv": lambda: run.log(30, "train", {"bits_per_dim": 0.25}),
-            "history.jsonl": lambda: run.record(30, "train", {"λ": "μ" * 99}),
-            "sessions.jsonl": lambda: run.begin_session(30),
+            "metrics.csv": lambda: run.metrics.log(30, "train", {"bits_per_dim": 0.25}),
+            "history.jsonl": lambda: run.metrics.record(30, "train", {"λ": "μ" * 99}),
+            "sessions.jsonl": lambda: begin_session(run.folder, 30),
         }
         for name, append in appends.items():
             for room in (0, 1, 15):
                 limited(len(before[name]) + room, append)
                 assert content(run.folder) == before
-        limited(9, lambda: run.write_json("results.json", {"bits_per_dim": 1.25}))
+        limited(9, lambda: write_json(run.folder / "results.json", {"bits_per_dim": 1.25}))
         assert content(run.folder) == before
     with Run.resume(run.folder) as run:
-        run.rewind(written)
+        run.metrics.rewind(written)
         assert_same(run.latest(), checkpoint(20))
         assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [10, 20]
 
@@ -444,9 +446,9 @@ def test_no_reader_of_a_run_folder_runs_what_it_reads(tmp_path: Path) -> None:
                 assert run.latest().step == 1
             with pytest.raises(RunError, match=r"data\.json is damaged"):
                 run.check_data({})
-            run.begin_session(1)
-            run.rewind(None)
-            assert run.history() == [] and len(run.sessions()) == 1
+            begin_session(run.folder, 1)
+            run.metrics.rewind(None)
+            assert run.metrics.history() == [] and len(sessions(run.folder)) == 1
         for path in (folder / "checkpoints").iterdir():
             path.write_bytes(bomb)
         with pytest.warns(UserWarning, match="damaged"), pytest.raises(ck.CheckpointError):

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from inference.folders.loading import load_trained
+from inference.folders.metrics import Metrics
 from inference.folders.runs import Run
 from inference.train import train
 from inference.training import report
@@ -177,7 +178,7 @@ def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
 
 
 def test_the_history_holds_what_was_measured(trained: Path) -> None:
-    history = Run.open(trained).history()
+    history = Run.open(trained).metrics.history()
     count = Counter(record["part"] for record in history)
     assert count == {"diffusion": 5, "train": 4, "validation": 4, "test": 1}
     _, programs, _ = load_trained(trained)
@@ -195,21 +196,21 @@ def test_figures_after_a_resume_hold_what_came_before_it(
     tmp_path: Path, problems: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    log = Run.log
+    log = Metrics.log
 
-    def stopping(self: Run, step: int, part: str, values: Any) -> None:
+    def stopping(self: Metrics, step: int, part: str, values: Any) -> None:
         log(self, step, part, values)
         if (step, part) == (6, "validation"):  # two steps past the checkpoint
             raise Stopped
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Run, "log", stopping)
+        patch.setattr(Metrics, "log", stopping)
         patch.setattr(report, "draw_training", lambda *arguments: None)
         train(f"{problems}:Images", "learned", steps=8, run=run, **OPTIONS)
     with open(run / "history.jsonl", "a") as file:
         file.write('{"step": 6, "part": "diff')  # killed in the middle of a line
     train(resume=run)
-    assert Run.open(run).history() == Run.open(trained).history()
+    assert Run.open(run).metrics.history() == Run.open(trained).metrics.history()
     # the pictures that the two runs end with are the same, pixel for pixel
     resumed, whole = read(run), read(trained)
     for tag in whole.Tags()["images"]:

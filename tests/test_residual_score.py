@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, ResidualScore, Simulated, Simulation
 from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.likelihoods.base import Gaussian
 from tests.mistakes import refused
 from tests.problems import TYPICAL, GaussianMixture, learned, normal
 

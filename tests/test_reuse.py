@@ -15,7 +15,7 @@ from inference.drawing.sampling import draw
 from inference.folders.checkpoints import Checkpoint, RunError
 from inference.folders.runs import Run
 from inference.measuring.bounds import RunBound, measure
-from inference.measuring.reuse import Another, against_own, open_run, reuse
+from inference.measuring.reuse import ReusedRun, against_own, open_run, reuse
 from inference.settings.plan import Programs
 from inference.train import train
 from pyro_mdm import CLD
@@ -190,8 +190,11 @@ def test_a_network_that_saw_the_raw_state_is_not_reused(noise_run: Path) -> None
 def test_either_a_run_or_reuse(run: Path) -> None:
     refused(
         RunError,
-        (lambda: open_run(run, run, Another("cld")), r"both .* and --reuse"),
-        (lambda: open_run(run, None, Another("cld", min_log_snr=-9.0)), "--guide, --min_log_snr"),
+        (lambda: open_run(ReusedRun(run=run, reuse=run, guide="cld")), r"both .* and --reuse"),
+        (
+            lambda: open_run(ReusedRun(run=run, guide="cld", min_log_snr=-9.0)),
+            "--guide, --min_log_snr",
+        ),
     )
 
 

@@ -23,8 +23,9 @@ from inference import trust
 from inference.commands.cli import MISTAKES, command_line
 from inference.folders.config import CODE, MACHINE, STATE
 from inference.folders.loading import load_trained
+from inference.folders.metrics import FILES as RECORD
 from inference.folders.records import read_sealed
-from inference.folders.runs import RECORD, Run, RunError
+from inference.folders.runs import Run, RunError
 from inference.settings.kinds import is_of
 from inference.settings.options import GROUPS, Decided, Training
 from inference.train import train
@@ -264,11 +265,11 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_with_nothing(
     options = config | {"checkpoint_every": 4}
     with stopped_after(3):
         train(run=tmp_path / "young", **options)
-    first = [(r["step"], r["part"]) for r in Run.open(tmp_path / "young").history()]
+    first = [(r["step"], r["part"]) for r in Run.open(tmp_path / "young").metrics.history()]
     assert (0, "diffusion") in first and not Run.open(tmp_path / "young").has_checkpoint
     train(resume=tmp_path / "young")
-    again = [(r["step"], r["part"]) for r in Run.open(tmp_path / "young").history()]
-    whole = [(r["step"], r["part"]) for r in Run.open(runs / "whole").history()]
+    again = [(r["step"], r["part"]) for r in Run.open(tmp_path / "young").metrics.history()]
+    whole = [(r["step"], r["part"]) for r in Run.open(runs / "whole").metrics.history()]
     assert again == whole and len(set(again)) == len(again)
 
 

@@ -26,7 +26,10 @@ from inference.folders import fingerprints, runs
 from inference.folders.checkpoints import RunError
 from inference.folders.fingerprints import differences, fingerprint, fingerprint_of
 from inference.folders.loading import load_trained
+from inference.folders.metrics import COLUMNS
+from inference.folders.records import write_json
 from inference.folders.runs import Run, create_default, default_folder
+from inference.folders.sessions import begin_session, keep_sources, sessions
 from inference.machine import environment
 from inference.settings.options import GROUPS
 from inference.train import train
@@ -153,17 +156,17 @@ def test_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_an_existing_run_is_refused_unless_asked(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run = Run.create(folder, {"seed": 1})
-    run.log(3, "train", {"bits_per_dim": 2.0})
+    run.metrics.log(3, "train", {"bits_per_dim": 2.0})
     run.save(checkpoint(3))
     (folder / "notes.txt").write_text("mine")
-    run.record(3, "train", {})
-    run.begin_session(0)
+    run.metrics.record(3, "train", {})
+    begin_session(run.folder, 0)
     run.check_data({"train": {"sha256": "a"}})
-    run.write_json("results.json", {})
+    write_json(run.folder / "results.json", {})
     for name in ("samples.png", "changes.patch", "model.safetensors", "table.json"):
         (folder / name).write_text("old")
     (folder / "tensorboard").symlink_to(tmp_path)  # is unlinked, not emptied
-    run.keep_sources([Path(__file__)])
+    keep_sources(run.folder, [Path(__file__)])
     run.close()
     with pytest.raises(RunError, match=r"already holds a run; continue it with --resume"):
         Run.create(folder, {"seed": 2})
@@ -180,13 +183,13 @@ def test_an_existing_run_is_refused_unless_asked(tmp_path: Path) -> None:
 def test_a_run_that_ended_before_its_first_checkpoint_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with Run.create(folder, {"seed": 1}) as run:
-        run.log(3, "train", {"bits_per_dim": 2.0})
+        run.metrics.log(3, "train", {"bits_per_dim": 2.0})
         with pytest.raises(RunError, match="is being written by this process"):
             Run.create(folder, {"seed": 2})
     with Run.create(folder, {"seed": 2}) as run:
         assert Run.open(folder).config["seed"] == 2
         assert len(pd.read_csv(folder / "metrics.csv")) == 0
-        run.write_json("results.json", {})
+        write_json(run.folder / "results.json", {})
     with pytest.raises(RunError, match="already holds a run"):  # whose checkpoints were removed
         Run.create(folder, {"seed": 3})
     (tmp_path / "mine").mkdir()
@@ -200,8 +203,8 @@ def test_the_rows_are_on_the_disk_before_the_checkpoint_that_they_go_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.create(tmp_path / "run", {})
-    run.log(1, "train", {})
-    run.record(1, "train", {})
+    run.metrics.log(1, "train", {})
+    run.metrics.record(1, "train", {})
     flushed: list[int] = []
     fsync = os.fsync
 
@@ -291,10 +294,14 @@ def test_the_folder_explains_itself(tmp_path: Path) -> None:
     assert machine["cores"] == os.cpu_count() and machine["threads"] == torch.get_num_threads()
     assert machine["cpu"] and machine["host"] and machine["memory_bytes"] > 1 << 28
     assert len(machine["accelerators"]) == torch.cuda.device_count()
-    run.write_json("results.json", {"mean": 1.5, "bad": float("nan"), "list": [float("inf")]})
+    write_json(
+        run.folder / "results.json", {"mean": 1.5, "bad": float("nan"), "list": [float("inf")]}
+    )
     results = json.loads((run.folder / "results.json").read_text())
     assert results == {"mean": 1.5, "bad": None, "list": [None]}
-    run.write_json("results.json", {"file": "caf\udce9.py"})  # a file name that is no UTF-8
+    write_json(
+        run.folder / "results.json", {"file": "caf\udce9.py"}
+    )  # a file name that is no UTF-8
     assert json.loads((run.folder / "results.json").read_bytes()) == {"file": "caf\udce9.py"}
 
 
@@ -340,7 +347,7 @@ def test_changes_of_the_code_are_kept(
     git(repository, "apply", str(tmp_path / "changed" / "changes.patch"))
     assert (repository / "code.py").read_text() == "a = 2\n"
 
-    monkeypatch.setattr(runs, "CHANGES_LIMIT", 99)
+    monkeypatch.setattr("inference.folders.sessions.CHANGES_LIMIT", 99)
     large = described("large")
     assert "bytes, more than the 99 that are kept" in large["git_changes_patch"]
     assert not (tmp_path / "large" / "changes.patch").exists()
@@ -354,11 +361,11 @@ def test_every_start_and_resumption_is_recorded(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Run.create(tmp_path / "run", {}) as run:
-        assert run.sessions() == []
-        run.begin_session(0, device="cpu")
+        assert sessions(run.folder) == []
+        begin_session(run.folder, 0, device="cpu")
     with Run.resume(run.folder) as run:
-        run.begin_session(20, device="cuda:0", loss=float("nan"))
-    first, second = run.sessions()
+        begin_session(run.folder, 20, device="cuda:0", loss=float("nan"))
+    first, second = sessions(run.folder)
     assert (first["step"], first["device"]) == (0, "cpu")
     assert (second["step"], second["device"], second["loss"]) == (20, "cuda:0", None)
     assert first["torch"] == torch.__version__ and first["pid"] == os.getpid()
@@ -368,16 +375,16 @@ def test_every_start_and_resumption_is_recorded(
 
     git(repository, "commit", "-q", "--allow-empty", "-m", "second")
     with pytest.warns(UserWarning, match=rf"git commit {first['git_commit']}, now .*bit for bit"):
-        run.begin_session(40)
+        begin_session(run.folder, 40)
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     with pytest.warns(UserWarning, match=r"with PyTorch .*, now 9\.9\.9 and with git commit"):
-        run.begin_session(60)
+        begin_session(run.folder, 60)
     monkeypatch.setattr(environment, "ROOT", tmp_path)  # unknown is not different
     with pytest.warns(UserWarning, match=r"now 9\.9\.9; its results may not"):
-        run.begin_session(80)
+        begin_session(run.folder, 80)
     (run.folder / "environment.json").write_text("{")
-    run.begin_session(100)
-    assert [s["step"] for s in run.sessions()] == [0, 20, 40, 60, 80, 100]
+    begin_session(run.folder, 100)
+    assert [s["step"] for s in sessions(run.folder)] == [0, 20, 40, 60, 80, 100]
 
 
 # -- the data set ----------------------------------------------------------------------------------
@@ -551,37 +558,40 @@ def test_a_folder_that_a_killed_start_left_is_used(tmp_path: Path) -> None:
 
 def test_metrics_and_the_history_rewind_to_a_checkpoint(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {})
-    assert run.history() == []
+    assert run.metrics.history() == []
     written: list[Any] = []
     for step in (10, 20, 30):
-        run.log(step, "train", {"bits_per_dim": 1 / step, "bits_per_dim_standard_error": 0.01})
-        run.record(step, "train", {"terms": {"λ": [1 / step, float("nan")]}})
-        written.append(run.written())
+        run.metrics.log(
+            step, "train", {"bits_per_dim": 1 / step, "bits_per_dim_standard_error": 0.01}
+        )
+        run.metrics.record(step, "train", {"terms": {"λ": [1 / step, float("nan")]}})
+        written.append(run.metrics.written())
     table = pd.read_csv(run.folder / "metrics.csv")
     assert table.step.tolist() == [10, 20, 30]
     assert table.bits_per_dim.tolist() == [1 / 10, 1 / 20, 1 / 30]  # every digit
     assert table.diffusion.isna().all()
-    assert run.history()[0] == {"step": 10, "part": "train", "terms": {"λ": [1 / 10, None]}}
-    run.rewind(written[1])
+    assert run.metrics.history()[0] == {"step": 10, "part": "train", "terms": {"λ": [1 / 10, None]}}
+    run.metrics.rewind(written[1])
     assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [10, 20]
-    assert [r["step"] for r in run.history()] == [10, 20]
+    assert [r["step"] for r in run.metrics.history()] == [10, 20]
     with pytest.raises(ValueError, match="unknown columns"):
-        run.log(1, "train", {"loss": 1.0})
+        run.metrics.log(1, "train", {"loss": 1.0})
     with pytest.raises(RunError, match=r"metrics\.csv is damaged"):
-        run.rewind({})
-    run.rewind(None)
+        run.metrics.rewind({})
+    run.metrics.rewind(None)
     table = pd.read_csv(run.folder / "metrics.csv")
-    assert tuple(table.columns) == runs.COLUMNS and len(table) == 0 and run.history() == []
+    assert tuple(table.columns) == COLUMNS and len(table) == 0
+    assert run.metrics.history() == []
 
 
 def test_code_of_one_s_own_is_kept_and_changes_are_noticed(tmp_path: Path) -> None:
     run, mine = Run.create(tmp_path / "run", {}), tmp_path / "mine.py"
     mine.write_text("a = 1\n")
-    run.keep_sources([mine])
-    run.keep_sources([mine])
+    keep_sources(run.folder, [mine])
+    keep_sources(run.folder, [mine])
     mine.write_text("a = 2\n")
     with pytest.warns(UserWarning, match=r"mine\.py is not what .*run was started with"):
-        run.keep_sources([mine])
+        keep_sources(run.folder, [mine])
     assert (run.folder / "sources" / "mine.py").read_text() == "a = 1\n"
 
 
@@ -591,10 +601,10 @@ def test_code_of_one_s_own_is_kept_and_changes_are_noticed(tmp_path: Path) -> No
 )
 def test_a_damaged_line_of_the_history_is_left_out(tmp_path: Path, line: bytes) -> None:
     run = Run.create(tmp_path / "run", {})
-    run.record(1, "train", {"text": "λ\u2028μ"})  # a line separator within a line
+    run.metrics.record(1, "train", {"text": "λ\u2028μ"})  # a line separator within a line
     for end in (b"\n", b""):
         with open(run.folder / "history.jsonl", "ab") as file:
             file.write(line + end)
-        run.record(2, "train", {})
-    assert [r["step"] for r in run.history()] == [1, 2, 2]
-    assert run.history()[0]["text"] == "λ\u2028μ"
+        run.metrics.record(2, "train", {})
+    assert [r["step"] for r in run.metrics.history()] == [1, 2, 2]
+    assert run.metrics.history()[0]["text"] == "λ\u2028μ"

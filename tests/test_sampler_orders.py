@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import ALDA, CLD, VPSDE, HamiltonianDiffusion, NonlinearDiffusion, Simulated
+from pyro_mdm.diffusions.clocks import as_times
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.simulation import SimulationError
-from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Questions, Sampler
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
-from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
+from pyro_mdm.samplers.exponential import (
+    ExponentialIntegrator,
+    StochasticExponentialIntegrator,
+    transport,
+)
 from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid
 from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, ToleranceError
-from pyro_mdm.samplers.splitting import Splitting
-from pyro_mdm.samplers.stochastic_heun import StochasticHeun
-from pyro_mdm.samplers.transport import transport
+from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 from pyro_mdm.simulated.reference import TorchSDE, increments
 from pyro_mdm.support.progress import progress_bar
 from tests.mistakes import refused
@@ -113,7 +114,7 @@ def law(sampler: Sampler, linear: LinearDiffusion, diffusion=None) -> tuple[Tens
     out = sampler.integrate(probes[:, :K], ask, noises.__next__, SILENT)[..., 0]
     assert next(noises, None) is None
     M, root = (out[:-1] - out[-1]).mT.split([K, K * draws[0]], 1)
-    mean, covariance = marginal(linear, linear.as_tensor(linear.horizon))
+    mean, covariance = marginal(linear, as_times(linear.horizon))
     return M @ mean + out[-1], M @ covariance @ M.mT + root @ root.mT
 
 
@@ -192,7 +193,6 @@ def test_second_order_without_closed_forms(make):
     """A linear diffusion that is simulated: what a nonlinear one is asked, with a known answer."""
     linear = diffusion_called("cld")
     simulated = Simulated(linear)
-    assert not simulated.closed_form
     assert_order(*(weak_errors(make(n), linear, simulated) for n in (32, 64)), 2)
 
 

@@ -10,13 +10,10 @@ from torch import Tensor
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
-from pyro_mdm.samplers.ancestral import Ancestral
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import information_grid, log_snr_grid
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
-from pyro_mdm.samplers.splitting import Splitting
-from pyro_mdm.samplers.stochastic_heun import StochasticHeun
+from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 from pyro_mdm.simulated.reference import TorchSDE
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
@@ -185,7 +182,7 @@ def test_both_grids_agree_for_one_variable():
 def test_even_information_tames_pauses_of_log_snr():
     """ALDA's log SNR pauses; steps even in it alone move the state by more than its own size."""
     diffusion = ALDA()
-    A = torch.linalg.matrix_norm(diffusion.unit_drift, ord=2)
+    A = torch.linalg.matrix_norm(diffusion.matrices.drift(), ord=2)
 
     def longest(s: Tensor) -> float:
         return (A * diffusion.clock(s).diff().abs().max()).item()

@@ -102,11 +102,7 @@ def test_priors_of_ones_own_are_streams_too() -> None:
         first, parts = 0, []
         for n in sizes:
             with randomness.stream(3, first):
-                parts.append(
-                    randomness.for_data(
-                        lambda n, g: prior.sample((n, 2, 3), g), n, torch.device("cpu")
-                    )
-                )
+                parts.append(randomness.for_data(prior.sample, (n, 2, 3), torch.device("cpu")))
             first += n
         drawn.append(torch.cat(parts))
     assert torch.equal(*drawn) and drawn[0].shape == (40, 2, 3)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from inference.folders import checkpoints as ck
 from inference.folders.config import PENDING, read_settings
 from inference.folders.output import check_out
+from inference.folders.records import write_json
 from inference.folders.runs import CONTENT, Run, RunError
 from inference.machine import environment
 from pyro_mdm import VPSDE, Denoiser, DiffusionModel
@@ -464,10 +465,10 @@ def test_a_run_that_was_being_replaced_is_the_old_or_the_new_one(
     monkeypatch.setattr(environment, "_packages", lambda: {})
     base = tmp_path / "base"
     with Run.create(base, {"seed": 1}) as run:
-        run.log(3, "train", {"bits_per_dim": 2.0})
-        run.record(3, "train", {})
+        run.metrics.log(3, "train", {"bits_per_dim": 2.0})
+        run.metrics.record(3, "train", {})
         run.save(checkpoint(3))
-        run.write_json("results.json", {"steps": 3})
+        write_json(run.folder / "results.json", {"steps": 3})
     (base / "notes.txt").write_text("mine")
     record = {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
     outcomes = []
@@ -490,7 +491,9 @@ def test_a_run_that_was_being_replaced_is_the_old_or_the_new_one(
             )
             continue
         with Run.resume(folder) as run:
-            assert run.config["seed"] == 2 and not run.has_checkpoint and run.history() == []
+            assert (
+                run.config["seed"] == 2 and not run.has_checkpoint and run.metrics.history() == []
+            )
             assert not (folder / "results.json").exists()
         with Run.create(folder, {"seed": 3}, overwrite=True):
             assert Run.open(folder).config["seed"] == 3

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
-from pyro_mdm.likelihoods import discrete, even_levels
+from pyro_mdm.levels import discrete, even_levels
+from pyro_mdm.levels.denoiser import DiscreteDenoiser
+from pyro_mdm.levels.even_levels import EvenLevels
+from pyro_mdm.levels.likelihoods import DiscretizedGaussian
 from pyro_mdm.likelihoods.base import bits_per_dim
-from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.likelihoods.levels import DiscretizedGaussian
-from pyro_mdm.scores.base import Score, rotated
+from pyro_mdm.scores.base import Coefficients, Score, rotated
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
-from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
+from pyro_mdm.support.modules import cached_on
 from tests.known_bound import ExactGaussian
 from tests.mistakes import refused
 from tests.problems import learned, normal, random_linear
@@ -123,8 +124,8 @@ def test_moments_and_gradients_equal_those_of_the_definition(name: str) -> None:
     for chunked in (True, False):
         a, b = alpha.clone().requires_grad_(), beta.clone().requires_grad_()
         if chunked:
-            mean = discrete.posterior_mean(log_prior, levels, c, a, b)
-            total = discrete.log_normalizer(log_prior, levels, c, a, b)
+            log_odds = discrete.LogOdds(log_prior, levels, c, a, b)
+            mean, total = discrete.posterior_mean(log_odds), discrete.log_normalizer(log_odds)
         else:
             delta = levels - c.unsqueeze(-1)
             logits = log_prior + a.unsqueeze(-1) * delta + b.unsqueeze(-1) * delta.square()
@@ -143,10 +144,10 @@ def test_moments_and_gradients_equal_those_of_the_definition(name: str) -> None:
 
 @pytest.mark.parametrize("room", [1, 40, 300, 1000])
 def test_moments_do_not_depend_on_the_blocks(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = odds(LEVELS["17"], B=7, d=5)
-    whole = discrete.posterior_mean(*arguments), discrete.log_normalizer(*arguments)
+    log_odds = discrete.LogOdds(*odds(LEVELS["17"], B=7, d=5))
+    whole = discrete.posterior_mean(log_odds), discrete.log_normalizer(log_odds)
     monkeypatch.setattr(discrete, "CPU_BLOCK", room)
-    split = discrete.posterior_mean(*arguments), discrete.log_normalizer(*arguments)
+    split = discrete.posterior_mean(log_odds), discrete.log_normalizer(log_odds)
     torch.testing.assert_close(split, whole, rtol=1e-13, atol=1e-13)
 
 
@@ -227,7 +228,7 @@ def test_posterior_mean_is_the_same_compiled_or_fast(compiled: bool) -> None:
     even = None if compiled else EvenLevels(log_prior, levels)
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
-        return discrete.posterior_mean(log_prior, levels, c, a, b, even)
+        return discrete.posterior_mean(discrete.LogOdds(log_prior, levels, c, a, b), even)
 
     def slopes(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         a, b = alpha.clone().requires_grad_(), beta.clone().requires_grad_()
@@ -237,7 +238,9 @@ def test_posterior_mean_is_the_same_compiled_or_fast(compiled: bool) -> None:
             return value, *first
         return value, *first, *torch.autograd.grad(first[0].sum(), (a, b))
 
-    expected = slopes(lambda a, b: discrete.posterior_mean(log_prior, levels, c, a, b))
+    tables, even = even, None
+    expected = slopes(mean)
+    even = tables
     got = slopes(torch.compile(mean, backend="aot_eager", fullgraph=True) if compiled else mean)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -458,10 +461,11 @@ def test_baseline_kl_that_was_found_before_is_that_of_the_prior_there_is(monkeyp
     torch.testing.assert_close(part, first[:3].flip(0))
     score.load_state_dict(other.state_dict())
     torch.testing.assert_close(score.baseline_kl(x, 2.0), second)
-    monkeypatch.setattr("pyro_mdm.scores.discrete_denoiser.KL_TABLES_BYTES", 1)
+    monkeypatch.setattr("pyro_mdm.levels.denoiser.KL_TABLES_BYTES", 1)
     for log_snr in (1.0, 2.0, 3.0):
         score.baseline_kl(x, log_snr)
-    assert [key[0] for key in score._kl_tables] == [3.0]
+    tables = cached_on(score.log_prior, "divergences", lambda _: {})
+    assert [key[0] for key in tables] == [3.0]
 
 
 def test_baseline_kl_takes_one_log_snr_per_datum() -> None:
@@ -560,10 +564,10 @@ def test_projection_recovers_the_denoiser_from_the_exact_score(name: str, noise:
 def level_at(diffusion: LinearDiffusion, log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """The level of a raw score's integrand at which log SNR is this, and d level / d log SNR."""
     s = diffusion.time_at_log_snr(log_snr)
-    start, end = diffusion.log_volume_ends
+    start, end = diffusion.log_volume.ends
     scale = (diffusion.max_log_snr - diffusion.terminal_log_snr) / (end - start)
     level = diffusion.max_log_snr - (diffusion.log_volume(s) - start) * scale
-    return level, scale * diffusion.log_volume_rate(s) / diffusion.log_snr_rate(s)
+    return level, scale * diffusion.log_volume.rate(s) / diffusion.log_snr_rate(s)
 
 
 @pytest.mark.parametrize("name", ["cld", "alda", "learned_3_rank_1"])
@@ -620,7 +624,7 @@ def test_importance_times_have_the_density_of_vpsde_and_leave_the_mean(name: str
     found = torch.histogram(s, edges).hist / len(s)
     assert (found - expected).abs().max() < 2.5 / len(s)  # of low discrepancy
     # ε_θ = 0: the integrand by log volume is ½ of a chi-square, with mean ½ d wherever
-    start, end = diffusion.log_volume_ends
+    start, end = diffusion.log_volume.ends
     exact = 0.5 * 20 * (end - start)
     for values in terms.values():
         assert abs(values.mean() - exact) < 5 * values.std() / math.sqrt(len(x))
@@ -662,8 +666,8 @@ def test_integrands_of_one_denoiser_agree_draw_by_draw_however_it_is_written() -
     for diffusion in (VPSDE(), CLD(), ALDA()):
 
         class Seen(RawScore):
-            def score(self, diffusion: LinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
-                return denoiser.score(diffusion, y, s)
+            def score_at(self, diffusion: LinearDiffusion, y: Tensor, at: Coefficients) -> Tensor:
+                return denoiser.score_at(diffusion, y, at)
 
         level, slope = level_at(diffusion, lam)
         found = Seen(Wave()).integrand(diffusion, x, level, noise) * slope

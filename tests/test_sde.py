@@ -9,7 +9,7 @@ import torchsde
 from torch import Tensor
 
 from pyro_mdm import CLD
-from pyro_mdm.diffusions.sde import fold, unfold
+from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE, fold, unfold
 from tests.problems import TYPICAL, GaussianMixture, learned, normal
 
 pytestmark = pytest.mark.quick
@@ -47,20 +47,20 @@ def test_wrong_shapes_are_named():
         fold(torch.zeros(3))
     with pytest.raises(ValueError, match=r"shape \(7, 2\), expected \(batch·3, K\)"):
         unfold(torch.zeros(7, 2), (3,))
-    sde = CLD().forward_sde()
+    sde = ForwardSDE(CLD())
     with pytest.raises(ValueError, match=r"shape \(4, 3\), expected .* K = 2 variables of CLD"):
         sde.f(torch.tensor(0.1), torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"shape \(4, 3\), expected .* K = 2 variables of CLD"):
         sde.g(torch.tensor(0.1), torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"s = 1\.5 is outside \[0, T\]"):
         sde.f(torch.tensor(1.5), torch.zeros(4, 2))
-    wrong = CLD().reverse_sde(lambda y, s: y[:, :1], (2,))
+    wrong = ReverseSDE(CLD(), lambda y, s: y[:, :1], (2,))
     with pytest.raises(ValueError, match=r"score has shape \(3, 1, 2\), expected .* \(3, 2, 2\)"):
         wrong.f(torch.tensor(0.1), torch.zeros(6, 2))
 
 
 def test_rounding_of_the_last_time_is_forgiven():
-    sde = CLD().forward_sde()
+    sde = ForwardSDE(CLD())
     late = torch.tensor(1.0) + 1e-7
     torch.testing.assert_close(
         sde.f(late, torch.ones(1, 2)), sde.f(torch.tensor(1.0), torch.ones(1, 2))
@@ -79,7 +79,7 @@ def test_drift_and_noise_are_those_of_the_diffusion(make):
         assert bool((s == 0.4).all())
         return y.sin() - y.flip(-1)
 
-    forward, reverse = diffusion.forward_sde((2,)), diffusion.reverse_sde(score, (2,))
+    forward, reverse = ForwardSDE(diffusion, (2,)), ReverseSDE(diffusion, score, (2,))
     t = diffusion.horizon - s
     torch.testing.assert_close(unfold(forward.f(s, fold(y)), (2,)), A @ y)
     drift = g2 @ score(y, s) - A @ y
@@ -96,7 +96,7 @@ def test_a_better_solver_sees_the_same_process():
     y0 = x + normal(4, n, 2) @ diffusion.initial_covariance.sqrt()
     s = torch.tensor([0.0, 0.5]).double()
     with torch.no_grad():
-        path = torchsde.sdeint(diffusion.forward_sde(), y0, s, method="srk", dt=0.5 / 40)
+        path = torchsde.sdeint(ForwardSDE(diffusion), y0, s, method="srk", dt=0.5 / 40)
         exact = diffusion.marginal(0.5)
     assert_moments(path[-1], exact.mean, exact.covariance)
 
@@ -105,7 +105,7 @@ def test_gradients_flow_through_a_path():
     diffusion = learned(2, 2, 33)
     y0 = normal(0, 3, 2)
     path = torchsde.sdeint(
-        diffusion.forward_sde(), y0, torch.tensor([0.0, 0.2]).double(), method="euler", dt=0.05
+        ForwardSDE(diffusion), y0, torch.tensor([0.0, 0.2]).double(), method="euler", dt=0.05
     )
     path[-1].square().sum().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in diffusion.parameters())

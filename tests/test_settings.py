@@ -40,11 +40,11 @@ from pyro_mdm import (
     Simulation,
     elbo_terms,
 )
-from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta, log_snr_times
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
-from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
+from pyro_mdm.likelihoods.base import JointTweedie, Tweedie
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.support.settings import EXTRA_STATE, Recorded
+from pyro_mdm.support.settings import EXTRA_STATE, Recorded, arguments_of
 from tests.problems import normal
 
 
@@ -102,7 +102,7 @@ def test_what_is_set_later_is_saved_too():
     assert float(fresh_one.terminal_log_snr) == float(nonlinear.terminal_log_snr)
 
 
-@pytest.mark.parametrize("times", [5, CLD(max_log_snr=9.0).log_snr_grid(4)])
+@pytest.mark.parametrize("times", [5, log_snr_times(CLD(max_log_snr=9.0), 4)])
 def test_the_times_of_a_chain_are_restored(times: Any):
     saved, other = model(times=times), model()
     guide, fresh = DiffusionGuide(saved.diffusion, times), DiffusionGuide(other.diffusion)
@@ -303,7 +303,7 @@ def test_arguments_are_those_of_the_constructor_by_name():
         "c": "d",
         "e": 6,
     }
-    assert VPSDE(max_log_snr=9.0).arguments() == {"max_log_snr": 9.0}
+    assert arguments_of(VPSDE(max_log_snr=9.0)) == {"max_log_snr": 9.0}
     with pytest.raises(TypeError, match=r"__init__\(\) missing 1 required"):
         Made()
 

@@ -32,12 +32,11 @@ from pyro_mdm import (
     Simulation,
     randomness,
 )
-from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
-from pyro_mdm.diffusions.divergence import divergence
+from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta, log_snr_times
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
-from pyro_mdm.diffusions.sde import fold
-from pyro_mdm.diffusions.simulation import SimulationError
-from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.diffusions.sde import fold, noise_divergence
+from pyro_mdm.diffusions.simulation import SimulationError, divergence
+from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.path_integral import path_integral
 from tests.gradients import assert_gradients
@@ -281,7 +280,7 @@ def test_pieces_of_the_integrand_against_finite_differences(make):
         G = G if diffusion.noise_depends_on_state else G[:, None]
         return (G @ G.mT).expand(n, d, K, K)
 
-    found = diffusion.noise_divergence(y, s)
+    found = noise_divergence(diffusion, y, s)
     expected = torch.zeros(n, K, d, dtype=torch.float64)
     for j in range(K):
         step = torch.zeros(K, 1, dtype=torch.float64)
@@ -293,7 +292,7 @@ def test_pieces_of_the_integrand_against_finite_differences(make):
     F = diffusion.drift(y, s) - 0.5 * (pulled + expected)
     torch.testing.assert_close(diffusion.prior_current(y, s), F, rtol=1e-8, atol=1e-8)
     with torch.no_grad():
-        assert not diffusion.noise_divergence(y, s).requires_grad
+        assert not noise_divergence(diffusion, y, s).requires_grad
 
 
 # -- divergences -----------------------------------------------------------------------------------
@@ -557,7 +556,7 @@ def wrong(lin: LinearDiffusion) -> Tensor:
 
 def path_divergence(lin: LinearDiffusion, C: Tensor) -> Tensor:
     """KL(q(y_T|x) ‖ π) + ½ ∫ E ‖-C y + Σ^{-1}(y - a x)‖²_{g²} ds at x = X."""
-    s = lin.log_snr_grid(4000)
+    s = log_snr_times(lin, 4000)
     marginal, g2 = lin.marginal(s), lin.noise_covariance(s)
     M = torch.linalg.inv(marginal.covariance) - C
     mean = -(C @ marginal.mean.unsqueeze(-1)) * X
@@ -665,7 +664,7 @@ def test_times_are_weighted_by_what_is_left_out(points):
             brownian=Tape(torch.cat([increments, -increments], 1)),
         )
         gone = lin.clock(lin.horizon) - lin.clock(lin.start_time)
-        expected = 0.5 * gone * (r @ lin.unit_noise @ r)
+        expected = 0.5 * gone * (r @ lin.matrices.noise() @ r)
         assert float(found.value.mean()) == pytest.approx(float(expected), rel=1e-3)
         at = (torch.arange(points).double()[:, None] + torch.cat([u, u])) / points
         s = diffusion.time_at_progress(at)

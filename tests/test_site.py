@@ -108,7 +108,7 @@ def test_every_page_of_the_library_is_in_its_contents_once() -> None:
 def test_a_class_links_to_what_it_inherits() -> None:
     page = api.pages()["pyro_mdm.CLD"]
     assert (
-        "`~pyro_mdm.LinearDiffusion.marginal`" in page and "`~pyro_mdm.Diffusion.velocity`" in page
+        "`~pyro_mdm.LinearDiffusion.marginal`" in page and "`~pyro_mdm.Diffusion.reference`" in page
     )
     assert "`~pyro_mdm.Diffusion.log_snr`" not in page  # LinearDiffusion has its own
     assert ".forward`" not in page and "Recorded" not in page

@@ -96,15 +96,15 @@ from pyro_mdm.evaluation.comparison import compare_paths
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.density import density_bound
-from pyro_mdm.paths.laws import noising_law
+from pyro_mdm.paths.base import noising_law
 from pyro_mdm.scores import Denoiser
-from pyro_mdm.scores.residual import noised_moments
 
 said = {"loaded": [name for name in sys.modules if name.startswith("pyro_mdm.")]}
 from pyro_mdm.simulated import NonlinearDiffusion
-functions = (compare_paths, density_bound, noised_moments, noising_law)
+functions = (compare_paths, density_bound, noising_law)
 said["registered"] = [NonlinearDiffusion in function.registry for function in functions]
 x = torch.randn(20, 2)
+from pyro_mdm.conditioning import condition
 score = Denoiser.fit(MLP(4, out_features=2), x, maps=True)
 x[3, 1] = torch.nan
 model = DiffusionModel(diffusions.VPSDE(min_log_snr=-9.0), score)
@@ -124,5 +124,5 @@ def test_the_core_loads_no_wing_and_knows_what_each_registers(tmp_path: Path) ->
     rooms = {room for rooms in WINGS.values() for room in rooms}
     assert "pyro_mdm.diffusions.linear" in said["loaded"]
     assert not [name for name in said["loaded"] if name.split(".")[1] in rooms]
-    assert said["registered"] == [True] * 4
+    assert said["registered"] == [True] * 3
     assert said["left out"] == "ConditionedDenoiser" and said["opened"] == "MeasuredDenoiser"

@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.evaluation.estimates import Noise
-from pyro_mdm.evaluation.strata import StrataPlan, StratifiedIntegrals
+from pyro_mdm.evaluation.strata import StrataPlan, StratifiedIntegrals, error_of_sum
 from tests.problems import fixed
 
 LOW, HIGH, CELLS, N, WIDTH = -6.0, 8.0, 14, 64, 0.7
 EDGES = torch.linspace(LOW, HIGH, CELLS + 1, dtype=torch.float64)
 DIFFICULTY = torch.linspace(-0.6, 0.8, N, dtype=torch.float64)
 EVERYWHERE = torch.ones(2, CELLS, dtype=torch.bool)
+
+
+def every(covers: Tensor, n: int) -> Tensor:
+    """The mask of n data, each of which has all integrands."""
+    return torch.ones(len(covers), n, dtype=torch.bool)
 
 
 def bump(log_snr: Tensor) -> Tensor:
@@ -47,7 +52,9 @@ def play(
 ) -> StratifiedIntegrals:
     generator = torch.Generator().manual_seed(seed)
     known = KNOWN if baseline else None
-    game = StratifiedIntegrals(EDGES, EVERYWHERE, N, baseline=known, seed=seed, **options)
+    game = StratifiedIntegrals(
+        EDGES, EVERYWHERE, every(EVERYWHERE, N), baseline=known, seed=seed, **options
+    )
     for size in rounds:
         datum, log_snr = game.draw(size)
         shared, own = torch.randn(2, size, generator=generator, dtype=torch.float64)
@@ -73,7 +80,7 @@ def planned(seed: int, draws: int, baseline: bool = True) -> StratifiedIntegrals
 def test_spread_and_skewness_that_a_plan_tells_are_those_of_the_noise() -> None:
     """Exponential noise, whatever λ: standard deviation 1 and skewness 2, per unit of level."""
     size = 40_000
-    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, adapt=False)
+    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], every(EVERYWHERE[:1], N), adapt=False)
     draws = game.draw(size)
     uniform = torch.rand(1, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     game.add(draws, -torch.log1p(-uniform))
@@ -93,7 +100,7 @@ def test_data_count_alike_in_folds_of_different_sizes() -> None:
     exists[0, 6:], exists[1, 8:], exists[1, :2] = False, False, False
     size = exists * torch.arange(1.0, n + 1).double() ** 2
     edges = torch.tensor([-1.0, -1.0 + span], dtype=torch.float64)
-    game = StratifiedIntegrals(edges, EVERYWHERE[:, :1], n, adapt=False, counts=exists)
+    game = StratifiedIntegrals(edges, EVERYWHERE[:, :1], exists, adapt=False)
     for _ in range(2):
         draws = game.draw(8)  # once each: of 11, 8 have an integrand
         assert draws.datum.sort().values.tolist() == list(range(8))
@@ -109,13 +116,12 @@ def test_data_count_alike_in_folds_of_different_sizes() -> None:
 def test_the_error_of_a_sum_is_unbiased_in_groups_of_any_size() -> None:
     """Of independent numbers without a mean: E error² is their number, also one in a group."""
     group = np.repeat([0, 1, 2, 3], [1, 2, 3, 6])
-    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N)
-    game.add(game.draw(len(group)), torch.zeros(1, len(group)).double())
-    values = np.random.default_rng(0).normal(size=(20_000, len(group)))
-    square = game._error_of_sum(values, group)[0] ** 2
+    generator = np.random.default_rng(0)
+    level, values = generator.normal(size=len(group)), generator.normal(size=(20_000, len(group)))
+    square = error_of_sum(values, group, level)[0] ** 2
     assert abs(square.mean() - len(group)) < 5 * square.std() / math.sqrt(len(values))
     for number in range(4):  # a group that alone is not 0
-        some = game._error_of_sum(values * (group == number), group)[0] ** 2
+        some = error_of_sum(values * (group == number), group, level)[0] ** 2
         off = some.mean() - (group == number).sum()
         assert abs(off) < 5 * some.std() / math.sqrt(len(values))
 
@@ -129,7 +135,7 @@ def test_an_error_counts_the_larger_of_two_skewnesses() -> None:
     def game(skewness: float, spread: float) -> StratifiedIntegrals:
         none = torch.zeros(1, CELLS, 1, dtype=torch.float64)
         plan = StrataPlan(none, uniform, pilot, {target: spread}, {target: skewness})
-        made = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, plan=plan)
+        made = StratifiedIntegrals(EDGES, EVERYWHERE[:1], every(EVERYWHERE[:1], N), plan=plan)
         made.add(made.draw(size), values)
         return made
 
@@ -139,7 +145,7 @@ def test_an_error_counts_the_larger_of_two_skewnesses() -> None:
     both = math.sqrt((size * spread**2 + pilot * 7.0**2) / (size + pilot) / size)
     for skewness in (0.0, mine / 2, 2 * mine):
         error = (1 + 3 * max(skewness, mine) ** 2) * both
-        assert float(game(skewness, 7.0).errors([target])) == pytest.approx(error, rel=1e-9)
+        assert game(skewness, 7.0).errors([target])[0] == pytest.approx(error, rel=1e-9)
         assert game(skewness, 7.0).integral(0).error == pytest.approx(error, rel=1e-9)
 
 
@@ -150,7 +156,7 @@ def test_the_noise_of_data_is_that_of_their_draws(n: int) -> None:
     edges = torch.tensor([-1.0, -1.0 + span], dtype=torch.float64)
     none, uniform = torch.zeros(1, 1, 1).double(), torch.full((1,), 1 / span).double()
     plan = StrataPlan(none, uniform, 10, {target: 1.0}, {target: 0.0})
-    game = StratifiedIntegrals(edges, EVERYWHERE[:1, :1], n, plan=plan)
+    game = StratifiedIntegrals(edges, EVERYWHERE[:1, :1], every(EVERYWHERE[:1, :1], n), plan=plan)
     values = fixed(5, 5, n).exp() * fixed(6, n).exp()
     for row in values:
         draws = game.draw(n)
@@ -168,7 +174,9 @@ def test_a_datum_is_weighed_by_the_densities_of_its_own_rounds() -> None:
     low = (torch.arange(CELLS) < CELLS // 2).double()
     off = []
     for seed in range(60):
-        game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, density=1 + 3 * low, seed=seed)
+        game = StratifiedIntegrals(
+            EDGES, EVERYWHERE[:1], every(EVERYWHERE[:1], N), density=1 + 3 * low, seed=seed
+        )
         seen = torch.zeros(2, N, dtype=torch.bool)
         for mine in seen:
             draws = game.draw(N // 2)
@@ -184,7 +192,7 @@ def test_draws_are_as_dense_as_the_deviation_of_what_is_left() -> None:
     """That of noise which is four times as large in half of the range; a tenth is uniform. For
     several integrands it does not hang on their units."""
     size, span = 20_000, HIGH - LOW
-    game, again = (StratifiedIntegrals(EDGES, EVERYWHERE, N) for _ in range(2))
+    game, again = (StratifiedIntegrals(EDGES, EVERYWHERE, every(EVERYWHERE, N)) for _ in range(2))
     draws = game.draw(size)
     assert torch.equal(again.draw(size).level, draws.level)
     generator = torch.Generator().manual_seed(1)
@@ -248,7 +256,7 @@ def test_each_part_lowers_the_error() -> None:
 
 
 def test_the_baseline_itself_is_known_exactly() -> None:
-    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, baseline=KNOWN)
+    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], every(EVERYWHERE[:1], N), baseline=KNOWN)
     for size in (40, 64):
         draws = game.draw(size)
         h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.level) * torch.rand(size).double()
@@ -286,7 +294,7 @@ def test_data_that_were_never_drawn_have_a_prediction_without_an_error() -> None
 def test_an_integrand_with_a_shorter_range_is_0_outside() -> None:
     covers = EVERYWHERE.clone()
     covers[1, :7] = False
-    game = StratifiedIntegrals(EDGES, covers, N, baseline=KNOWN)
+    game = StratifiedIntegrals(EDGES, covers, every(covers, N), baseline=KNOWN)
     for _ in range(3):
         draws = game.draw(N)
         h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.level)
@@ -301,7 +309,9 @@ def test_an_integrand_with_a_shorter_range_is_0_outside() -> None:
 def test_draws_visit_all_data_evenly_and_follow_the_density() -> None:
     density = torch.zeros(CELLS, dtype=torch.float64)
     density[5] = 1.0
-    game = StratifiedIntegrals(EDGES, EVERYWHERE, N, density=density, adapt=False)
+    game = StratifiedIntegrals(
+        EDGES, EVERYWHERE, every(EVERYWHERE, N), density=density, adapt=False
+    )
     visits, inside = torch.zeros(N), 0
     for _ in range(400):
         datum, log_snr = game.draw(48)

@@ -511,7 +511,7 @@ def test_the_weights_of_the_best_validation_bound_are_kept(brief: None, tmp_path
     table = Table(folder=tmp_path / "run", seed=0, **options).fit(people())
     bounds = {
         record["step"]: record["terms"]["bits_per_dim"][0]
-        for record in table._run.history()
+        for record in table._run.metrics.history()
         if record["part"] == "validation"
     }
     assert min(bounds, key=lambda step: bounds[step]) == 0 and set(bounds) == {0, 2, 4}

@@ -19,8 +19,8 @@ from inference.train import train
 from models import Tabular
 from models.tabular import read_table
 from pyro_mdm import VPSDE, DiffusionModel
+from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.posteriors import Calibration, ranks
-from pyro_mdm.scores import RandomMaps
 from pyro_mdm.tables.agreement import Agreement
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
 from tests.brief import SHORT, be_brief

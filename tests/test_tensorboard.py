@@ -13,6 +13,7 @@ from tensorboard.plugins.hparams import api_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, ELBOTerms, LearnedDiffusion
+from pyro_mdm.plots import hparams
 from pyro_mdm.plots import tensorboard as tb
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.support.measured import student_factor
@@ -190,11 +191,11 @@ def test_each_run_is_one_row_of_the_table_with_its_last_bound(tmp_path: Path) ->
     for name, bits, done in (("one", 1.5, True), ("two", 2.5, False)):
         with SummaryWriter(str(tmp_path / name)) as writer:
             settings = {"guide": name, "steps": 300}
-            tb.write_settings(writer, settings, {"bound/bits_per_dim/test": "test bits/dim"})
+            hparams.write_settings(writer, settings, {"bound/bits_per_dim/test": "test bits/dim"})
             tb.write_bound(writer, "test", {"bits_per_dim": (9.0, 0.1)}, 1)
             tb.write_bound(writer, "test", {"bits_per_dim": (bits, 0.1)}, 2)
             if done:
-                tb.write_finished(writer)
+                hparams.write_finished(writer)
     assert not [p for p in tmp_path.glob("*/*") if p.is_dir()]  # no run within a run
     rows = {group.hparams["00 guide"].string_value: group for group in table_of_runs(tmp_path)}
     assert set(rows) == {"one", "two"}

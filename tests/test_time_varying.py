@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +16,16 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import UnreachableError
-from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta, log_snr_times
+from pyro_mdm.diffusions.closed import volume_growth
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.samplers import Splitting
+from pyro_mdm.samplers.exponential import transport
 from pyro_mdm.samplers.grids import information_grid
-from pyro_mdm.samplers.transport import transport
+from pyro_mdm.varying.cells import MatrixCells
 from pyro_mdm.varying.magnus import MagnusPropagator
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from tests.gradients import assert_gradients
@@ -197,7 +200,7 @@ def test_a_cell_of_a_straight_line_is_of_the_sixth_order() -> None:
     errors = []
     for h in (0.4, 0.2):
         bounds = torch.tensor([0.0, h], dtype=torch.float64)
-        cell = MagnusPropagator(drift, D, drift, bounds, D, 3)
+        cell = MagnusPropagator(MatrixCells(drift, D, drift, bounds, D, 3))
         M, _ = cell.moments(None, bounds[1:])
         exact = solve_ivp(slope, (0, h), eye.numpy().ravel(), "DOP853", rtol=1e-13, atol=1e-14)
         errors.append(float((M[0] - torch.from_numpy(exact.y[:, -1].reshape(3, 3))).norm()))
@@ -222,17 +225,16 @@ def test_of_constant_matrices_it_is_a_linear_diffusion(make: Any, options: Any) 
         stationary_variance=one.stationary_covariance,
         **copy.deepcopy(options),
     ).requires_grad_(False)
-    grids = [d.log_snr_grid(12) for d in (one, other)]
+    grids = [log_snr_times(d, 12) for d in (one, other)]
     torch.testing.assert_close(*grids, rtol=1e-9, atol=1e-13)
     s = grids[0]
     for a, b in zip(one.marginal(s), other.marginal(s), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     for a, b in zip(one.transition(s[1:], s[:-1]), other.transition(s[1:], s[:-1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
-    for name in ("log_snr", "log_snr_rate", "log_volume", "log_volume_rate", "clock"):
-        torch.testing.assert_close(
-            getattr(one, name)(s), getattr(other, name)(s), rtol=1e-9, atol=0
-        )
+    for name in ("log_snr", "log_snr_rate", "log_volume", "log_volume.rate", "clock"):
+        asked = attrgetter(name)
+        torch.testing.assert_close(asked(one)(s), asked(other)(s), rtol=1e-9, atol=0)
     steps = [posterior(d, s[1:], s[:-1]) for d in (one, other)]
     for field in ("gain", "covariance", "scale_tril", "log_det"):
         a, b = (getattr(p, field) for p in steps)
@@ -243,11 +245,12 @@ def test_of_constant_matrices_it_is_a_linear_diffusion(make: Any, options: Any) 
         information_grid(one, 9), information_grid(other, 9), rtol=1e-9, atol=0
     )
     plans = [Splitting(6).plan(d, s.flip(0)) for d in (one, other)]
-    for a, b in zip(*(p.halves for p in plans), strict=True):
-        torch.testing.assert_close(
-            a @ a.mT, b @ b.mT, rtol=1e-8, atol=1e-10
-        ) if a.dim() > 1 else None
-    assert one.divergence(1.0, 0.2, 3).item() == pytest.approx(other.divergence(1.0, 0.2, 3).item())
+    for name in ("first", "first_root", "second", "second_root"):
+        a, b = (getattr(plan, name) for plan in plans)
+        torch.testing.assert_close(a @ a.mT, b @ b.mT, rtol=1e-8, atol=1e-10)
+    assert volume_growth(one, 1.0, 0.2, 3).item() == pytest.approx(
+        volume_growth(other, 1.0, 0.2, 3).item()
+    )
 
 
 @pytest.mark.slow
@@ -256,15 +259,16 @@ def test_a_learned_one_starts_at_what_learned_starts_at() -> None:
         one = LearnedDiffusion(K, rank, learn_beta, min_log_snr=-10.0)
         other = TimeVaryingLearnedDiffusion(K, rank, learn_beta, min_log_snr=-10.0)
         s = torch.linspace(0, 1, 7, dtype=torch.float64)
-        torch.testing.assert_close(one.Q_at(s), other.Q_at(s))
-        torch.testing.assert_close(one.D_at(s), other.D_at(s))
+        for name in ("Q", "D"):
+            varying = other.matrices.at(name, s)
+            torch.testing.assert_close(one.matrices.at(name, s).expand_as(varying), varying)
         torch.testing.assert_close(one.start_time, other.start_time, rtol=1e-9, atol=0)
         moved = other.terminal.log_det + other.start.readout.sum()
         moved.backward()
         assert other.B.grad is not None and bool((other.B.grad != 0).flatten(1).any(1).all())
     start = TimeVaryingLearnedDiffusion.from_diffusion(MALDA(), degree=2)
-    torch.testing.assert_close(start.Q_at(0.3), MALDA().Q)
-    torch.testing.assert_close(start.D_at(0.3), MALDA().D, rtol=0, atol=1e-10)
+    torch.testing.assert_close(start.matrices.at("Q", 0.3), MALDA().Q)
+    torch.testing.assert_close(start.matrices.at("D", 0.3), MALDA().D, rtol=0, atol=1e-10)
 
 
 # -- the door --------------------------------------------------------------------------------------
@@ -314,7 +318,7 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: of(turning, rubbing, max_log_snr=-40.0), UnreachableError, r"log SNR ends at -\d+"),
     (lambda: of(turning, rubbing, min_log_snr=-1e6), UnreachableError, "is out of reach"),
     (lambda: of(turning, rubbing).Q, TypeError, r"has no constant .* use \w+\(s\)"),
-    (lambda: of(turning, rubbing).unit_drift, TypeError, r"has no constant .* use \w+\(s\)"),
+    (lambda: of(turning, rubbing).matrices.drift(), TypeError, r"has no constant .* use \w+\(s\)"),
 ]
 
 

@@ -15,6 +15,7 @@ from inference.settings.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
 from inference.settings.options import Guide
 from inference.train import train
 from pyro_mdm import ALDA, CLD, TimeVaryingLearnedDiffusion
+from pyro_mdm.diffusions.linear import frozen
 from pyro_mdm.plots import figures
 from tests.brief import SHORT
 from tests.problems import learned_in_time, normal
@@ -50,7 +51,7 @@ def test_figures_show_the_middle_of_its_clock() -> None:
     diffusion = learned_in_time(2, 2, 7, min_log_snr=-9.0)
     shown = figures.snapshot(diffusion)
     s = diffusion.time_at_clock(diffusion.clock(1.0) / 2)
-    assert shown["Q"] == diffusion.Q_at(s).tolist() and len(shown["eigenvalues"]) == 2
+    assert shown["Q"] == diffusion.matrices.at("Q", s).tolist() and len(shown["eigenvalues"]) == 2
     found = look("", diffusion.requires_grad_(False), normal(1, 100, 2))
     assert not found.errors and found.num_variables == 2
 
@@ -62,9 +63,9 @@ def test_it_begins_as_another_guide() -> None:
     )
     assert isinstance(found, TimeVaryingLearnedDiffusion)
     one = ALDA(**ends)
-    torch.testing.assert_close(found.Q_at(0.7), one.Q)
-    torch.testing.assert_close(found.D_at(0.2), one.D)
+    torch.testing.assert_close(found.matrices.at("Q", 0.7), one.Q)
+    torch.testing.assert_close(found.matrices.at("D", 0.2), one.D)
     torch.testing.assert_close(found.start_time, one.start_time, rtol=1e-9, atol=0)
     with pytest.raises(ValueError, match=r"--time_varying is for --guide learned; cld has its own"):
         build_diffusion(Guide(guide="cld", time_varying=True, **ends))
-    torch.testing.assert_close(CLD().frozen().Q, CLD().Q)
+    torch.testing.assert_close(frozen(CLD()).Q, CLD().Q)

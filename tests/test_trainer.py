@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, budgets
 from pyro_mdm.networks import MLP
 from pyro_mdm.training import MovingAverage, Trainer, schedule
-from pyro_mdm.training.patience import Patience
-from pyro_mdm.training.rates import schedule_within
+from pyro_mdm.training.schedules import Patience
 
 
 def line(seed: int = 0) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Tensor]]:
@@ -65,12 +64,12 @@ def test_rates_are_a_rise_times_half_a_wave() -> None:
 
 def test_rates_are_of_the_steps_or_of_the_seconds() -> None:
     """Rises end with the first of both, and decays follow the one that is further."""
-    assert schedule_within(0.05, 0, 1000, 100, "constant") == 0.5
-    assert schedule_within(0.01, 4, 1000, 10, "constant") == 0.5
-    assert schedule_within(0.5, 250, 1000) == pytest.approx(0.5)
-    assert schedule_within(0.25, 500, 1000) == pytest.approx(0.5)
-    assert schedule_within(0.05, 500, 1000, 4000) == pytest.approx(0.25)
-    assert schedule_within(0.2, 100, 1000, 4000, "constant") == 1.0
+    assert schedule(0, 1000, 100, "constant", 0.05) == 0.5
+    assert schedule(4, 1000, 10, "constant", 0.01) == 0.5
+    assert schedule(250, 1000, share=0.5) == pytest.approx(0.5)
+    assert schedule(500, 1000, share=0.25) == pytest.approx(0.5)
+    assert schedule(500, 1000, 4000, share=0.05) == pytest.approx(0.25)
+    assert schedule(100, 1000, 4000, "constant", 0.2) == 1.0
 
 
 def test_rates_of_groups_keep_their_ratio() -> None:
@@ -96,7 +95,6 @@ def test_means_of_windows_are_compared_by_their_errors() -> None:
     ):
         for loss in losses:
             patience.add(torch.tensor(loss))
-        patience.compare_losses(0)
         assert patience.is_over(0) is over
 
 
@@ -161,10 +159,7 @@ def test_pieces_of_a_loss_are_one_step() -> None:
     x = torch.randn(6, 2)
     one, other = Trainer(whole, steps=1), Trainer(pieces, steps=1)
     one.step(whole(x).square().sum())
-    other.begin()
-    for rows in x.split(2):
-        pieces(rows).square().sum().backward()
-    other.update()
+    other.step(pieces(rows).square().sum() for rows in x.split(2))
     for expected, found in zip(values(whole), values(pieces), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -254,11 +249,12 @@ def test_looking_changes_no_random_number_of_the_training() -> None:
     Trainer(network, steps=15).fit(loss)
     unlooked = values(network)
     network, loss, validate = line()
-    trainer = Trainer(network, steps=15)
-    for step in trainer:
-        trainer.step(loss())
-        if step % 5 == 0:
-            trainer._validated(lambda: validate() + torch.rand(()))
+    numbers = itertools.count()
+
+    def falling() -> Tensor:
+        return 0 * (validate() + torch.rand(())) - next(numbers)
+
+    Trainer(network, steps=15).fit(loss, falling, looks=3)
     assert same(values(network), unlooked)
 
 
@@ -391,7 +387,7 @@ def test_a_finished_training_has_no_more_steps(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     network, loss, _ = line()
     Trainer(network, steps=2, checkpoint=tmp_path / "file").fit(loss)
-    with pytest.raises(ValueError, match=r"shapes .*, expected those of the module"):
+    with pytest.raises(ValueError, match=r"tensors of shapes .*, expected \[\(2, 2\), \(2,\)\]"):
         Trainer(nn.Linear(2, 2), steps=2, checkpoint=tmp_path / "file")
     with pytest.raises(ValueError, match="a number of averages of 6, expected 0"):
         Trainer(network, steps=2, checkpoint=tmp_path / "file", average=None)

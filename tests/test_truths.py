@@ -35,16 +35,10 @@ from pyro_mdm import (
     bound,
     condition,
 )
-from pyro_mdm.diffusions import Frequencies, TurnClocks
-from pyro_mdm.likelihoods import (
-    DiscretizedGaussian,
-    Gaussian,
-    JointTweedie,
-    Likelihood,
-    NetworkPosterior,
-    Tweedie,
-    read_state,
-)
+from pyro_mdm.by_dimension import Frequencies, TurnClocks
+from pyro_mdm.diffusions.base import coordinates
+from pyro_mdm.levels import DiscretizedGaussian, NetworkPosterior
+from pyro_mdm.likelihoods import Gaussian, JointTweedie, Likelihood, Tweedie, read_state
 from pyro_mdm.measurements import condition_on_measurements, twisted_smc
 from pyro_mdm.seeing import ContextClocks, ContextDiffusion, GaussianContext
 from pyro_mdm.tables import MixedLikelihood
@@ -151,14 +145,14 @@ def in_coordinates(problem: GaussianMixture, diffusion: Any) -> GaussianMixture:
     """The law of what states hold."""
     if diffusion.transform is None:
         return problem
-    turned = diffusion.coordinates
+    turned = diffusion.transform
     covariances = turned(turned(problem.covariances).mT).mT
     return GaussianMixture(problem.log_weights.exp(), turned(problem.means), covariances)
 
 
 def exact(problem: GaussianMixture, diffusion: Any) -> Any:
     """The exact denoiser, in what the diffusion needs around it."""
-    if not diffusion.starts_at_data:
+    if not diffusion.paths.starts_at_data:
         return ExactDenoiser(in_coordinates(problem, diffusion))
     network, variance = ExactState(problem, diffusion), problem.covariance.diagonal()
     return StateDenoiser(Denoiser(network, problem.mean, variance))
@@ -166,7 +160,11 @@ def exact(problem: GaussianMixture, diffusion: Any) -> Any:
 
 def can_be_conditioned(diffusion: Any) -> bool:
     """Whether one dimension of the data is one of the states, noised apart from the others."""
-    led = diffusion.starts_at_data or diffusion.drifts_by_data or diffusion.context is not None
+    led = (
+        diffusion.paths.starts_at_data
+        or diffusion.paths.drifts_by_data
+        or diffusion.context is not None
+    )
     return not led and diffusion.transform is None
 
 
@@ -181,7 +179,7 @@ def states(diffusion: Any, x: Tensor, s: float) -> Tensor:
     """Draws of y_s given x (n, D), (n, K, D)."""
     a, S = law_of_dimensions(one_of(diffusion, x), s, D)
     noise = torch.linalg.cholesky(S) @ normal(7, *x.shape, diffusion.num_variables, 1)
-    return (diffusion.coordinates(x).unsqueeze(-1) * a + noise.squeeze(-1)).mT
+    return (coordinates(diffusion, x).unsqueeze(-1) * a + noise.squeeze(-1)).mT
 
 
 def mismatch(problem: GaussianMixture, diffusion: Any, x: Tensor) -> Tensor:
@@ -197,7 +195,7 @@ def mismatch(problem: GaussianMixture, diffusion: Any, x: Tensor) -> Tensor:
 
 def noisy(diffusion: Any) -> float:
     """What an error of a bound may be: more where no baseline takes away its noise."""
-    return 0.6 if diffusion.starts_at_data or diffusion.context is not None else 0.16
+    return 0.6 if diffusion.paths.starts_at_data or diffusion.context is not None else 0.16
 
 
 def check_samples(x: Tensor, law: GaussianMixture) -> None:
@@ -229,7 +227,7 @@ def test_bounds_are_the_log_likelihood(make: Any, problem: GaussianMixture) -> N
     known = problem.log_prob(x) - mismatch(problem, diffusion, x)
     score = exact(problem, diffusion)
     check_bound(DiffusionModel(diffusion, score, event_shape=(D,)), x, known, noisy(diffusion), 6)
-    if diffusion.maps or diffusion.drifts_by_data or problem.log_weights.numel() == 1:
+    if diffusion.maps or diffusion.paths.drifts_by_data or problem.log_weights.numel() == 1:
         return
     raw = NoisePrediction(ExactNoise(in_coordinates(problem, diffusion), diffusion))
     check_bound(DiffusionModel(diffusion, raw, event_shape=(D,)), x, known, 0.45, 2)
@@ -241,7 +239,7 @@ def test_decoders_are_posteriors(make: Any) -> None:
     """E log q(x | y_ε) - E log p(x | y_ε), which z, sufficient, tells: of an encoded start it is
     in test_encoded."""
     problem, diffusion, n = bimodal(), make(**SHORT), 400
-    if diffusion.starts_at_data:
+    if diffusion.paths.starts_at_data:
         return
     x, v = problem.sample(n, 2), torch.exp(-diffusion.start_log_snr)
     score, raw = (
@@ -265,7 +263,7 @@ def test_decoders_are_posteriors(make: Any) -> None:
     if not diffusion.maps and diffusion.transform is None:
         parts = [Gaussian(), Gaussian(problem.mean[1::2], problem.covariance.diagonal()[1::2])]
         decoders.append((score, MixedLikelihood(parts, torch.tensor([0, 1, 0, 1]))))
-    if not diffusion.maps and not diffusion.drifts_by_data:
+    if not diffusion.maps and not diffusion.paths.drifts_by_data:
         decoders.append((raw, Tweedie()))
         if diffusion.num_variables == 1:
             decoders.append((raw, JointTweedie()))
@@ -350,7 +348,7 @@ def test_levels_have_their_probabilities(make: Any) -> None:
     score = DiscreteDenoiser(
         ExactLevels(problem), problem.levels, problem.log_prior, "logits", maps=True
     )
-    if diffusion.starts_at_data or diffusion.transform is not None:
+    if diffusion.paths.starts_at_data or diffusion.transform is not None:
         with pytest.raises(TypeError, match=r"use a Denoiser, fitted|StateDenoiser"):
             DiffusionModel(diffusion, score)
         return

@@ -23,7 +23,7 @@ from pyro_mdm import (
 from pyro_mdm.conditioning import windowed
 from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows
 from pyro_mdm.contexts import Labels
-from pyro_mdm.likelihoods import DiscretizedGaussian
+from pyro_mdm.levels import DiscretizedGaussian
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
 from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance, reference
 from pyro_mdm.networks import MLP, UNet

@@ -18,7 +18,6 @@ from pyro.infer import SVI
 
 from inference.folders.checkpoints import RunError
 from inference.settings.kinds import is_of, kinds_of
-from inference.settings.options import Options
 from pyro_mdm import MDM_ELBO
 from pyro_mdm.__main__ import PROGRAMS as COMMANDS
 from pyro_mdm.measurements import (
@@ -150,10 +149,8 @@ PROGRAMS = {
 
 def options_of(program: Any) -> dict[str, Any]:
     """The annotations of a program's options."""
-    hints = typing.get_type_hints(program)
-    if hints.pop("options", None):
-        hints |= typing.get_type_hints(Options)
-    return {name: hint for name, hint in hints.items() if name != "return"}
+    options = inspect.getclosurevars(program).nonlocals["options"]
+    return typing.get_type_hints(options)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -77,7 +77,7 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     ):
         warnings.simplefilter("ignore", RuntimeWarning)  # others may have imported the program
         try:
-            runpy.run_module(module, run_name="__main__")
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         except _Read as read:
             return read.parser
     raise ValueError(f"inference/{program}.py reads no command line")

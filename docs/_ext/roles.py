@@ -43,7 +43,7 @@ ROLES = (
             *("PerDimensionDiffusion", "TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"),
             *("TimeVaryingSDE", "Diffusion"),
         ),
-        ("diffusions",),
+        ("diffusions", "varying", "by_dimension"),
     ),
     Role(
         "Diffusions that see the data",
@@ -60,12 +60,13 @@ ROLES = (
     Role(
         "Scores and networks",
         ("guide/concepts", "guide/extending"),
-        ("Denoiser", "DiscreteDenoiser", "NoisePrediction", "RawScore", "ResidualScore"),
+        ("Denoiser", "NoisePrediction", "RawScore", "ResidualScore"),
         ("scores", "networks"),
     ),
+    Role("Data with levels", ("guide/likelihoods",), ("DiscreteDenoiser",), ("levels",)),
     Role("Networks that others have trained", ("guide/imported",), (), ("imported",)),
     Role("Likelihoods", ("guide/likelihoods",), ("bits_per_dim",), ("likelihoods",)),
-    Role("Evaluation", ("guide/likelihoods",), ("bound", "Bound"), ("evaluation",)),
+    Role("Evaluation", ("guide/likelihoods",), ("bound", "Bound"), ("evaluation", "auxiliary")),
     Role("Samplers", ("guide/sampling",), (), ("samplers",)),
     Role(
         "Conditioning and imputation",

@@ -40,18 +40,14 @@ from pyro_mdm import (
     elbo_terms,
     impute,
 )
+from pyro_mdm.auxiliary import auxiliary_use
+from pyro_mdm.by_dimension import Frequencies
 from pyro_mdm.conditioning import Replacement
 from pyro_mdm.contexts import Labels
-from pyro_mdm.diffusions import Frequencies
-from pyro_mdm.diffusions.base import Cap
-from pyro_mdm.evaluation import auxiliary_use, log_likelihood
-from pyro_mdm.likelihoods import (
-    DiscretizedGaussian,
-    Gaussian,
-    JointTweedie,
-    NetworkPosterior,
-    Tweedie,
-)
+from pyro_mdm.diffusions.base import Cap, coordinates
+from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.levels import DiscretizedGaussian, NetworkPosterior
+from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.measurements import condition_on_measurements
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
@@ -170,7 +166,7 @@ def _network(diffusion: Diffusion, inputs: int, outputs: int = 1) -> MLP:
 def _denoiser(diffusion: Diffusion, maps: bool = False) -> Denoiser:
     maps = maps or diffusion.maps
     network = _network(diffusion, 1 + maps)
-    return Denoiser.fit(network, diffusion.coordinates(X), maps=maps)
+    return Denoiser.fit(network, coordinates(diffusion, X), maps=maps)
 
 
 def _discrete(diffusion: Diffusion, maps: bool = False) -> DiscreteDenoiser:

@@ -28,6 +28,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from inference import trust
+from inference.commands.terminal import Terminal
 from inference.folders.checkpoints import FULL, ArchitectureError, CheckpointError
 from inference.folders.config import VERSION, load_yaml
 from inference.folders.runs import RunError
@@ -38,7 +39,7 @@ from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.files import regular
-from pyro_mdm.support.text import Terminal, shown
+from pyro_mdm.support.text import shown
 
 MISTAKES = (
     ArchitectureError,
@@ -210,6 +211,11 @@ def check_positive(**options: float | None) -> None:
     for name, value in options.items():
         if value is not None and not value > 0:
             raise ValueError(f"--{name} is {value}, expected a positive number")
+
+
+def check_options_positive(options: object, *names: str) -> None:
+    """Raise ValueError unless all given fields of ``options`` with these names are positive."""
+    check_positive(**{name: getattr(options, name) for name in names})
 
 
 class _Parser(ArgumentParser):

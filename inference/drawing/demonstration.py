@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inference.drawing.restoration import ends_of
-from inference.drawing.sampling import Drawing, draw
+from inference.drawing.sampling import Sampling, draw
 from models import Problem
 from pyro_mdm import DiffusionModel
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.measured import Measured
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Restored", "coverage", "picture", "psnr", "restored", "summary"]
 
@@ -39,29 +42,24 @@ def restored(
     noise: float,
     num_samples: int,
     *,
-    seed: int = 0,
-    batch_size: int = 256,
     data: Tensor | None = None,
-    sampler: str | None = None,
-    steps: int | None = None,
-    progress: bool = False,
+    **options: Unpack[Sampling],
 ) -> Restored:
     """Posterior samples of images (n, C, H, W) given noisy measurements of them.
 
     Args:
         noise: the standard deviation of the measurements' noise.
         num_samples: number of samples of each image.
-        batch_size: number of samples that are drawn together, roughly.
         data: training data, see :func:`~pyro_mdm.measurements.condition_on_measurements`.
-        sampler, steps, progress: options of :func:`~inference.drawing.sampling.draw`.
+        options: as for :func:`~inference.drawing.sampling.draw`; the batch size is rough.
     """
+    seed, batch_size = options.get("seed", 0), options.get("batch_size", 256)
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
     obs = operator(truth.double())
     drawn = torch.randn(obs.shape, generator=generator, dtype=torch.float64)
     obs, n = obs + noise * drawn, len(truth)
     given = condition_on_measurements(model, operator, obs, noise**2, data=data)
-    options = Drawing(sampler=sampler, steps=steps, progress=progress)
-    options |= Drawing(seed=seed, batch_size=n * max(1, batch_size // n))
+    options["batch_size"] = n * max(1, batch_size // n)
     x = draw(given, n * num_samples, **options)
     return Restored(truth, obs, x.reshape(num_samples, *truth.shape), operator.cpu())
 

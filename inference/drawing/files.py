@@ -19,7 +19,8 @@ from inference.folders.output import check_out, png
 from inference.settings.plan import Programs
 from models import Problem, Tabular
 from models.csv_files import CellTypes, text_columns
-from pyro_mdm import DiffusionModel, samplers
+from pyro_mdm import DiffusionModel
+from pyro_mdm.conditioning import Guided
 from pyro_mdm.tables.words import comma_separated
 
 if TYPE_CHECKING:
@@ -126,6 +127,6 @@ def write_animation(
     score, grid = model.score_function, options["grid"]
     sampler = make_sampler(name, options["steps"], model.diffusion, score, grid)
     if guidance is not None:
-        sampler = samplers.Guided(sampler, guidance)
+        sampler = Guided(sampler, guidance)
     states = trajectory(model.given_context(options["context"]), n, sampler, options["seed"])
     write_atomically(out, animation(problem, model, states))

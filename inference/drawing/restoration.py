@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from inference.drawing.observations import Observation
-from inference.drawing.sampling import Drawing, default_sampler, draw, make_sampler
+from inference.drawing.sampling import Sampling, default_sampler, draw, make_sampler
 from inference.drawing.trajectory import trajectory
 from inference.settings.names import takes
 from pyro_mdm import DiffusionModel
 from pyro_mdm.conditioning import WindowedDenoiser, windowed
 from pyro_mdm.measurements import Mask, condition_on_measurements
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.modules import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from typing_extensions import Unpack
 
 __all__ = ["INTERVAL", "Restoration", "ends_of", "interval_ends", "restoration"]
 
@@ -134,21 +136,16 @@ def restoration(
     num_samples: int,
     *,
     data: Tensor,
-    sampler: str | None,
-    steps: int | None,
-    batch_size: int,
-    seed: int,
-    progress: bool = False,
+    **options: Unpack[Sampling],
 ) -> Restoration:
     """Posterior samples of an image; of one larger than the network's, by overlapping windows.
 
     Args:
         noise: the standard deviation of the measurement's noise.
         data: data that the network was trained on, in model space, (N, C, h, w).
-        batch_size: number of images, or of windows of the network's size, that are computed
-            together, roughly.
-        sampler, steps, seed, progress: options of :func:`~inference.drawing.sampling.draw`; the
-            draws of an image depend on no other image.
+        options: as for :func:`~inference.drawing.sampling.draw`; the draws of an image depend on no
+            other image. The batch size is the number of images, or of windows of the network's
+            size, that are computed together, roughly.
 
     Raises:
         TypeError, ValueError: see :func:`~pyro_mdm.conditioning.windowed` and
@@ -160,9 +157,9 @@ def restoration(
     score = model.score_function
     windows = len(score.windows) if isinstance(score, WindowedDenoiser) else 1
     given = condition_on_measurements(model, operator, obs, noise**2, data=data)
-    options = Drawing(sampler=sampler, steps=steps, seed=seed, progress=progress)
-    x = draw(given, num_samples, **options | Drawing(batch_size=max(1, batch_size // windows)))
-    way, log_snr = _way(given, sampler, steps, seed)
+    options["batch_size"] = max(1, options.get("batch_size", 256) // windows)
+    x = draw(given, num_samples, **options)
+    way, log_snr = _way(given, options.get("sampler"), options.get("steps"), options.get("seed", 0))
     operator.cpu()
     return Restoration(observation, noise, x, way, log_snr, windows)
 
@@ -178,11 +175,11 @@ def _way(
         return torch.zeros(0, *given.event_shape), torch.zeros(0)
     states = trajectory(given, 1, sampler, seed)
     chosen = torch.linspace(0, len(states) - 1, min(LEVELS, len(states))).round().long().tolist()
-    device = given.diffusion.start_time.device
+    device = tensor_device(given.score_function)
     pictures, levels = [], []
     with evaluating(given):
         for s, y in (states[i] for i in chosen):
-            at = s.to(device)
+            at = torch.as_tensor(s).to(given.diffusion.start_time)
             x_hat = given.bound_score.denoise(y.to(device, given.bound_score.dtype), at.expand(1))
             pictures.append(x_hat.float().cpu())
             levels.append(float(given.diffusion.log_snr(at)))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.settings.names import SAMPLERS, accepted, call, find, takes, wrong_kind
 from pyro_mdm import Diffusion, DiffusionModel, drawing, samplers
+from pyro_mdm.conditioning import Guided
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.progress import progress_bar
@@ -126,7 +127,7 @@ def draw(model: DiffusionModel, num_samples: int, **options: Unpack[Drawing]) ->
         options: ``sampler``, by name, its ``steps`` and ``grid``; ``batch_size``, 256 by default;
             ``seed``, 0 by default; ``progress``, for a progress bar; ``context``, (num_samples, …),
             for a model that has one; ``guidance``, the weight of classifier-free guidance, see
-            :class:`~pyro_mdm.samplers.Guided`.
+            :class:`~pyro_mdm.conditioning.Guided`.
 
     Raises:
         TypeError: a sampler that needs closed forms which the diffusion does not have.
@@ -139,41 +140,39 @@ def draw_batches(
     model: DiffusionModel,
     num_samples: int,
     *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    grid: str | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    progress: bool = False,
-    context: Tensor | None = None,
-    guidance: float | None = None,
     share: tuple[int, int] = (0, 1),
+    **options: Unpack[Drawing],
 ) -> Iterator[tuple[int, Tensor]]:
     """Samples batch by batch, with the index of the first, in the memory of one batch.
 
     Args:
         share: pair (r, S), for every S-th batch from the r-th on.
+        options: as for :func:`draw`.
     """
+    steps, batch_size = options.get("steps"), options.get("batch_size", 256)
     if num_samples < 1 or batch_size < 1 or (steps is not None and steps < 1):
         raise ValueError(
             f"num_samples is {num_samples}, steps {steps}, batch_size {batch_size}; expected at "
             "least 1 of each"
         )
-    name = sampler or default_sampler(model)
+    name = options.get("sampler") or default_sampler(model)
+    grid, guidance = options.get("grid"), options.get("guidance")
     chosen = make_sampler(name, steps, model.diffusion, model.score_function, grid)
     number = getattr(chosen, "steps", steps or MANY)
     batches = len(range(0, num_samples, batch_size)[share[0] :: share[1]])
-    with progress_bar(number * batches, "sampling", "steps", shown=progress) as bar:
+    with progress_bar(
+        number * batches, "sampling", "steps", shown=options.get("progress", False)
+    ) as bar:
         run: Callable[..., Tensor]
         run = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
         if guidance is not None:
-            run = samplers.Guided(run, guidance)
+            run = Guided(run, guidance)
         yield from drawing.draw_batches(
             model,
             num_samples,
             sampler=run,
             batch_size=batch_size,
-            seed=seed,
-            context=context,
+            seed=options.get("seed", 0),
+            context=options.get("context"),
             share=share,
         )

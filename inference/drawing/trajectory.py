@@ -74,7 +74,7 @@ def animation(
     for i in chosen:
         s, y = states[i]
         figure.clear()
-        log_snr = float(model.diffusion.log_snr(s.to(model.diffusion.start_time.device)))
+        log_snr = float(model.diffusion.log_snr(torch.as_tensor(s).to(model.diffusion.start_time)))
         figure.suptitle(f"log SNR {log_snr:.1f}")
         for k, axes in enumerate(figure.subplots(1, K, squeeze=False)[0]):
             axes.set_title("x" if k == 0 else f"v_{k}", fontsize=10)

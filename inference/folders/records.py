@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.folders.checkpoints import RunError, explain_full_disk, write_atomically
-from pyro_mdm.support.files import digest_of, json_of, read_file, read_json
+from pyro_mdm.support.files import json_of, read_file, read_json
 
 SEAL = "sha256"
 """The entry of a JSON file that has the checksum of the others."""
@@ -29,10 +31,21 @@ def finite(content: object) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def digest_of(content: object) -> str:
+    """The SHA-256 of the JSON of a content, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sealed(content: Mapping[str, object]) -> dict[str, object]:
     """Content for JSON, with its SHA-256 as the last entry."""
     whole = finite(dict(content))
     return whole | {SEAL: digest_of(whole)}
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write content as readable JSON; numbers that are not finite become null."""
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False)
+    write_atomically(path, encode(text + "\n"))
 
 
 def read_sealed(path: Path) -> Record:

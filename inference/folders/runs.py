@@ -28,21 +28,14 @@ that. An existing folder is overwritten on request only, and one process at a ti
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
 import os
-import platform
 import shutil
-import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from inference.folders.checkpoints import (
@@ -67,17 +60,9 @@ from inference.folders.config import (
 )
 from inference.folders.fingerprints import FACTS, differences
 from inference.folders.locks import LOCK, WRITER, WriteLock, refuse_links
-from inference.folders.records import (
-    Record,
-    append,
-    encode,
-    finite,
-    flush,
-    now,
-    read_lines,
-    read_sealed,
-)
-from inference.machine import environment
+from inference.folders.metrics import Metrics
+from inference.folders.records import finite, read_sealed, write_json
+from inference.folders.sessions import write_environment
 from inference.settings.kinds import check_types
 from inference.settings.names import slug
 from pyro_mdm import DiffusionModel, __version__
@@ -89,22 +74,9 @@ from pyro_mdm.pretrained import (
     trained_folder,
 )
 from pyro_mdm.support.files import read_file, read_json, temporary
-from pyro_mdm.support.measured import ALL_TERMS
 from pyro_mdm.support.saved import damage_of
 
 RUNS = Path("runs")
-COLUMNS = (
-    "step",
-    "part",
-    *(
-        f"{term}{suffix}"
-        for term in ("bits_per_dim", *ALL_TERMS)
-        for suffix in ("", "_standard_error")
-    ),
-    "learning_rate",
-    "gradient_norm",
-    "seconds",
-)
 CONTENT = (
     "config.yaml",
     "environment.json",
@@ -122,14 +94,8 @@ CONTENT = (
     "tensorboard",
 )
 
-RECORD = ("metrics.csv", "history.jsonl")
-"""What is written in training, as far as a checkpoint goes on from it."""
-
 NOTES = "inference.run"
 """The note beside a model that has what a checkpoint says of the run, and the step."""
-
-CHANGES_LIMIT = 1 << 20
-"""The most bytes of changes.patch; the rest is cut off."""
 
 
 def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path:
@@ -165,7 +131,7 @@ class Run:
     def __init__(
         self, folder: Path, config: Mapping[str, Any], lock: WriteLock | None = None
     ) -> None:
-        self.folder = folder
+        self.folder, self.metrics = folder, Metrics(folder)
         self.config = Settings(config)
         self._lock = lock
         self.data: dict[str, Any] | None = None
@@ -250,8 +216,8 @@ class Run:
             path = self.folder / name
             linked = path.is_symlink() or not path.is_dir()
             path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
-        self.rewind(None)
-        self._write_environment()
+        self.metrics.rewind(None)
+        write_environment(self.folder)
         os.replace(self.folder / PENDING, self.folder / "config.yaml")
 
     def close(self) -> None:
@@ -272,47 +238,6 @@ class Run:
 
     # -- code, machine and data --------------------------------------------------------------------
 
-    def begin_session(self, step: int, **facts: object) -> None:
-        """Write to sessions.jsonl that training starts or resumes at ``step``, with ``facts``.
-
-        Warns if PyTorch or the code has changed since the run was created.
-        """
-        session = {
-            "started": now(),
-            "step": step,
-            "command": sys.argv,
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "git_commit": environment.git_commit(),
-            "torch": torch.__version__,
-        }
-        line = json.dumps(finite(session | facts), ensure_ascii=False)
-        append(self.folder / "sessions.jsonl", line + "\n")
-        first = self._first_versions()
-        changed = [
-            f"{what} {first[key]}, now {session[key]}"
-            for key, what in {"torch": "PyTorch", "git_commit": "git commit"}.items()
-            if first.get(key) and session[key] and first[key] != session[key]
-        ]
-        if changed:
-            warnings.warn(
-                f"{self.folder} was started with {' and with '.join(changed)}; its results "
-                "may not be the same, bit for bit, as without this change",
-                stacklevel=2,
-            )
-
-    def sessions(self) -> list[Record]:
-        """The records of :meth:`begin_session`, in order."""
-        return read_lines(self.folder / "sessions.jsonl", {"started", "step"})
-
-    def _first_versions(self) -> dict[str, Any]:
-        """PyTorch's version and the git commit at creation; empty if they cannot be read."""
-        try:
-            first = read_json(self.folder / "environment.json")
-            return {"torch": first["packages"]["torch"], "git_commit": first["git_commit"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
     def check_data(
         self, fingerprint: Mapping[str, Any], facts: Mapping[str, Any] | None = None
     ) -> None:
@@ -327,7 +252,7 @@ class Run:
             raise RunError(self.other_data(differing))
         self.data = here | ({} if facts is None else {FACTS: dict(facts)})
         if self._lock is not None:
-            self.write_json("data.json", self.data)
+            write_json(self.folder / "data.json", self.data)
 
     def started_data(self) -> dict[str, Any] | None:
         """The fingerprints and facts of the data that the run was started on: those of its
@@ -357,103 +282,11 @@ class Run:
             f"differ:\n  {lines}\nRestore the data, or start a new run"
         )
 
-    def keep_sources(self, paths: Iterable[Path]) -> None:
-        """Keep a copy of the user's code in sources/; later, warn if it has changed."""
-        paths = list(paths)
-        alike = Counter(path.name for path in paths)
-        for path in paths:
-            name = path.name
-            if alike[name] > 1:  # files of one name in several folders
-                name = f"{hashlib.sha256(str(path.parent).encode()).hexdigest()[:8]}-{name}"
-            kept, now = self.folder / "sources" / name, read_file(path)
-            if not kept.exists():
-                kept.parent.mkdir(exist_ok=True)
-                write_atomically(kept, now)
-            elif read_file(kept) != now:
-                warnings.warn(
-                    f"{path} is not what {self.folder} was started with, which is kept as {kept}; "
-                    "the run goes on with the new one",
-                    stacklevel=2,
-                )
-
-    def _write_environment(self) -> None:
-        """Write environment.json and changes.patch."""
-        diff = environment.code_changes()
-        patch = None
-        if diff and len(diff) > CHANGES_LIMIT:
-            patch = f"{len(diff):,} bytes, more than the {CHANGES_LIMIT:,} that are kept"
-        elif diff:
-            patch = "changes.patch"
-            write_atomically(self.folder / patch, diff)
-        facts = environment.describe() | {"git_changes_patch": patch}
-        self.write_json("environment.json", facts)
-
-    # -- metrics -----------------------------------------------------------------------------------
-
-    def log(self, step: int, part: str, values: Mapping[str, float]) -> None:
-        """Append one row to metrics.csv; columns that ``values`` lacks stay empty."""
-        if unknown := set(values) - set(COLUMNS):
-            raise ValueError(f"unknown columns {sorted(unknown)}, expected some of {COLUMNS}")
-        row = io.StringIO()
-        csv.DictWriter(row, COLUMNS).writerow({"step": step, "part": part, **values})
-        append(self.folder / "metrics.csv", row.getvalue())
-
-    def record(self, step: int, part: str, values: Mapping[str, Any]) -> None:
-        """Append a line to history.jsonl; numbers that are not finite become null."""
-        line = json.dumps(finite({"step": step, "part": part, **values}), ensure_ascii=False)
-        append(self.folder / "history.jsonl", line + "\n")
-
-    def history(self) -> list[Record]:
-        """The records of :meth:`record`, in order, without torn lines."""
-        return read_lines(self.folder / "history.jsonl", {"step", "part"})
-
-    def written(self) -> dict[str, dict[str, Any]]:
-        """The length and SHA-256 of what metrics.csv and history.jsonl hold now, for a
-        checkpoint."""
-        record = {}
-        for name in RECORD:
-            data = self._record(name)
-            record[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        return record
-
-    def rewind(self, written: Mapping[str, Any] | None) -> None:
-        """Go back to metrics.csv and history.jsonl as they were at a checkpoint; what comes after
-        it is written again.
-
-        Args:
-            written: content of the files at the checkpoint, by :meth:`written`; None: the start.
-
-        Raises:
-            RunError: they do not begin with what they held.
-        """
-        start = {"metrics.csv": (",".join(COLUMNS) + "\r\n").encode(), "history.jsonl": b""}
-        for name in RECORD:
-            kept = start[name] if written is None else self._as_written(name, written)
-            write_atomically(self.folder / name, kept)
-
-    def _as_written(self, name: str, written: Mapping[str, Any]) -> bytes:
-        """The beginning of a file, as :meth:`written` says it was."""
-        data, then = self._record(name), written.get(name, {})
-        start = data[: then.get("bytes", 0)]
-        if hashlib.sha256(start).hexdigest() != then.get("sha256"):
-            raise RunError(
-                f"{self.folder / name} is damaged: its first {len(start):,} bytes of "
-                f"{len(data):,} are not those that the checkpoint was saved with. Put the file "
-                "back, or start a new run: python -m inference.train --config "
-                f"{self.folder / 'config.yaml'}"
-            )
-        return start
-
-    def _record(self, name: str) -> bytes:
-        path = self.folder / name
-        return read_file(path) if path.exists() else b""
-
     # -- checkpoints and results -------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint, keep: int = 2) -> Path:
         """Write a checkpoint, after flushing its rows, and keep the newest ``keep``."""
-        for name in RECORD:
-            flush(self.folder / name)
+        self.metrics.flush()
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
 
     def save_model(self, model: DiffusionModel, step: int, weights: str) -> None:
@@ -567,11 +400,6 @@ class Run:
                 "expected those of one training; put the files of one back together"
             )
         return Checkpoint(step, {f"ema/{name}": t for name, t in state.items()}, described)
-
-    def write_json(self, name: str, content: object) -> None:
-        """Write ``content`` as readable JSON; numbers that are not finite become null."""
-        text = json.dumps(finite(content), indent=1, ensure_ascii=False)
-        write_atomically(self.folder / name, encode(text + "\n"))
 
 
 # -- files -----------------------------------------------------------------------------------------

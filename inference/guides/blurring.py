@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from pyro_mdm import VPSDE, PerDimensionDiffusion
-from pyro_mdm.diffusions import BlurClocks, Frequencies
+from pyro_mdm.by_dimension import BlurClocks, Frequencies
 
 LEAST = 0.05
 """The factor d_min by which the highest frequency is damped at the end."""

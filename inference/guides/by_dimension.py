@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pyro_mdm import VPSDE, LearnedDiffusion, PerDimensionDiffusion
-from pyro_mdm.diffusions import LearnedClocks
+from pyro_mdm.by_dimension import LearnedClocks
 
 
 def per_channel(

@@ -19,8 +19,9 @@ from pyro_mdm.evaluation.estimates import Estimate, Weighted
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.seeing.path_information import path_information_gap
 from pyro_mdm.simulated.evaluation import step_size_bias
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, student_factor
-from pyro_mdm.support.splits import spread
+from pyro_mdm.tables.splits import spread
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -161,7 +162,7 @@ def in_model_space(programs: Programs, data: Tensor | Part, seed: int) -> tuple[
     """Stored data as x on the model's device, and the log-determinants."""
     stored = data.data if isinstance(data, Part) else data
     x, log_det = programs.problem.transform(stored, torch.Generator().manual_seed(seed))
-    return x.to(programs.model.diffusion.start_time.device), log_det
+    return x.to(tensor_device(programs.model.score_function)), log_det
 
 
 def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
@@ -175,7 +176,7 @@ def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
     name = "discrete" if levels else "denoiser"
     with torch.random.fork_rng():  # its network, untrained, is not used
         score = Assembly(problem, diffusion).score(SCORES[name])
-    score = score.to(diffusion.start_time.device)
+    score = score.to(tensor_device(closed[0].model.score_function))
     return score if isinstance(score, DenoiserScore) else None
 
 

@@ -25,7 +25,7 @@ from pyro_mdm import bits_per_dim
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.contexts import Labels
 from pyro_mdm.evaluation.comparison import log_likelihood
-from pyro_mdm.evaluation.estimates import Estimate
+from pyro_mdm.evaluation.estimates import Estimate, Weighted
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.support.measured import Z95, Measured
 from pyro_mdm.tables.calibration import table_calibration
@@ -299,6 +299,7 @@ def weights(
     x, log_det = bounds.in_model_space(programs, data, seed)
     given = {"samples": samples, "seed": seed} | options
     weighted = log_likelihood(model, guide, x, method=method, progress=True, **given)
+    assert isinstance(weighted, Weighted)
     value, error = bounds.in_bits(weighted, log_det, problem.dequantized_levels)
     single = weighted.bound.mean - weighted.mean  # nats, one weight − all
     gain = -single / (weighted.num_dims * math.log(2))

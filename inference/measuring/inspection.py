@@ -15,7 +15,7 @@ Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s
   ½ at critical damping, less above it, more below it.
 - *condition numbers* are of Σ(s) = Cov(y_s | x), as it is and as a correlation matrix.
 - *information of v* at s: I(x; v_s | x_s), that of the auxiliary variables on the data beyond x_s,
-  for Gaussian data of the same covariance (:func:`pyro_mdm.evaluation.auxiliary_information`), and
+  for Gaussian data of the same covariance (:func:`pyro_mdm.auxiliary.auxiliary_information`), and
   the difference of log SNR of the whole state and of x_s alone.
 - *amplification*: the growth of rounding errors in the factors of Σ; 1 keeps 15.7 digits.
 """
@@ -39,10 +39,13 @@ from inference.settings.options import Guide
 from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
+from pyro_mdm.auxiliary import GaussianPosterior, auxiliary_information, auxiliary_use
 from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.clocks import log_snr_times
+from pyro_mdm.diffusions.ends import check_precision, factorization
+from pyro_mdm.diffusions.linear import frozen
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
-from pyro_mdm.evaluation import GaussianPosterior, auxiliary_information, auxiliary_use
-from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.support.measured import Measured
 
 CUT = 1e-3  # of T: where the noising starts in most published code, whatever the log SNR there
@@ -105,13 +108,13 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     if kind_of(diffusion).by_dimension:
         name = f"{name}, first block"
     diffusion = cast(LinearDiffusion, diffusion.reference)
-    frozen = diffusion.frozen()
-    rank = int(torch.linalg.matrix_rank(frozen.D, hermitian=True))
+    middle = frozen(diffusion)
+    rank = int(torch.linalg.matrix_rank(middle.D, hermitian=True))
     seen = Inspection(name, diffusion.num_variables, rank)
-    mu = torch.linalg.eigvals(frozen.unit_drift)
+    mu = torch.linalg.eigvals(middle.unit_drift)
     mu = mu[torch.argsort(-mu.real, stable=True)]
     seen.eigenvalues = [complex(value) for value in mu.tolist()]
-    seen.damping, seen.quality = _damping(frozen.unit_drift)
+    seen.damping, seen.quality = _damping(middle.unit_drift)
     slowest = -seen.eigenvalues[0].real  # 0 but for rounding where a mode never relaxes
     seen.relaxation = 1 / slowest if slowest > 1e-10 else math.inf
     _look_at_ends(seen, diffusion)
@@ -181,7 +184,7 @@ def _variances(x: Tensor) -> Tensor:
 
 def _auxiliary(diffusion: LinearDiffusion, x: Tensor) -> dict[str, tuple[float, float]]:
     """What v tells beyond x_s, in bits/dim and in log SNR: at ε, half way in λ, T, and the most."""
-    s = diffusion.log_snr_grid(POINTS)
+    s = log_snr_times(diffusion, POINTS)
     information = auxiliary_information(diffusion, s, _variances(x))
     bits, apart = information.nats / math.log(2), information.log_snr - information.log_snr_of_x
     at = {"ε": 0, "mid": POINTS // 2, "T": -1, "most": int(bits.argmax())}
@@ -235,7 +238,7 @@ def _conditions(diffusion: LinearDiffusion) -> dict[str, tuple[float, float]]:
 
     From singular values of the root L, which keep digits that eigenvalues of Σ lose.
     """
-    marginal = diffusion.marginal(diffusion.log_snr_grid(POINTS))
+    marginal = diffusion.marginal(log_snr_times(diffusion, POINTS))
     L = marginal.scale_tril
     rows = marginal.covariance.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-1)
     both = torch.stack([torch.linalg.cond(L).square(), torch.linalg.cond(L / rows).square()], -1)
@@ -244,15 +247,15 @@ def _conditions(diffusion: LinearDiffusion) -> dict[str, tuple[float, float]]:
 
 
 def _amplification(diffusion: LinearDiffusion) -> float:
-    _, _, factor = diffusion.factorization(diffusion.clock(diffusion.log_snr_grid(POINTS)))
+    _, _, factor = factorization(diffusion, diffusion.clock(log_snr_times(diffusion, POINTS)))
     return factor.amplification.max().item()
 
 
 def _step_amplification(diffusion: LinearDiffusion) -> float:
-    s = diffusion.log_snr_grid(STEPS + 1)
+    s = log_snr_times(diffusion, STEPS + 1)
     tau = diffusion.clock(s).diff()
     growth = diffusion.propagator.root(diffusion.clock(s[:-1]), tau).growth
-    diffusion.check_precision(growth, tau, f"a step of {STEPS} (the ancestral sampler)")
+    check_precision(diffusion, growth, tau, f"a step of {STEPS} (the ancestral sampler)")
     return growth.max().item()
 
 

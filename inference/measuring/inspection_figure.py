@@ -12,6 +12,7 @@ from torch import Tensor
 from inference.measuring.inspection import FORMING, MIXED, prior_kl_curve, time_of_clock
 from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
+from pyro_mdm.diffusions.linear import frozen
 from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _draw_overview(
         s = torch.linspace(start, end, 200, dtype=torch.float64)
         snr.plot(s, diffusion.log_snr(s), color=color, label=plain(name))
         kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=plain(name))
-        mu = torch.linalg.eigvals(diffusion.frozen().unit_drift)
+        mu = torch.linalg.eigvals(frozen(diffusion).unit_drift)
         tau = (1 / -mu.real.max()).item()
         relaxed = time_of_clock(diffusion, tau)
         if start < relaxed < math.inf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -39,12 +40,76 @@ RANGE_TOLERANCE = 1e-3
 """The largest distance of λ from the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
 
 
-class Another(NamedTuple):
-    """The diffusion that a run's denoiser is put under, as :func:`reuse` takes it."""
+@dataclass(frozen=True, kw_only=True)
+class ReusedRun:
+    """A run with its own diffusion, or its denoiser under another.
 
+    Args:
+        run: run folder, which is only read, or the name of a trained model in models/trained, such
+            as digits.
+        reuse: run folder whose denoiser is used under --guide.
+        guide: diffusion under which the denoiser of --reuse is used: vpsde, cld, malda, alda, hold,
+            ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
+            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
+        max_log_snr: log SNR at the start time, with --reuse; by default the run's.
+        min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
+            diffusion keeps its own clock, which is scaled if it would leave the range that the
+            network was trained on.
+    """
+
+    run: Path | None = None
+    reuse: Path | None = None
     guide: str | None = None
     max_log_snr: float | None = None
     min_log_snr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(ReusedRun):
+    """The samples.
+
+    Args:
+        num_samples: number of samples.
+        sampler: sampler: exponential (of the probability flow, and the default), stochastic (the
+            same with added noise), euler (Euler-Maruyama, for any diffusion, and the default of one
+            without a closed form), ancestral (the exact Gaussian posteriors of a chain), splitting,
+            probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name.
+        steps: number of steps of the sampler, with one network call in each for most samplers; by
+            default 25 for exponential, 50 for stochastic, 256 for others.
+        grid: grid of times: information, log_snr, log_volume, karras, quadratic or progress; by
+            default the sampler's own.
+        out: name of the file: a .png for a picture, a .npy for data in model space, a .csv for rows
+            of a table in its own units, or a .gif for all variables on their way from noise to
+            data. A .npy and a .csv hold any number of samples. By default a picture in the run
+            folder (for a model in models/trained, in the current folder), named after the sampler,
+            steps, grid, seed and the guide of --reuse.
+        batch_size: number of data that each process simulates together; it does not change the
+            samples.
+        seed: seed of the noise.
+        overwrite: whether the file of --out is replaced if it exists.
+        accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
+            work.
+        given: context of the samples, for a run of --condition: a class, such as 3, or several in
+            turn, [3, 5], by the names of the folders of images if these are the classes; or a
+            vector. By default each class in turn, in a column of its own, or contexts of test data.
+            For a table and --out rows.csv: values that all rows have, such as age=50,sex=f.
+        guidance: weight of classifier-free guidance, for a run of --condition, such as 2; 1 is
+            none. Guided samples do not come from a model with a known density.
+        pairs: whether the columns of a table are drawn in pairs, in place of each alone.
+    """
+
+    num_samples: int = 64
+    sampler: str | None = None
+    steps: int | None = None
+    grid: str | None = None
+    out: Path | None = None
+    batch_size: int = 256
+    seed: int = 0
+    overwrite: bool = False
+    accelerator: str = "auto"
+    given: list[float] | list[str] | float | str | None = None
+    guidance: float | None = None
+    pairs: bool = False
 
 
 class Reused(NamedTuple):
@@ -209,13 +274,15 @@ class Opened(NamedTuple):
             programs.model.score_function.autocast_dtype = autocast
 
 
-def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
+def open_run(options: ReusedRun) -> Opened:
     """The run of ``RUN``, or of ``--reuse RUN --guide NAME``.
 
     Raises:
         RunError: both of run and reuse or neither, or options of reuse without it.
     """
-    given = {name: value for name, value in other._asdict().items() if value is not None}
+    run, reused = options.run, options.reuse
+    names = ("guide", "max_log_snr", "min_log_snr")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if run is not None and reused is None:
         if given:
             surplus = ", ".join(f"--{name}" for name in given)
@@ -231,7 +298,7 @@ def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
             f"{both}: name the run folder for the run as it was trained, or "
             "--reuse RUN --guide NAME for its network under another diffusion"
         )
-    if other.guide is None:
+    if options.guide is None:
         raise RunError(
             f"--reuse {reused} needs --guide NAME, the diffusion to use: {', '.join(GUIDES)}, "
             "module:Name, file.py:Name or run:FOLDER"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pyro
@@ -23,6 +25,9 @@ from pyro_mdm.support.measured import Measured
 DRAWS = 99
 """Draws from each posterior for its ranks, which then fall evenly into ten bins."""
 
+POINTS = 1000
+"""Draws of the posterior in the picture by default."""
+
 REPLICATED = 200
 """Simulations from draws of the posterior in the picture."""
 
@@ -34,6 +39,68 @@ LEAST_NEAR = 100
 
 WEIGHTS = 1000
 """Draws of the posterior that are weighted for the evidence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorOptions:
+    """The posterior.
+
+    Args:
+        simulator: simulator: two_moons, linear_gaussian, or module:Name or file.py:Name of a Pyro
+            program without arguments or of a Simulator.
+        latent: names of the sites that are parameters; needed for a program of your own.
+        observed: names of the sites that are data; needed for a program of your own.
+        simulations: number of simulations to learn from.
+        steps: largest number of training steps; by default as many as fit into --seconds, or else
+            8,000 for 10,000 simulations, with --hierarchy 6,000 for each network, in proportion to
+            the number of simulations above, and to its square root below.
+        seconds: most seconds of training, which ends earlier if nothing is gained; with --hierarchy
+            those of all likelihoods, without the guides of the hierarchical program.
+        batch_size: number of simulations per step; by default 256, with --hierarchy 1,024.
+        learning_rate: highest learning rate.
+        scored: number of new simulations whose true parameters are scored.
+        calibration: number of new simulations whose true parameters are ranked.
+        vectorized: whether a program of your own may be run in a plate, which is quicker.
+        hierarchy: module:Name or file.py:Name of a Pyro program of two arguments, the learned
+            likelihood and the data of many units by site; --data has them then, with a column unit
+            if it is a .csv.
+        members: number of likelihoods for --hierarchy, each from half of the simulations, whose
+            spread is the error of learning.
+        data: file of an observation by site: a .json, or a .csv with a column for each site, in
+            which null or an empty cell is missing. It may have true parameters too. By default a
+            new simulation is observed.
+        num_samples: number of draws from the posterior of the observation.
+        near: number of new simulations, with --data; the twentieth of them that is nearest to the
+            observation is ranked too; 0 for none.
+        out: name of a .png file for draws from the posterior of the observation; by default
+            posterior-<name>.png. Beside it are written -predictive.png and, with --data,
+            -draws.csv.
+        save: folder for the posterior, which AmortizedPosterior.from_pretrained opens; with
+            --hierarchy for the likelihoods, which LikelihoodMembers.from_pretrained opens.
+        seed: seed of all random numbers.
+        overwrite: whether the file of --out and the content of --save are replaced if they exist.
+    """
+
+    simulator: str = "two_moons"
+    latent: list[str] | None = None
+    observed: list[str] | None = None
+    simulations: int = 10_000
+    steps: int | None = None
+    seconds: float | None = None
+    batch_size: int | None = None
+    learning_rate: float = 2e-3
+    scored: int = 200
+    calibration: int = 500
+    vectorized: bool = False
+    hierarchy: str | None = None
+    members: int = 4
+    data: Path | None = None
+    num_samples: int = POINTS
+    near: int = 5_000
+    out: Path | None = None
+    save: Path | None = None
+    seed: int = 0
+    overwrite: bool = False
 
 
 def check_near(near: int) -> None:

@@ -9,19 +9,20 @@ decoder's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import Diffusion
 from pyro_mdm.samplers import EulerMaruyama
-from pyro_mdm.samplers.base import Noise, Questions
+from pyro_mdm.samplers.base import LinearSteps, Noise, Questions
 from pyro_mdm.samplers.grids import Grid
-from pyro_mdm.samplers.linear import LinearSteps
 
 
 def quadratic_from_start(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, whose distance from ε is quadratic."""
-    start, end = diffusion.start_time, diffusion.as_tensor(diffusion.horizon)
+    start, end = diffusion.start_time, diffusion.start_time.new_tensor(diffusion.horizon)
     return start + (end - start) * torch.linspace(1, 0, steps + 1).to(start).square()
 
 
@@ -32,7 +33,7 @@ class Euler(EulerMaruyama):
         super().__init__(steps, quadratic_from_start if grid is None else grid)
 
     def step(
-        self, plan: LinearSteps | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
+        self, plan: Sequence[LinearSteps] | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
         last = i == self.steps - 1
         return super().step(plan, i, y, ask, (lambda: torch.zeros_like(y)) if last else noise)

@@ -18,7 +18,8 @@ from pyro_mdm import (
     NonlinearDiffusion,
     TimeVaryingLearnedDiffusion,
 )
-from pyro_mdm.diffusions.learned import LearnedFamily
+from pyro_mdm.diffusions.linear import options_of
+from pyro_mdm.diffusions.presets import is_learned
 
 LEARNED_MIN_LOG_SNR = -10.0
 """The default λ(T) of a learned diffusion with a denoiser, whose bound does not fix the clock."""
@@ -74,7 +75,7 @@ def _ends(guide: Guide) -> dict[str, float]:
     return {name: value for name, value in ends.items() if value is not None}
 
 
-def _learned(guide: Guide) -> LearnedFamily:
+def _learned(guide: Guide) -> LinearDiffusion:
     """A learned diffusion, as it starts."""
     family = TimeVaryingLearnedDiffusion if guide.time_varying else LearnedDiffusion
     start = None if guide.learned_from is None else _start(guide, guide.learned_from)
@@ -121,7 +122,7 @@ def _start(guide: Guide, name: str) -> LinearDiffusion:
             "of Q and D, such as vpsde, cld, malda, alda, hold"
         )
     try:
-        cast(LinearDiffusion, start).options()
+        options_of(cast(LinearDiffusion, start))
     except TypeError as error:
         raise ValueError(f"--learned_from {name}: {error}") from error
     if guide.num_variables not in (None, start.num_variables):
@@ -176,7 +177,7 @@ def give_learned_end(diffusion: Diffusion) -> bool:
 
     Returns whether it did; a diffusion that is not learned, or is cut at a time, is not changed.
     """
-    if not isinstance(diffusion, LearnedFamily) or diffusion.min_log_snr is not None:
+    if not is_learned(diffusion) or diffusion.min_log_snr is not None:
         return False
     if diffusion.cut_time is not None:
         return False

@@ -13,9 +13,8 @@ from inference.settings.options import Training
 from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import DiffusionModel
-from pyro_mdm.evaluation import best_ends
-from pyro_mdm.imported import ImportCheck, ImportedDenoiser, check_import
-from pyro_mdm.support.splits import spread
+from pyro_mdm.imported import ImportCheck, ImportedDenoiser, best_ends, check_import
+from pyro_mdm.tables.splits import spread
 
 __all__ = ["check_score", "ends_of", "has_imported_ends"]
 

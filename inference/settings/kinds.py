@@ -55,49 +55,51 @@ def check_types(what: str, values: Mapping[str, Any], hints: Mapping[str, Any]) 
             )
 
 
-def checked_options(program: F) -> F:
-    """A program that holds its options to its annotations, also where Python calls it.
+def checked_options(options: type) -> Callable[[F], F]:
+    """A decorator of programs that hold their options to annotations, also where Python calls them.
 
-    Options that are handed on by ``**options`` are fields of :class:`Options` of the program's
-    module. A path may be a string.
+    A path may be a string.
+
+    Args:
+        options: the dataclass of all options of the program.
 
     Raises:
         TypeError: by the program, an option that it does not have, or one of another kind.
     """
-    signature = inspect.signature(program)
 
-    @functools.wraps(program)
-    def door(*args: Any, **kwargs: Any) -> Any:
-        hints = _hints(program)
-        given = dict(zip(signature.parameters, args, strict=False)) | kwargs
-        for name, value in given.items():
-            if name not in hints:
-                near = difflib.get_close_matches(name, hints, n=1)
-                hint = f"did you mean {near[0]}?" if near else "--help lists them"
-                raise TypeError(f"{name} is no option of {program.__name__}, expected one; {hint}")
-            if type(value).__name__ == "DataFrame" and name == "data":
-                continue
-            if isinstance(value, Tensor):
-                value = given[name] = value.tolist()
-            if not is_of(value, hints[name]):
-                raise TypeError(
-                    f"--{name} is {'null' if value is None else repr(value)[:60]}, expected "
-                    f"{in_words(hints[name])}; leave it out for its default"
-                )
-            if isinstance(value, str) and not is_of_text(hints[name]):
-                given[name] = Path(value)
-        return program(**given)
+    def checked(program: F) -> F:
+        signature = inspect.signature(program)
 
-    return cast(F, door)
+        @functools.wraps(program)
+        def door(*args: Any, **kwargs: Any) -> Any:
+            hints = typing.get_type_hints(options)
+            bound = signature.bind_partial(*args, **kwargs).arguments
+            given = {k: v for k, v in bound.items() if k != "options"} | bound.get("options", {})
+            for name, value in given.items():
+                if name not in hints:
+                    near = difflib.get_close_matches(name, hints, n=1)
+                    hint = f"did you mean {near[0]}?" if near else "--help lists them"
+                    called = program.__name__
+                    raise TypeError(f"{name} is no option of {called}, expected one; {hint}")
+                if type(value).__name__ == "DataFrame" and name == "data":
+                    continue
+                given[name] = _checked(name, value, hints[name])
+            return program(**given)
+
+        return cast(F, door)
+
+    return checked
 
 
-def _hints(program: Callable[..., Any]) -> dict[str, Any]:
-    hints = {
-        name: hint for name, hint in typing.get_type_hints(program).items() if name != "return"
-    }
-    if hints.pop("options", None):
-        hints |= typing.get_type_hints(inspect.unwrap(program).__globals__["Options"])
-    return hints
+def _checked(name: str, value: object, hint: object) -> object:
+    """The value of an option, a path for the string of one (TypeError: another kind)."""
+    value = value.tolist() if isinstance(value, Tensor) else value
+    if not is_of(value, hint):
+        raise TypeError(
+            f"--{name} is {'null' if value is None else repr(value)[:60]}, expected "
+            f"{in_words(hint)}; leave it out for its default"
+        )
+    return Path(value) if isinstance(value, str) and not is_of_text(hint) else value
 
 
 def is_of_text(hint: object) -> bool:

@@ -48,6 +48,7 @@ from pyro_mdm import (
     likelihoods,
     samplers,
 )
+from pyro_mdm.levels import DiscretizedGaussian, NetworkPosterior
 from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.support.checks import DataError, describe
 from pyro_mdm.support.files import read_file
@@ -73,8 +74,8 @@ LIKELIHOODS: dict[str, Any] = {
     "gaussian": likelihoods.Gaussian,
     "tweedie": likelihoods.Tweedie,
     "joint_tweedie": likelihoods.JointTweedie,
-    "discretized_gaussian": likelihoods.DiscretizedGaussian,
-    "network_posterior": likelihoods.NetworkPosterior,
+    "discretized_gaussian": DiscretizedGaussian,
+    "network_posterior": NetworkPosterior,
 }
 
 SAMPLERS: dict[str, Any] = {

@@ -21,12 +21,14 @@ from models import Problem
 from models.base import SCORES, ScoreKind
 from models.kinds import kind_of
 from pyro_mdm import DiffusionGuide, DiffusionModel
-from pyro_mdm.diffusions.learned import LearnedFamily
-from pyro_mdm.likelihoods import LevelDistribution, Likelihood
+from pyro_mdm.conditioning.maps import Missing, RandomMaps
+from pyro_mdm.diffusions.presets import is_learned
+from pyro_mdm.levels import LevelDistribution
+from pyro_mdm.likelihoods import Likelihood
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.maps import Missing, RandomMaps
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.modules import evaluating
 
 
@@ -41,7 +43,7 @@ class Programs(NamedTuple):
         """The programs given contexts (n, …), if the data set has any."""
         if context is None:
             return self
-        device = self.model.diffusion.start_time.device
+        device = tensor_device(self.model.score_function)
         return self._replace(model=self.model.given_context(context.to(device)))
 
 
@@ -114,7 +116,7 @@ class Plan:
             self._train_at_maps(model, self.maps)
         if self.likelihood is not None:
             _try_likelihood(str(settings.likelihood), problem, model)
-        cut = diffusion.cut_time if isinstance(diffusion, LearnedFamily) else None
+        cut = diffusion.cut_time if is_learned(diffusion) else None
         if cut is not None and isinstance(score, DenoiserScore):
             raise ValueError(
                 f"{settings.guide} is learned and cut at the time {cut:g}, so that log SNR moves "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from inference.training.optimizers import Muon, hidden_weights
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import student_factor
+from pyro_mdm.training import FALL
 
 
 def optimizer(
@@ -47,6 +49,23 @@ def optimizer(
     # undo a loss scale itself, before gradients are clipped
     fused = not scaled and {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
     return names, torch.optim.AdamW(given, eps=settings.adam_epsilon, weight_decay=0.0, fused=fused)
+
+
+def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
+    """The step at which a bound last fell, and the number of measurements after it.
+
+    A fall is by at least :data:`~pyro_mdm.training.FALL` from the last one; the first measurement
+    counts as a fall.
+
+    Args:
+        bounds: bounds by step, in bits/dim, the earliest first; one at least.
+    """
+    step, *later = bounds
+    after = 0
+    for other in later:
+        fell = bounds[other] <= bounds[step] - FALL
+        step, after = (other, 0) if fell else (step, after + 1)
+    return step, after
 
 
 @dataclass

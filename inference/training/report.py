@@ -35,7 +35,7 @@ from models.kinds import kind_of
 from pyro_mdm import Diffusion, DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.evaluation.estimates import Noise
-from pyro_mdm.plots import tensorboard
+from pyro_mdm.plots import hparams, tensorboard
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.plots.tables import marginals_figure
 from pyro_mdm.randomness import seed_from
@@ -82,7 +82,7 @@ RANKED_OF = 1_000
 def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """Write the run's settings and its diffusion before the first step."""
     of_run, diffusion = settings(run, programs), programs.model.diffusion
-    tensorboard.write_settings(writer, columns(of_run), METRICS)
+    hparams.write_settings(writer, columns(of_run), METRICS)
     matrices = shown(diffusion).matrices
     starts = {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
     tensorboard.write_text(writer, "settings", of_run | starts)
@@ -154,7 +154,7 @@ def objective(
 ) -> None:
     """Write the training objective since its last entry, in bits/dim, and the row beside it."""
     errors = {"bits_per_dim_standard_error": error}
-    run.log(step, "objective", {"bits_per_dim": mean} | errors | row)
+    run.metrics.log(step, "objective", {"bits_per_dim": mean} | errors | row)
     tensorboard.write_mean(writer, OBJECTIVE, mean, error, step)
     for name, value in row.items():
         writer.add_scalar(f"objective/{name}", value, step)
@@ -186,14 +186,14 @@ def at_step(
         with _parameters_of(current, model):
             bound = bounds.measure(programs, parts["validation"], seed=seed, **options)
         if writer is not None:
-            run.log(step, UNAVERAGED, bound.columns)
+            run.metrics.log(step, UNAVERAGED, bound.columns)
             tag = f"training/bits_per_dim/{UNAVERAGED}"
             tensorboard.write_mean(writer, tag, *bound.terms["bits_per_dim"], step)
     if writer is None:
         return
     if step > 0:  # at_start has written it
         _log_diffusion(run, writer, programs, step)
-    measurements = sum(r["part"] == "train" for r in run.history())
+    measurements = sum(r["part"] == "train" for r in run.metrics.history())
     power_of_two = measurements & (measurements - 1) == 0
     last = step == run.config["steps"]  # which at_end draws
     due = run.config["figures"] and power_of_two and not last
@@ -295,7 +295,7 @@ def at_end(
     if run.config["figures"]:
         draw_training(run, writer, programs, step)
         draw_end(run, writer, programs, step)
-    tensorboard.write_finished(writer)
+    hparams.write_finished(writer)
     writer.close()
     return bound
 
@@ -343,13 +343,13 @@ def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int)
 def _log_bound(
     run: Run, writer: SummaryWriter, programs: Programs, part_name: str, bound: RunBound, step: int
 ) -> None:
-    run.log(step, part_name, bound.columns)
+    run.metrics.log(step, part_name, bound.columns)
     edges, values, errors = bound.by_log_snr
     by_log_snr = {"diffusion_by_log_snr": values, "diffusion_by_log_snr_error": errors}
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
-    if not any("terms" in earlier for earlier in run.history()):
+    if not any("terms" in earlier for earlier in run.metrics.history()):
         _lay_out(writer, programs.problem, [*bound.terms])
-    run.record(step, part_name, record | {"num_data": bound.num_data})
+    run.metrics.record(step, part_name, record | {"num_data": bound.num_data})
     num_dims = programs.model.num_dims
     tensorboard.write_bound(writer, part_name, bound.terms, step, num_dims=num_dims)
 
@@ -364,7 +364,7 @@ def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
 
 def _log_diffusion(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
     diffusion = programs.model.diffusion
-    run.record(step, "diffusion", snapshot(diffusion))
+    run.metrics.record(step, "diffusion", snapshot(diffusion))
     if _learned(diffusion):  # else its curves would be flat
         data = functools.partial(_data, run, programs)
         shown(diffusion, run.config["seed"]).write_numbers(writer, data, step)
@@ -395,7 +395,7 @@ def _complete(x: Tensor) -> Tensor:
 def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
     """Draw the figures of training so far, from the run's history."""
     history: dict[str, list[dict[str, Any]]] = {}
-    for record in run.history():
+    for record in run.metrics.history():
         history.setdefault(record["part"], []).append(record)
     parts = ("train", "validation", "test")
     bounds = {name: history[name] for name in parts if name in history}

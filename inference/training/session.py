@@ -15,8 +15,9 @@ import torch
 from inference import trust
 from inference.folders.checkpoints import Checkpoint, explain_full_disk
 from inference.folders.fingerprints import differences, fingerprint_of
-from inference.folders.records import sealed
+from inference.folders.records import sealed, write_json
 from inference.folders.runs import Run, RunError
+from inference.folders.sessions import begin_session, keep_sources
 from inference.machine.environment import Threads
 from inference.machine.processes import Signals, Stopped, catch_signals
 from inference.measuring.bounds import RunBound
@@ -31,7 +32,7 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.progress import Progress as Bar
 from pyro_mdm.support.progress import progress_bar, show_estimate
-from pyro_mdm.training import FALL, last_fall
+from pyro_mdm.training import FALL
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -237,7 +238,7 @@ class Session:
 
         def keep(bound: RunBound) -> None:
             spent = {"steps": self.done, "seconds": self.seconds}
-            self.run.write_json("results.json", sealed(bound.as_json() | spent))
+            write_json(self.run.folder / "results.json", sealed(bound.as_json() | spent))
 
         if self.trainee.best:
             self.trainee.use_best()
@@ -291,10 +292,10 @@ def _open_books(
 
     settings, world = trainee.settings, fabric.world_size
     trust.remember(names.own_names(run.config))
-    run.keep_sources(names.source_files(run.config))
+    keep_sources(run.folder, names.source_files(run.config))
     if checkpoint is not None:
-        run.rewind(checkpoint.state["record"] if progress.step else None)
-    run.begin_session(progress.step, processes=world, device=str(fabric.device))
+        run.metrics.rewind(checkpoint.state["record"] if progress.step else None)
+    begin_session(run.folder, progress.step, processes=world, device=str(fabric.device))
     shared = f", {world} processes" if world > 1 else ""
     where = f"{settings.model} under {settings.guide}"
     threads = Threads(torch.get_num_threads())
@@ -314,16 +315,16 @@ def _validation_bounds(run: Run) -> dict[int, float]:
     """The finite bounds on validation data, bits/dim, by step."""
     bounds = {
         record["step"]: record["terms"]["bits_per_dim"][0]
-        for record in run.history()
+        for record in run.metrics.history()
         if record["part"] == "validation"
     }
     return {step: value for step, value in bounds.items() if value is not None}
 
 
 def _since_last_fall(run: Run) -> tuple[int, int]:
-    """The last fall of the bound on validation data, see :func:`~pyro_mdm.training.last_fall`."""
+    """The last fall of the bound on validation data, see :func:`recipe.last_fall`."""
     finite = _validation_bounds(run)
-    return last_fall(finite) if finite else (0, 0)
+    return recipe.last_fall(finite) if finite else (0, 0)
 
 
 def _best_step(run: Run) -> int | None:

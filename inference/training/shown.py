@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pyro_mdm import Diffusion, LinearDiffusion, NonlinearDiffusion
 from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.linear import frozen
 from pyro_mdm.plots import tensorboard
 
 Data = Callable[[int], Tensor]
@@ -32,12 +33,12 @@ class ShownKernels:
     @property
     def matrices(self) -> dict[str, Tensor]:
         """Q and D by name."""
-        return dict(zip(("Q", "D"), self.diffusion.frozen(), strict=False))
+        return dict(zip(("Q", "D"), frozen(self.diffusion), strict=False))
 
     @property
     def rank(self) -> str:
         """The rank of D, for tables; a dash where there is none."""
-        return str(int(torch.linalg.matrix_rank(self.diffusion.frozen().D.detach())))
+        return str(int(torch.linalg.matrix_rank(frozen(self.diffusion).D.detach())))
 
     @property
     def simulation(self) -> str:

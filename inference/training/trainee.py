@@ -98,7 +98,10 @@ class Trainee:
         objective = MDM_ELBO(decoder=settings.decoder_in_loss)
         if settings.compile is not None:
             objective.compile(settings.compile)
-        self.loss_of, self.stepper = fabric.setup(objective(model, guide), self.optimizer)
+        loss = objective(model, guide).to(
+            fabric.device
+        )  # but for diffusions, which stay on the host
+        self.loss_of, self.stepper = fabric.setup(loss, self.optimizer, move_to_device=False)
         self.average = MovingAverage(model, settings.ema_decay, forgetting=10, copy=averaged)
         self.trainer = _FabricTrainer(self)
 
@@ -195,7 +198,7 @@ class Trainee:
         averages = {"averages": self.average.number, "loss_scale": self.scale.state}
         self.digest = digest_of_tensors(named["ema"])
         averages |= {"weights": self.digest}
-        state = progress._asdict() | run.described() | {"record": run.written()}
+        state = progress._asdict() | run.described() | {"record": run.metrics.written()}
         run.save(Checkpoint(progress.step, tensors, state | averages))
         run.save_model(self.averaged.model, progress.step, self.digest)
 

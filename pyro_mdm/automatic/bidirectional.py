@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -28,14 +27,16 @@ from torch import Tensor
 from pyro_mdm.automatic.chain_guide import ChainGuide, parameters
 from pyro_mdm.automatic.density import run
 from pyro_mdm.automatic.draws import warn_of_same
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.dependence import is_computed
+from pyro_mdm.posteriors.traces import sample_sites
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["gap_by_draws", "gap_by_simulation"]
 
-Program = Callable[..., Any]
+Program = Callable[..., object]
 
 
 def gap_by_simulation(
@@ -44,8 +45,8 @@ def gap_by_simulation(
     simulated: int,
     paths: int,
     /,
-    *args: Any,
-    **kwargs: Any,
+    *args: object,
+    **kwargs: object,
 ) -> Gap:
     """The gap of the guides that are fitted to a program's simulated data sets.
 
@@ -58,28 +59,32 @@ def gap_by_simulation(
     for _ in range(simulated):
         conditioned, latents = _simulated(program, *args, **kwargs)
         with parameters(names.__contains__):  # no other guide has left any here
-            bounds = fitted(conditioned).two_sided(latents, paths, *args, **kwargs)
+            bounds = Weighing(fitted(conditioned), args, kwargs).two_sided(latents, paths)
         sides.append(torch.stack(bounds).mean(1))
     return Gap.of_simulated(*torch.stack(sides).unbind(1))
 
 
 @torch.no_grad()
-def gap_by_draws(guide: ChainGuide, draws: object, paths: int, /, *args: Any, **kwargs: Any) -> Gap:
+def gap_by_draws(
+    guide: ChainGuide, draws: object, paths: int, /, *args: object, **kwargs: object
+) -> Gap:
     """The gap of a guide for its program's data, by draws of the posterior, taken with
     replacement."""
     x = guide.rows(draws, *args, **kwargs)
     warn_of_same(x, guide.learned_from)
     x = x[torch.randint(len(x), (paths,))]
-    lower = Measured.from_values(guide.weighted(paths, *args, **kwargs)[1])
-    upper = Measured.from_values(guide.noised(x, *args, **kwargs))
+    weighing = Weighing(guide, args, kwargs)
+    lower = Measured.from_values(weighing.weighted(paths)[1])
+    upper = Measured.from_values(weighing.noised(x))
     error = math.hypot(lower.standard_error, upper.standard_error)
     return Gap(lower, upper, Measured(upper.mean - lower.mean, error), data_sets=0)
 
 
-def _simulated(program: Program, *args: Any, **kwargs: Any) -> tuple[Program, dict[str, Tensor]]:
+def _simulated(
+    program: Program, *args: object, **kwargs: object
+) -> tuple[Program, dict[str, Tensor]]:
     """The program conditioned on data that it has drawn, and the latents that it drew with them."""
-    nodes: dict[str, Any] = run(poutine.uncondition(program), *args, **kwargs).nodes
-    drawn = ((name, site) for name, site in nodes.items() if site["type"] == "sample")
+    drawn = sample_sites(run(poutine.uncondition(program), *args, **kwargs)).items()
     sites = {name: site for name, site in drawn if not is_computed(site)}  # they follow others
     observed = {name for name, site in sites.items() if site["infer"].get("was_observed")}
     if factors := [name for name in observed if isinstance(sites[name]["fn"], dist.Unit)]:

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from pyro_mdm.automatic.maps import solved
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.support.late_checks import check_values
+from pyro_mdm.diffusions.linear import LinearDiffusion, at_rest
+from pyro_mdm.support.checks import check_values
 
 __all__ = ["LIMIT", "SEEN", "Chain", "Path", "bounded"]
 
@@ -94,7 +94,7 @@ class Chain(nn.Module):
                 f"the diffusion's Σ_∞ has the first row {rest[0].tolist()}, expected 1 for x and 0 "
                 "for others; give it stationary_variance=1, e.g. VPSDE() or CLD()"
             )
-        if not diffusion.at_rest():
+        if not at_rest(diffusion):
             raise ValueError(
                 f"the prior of {type(diffusion).__name__} is no stationary one, expected one: "
                 "a chain begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
@@ -148,10 +148,10 @@ class Chain(nn.Module):
     def kernels(self) -> ChainKernels:
         """The steps."""
         times = TIME * self.log_time.double().exp() * self.gaps.double().softmax(0)
+        times = times.cpu()  # where the diffusion is
         move, start = self.diffusion.propagator, torch.zeros_like(times)
-        longest = times.detach().max().item()  # the only number that Python asks the device for
-        M, _ = move.moments(start, times, longest)
-        L = lower_triangular(move.root(start, times, longest).root)
+        M, _ = move.moments(start, times)
+        L = lower_triangular(move.root(start, times).root)
         rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
         Q = -move.drift(start[0]) @ rest - D
         one = torch.eye(self.K, dtype=torch.float64, device=M.device)
@@ -168,7 +168,7 @@ class Chain(nn.Module):
             solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
             times.sqrt(),
         )
-        return ChainKernels(*(tensor.to(self.gaps.dtype) for tensor in made))
+        return ChainKernels(*(tensor.to(self.gaps) for tensor in made))
 
     def network(self, seen: Tensor, k: int) -> Tensor:
         """(n, inputs) -> (n, K d), at moment k."""
@@ -180,7 +180,7 @@ class Chain(nn.Module):
     def root(self) -> Tensor:
         """The Cholesky factor of Σ_∞."""
         root: Tensor = torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L
-        return root.to(self.gaps.dtype)
+        return root.to(self.gaps)
 
     def start(self, n: int) -> Tensor:
         """y_N at rest (n, K, d)."""

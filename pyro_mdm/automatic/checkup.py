@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_mdm.automatic.chain_guide import ChainGuide
+from pyro_mdm.automatic.chain_guide import ChainGuide, name_of_start
 from pyro_mdm.automatic.density import layers, run
 from pyro_mdm.automatic.draws import warn_of_same
 from pyro_mdm.automatic.moments import Moments
+from pyro_mdm.automatic.symmetry import Symmetry
+from pyro_mdm.automatic.weighing import Weighing
+from pyro_mdm.posteriors.traces import sample_sites
 from pyro_mdm.posteriors.weights import ImportanceWeights
 
-__all__ = ["MOST_FOR_PARTICLES", "Checkup", "Second", "checked", "funnels", "remedies_of", "second"]
+__all__ = [
+    "MOST_FOR_PARTICLES",
+    "Checkup",
+    "Counterpart",
+    "checked",
+    "funnels",
+    "remedies_of",
+    "second",
+]
 
 FEWEST = 100
 """Draws that count, below which nothing is trusted."""
@@ -35,7 +45,7 @@ HEAVY = ("Cauchy", "HalfCauchy", "StudentT", "Pareto", "Stable", "InverseGamma")
 
 
 @dataclass(frozen=True)
-class Second:
+class Counterpart:
     """The means and the evidence of another fit, or of draws of the posterior.
 
     Args:
@@ -68,7 +78,7 @@ class Checkup:
 
     weights: ImportanceWeights
     kept: str
-    second: Second | None
+    second: Counterpart | None
     distance: float
     distant: str
     is_apart: bool
@@ -118,27 +128,32 @@ class Checkup:
         return "\n".join([*lines, f"kept: the {self.kept}", f"trust: {trust}{remedy}"])
 
 
-def second(guide: ChainGuide, other: object, n: int, /, *args: Any, **kwargs: Any) -> Second:
+def second(
+    guide: ChainGuide, other: object, n: int, /, *args: object, **kwargs: object
+) -> Counterpart:
     """The means and the evidence by n draws of another guide, or by draws of the posterior."""
     if isinstance(other, ChainGuide):
-        x, weights = other.weighed(n, args, kwargs)
-        return Second(f"start {other.start_name!r}", Moments.from_weights(x, weights), weights)
+        x, weights = Weighing(other, args, kwargs).weighed(n)
+        start = name_of_start(other.start)
+        return Counterpart(f"start {start!r}", Moments.from_weights(x, weights), weights)
     x = guide.rows(other, *args, **kwargs)
     warn_of_same(x, guide.learned_from)
-    return Second("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
+    return Counterpart("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
 
 
 def checked(
-    guide: ChainGuide, other: Second | None, n: int, /, *args: Any, **kwargs: Any
+    guide: ChainGuide, other: Counterpart | None, n: int, /, *args: object, **kwargs: object
 ) -> Checkup:
     """The check of a guide that has been fitted, by n draws."""
-    x, weights = guide.weighed(n, args, kwargs)
+    x, weights = Weighing(guide, args, kwargs).weighed(n)
     moments, lacks = Moments.from_weights(x, weights), ""
     distance, at, is_apart = math.nan, 0, False
     if other is not None:
         distance, at, is_apart = moments.apart(other.moments)
     if guide.program_density.plate is None and weights.effective >= FEWEST:
-        symmetry = guide.symmetry(x[weights.log_weights.topk(2).indices], args, kwargs)
+        density, best = guide.program_density, x[weights.log_weights.topk(2).indices]
+        log_density = guide.ratio(*args, **kwargs).log_density
+        symmetry = Symmetry.from_density(density, guide.latents(), log_density, best)
         images = Moments.from_weights(symmetry.scattered(x), weights)
         lacks = str(symmetry) if symmetry and moments.apart(images)[2] else ""
     start = "Gaussian" if guide.shape is None else "start"
@@ -151,14 +166,16 @@ def checked(
     return replace(result, remedies=tuple(remedies_of(guide, result, *args, **kwargs)))
 
 
-def _misfit(guide: ChainGuide, /, *args: Any, **kwargs: Any) -> float:
+def _misfit(guide: ChainGuide, /, *args: object, **kwargs: object) -> float:
     """The misfits of the data of all sites with a learned likelihood, nats."""
-    nodes: dict[str, Any] = guide.program_density.drawn(*args, **kwargs).nodes
-    pairs = [(layers(site["fn"])[-1], site) for site in nodes.values() if site.get("is_observed")]
+    sites = sample_sites(guide.program_density.drawn(*args, **kwargs)).values()
+    pairs = [(layers(site["fn"])[-1], site) for site in sites if site["is_observed"]]
     return sum(s["scale"] * law.misfit(s["value"]) for law, s in pairs if hasattr(law, "misfit"))
 
 
-def remedies_of(guide: ChainGuide, result: Checkup, /, *args: Any, **kwargs: Any) -> Iterator[str]:
+def remedies_of(
+    guide: ChainGuide, result: Checkup, /, *args: object, **kwargs: object
+) -> Iterator[str]:
     """Remedies in words. If both fits are sure of themselves, no shape is to blame."""
     is_whole = guide.program_density.plate is None  # with a subsample there is one start
     by_particles = (
@@ -194,7 +211,9 @@ def remedies_of(guide: ChainGuide, result: Checkup, /, *args: Any, **kwargs: Any
     )
 
 
-def _of_shape(guide: ChainGuide, by_shaped: bool, /, *args: Any, **kwargs: Any) -> Iterator[str]:
+def _of_shape(
+    guide: ChainGuide, by_shaped: bool, /, *args: object, **kwargs: object
+) -> Iterator[str]:
     for parent, children in funnels(guide, *args, **kwargs).items():
         names = ", ".join(map(repr, children))
         yield (
@@ -214,14 +233,14 @@ def _of_shape(guide: ChainGuide, by_shaped: bool, /, *args: Any, **kwargs: Any) 
             break
 
 
-def funnels(guide: ChainGuide, /, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
+def funnels(guide: ChainGuide, /, *args: object, **kwargs: object) -> dict[str, list[str]]:
     """Latents on which the scale of other latents depends, by name, with those."""
-    nodes: dict[str, Any] = guide.program_density.drawn(*args, **kwargs).nodes
+    nodes = sample_sites(guide.program_density.drawn(*args, **kwargs))
     values = {name: nodes[name]["value"] for name, _ in guide.latents()}
 
     def scales(moved: dict[str, Tensor]) -> dict[str, Tensor]:
         program = poutine.condition(guide.program, data=values | moved)
-        sites: dict[str, Any] = run(program, *args, **kwargs).nodes
+        sites = sample_sites(run(program, *args, **kwargs))
         made = {name: getattr(layers(sites[name]["fn"])[-1], "scale", None) for name in values}
         return {name: scale for name, scale in made.items() if isinstance(scale, Tensor)}
 

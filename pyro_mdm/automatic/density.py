@@ -10,17 +10,18 @@ import string
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.enum import config_enumerate
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.runtime import _ENUM_ALLOCATOR
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, Message
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
@@ -28,13 +29,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pyro_mdm.paths.base import PathLaw
+from pyro_mdm.posteriors.traces import Site, sample_sites
 from pyro_mdm.support.inference import Inference
 
 __all__ = [
     "ProgramDensity",
-    "Site",
     "alike",
-    "densities",
     "is_enumerated",
     "layers",
     "placed",
@@ -51,11 +51,8 @@ UNBATCHED = (
 )
 """Phrases of errors of operations that vmap refuses and that are right for a single row."""
 
-Site = dict[str, Any]
-"""The entries of a site in a trace."""
 
-
-def run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace:
+def run(program: Callable[..., object], *args: object, **kwargs: object) -> poutine.Trace:
     """The trace of a run of a program, without effect outside."""
     trace: poutine.Trace = poutine.block(poutine.trace(program).get_trace)(*args, **kwargs)
     return prune_subsample_sites(trace)
@@ -84,13 +81,14 @@ class ProgramDensity:
 
     def __init__(
         self,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         trace: poutine.Trace,
         unpack: Callable[[Tensor], Iterable[tuple[Site, Tensor]]],
     ) -> None:
         self.program, self._unpack = program, unpack
-        sites = densities(trace)
-        latents: list[Any] = [site for _, site in trace.iter_stochastic_nodes()]
+        sites = sample_sites(trace).values()
+        names = [name for name, _ in trace.iter_stochastic_nodes()]
+        latents = [site for site in sites if site["name"] in names]
         self._latents = [site for site in latents if not is_enumerated(site)]
         self._laws = {site["name"]: site["fn"] for site in sites}
         self._frames = {f.name: f for site in sites for f in site["cond_indep_stack"]}
@@ -101,16 +99,17 @@ class ProgramDensity:
         self.bytes_of_row = 0
         """The bytes that a row's gradient keeps for its own gradient, after a check."""
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """log p of x (n, dim), (n,) nats; NaN where a distribution is not defined."""
         factors: list[_Factor] = []
 
         def of_one(row: Tensor) -> tuple[Tensor, list[Tensor]]:
             trace, terms = self._run_at(row, *args, **kwargs)
-            alone = [site for site in densities(trace) if not self._is_factor(site)]
+            sites = sample_sites(trace).values()
+            alone = [site for site in sites if not self._is_factor(site)]
             terms += [site["log_prob"].sum() for site in alone]
             trace.symbolize_dims()
-            factor_sites = [site for site in densities(trace) if self._is_factor(site)]
+            factor_sites = [site for site in sites if self._is_factor(site)]
             factors[:] = [_Factor.of_site(site, trace.plate_to_symbol) for site in factor_sites]
             return torch.stack(terms).sum(), [_masked(site) for site in factor_sites]
 
@@ -127,7 +126,7 @@ class ProgramDensity:
             vars(_ENUM_ALLOCATOR).update(saved)
         return alone + _summed(log_factors, factors) if log_factors else alone
 
-    def in_float64(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def in_float64(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """log p of x (n, dim), (n,) nats, by a run in float64."""
         usual = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -137,7 +136,7 @@ class ProgramDensity:
         finally:
             torch.set_default_dtype(usual)
 
-    def drawn(self, *args: Any, **kwargs: Any) -> poutine.Trace:
+    def drawn(self, *args: object, **kwargs: object) -> poutine.Trace:
         """A run with latents of its own, whose density may be NaN."""
         with pyro.validation_enabled(False):
             return run(self.program, *args, **kwargs)
@@ -147,8 +146,7 @@ class ProgramDensity:
     ) -> tuple[Tensor, list[Tensor]]:
         """The results of a function for each row."""
         if self._is_batched:
-            batched: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_one)(x)
-            return batched
+            return torch.func.vmap(of_one)(x)
         alone, by_row = zip(*map(of_one, x), strict=True)
         return torch.stack(alone), [
             torch.stack(log_factors) for log_factors in zip(*by_row, strict=True)
@@ -168,10 +166,11 @@ class ProgramDensity:
         def of_one(row: Tensor) -> Tensor:
             return torch.stack([placed(*pair)[1].sum() for pair in self._unpack(row)]).sum()
 
-        made: Tensor = torch.func.vmap(of_one)(x)
-        return made
+        return torch.func.vmap(of_one)(x)
 
-    def _run_at(self, row: Tensor, *args: Any, **kwargs: Any) -> tuple[poutine.Trace, list[Tensor]]:
+    def _run_at(
+        self, row: Tensor, *args: object, **kwargs: object
+    ) -> tuple[poutine.Trace, list[Tensor]]:
         """A run with these latents, and the logarithms of Jacobians."""
         values, log_dets = {}, []
         for site, u in self._unpack(row):
@@ -196,7 +195,7 @@ class ProgramDensity:
 
     # -- checks ------------------------------------------------------------------------------------
 
-    def check(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def check(self, x: Tensor, *args: object, **kwargs: object) -> None:
         """Raise ValueError unless the program has one density of each of two values (2, dim)."""
         self._check_laws()
         self._check_latents(*args, **kwargs)
@@ -207,7 +206,7 @@ class ProgramDensity:
         fix = f"give the whole program, in which no site that is drawn is hidden{more}"
         self._check_density(fix, x, *args, **kwargs)
 
-    def _check_density(self, fix: str, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _check_density(self, fix: str, x: Tensor, *args: object, **kwargs: object) -> None:
         """Raise ValueError unless there is one density of rows x (n, dim), with its gradient."""
         try:
             first, again = self._twice(x, *args, **kwargs)
@@ -237,7 +236,7 @@ class ProgramDensity:
                 "numbers; choose another init_loc_fn, or mend the program"
             )
 
-    def _twice(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _twice(self, x: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """The density, two times; of a program that cannot be batched, row by row from now on."""
         try:
             first = self(x, *args, **kwargs)
@@ -257,7 +256,7 @@ class ProgramDensity:
         return first, self(x, *args, **kwargs)
 
     @torch.enable_grad()
-    def _bytes_of(self, x: Tensor, *args: Any, **kwargs: Any) -> int:
+    def _bytes_of(self, x: Tensor, *args: object, **kwargs: object) -> int:
         """The bytes that the graph of the gradient at rows x (n, dim) keeps; 0 where unknown."""
         kept = dict[int, int]()
 
@@ -284,7 +283,7 @@ class ProgramDensity:
                 except ValueError as error:
                     raise ValueError(f"site {name!r}: {error}") from error
 
-    def _check_latents(self, *args: Any, **kwargs: Any) -> None:
+    def _check_latents(self, *args: object, **kwargs: object) -> None:
         """Raise ValueError if a latent has no proper density, or not always the same support."""
         for site in self._latents:
             for frame in site["cond_indep_stack"]:
@@ -300,14 +299,14 @@ class ProgramDensity:
                     "proper one; observe what is known as a site of its own, without obs_mask"
                 )
         try:
-            runs = [self.drawn(*args, **kwargs) for _ in range(2)]
+            runs = [sample_sites(self.drawn(*args, **kwargs)) for _ in range(2)]
         except NotImplementedError:  # a site cannot be drawn, such as an improper one
             return
         for site in self._latents:
-            self._check_support([trace.nodes[site["name"]] for trace in runs])
+            self._check_support([trace[site["name"]] for trace in runs])
 
     @staticmethod
-    def _check_support(runs: list[Any]) -> None:
+    def _check_support(runs: list[Site]) -> None:
         to_support = [biject_to(site["fn"].support) for site in runs]
         middle = torch.full_like(to_support[0].inv(runs[0]["value"]), 0.3)
         low, high = (transform(middle) for transform in to_support)
@@ -318,12 +317,12 @@ class ProgramDensity:
                 "Uniform(0, 1)"
             )
 
-    def check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def check_slope(self, x: Tensor, *args: object, **kwargs: object) -> None:
         """Raise ValueError, with the site, if the density's gradient is NaN where it is finite."""
         self._check_slope(x, *args, **kwargs)
 
     @torch.enable_grad()
-    def _check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _check_slope(self, x: Tensor, *args: object, **kwargs: object) -> None:
         x = x.detach().requires_grad_()
         density = self(x, *args, **kwargs).view(len(x), -1).sum(1)
         (slope,) = torch.autograd.grad(density.sum(), x)
@@ -348,7 +347,7 @@ def placed(site: Site, u: Tensor) -> tuple[Tensor, Tensor]:
     return value, log_det.flatten(-inner).sum(-1) if inner else log_det
 
 
-def layers(law: object) -> list[Any]:
+def layers(law: TorchDistribution) -> list[TorchDistribution]:
     """A distribution, and those inside of events, expansions and transforms."""
     inner = getattr(law, "base_dist", None)
     return [law] if inner is None else [law, *layers(inner)]
@@ -386,14 +385,10 @@ class _Double(TorchFunctionMode):
 class _Enumeration(EnumMessenger):
     """Enumeration under vmap, which refuses a value's ``data``, whose shape alone is asked for."""
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Message) -> None:
         value = msg["value"]
+        assert value is not None
         super()._pyro_post_sample({**msg, "value": torch.zeros(()).expand(value.shape)})
-
-
-def densities(trace: poutine.Trace) -> list[Any]:
-    """The sites that a trace has drawn or observed."""
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
 class _Factor(NamedTuple):

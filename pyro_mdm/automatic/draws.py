@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 from torch.distributions import biject_to
+
+from pyro_mdm.posteriors.traces import Site
 
 __all__ = ["MIXED", "row", "unconstrained", "warn_of_same"]
 
@@ -22,8 +23,6 @@ SAME = 0.1
 """The largest share of draws that are equal to others by chance, or by a chain that stayed."""
 FEWEST_OF_CHAIN = 4
 """Draws at least of a chain, whose halves R̂ compares."""
-
-Site = dict[str, Any]
 
 
 def unconstrained(draws: object, latents: Iterable[tuple[str, Site]]) -> Tensor:
@@ -107,7 +106,7 @@ def _by_name(draws: object) -> dict[str, Tensor]:
 
 def _of_site(name: str, site: Site, draws: Tensor) -> Tensor:
     """Unconstrained draws of a site, (chains, n, numbers)."""
-    value: Tensor = site["value"]
+    value = site["value"]
     shape = value.shape
     leading = draws.dim() - len(shape)
     if leading not in (1, 2) or draws.shape[leading:] != shape:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
 from pyro_mdm.automatic.laplace import laplace
 from pyro_mdm.automatic.mixture import Component, Mixture
 from pyro_mdm.automatic.ratio import Ratio
+from pyro_mdm.automatic.symmetry import Symmetry
+from pyro_mdm.automatic.weighing import paths_at_once
 from pyro_mdm.budgets import LEAST, Budget, steps_within
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
 
-__all__ = ["OF_MIXTURE", "Fitting"]
+__all__ = ["FitSettings", "Fitting", "become_gaussian"]
 
 CLIP = 10.0
 """The norm at which gradients are clipped."""
@@ -57,6 +59,17 @@ QUICK, LONG = (3, 0.02), (10, 0.005)
 seconds, and within them."""
 
 
+class FitSettings(NamedTuple):
+    """The numbers of a fit, as of ``AutoMDM.fit``; None: the usual ones."""
+
+    updates: int | None = None
+    start_updates: int | None = None
+    paths: int | None = None
+    particles: int | None = None
+    learning_rate: float = 5e-3
+    seconds: float | None = None
+
+
 @dataclass
 class Fitting:
     """One fit of a guide to a program with its arguments.
@@ -64,10 +77,8 @@ class Fitting:
     Args:
         guide: the guide, set up.
         args, kwargs: arguments of the program.
-        updates, start_updates: numbers of updates of the chain, and of the start; None: as many as
-            gain, within the budget.
+        settings: the numbers of updates and particles, and the learning rate.
         paths: number of paths drawn for an update.
-        learning_rate: learning rate of the chain; that of the start is four times as high.
         budget: the seconds of all that follows.
         progress: whether progress bars are shown.
         draws: draws to which the start was fitted, in its units, (n, dim); None: none.
@@ -75,12 +86,10 @@ class Fitting:
     """
 
     guide: ChainGuide
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    updates: int | None
-    start_updates: int | None
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    settings: FitSettings
     paths: int
-    learning_rate: float
     budget: Budget
     progress: bool
     draws: Tensor | None = None
@@ -94,12 +103,14 @@ class Fitting:
         """
         chain, is_first = self.guide.chain, len(self.guide.losses) == 0
         seconds = self._seconds_of_update()
-        pays = self._pays(self.updates, WORTH_A_CHAIN, seconds * self._updates_of_start, OF_START)
-        share = OF_START if pays and self.updates != 0 else 1 - OF_COMPARISON
+        pays = self._pays(
+            self.settings.updates, WORTH_A_CHAIN, seconds * self._updates_of_start, OF_START
+        )
+        share = OF_START if pays and self.settings.updates != 0 else 1 - OF_COMPARISON
         raced = self._raced(seconds, share)
         left = self._left(share)
         bound = self._judged("start")
-        if self._pays(self.start_updates, WORTH_A_START, seconds, 0.0):
+        if self._pays(self.settings.start_updates, WORTH_A_START, seconds, 0.0):
             bound = self._improved(1.0 - raced, left / (1.0 - raced), bound, is_alone=not raced)
         self._leave_units()
         losses = self.guide.losses
@@ -108,7 +119,7 @@ class Fitting:
                 chain.reset()
             left = self._left(1 - OF_COMPARISON)
             weights = chain.parameters()
-            losses = self._train(weights, self._loss_of_chain, "chain", self.updates, left)
+            losses = self._train(weights, self._loss_of_chain, "chain", self.settings.updates, left)
         if (is_first and not pays) or self._judged("chain") < bound:
             chain.rest()
         return losses
@@ -122,7 +133,7 @@ class Fitting:
         """The seconds of an update of the start; 0 where no seconds are given."""
         if self.budget.seconds is None:
             return 0.0
-        before, paths = self.budget.spent, self.guide.paths_at_once(self.paths)
+        before, paths = self.budget.spent, paths_at_once(self.guide, self.paths)
         weights = [weight for weight in self._of_start().values() if weight.requires_grad]
         torch.autograd.grad(self._loss_of_start(paths), weights, allow_unused=True)
         return (self.budget.spent - before) * self.paths / paths
@@ -150,7 +161,7 @@ class Fitting:
         guide = self.guide
         if isinstance(guide.shape, Mixture) or guide.program_density.plate is not None:
             return 0.0
-        if guide.paths_at_once(guide.latent_dim) < guide.latent_dim:  # of a Hessian
+        if paths_at_once(guide, guide.latent_dim) < guide.latent_dim:  # of a Hessian
             return 0.0
         ratio = guide.ratio(*self.args, **self.kwargs)
         with torch.no_grad():
@@ -171,7 +182,7 @@ class Fitting:
 
         usual = self._copied()
         self.units = approximation
-        guide.become_gaussian(torch.zeros_like(guide.loc), torch.eye(guide.latent_dim).to(x))
+        become_gaussian(guide, torch.zeros_like(guide.loc), torch.eye(guide.latent_dim).to(x))
         races = self.budget.seconds is None or (
             left >= WORTH_A_RACE * seconds and self._looseness() > LOOSE
         )
@@ -188,7 +199,7 @@ class Fitting:
     @torch.no_grad()
     def _looseness(self) -> float:
         """How far the bound of the start is below the evidence by its own weights, nats."""
-        bound = self._bound_of_start(self.guide.paths_at_once(COMPARED // 4))
+        bound = self._bound_of_start(paths_at_once(self.guide, COMPARED // 4))
         evidence = bound.double().nan_to_num(-math.inf).logsumexp(0) - math.log(len(bound))
         return float((evidence - _clamped(bound).mean()).nan_to_num(math.inf))
 
@@ -220,7 +231,7 @@ class Fitting:
         """Train the start for a share of its updates and seconds."""
         what = "Gaussian" if self.guide.shape is None else "start"
         weights = self._of_start().values()
-        self._train(weights, self._loss_of_start, what, self.start_updates, seconds, share)
+        self._train(weights, self._loss_of_start, what, self.settings.start_updates, seconds, share)
 
     @torch.no_grad()
     def _judged(self, what: str) -> float:
@@ -228,7 +239,7 @@ class Fitting:
         are over, nats; values far below the median don't count, nor NaN."""
         bound = self._bound_of_start if what == "start" else self._bound_of_chain
         drawn = list[Tensor]()
-        at_once = self.guide.paths_at_once(COMPARED // 4)
+        at_once = paths_at_once(self.guide, COMPARED // 4)
         while not drawn or (len(drawn) * at_once < COMPARED and self.budget.share < 1):
             drawn.append(bound(at_once))
         return float(_clamped(torch.cat(drawn)).mean().nan_to_num(-math.inf))
@@ -278,7 +289,7 @@ class Fitting:
         """Make the guide's Gaussian the one that was fitted in other units."""
         h = self._ratio_of_start()
         if self.units is not None:
-            self.guide.become_gaussian(h.loc, h.scale_tril)
+            become_gaussian(self.guide, h.loc, h.scale_tril)
         self.units = None
 
     def _drawn_from_start(self, n: int) -> tuple[Tensor, Ratio]:
@@ -313,7 +324,7 @@ class Fitting:
         trainer = Trainer(
             parameters,
             steps=round(share * steps),
-            learning_rate=self.learning_rate if what == "chain" else 4 * self.learning_rate,
+            learning_rate=(1 if what == "chain" else 4) * self.settings.learning_rate,
             warmup=0,
             clip=CLIP,
             average=None,
@@ -326,7 +337,7 @@ class Fitting:
             progress=what if self.progress else False,
         )
         losses: list[Tensor] = []
-        at_once = self.guide.paths_at_once(self.paths, kept=True)
+        at_once = paths_at_once(self.guide, self.paths, kept=True)
         sizes = [len(paths) for paths in torch.arange(self.paths).split(at_once)]
         for _ in trainer:
             trainer.step(loss(size) * (size / self.paths) for size in sizes)
@@ -349,12 +360,23 @@ class Fitting:
             )
         return torch.stack(losses) if losses else torch.zeros(0)
 
-    def tempered(self, n: int | None) -> Tensor:
-        """Particles of the posterior (n, dim), from a Gaussian like the prior.
+    @torch.no_grad()
+    def become_mixture(self, mixture: Mixture, x: Tensor) -> None:
+        """Fit the mixture of the start to images of draws x (n, latent_dim), and keep these in
+        units of their deviations."""
+        guide = self.guide
+        density = guide.ratio(*self.args, **self.kwargs).log_density
+        symmetry = Symmetry.from_density(guide.program_density, guide.latents(), density, x[:2])
+        distinct = x.unique(dim=0, return_inverse=True)[1]
+        x = symmetry.scattered(x)
+        become_gaussian(guide, x.mean(0), torch.diag(x.std(0).clamp_min(1e-6)))
+        guide.chain.reset()
+        self.draws = (x - guide.loc) / guide.scale
+        mixture.fit(self.draws, distinct, self._until(OF_MIXTURE))
 
-        Args:
-            n: their number, or within seconds the most; None: the usual one.
-        """
+    def tempered(self) -> Tensor:
+        """Particles of the posterior (n, dim), from a Gaussian like the prior: as many as are
+        given, or within seconds at most so many."""
         guide = self.guide
         rows = list[Tensor]()
         for _ in range(OF_PRIOR):
@@ -388,7 +410,7 @@ class Fitting:
             ]
             return torch.cat(densities) - start(x)
 
-        until = self.until(OF_PARTICLES)
+        until = self._until(OF_PARTICLES)
         leaps = LEAPS if guide.latent_dim > FEW_LATENTS else 0
 
         def particles(n: int) -> Tensor:
@@ -396,8 +418,8 @@ class Fitting:
             return temper(first, start, gain, leaps=leaps, budget=until).draws(n)
 
         left = self.budget.left()
-        n = n or (PARTICLES if left is None else MOST_PARTICLES)
-        most = max(4 * GROUPS, guide.paths_at_once(n))
+        n = self.settings.particles or (PARTICLES if left is None else MOST_PARTICLES)
+        most = max(4 * GROUPS, paths_at_once(guide, n))
         if left is None:
             return particles(most)
         end = self.budget.spent + OF_PARTICLES * left
@@ -410,11 +432,17 @@ class Fitting:
                 return drawn
             tempered = min(most, affordable)
 
-    def until(self, share: float) -> Budget | None:
+    def _until(self, share: float) -> Budget | None:
         """The budget that ends when a share of the seconds is spent; None: no limit."""
         if self.budget.seconds is None:
             return None
         return Budget(share * self.budget.seconds, spent=self.budget.spent).start()
+
+
+def become_gaussian(guide: ChainGuide, loc: Tensor, root: Tensor) -> None:
+    """Take a mean (latent_dim,) and a Cholesky factor (latent_dim, latent_dim)."""
+    guide.loc.data, guide.scale = loc, root.diagonal()
+    guide.scale_tril = root / root.diagonal()[:, None]
 
 
 def _clamped(bound: Tensor) -> Tensor:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 
 from pyro_mdm.automatic.bidirectional import gap_by_draws, gap_by_simulation
+from pyro_mdm.automatic.chain_guide import name_of_start, parameters
 from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
-from pyro_mdm.automatic.fitting import OF_MIXTURE, Fitting
+from pyro_mdm.automatic.fitting import FitSettings, Fitting
 from pyro_mdm.automatic.mixture import Mixture
 from pyro_mdm.automatic.subsampled import SubsampledFitting, SubsampledGuide
+from pyro_mdm.automatic.weighing import refuse_subsample
 from pyro_mdm.budgets import Budget
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.tempering import GROUPS
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["AutoMDM"]
 
@@ -75,10 +76,12 @@ class AutoMDM(SubsampledGuide):
         torch.Size([5])
     """
 
+    _settings = FitSettings()  # of the last fit
+
     @checked_arguments
     def fit(
         self,
-        *args: Any,
+        *args: object,
         updates: int | None = None,
         start_updates: int | None = None,
         paths: int | None = None,
@@ -87,7 +90,7 @@ class AutoMDM(SubsampledGuide):
         draws: object = None,
         seconds: float | None = None,
         progress: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AutoMDM:
         """Fit the start, or temper particles, and then train the chain from there.
 
@@ -137,32 +140,37 @@ class AutoMDM(SubsampledGuide):
             if number is not None:
                 check_count(name, number, what, least=least)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
-        budget = Budget(seconds).start()
+        settings = FitSettings(updates, start_updates, paths, particles, learning_rate, seconds)
+        return self._fitted(args, kwargs, settings, draws, progress)
+
+    def _fitted(
+        self,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        settings: FitSettings,
+        draws: object = None,
+        progress: bool = False,
+    ) -> AutoMDM:
+        budget = Budget(settings.seconds).start()
         if draws is not None and self.prototype_trace is None:
             self.start = "particles"
         self.set_up(*args, **kwargs)
         kind = Fitting if self.plate is None else SubsampledFitting
-        if paths is None:
-            paths = 128 if self.plate is None else 16
-        self._budget = {"updates": updates, "start_updates": start_updates, "paths": paths}
-        self._budget |= {"particles": particles, "learning_rate": learning_rate, "seconds": seconds}
-        fitting = kind(
-            self, args, kwargs, updates, start_updates, paths, learning_rate, budget, progress
-        )
-        self.outcomes = {}
+        self._settings, self.outcomes = settings, {}
+        paths = settings.paths or (128 if self.plate is None else 16)
+        fitting = kind(self, args, kwargs, settings, paths, budget, progress)
         if isinstance(self.shape, Mixture):
             with torch.no_grad():
                 if draws is None:
-                    x, self.learned_from = fitting.tempered(particles), None
+                    x, self.learned_from = fitting.tempered(), None
                 else:
                     x = self.rows(draws, *args, **kwargs)
                     self.learned_from = x[:, 0].clone()
-                symmetry = self.symmetry(x[:2], args, kwargs)
-                fitting.draws = self.become_mixture(x, symmetry, fitting.until(OF_MIXTURE))
+                fitting.become_mixture(self.shape, x)
         elif draws is not None:
             raise ValueError(
-                f"the guide was set up with start={self.start_name!r}, which does not learn from "
-                "draws; make a new guide, and fit it with draws first"
+                f"the guide was set up with start={name_of_start(self.start)!r}, which does not "
+                "learn from draws; make a new guide, and fit it with draws first"
             )
         self.losses = fitting.from_start()
         return self
@@ -170,11 +178,11 @@ class AutoMDM(SubsampledGuide):
     @checked_arguments
     def gap(
         self,
-        *args: Any,
+        *args: object,
         simulated: int = 20,
         draws: object = None,
         paths: int = 256,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Gap:
         """How far the bound may be below log p(data), by draws of the posterior.
 
@@ -197,23 +205,23 @@ class AutoMDM(SubsampledGuide):
         bidirectional Monte Carlo", 2016.
         """
         check_count("paths", paths, "the number of paths of each kind")
-        self.refuse_subsample("bounds from both sides")
+        refuse_subsample(self, "bounds from both sides")
         if draws is not None:
             return gap_by_draws(self, draws, paths, *args, **kwargs)
 
-        def fitted(program: Callable[..., Any]) -> AutoMDM:
-            return self.like_this(program).fit(*args, progress=False, **self._budget, **kwargs)
+        def fitted(program: Callable[..., object]) -> AutoMDM:
+            return self.like_this(program)._fitted(args, kwargs, self._settings)
 
         return gap_by_simulation(self.program, fitted, simulated, paths, *args, **kwargs)
 
     @checked_arguments
     def check(
         self,
-        *args: Any,
+        *args: object,
         other: object = "fit",
         num_samples: int | None = None,
         progress: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Checkup:
         """Whether to trust the guide: the number of draws that count, agreement with a second fit,
         and what was kept. Where something is wrong, the first remedy by what is seen.
@@ -236,9 +244,9 @@ class AutoMDM(SubsampledGuide):
         fitted = None
         if isinstance(other, str) and other == "fit":
             few = self.latent_dim <= MOST_FOR_PARTICLES and self.plate is None
-            with self.alone():
+            with parameters(lambda name: not name.startswith(f"{self._pyro_name}.")):
                 again = self.like_this(self.program, start="particles" if few else "gaussian")
-                again.fit(*args, progress=progress, **self._budget, **kwargs)
+                again._fitted(args, kwargs, self._settings, progress=progress)
                 fitted = second(self, again, n, *args, **kwargs)
         elif other is not None:
             fitted = second(self, other, n, *args, **kwargs)

@@ -28,7 +28,7 @@ from pyro_mdm.automatic.chain import LIMIT, SEEN, Chain, bounded
 from pyro_mdm.automatic.maps import solved
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.evaluation.weights import pareto_k
+from pyro_mdm.evaluation.weights import effective_samples, pareto_k
 from pyro_mdm.paths.likelihood import log_mean_weight
 
 __all__ = ["RowChain", "RowWeights"]
@@ -60,8 +60,7 @@ class RowWeights:
     @property
     def effective(self) -> Tensor:
         """The effective number of paths of each row, (N,)."""
-        w = self.log_weights
-        return (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()
+        return effective_samples(self.log_weights)
 
     @property
     def pareto_k(self) -> Tensor:

@@ -11,7 +11,7 @@ times its own, as Pyro scales it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -19,7 +19,8 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_mdm.automatic.density import ProgramDensity, Site, alike, densities, placed, run
+from pyro_mdm.automatic.density import ProgramDensity, alike, placed, run
+from pyro_mdm.posteriors.traces import Site, sample_sites
 
 __all__ = ["PlateDensity", "Terms"]
 
@@ -55,7 +56,7 @@ class PlateDensity(ProgramDensity):
 
     def __init__(
         self,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         trace: poutine.Trace,
         unpack: Callable[[Tensor], Iterable[tuple[Site, Tensor]]],
         plate: str,
@@ -75,7 +76,7 @@ class PlateDensity(ProgramDensity):
                 f"with pyro.plate({plate!r}, …)"
             )
         self.dim: int = frame.dim
-        self.batch, self.size = int(frame.size), int(frame.full_size)
+        self.batch, self.size = int(frame.size), int(frame.full_size or frame.size)
         self._locals = [self._local(site) for site in self._latents if self._is_inside(site)]
         self.row_dim = sum(local.size for local in self._locals)
 
@@ -121,12 +122,14 @@ class PlateDensity(ProgramDensity):
         """Latents of rows z (n, rows, row_dim) in their supports, by site, (n, *shape)."""
         return {site["name"]: placed(site, u)[0] for site, u in self.unpacked(z)}
 
-    def terms(self, x: Tensor, z: Tensor, index: Tensor, /, *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, x: Tensor, z: Tensor, index: Tensor, /, *args: object, **kwargs: object
+    ) -> Terms:
         """log p of globals x (n, dim) and of rows index (B,) with latents z (n, B, row_dim)."""
         result = self(torch.cat([x, z.flatten(1)], 1), index, *args, **kwargs)
         return Terms(result[:, 0], result[:, 1:])
 
-    def __call__(self, packed: Tensor, index: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, packed: Tensor, index: Tensor, /, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]
         """The terms of packed globals and rows (n, dim + B row_dim), as (n, 1 + B)."""
 
         def of_one(row: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -140,17 +143,17 @@ class PlateDensity(ProgramDensity):
         x, z = packed.split([len(packed) - inside, inside])
         return [*self._unpack(x), *self.unpacked(z.reshape(self.batch, self.row_dim))]
 
-    def _terms_at(self, packed: Tensor, index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _terms_at(self, packed: Tensor, index: Tensor, *args: object, **kwargs: object) -> Tensor:
         values: dict[str, Tensor] = {self.plate: index}
         alone, rows = packed.new_zeros(()), packed.new_zeros(self.batch)
-        terms: list[tuple[Any, Tensor, float]] = []
+        terms: list[tuple[Site, Tensor, float]] = []
         for site, u in self._sites(packed):
             values[site["name"]], log_det = placed(site, u)
             terms.append((site, log_det, 1.0))
         trace = run(poutine.condition(self.program, data=values), *args, **kwargs)
         trace.compute_log_prob()
         scale = self.batch / self.size
-        terms += [(site, site["log_prob"], scale) for site in densities(trace)]
+        terms += [(site, site["log_prob"], scale) for site in sample_sites(trace).values()]
         for site, term, scale in terms:
             if self._is_inside(site):
                 rows = rows + self._by_row(term) * scale
@@ -165,7 +168,7 @@ class PlateDensity(ProgramDensity):
 
     # -- checks ------------------------------------------------------------------------------------
 
-    def check(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def check(self, x: Tensor, *args: object, **kwargs: object) -> None:
         """Raise ValueError unless rows have one density each, and are those that the plate draws,
         by two values x of the globals, (2, dim)."""
         self._check_laws()
@@ -178,7 +181,9 @@ class PlateDensity(ProgramDensity):
         self._check_rows(x, z, index, *args, **kwargs)
         self._check_indices(x, z, *args, **kwargs)
 
-    def _check_rows(self, x: Tensor, z: Tensor, index: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _check_rows(
+        self, x: Tensor, z: Tensor, index: Tensor, *args: object, **kwargs: object
+    ) -> None:
         """Raise ValueError if half of the rows have another density beside other rows."""
         half = self.batch // 2
         others, beside = z.clone(), index.clone()
@@ -199,7 +204,7 @@ class PlateDensity(ProgramDensity):
                     "without subsample_size"
                 )
 
-    def _check_indices(self, x: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _check_indices(self, x: Tensor, z: Tensor, *args: object, **kwargs: object) -> None:
         """Raise ValueError if data stay the same when the plate draws other rows."""
         same = z[:, :1].expand_as(z)
         rows = [
@@ -213,6 +218,6 @@ class PlateDensity(ProgramDensity):
                 f"with pyro.plate({self.plate!r}, …) as rows"
             )
 
-    def check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def check_slope(self, x: Tensor, *args: object, **kwargs: object) -> None:
         packed = torch.cat([x, self._near_start(x).flatten(1)], 1)
         self._check_slope(packed, self.subsample(), *args, **kwargs)

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -41,6 +41,8 @@ from pyro_mdm.automatic.local import RowChain, RowWeights
 from pyro_mdm.automatic.maps import solved
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.rows import PlateDensity
+from pyro_mdm.automatic.weighing import Weighing, refuse_subsample
+from pyro_mdm.posteriors.traces import Site
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["SubsampledFitting", "SubsampledGuide"]
@@ -63,7 +65,7 @@ class _BlindRatio(Ratio):
 class _RowsLaw(TorchDistribution):
     """The distribution of the ends of rows' paths, in the plate."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -102,7 +104,7 @@ class SubsampledGuide(ChainGuide):
 
     # -- the program -------------------------------------------------------------------------------
 
-    def _prototype_hide_fn(self, site: dict[str, Any]) -> bool:
+    def _prototype_hide_fn(self, site: Site) -> bool:
         law = site["fn"]
         if isinstance(law, _Subsample):
             size = law.subsample_size
@@ -111,7 +113,7 @@ class SubsampledGuide(ChainGuide):
         inside = any(frame.name in self._drawn for frame in site["cond_indep_stack"])
         return inside or super()._prototype_hide_fn(site)
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+    def _setup_prototype(self, *args: object, **kwargs: object) -> None:
         self._drawn: dict[str, int] = {}  # sizes of plates that draw a subsample
         try:
             super()._setup_prototype(*args, **kwargs)
@@ -153,7 +155,7 @@ class SubsampledGuide(ChainGuide):
     def kind_of_ratio(self) -> type[Ratio]:
         return Ratio if self.plate is None else _BlindRatio
 
-    def log_density(self, x: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+    def log_density(self, x: Tensor, /, *args: object, **kwargs: object) -> Tensor:
         """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats.
 
         With a plate that draws a subsample: of the globals x, estimated by one subsample and a path
@@ -166,7 +168,7 @@ class SubsampledGuide(ChainGuide):
         return alone + log_w.sum(1) * (self.plate.size / self.plate.batch)
 
     def _rows(
-        self, x: Tensor, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, x: Tensor, index: Tensor, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Latents z (n, B, row_dim) of rows, their log weights (n, B), and log p(x) (n,)."""
         z, log_q = self._paths_of_rows(x, index, args, kwargs)
@@ -174,7 +176,7 @@ class SubsampledGuide(ChainGuide):
         return z, rows - log_q, alone
 
     def _paths_of_rows(
-        self, x: Tensor, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, x: Tensor, index: Tensor, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor]:
         """Latents z (n, B, row_dim) of rows, and log q(path) / r(path | z), (n, B)."""
         n, plate = len(x), self._plate
@@ -195,7 +197,12 @@ class SubsampledGuide(ChainGuide):
         return self.plate
 
     def of_all_rows(
-        self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
+        self,
+        x: Tensor,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        *,
+        keep: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """log p(x) Π_i w_i of globals x (n, dim), (n,), and x; where kept, with a draw of all rows'
         latents by their weights, (n, dim + N row_dim)."""
@@ -225,7 +232,7 @@ class SubsampledGuide(ChainGuide):
         return result | self.plate.rows_by_site(z)
 
     @torch.no_grad()
-    def row_weights(self, paths: int, /, *args: Any, **kwargs: Any) -> RowWeights:
+    def row_weights(self, paths: int, /, *args: object, **kwargs: object) -> RowWeights:
         """Weights of paths of each row, where a plate draws a subsample, given a draw of globals.
 
         Args:
@@ -247,11 +254,11 @@ class SubsampledGuide(ChainGuide):
 
     # -- draws -------------------------------------------------------------------------------------
 
-    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+    def sample_latent(self, *args: object, **kwargs: object) -> Tensor:
         self._packed = super().sample_latent(*args, **kwargs)
         return self._packed
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Draws of the globals, and, in the plate, of the rows that it draws."""
         result: dict[str, Tensor] = super().forward(*args, **kwargs)
         x, self._packed = self._packed, None
@@ -289,22 +296,10 @@ class SubsampledGuide(ChainGuide):
                 result[site["name"]] = pyro.sample(site["name"], law)
         return result
 
-    def rows(self, draws: object, /, *args: Any, **kwargs: Any) -> Tensor:
+    def rows(self, draws: object, /, *args: object, **kwargs: object) -> Tensor:
         self.set_up(*args, **kwargs)
-        self.refuse_subsample("draws of the posterior")
+        refuse_subsample(self, "draws of the posterior")
         return super().rows(draws, *args, **kwargs)
-
-    def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.refuse_subsample("weights of noising paths")
-        return super().noised(x, *args, **kwargs)
-
-    def refuse_subsample(self, what: str) -> None:
-        """Raise NotImplementedError if a plate draws a subsample."""
-        if self.plate is not None:
-            raise NotImplementedError(
-                f"{what} are for programs with all their rows, and the plate {self.plate.plate!r} "
-                "draws a subsample; take all rows, without subsample_size"
-            )
 
 
 class SubsampledFitting(Fitting):
@@ -354,7 +349,7 @@ class SubsampledFitting(Fitting):
             x, log_q = self._paired(COMPARED_BY_ALL)
             bound = self.guide.of_all_rows(x, self.args, self.kwargs)[0] - log_q
         else:
-            drawn = self.guide.paths(COMPARED_BY_ALL, self.args, self.kwargs)
+            drawn = Weighing(self.guide, self.args, self.kwargs).paths(COMPARED_BY_ALL)
             bound = drawn.log_target - drawn.log_proposal
         return float(bound.mean().nan_to_num(-math.inf))
 

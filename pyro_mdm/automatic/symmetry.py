@@ -12,13 +12,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_mdm.automatic.density import ProgramDensity, Site
+from pyro_mdm.automatic.density import ProgramDensity
+from pyro_mdm.posteriors.traces import Site
 
 __all__ = ["Symmetry"]
 
@@ -34,6 +35,7 @@ Axes = tuple[tuple[str, int], ...]
 Signs = dict[str, Tensor]
 """A sign of each number of a site, 1 or -1."""
 Values = dict[str, Tensor]
+Map = TypeVar("Map", Axes, Signs)
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _signs(sites: tuple[tuple[str, Site], ...]) -> Iterator[Signs]:
     """Signs of sites with real values, alone and two together, and of slices of one size."""
     real: dict[str, Tensor] = {}
     for name, site in sites:
-        support: Any = site["fn"].support
+        support = site["fn"].support
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         if support in (constraints.real, constraints.real_vector):
@@ -167,7 +169,7 @@ def _signs(sites: tuple[tuple[str, Site], ...]) -> Iterator[Signs]:
             yield {name: real[name].index_fill(axis, torch.tensor(k), -1.0) for name, axis in axes}
 
 
-def _smallest(candidates: list[Any]) -> list[Any]:
+def _smallest(candidates: list[Map]) -> list[Map]:
     """Those of which no smaller ones are a subset, which generate them."""
     names = [{key if isinstance(key, str) else key[0] for key in one} for one in candidates]
     is_smallest = [not any(fewer < one for fewer in names) for one in names]

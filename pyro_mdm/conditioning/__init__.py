@@ -3,15 +3,17 @@
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.conditioning.completions import Completions
 from pyro_mdm.conditioning.conditioned import condition
-from pyro_mdm.conditioning.imputation import impute
-from pyro_mdm.conditioning.replacement import Replacement
-from pyro_mdm.conditioning.windows import WindowedDenoiser, windowed
-from pyro_mdm.scores.conditioned import (
+from pyro_mdm.conditioning.denoiser import (
     ConditionedDecoder,
     ConditionedDenoiser,
     ConditionedLikelihood,
 )
-from pyro_mdm.scores.derived import DerivedDenoiser
+from pyro_mdm.conditioning.derived import DerivedDenoiser
+from pyro_mdm.conditioning.guided import Guided
+from pyro_mdm.conditioning.imputation import impute
+from pyro_mdm.conditioning.maps import RandomMaps
+from pyro_mdm.conditioning.replacement import Replacement
+from pyro_mdm.conditioning.windows import WindowedDenoiser, windowed
 
 __all__ = [
     "ClassPosterior",
@@ -20,6 +22,8 @@ __all__ = [
     "ConditionedDenoiser",
     "ConditionedLikelihood",
     "DerivedDenoiser",
+    "Guided",
+    "RandomMaps",
     "Replacement",
     "WindowedDenoiser",
     "class_posterior",

@@ -25,13 +25,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pyro_mdm.contexts import Labels
-from pyro_mdm.evaluation.comparison import compare
+from pyro_mdm.evaluation.comparison import EstimateOptions, compare
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.argument_types import Several, checked_arguments
 from pyro_mdm.support.checks import describe, real_tensor
-from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["ClassPosterior", "class_posterior"]
@@ -146,10 +147,7 @@ def class_posterior(
     *,
     prior: Tensor | None = None,
     draws: Several = 16,
-    batch_size: int = 256,
-    seed: int = 0,
-    progress: bool = False,
-    distributed: bool = False,
+    **options: Unpack[EstimateOptions],
 ) -> ClassPosterior:
     """The probabilities p(c | x) of the classes of data, from bounds on log p(x | c).
 
@@ -159,11 +157,8 @@ def class_posterior(
         x: data in model space, (n, *event_shape), n ≥ 8.
         prior: probabilities p(c), (classes,), positive with sum 1; by default uniform.
         draws: number of network calls per datum and class, at least 2.
-        batch_size: number of data per network call.
-        seed: seed of the noise, which all classes share.
-        progress: whether to show the progress on standard error.
-        distributed: whether to share the network calls among processes, as for
-            :func:`~pyro_mdm.evaluation.compare`.
+        options: those of :func:`~pyro_mdm.evaluation.compare`, such as ``batch_size`` and ``seed``;
+            all classes share the noise.
 
     Returns:
         :class:`ClassPosterior` of the n data.
@@ -188,8 +183,7 @@ def class_posterior(
             "(counts + 1) / (counts + 1).sum()"
         )
     programs = {str(c): (model.given_context(c), guide) for c in range(C)}
-    options = {"draws": draws, "batch_size": batch_size, "seed": seed, "progress": progress}
-    comparison = compare(programs, x, distributed=distributed, **options)  # type: ignore[arg-type]
+    comparison = compare(programs, x, draws=draws, **options)
     estimates = [comparison.estimates[str(c)] for c in range(C)]
     elbo = torch.stack([estimate.per_datum for estimate in estimates], -1)
     halves = torch.stack([estimate.halves for estimate in estimates], -1)

@@ -12,8 +12,8 @@ from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import moments
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_data, describe
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Completions"]
 
@@ -58,7 +58,7 @@ class Completions:
 
     Example:
         >>> from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, MixedDenoiser
-        >>> from pyro_mdm.scores import RandomMaps
+        >>> from pyro_mdm.conditioning import RandomMaps
         >>> x = torch.randn(50, 2)
         >>> x[x[:, 0] > 0, 1] = torch.nan
         >>> score = MixedDenoiser.from_gaussian(x, [None, None], hidden=8, depth=1)

@@ -22,14 +22,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_mdm.model import DiffusionModel, check_noised_apart
-from pyro_mdm.scores.conditioned import (
+from pyro_mdm.conditioning.denoiser import (
     ConditionedDenoiser,
     ConditionedLikelihood,
     checked_denoiser,
     number_of_data,
 )
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.model import DiffusionModel, model_of_present
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.argument_types import checked_arguments
 
 __all__ = ["condition"]
 
@@ -58,7 +60,8 @@ def condition(
         model: the unconditional model. For a context, one with a context
             (:mod:`pyro_mdm.contexts`). For masks, one whose score is a denoiser with
             :attr:`~pyro_mdm.scores.Score.maps` of log SNR, trained on maps with dimensions observed
-            and left out (:class:`~pyro_mdm.scores.RandomMaps`, or conditional models themselves).
+            and left out (:class:`~pyro_mdm.conditioning.RandomMaps`, or conditional models
+            themselves).
         observed: mask of observed dimensions, bool, (*event_shape); or (n, *event_shape) for n data
             that differ. Every call is then for these n data in order, once or several times.
         values: observed values, (*event_shape) or (n, *event_shape). Other entries are not read,
@@ -107,7 +110,7 @@ def condition(
     if observed is None:
         observed = torch.zeros(model.event_shape, dtype=torch.bool)
     denoiser = checked_denoiser(model.score_function)
-    check_noised_apart(model)
+    _check_noised_apart(model)
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
     contexts = score.network_context
     sizes = number_of_data(observed, values, left_out, event_dim=len(model.event_shape))
@@ -117,3 +120,21 @@ def condition(
             "both of the same number of data"
         )
     return model.with_score(score, ConditionedLikelihood(model.likelihood))
+
+
+@model_of_present.register(DenoiserScore)
+def _of_present(score: DenoiserScore, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
+    _check_noised_apart(model)
+    if isinstance(score, ConditionedDenoiser):
+        return model.with_score(score.leaving_out(missing), model.likelihood)
+    nothing = torch.zeros(model.event_shape, dtype=torch.bool)
+    whole = ConditionedDenoiser(checked_denoiser(score), nothing)
+    whole.training_maps = score.training_maps
+    return model.with_score(whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
+
+
+def _check_noised_apart(model: DiffusionModel) -> None:
+    """Raises UnsupportedDiffusionError unless dimensions of a datum are noised apart."""
+    needed = (Cap.DATA_STATES, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
+    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
+    require(model.diffusion, *needed, who="conditioning on some dimensions of a datum", fix=fix)

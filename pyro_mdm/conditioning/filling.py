@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pyro_mdm.budgets import Budget
 from pyro_mdm.conditioning.completions import Completions
-from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.training import indices
 
 __all__ = ["Filling", "Incomplete"]
@@ -102,12 +103,13 @@ class Filling:
         if not self.is_due(step):
             return
         data, seed = self._data, seed_from(self._seed, "fill", step)
+        device = tensor_device(model.score_function)
         if step == 0 and data.completed is not None:
-            self.values = data.completed[self._present(0)].to(model.diffusion.start_time.device)
+            self.values = data.completed[self._present(0)].to(device)
             return
         noise = torch.Generator().manual_seed(seed)
         x, _ = data.transform(data.train[self._present(step)], noise)
-        completions = Completions(x.to(model.diffusion.start_time.device))
+        completions = Completions(x.to(device))
         before = self.values if self._size == self._number else None
         if before is not None:
             completions.x = torch.where(completions.missing, before, completions.x)

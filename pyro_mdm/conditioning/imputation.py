@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyro_mdm.conditioning.conditioned import condition
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_data, tensor_device
-from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
@@ -34,7 +34,7 @@ def impute(
 
     Args:
         model: a model whose score is a denoiser given maps and trained on them, see
-            :class:`~pyro_mdm.scores.RandomMaps`.
+            :class:`~pyro_mdm.conditioning.RandomMaps`.
         x: data in model space, (n, *event_shape), NaN where an entry is missing. All entries of a
             datum may be.
         num: number of completions of each datum.

@@ -9,8 +9,8 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, of_rows
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_mask, real_tensor
-from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.progress import Progress
 
@@ -77,9 +77,9 @@ class Replacement(Sampler):
         who = "Replacement, which draws observed dimensions of y_s apart from others,"
         require(diffusion, *needed, who=who, fix="use a linear diffusion of the data")
 
-    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
+    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress | None) -> Tensor:
         times = self.times(ask.diffusion)
-        plan = self.sampler.planned(ask.diffusion, times)
+        plan = self.sampler.planned(ask, times, y)
         laws, steps = ask.diffusion.marginal(times), ask.diffusion.transition(times[:-1], times[1:])
         observed = self.observed.to(y.device)
         values = of_rows(self.values.to(y.device), observed.dim(), y.shape[:1])
@@ -90,7 +90,8 @@ class Replacement(Sampler):
 
         for i in range(self.steps):
             y = replaced(y, i)
-            ask.watch(times[i], y)
+            if ask.watch is not None:
+                ask.watch(times[i].detach(), y.detach())
             for again in range(self.repeats):
                 if again:
                     step = steps.at(i)
@@ -99,5 +100,7 @@ class Replacement(Sampler):
                     if ask.past:
                         ask.past.popleft()  # x̂ of the step that is taken back
                 y = self.sampler.step(plan, i, y, ask, noise)
-            bar.update()
+            if bar is not None:
+                bar.update()
+        self.calls = ask.calls or self.steps * self.repeats * self.sampler.calls_a_step
         return replaced(y, self.steps)

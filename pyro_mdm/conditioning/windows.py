@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
@@ -34,9 +35,8 @@ from pyro_mdm.likelihoods.base import (
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
-from pyro_mdm.scores.derived import DerivedDenoiser
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import tensor_device
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -50,6 +50,7 @@ __all__ = [
     "windowed",
 ]
 
+W = TypeVar("W", bound="WindowedDenoiser")
 MOST = 0.1
 """The largest share of the variance of pixels that may be due to their place."""
 
@@ -234,8 +235,8 @@ class WindowedDenoiser(DerivedDenoiser):
             lam = lam.expand(pieces.shape[: batch_dim + 1])
         return self.windows.blend(self.denoiser.x_hat(pieces, lam))
 
-    def for_rows(self, rows: Tensor) -> WindowedDenoiser:
-        denoiser: Any = self.denoiser.for_rows(rows)
+    def for_rows(self: W, rows: Tensor) -> W:
+        denoiser = self.denoiser.for_rows(rows)
         return self if denoiser is self.denoiser else self.changed(denoiser)
 
     # -- of the whole image ------------------------------------------------------------------------
@@ -268,12 +269,9 @@ class WindowedDenoiser(DerivedDenoiser):
             "windowed(model, size)"
         )
 
-    baseline_x_hat: Any = property(_refused)
-    baseline_log_prob: Any = property(_refused)
-    baseline_kl: Any = property(_refused)
-    baseline_integrals: Any = property(_refused)
-    default_likelihood: Any = property(_refused)
-    posterior: Any = property(_refused)
+    refused: Any = property(_refused)
+    baseline_x_hat = baseline_log_prob = baseline_kl = baseline_integrals = refused
+    default_likelihood = posterior = refused
 
 
 class WindowedLikelihood(Likelihood):
@@ -295,7 +293,7 @@ class WindowedLikelihood(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> WindowedDecoder:
-        inner: Any = score
+        inner = score
         while isinstance(inner, DerivedDenoiser):  # also given measurements
             inner = inner.denoiser
         law = self.likelihood(diffusion, inner, self.windows.cut(y), 3)

@@ -8,8 +8,7 @@ and follows
 times a common clock β(s). N(0, Σ_∞) is stationary for every such Q and D, and every linear
 diffusion with a non-degenerate centred Gaussian stationary distribution has this form (Ma, Chen &
 Fox 2015).
-Those without one are in :mod:`~pyro_mdm.diffusions.linear_sde` and
-:mod:`~pyro_mdm.diffusions.interpolants`.
+Those without one are in :class:`~pyro_mdm.diffusions.LinearSDE`.
 Given x, with ``v_0 ~ N(0, Σ_v)`` marginalized, ``y_s ~ N(a(s) x, Σ(s))``: Gaussian, exact, and all
 the bound needs to know.
 
@@ -34,46 +33,21 @@ from pyro_mdm.diffusions.clocks import (
     LinearBeta,
 )
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.dimension_clocks import (
-    BlurClocks,
-    Clocks,
-    LearnedClocks,
-    SharedClock,
-    TurnClocks,
-)
-from pyro_mdm.diffusions.interpolant_clocks import InterpolantClock
-from pyro_mdm.diffusions.interpolants import (
-    VE,
-    Cosine,
-    Interpolant,
-    RectifiedFlow,
-    SubVP,
-)
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.linear_sde import LinearSDE, MomentumVE
+from pyro_mdm.diffusions.linear import LinearDiffusion, LinearSDE
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion, MomentumVE
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
-from pyro_mdm.diffusions.transforms import Frequencies, Transform
 
 __all__ = [
     "Cap",
     "ALDA",
-    "BlurClocks",
     "CLD",
     "Clock",
-    "Clocks",
     "ConstantBeta",
-    "Cosine",
-    "Frequencies",
     "GaussianPrior",
     "GeometricBeta",
-    "Interpolant",
-    "InterpolantClock",
     "LearnedBeta",
-    "LearnedClocks",
     "LinearBeta",
     "Prior",
     "QuadraturePrior",
@@ -91,15 +65,8 @@ __all__ = [
     "MALDA",
     "Marginal",
     "MomentumVE",
-    "PerDimensionDiffusion",
-    "RectifiedFlow",
-    "SharedClock",
-    "SubVP",
-    "Transform",
     "Transition",
-    "TurnClocks",
     "UnreachableError",
     "UnsupportedDiffusionError",
-    "VE",
     "VPSDE",
 ]

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
-from pyro_mdm.diffusions.clocks import Clock
+from pyro_mdm.diffusions.clocks import Clock, LogSNR, TimeChange, Times
 from pyro_mdm.diffusions.priors import Prior
-from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
-from pyro_mdm.support.checks import check_instance, check_number, check_real
-from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.late_checks import check_values
-from pyro_mdm.support.modules import Exact
-from pyro_mdm.support.settings import Restorable
+from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.modules import replace
+from pyro_mdm.support.settings import (
+    arguments_of,
+    packed_settings,
+    plain_settings,
+    record,
+    reported_settings,
+    restore_settings,
+)
 
 __all__ = [
-    "Asked",
+    "ScoreAndDenoiser",
     "Cap",
+    "DataPaths",
     "Diffusion",
     "Drawn",
+    "FromParameters",
     "Level",
     "Marginal",
     "Matrix",
@@ -37,13 +42,23 @@ __all__ = [
     "UnsupportedDiffusionError",
     "check_clock",
     "check_horizon",
+    "coordinates",
+    "for_data",
+    "for_samples",
+    "from_coordinates",
+    "full_precision",
+    "given",
+    "kept",
+    "typical",
     "place",
+    "remade",
     "require",
     "same_time",
+    "with_event_dims",
 ]
 
-Times = float | Tensor
-"""One time, or a tensor of them."""
+D = TypeVar("D", bound="Diffusion")
+T = TypeVar("T")
 Matrix = Sequence[Sequence[float]] | Tensor
 """A matrix as a tensor, or as rows of numbers."""
 
@@ -124,13 +139,13 @@ REASONS = {
 """The reason why a diffusion lacks a capability."""
 
 
-@checked_arguments
 def require(diffusion: Diffusion, *caps: Cap, who: str, fix: str) -> None:
     """A check that the diffusion has these capabilities; else UnsupportedDiffusionError.
 
     Args:
         who: what needs them, as the subject of the error's sentence;  fix: what to do instead.
     """
+    check_instance("diffusion", diffusion, Diffusion, "e.g. CLD()")
     for cap in caps:
         if cap not in diffusion.caps:
             raise UnsupportedDiffusionError(
@@ -167,8 +182,77 @@ def place(of_law: Tensor, i: int) -> int | slice:
     return i if of_law.dim() == 1 else slice(i, i + 1)
 
 
-class Asked(Protocol):
-    """The score and denoiser that :meth:`Diffusion.velocity` calls, in float64."""
+def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
+    """A value per datum (*batch) as (*batch, 1, …, 1); a map (*batch, *event_shape) as it is."""
+    value = value.to(like.device)
+    return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context without autocast on the device of ``like``, for algebra outside the network."""
+    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)
+
+
+# -- what follows from parameters ------------------------------------------------------------------
+
+
+class FromParameters(Generic[T]):
+    """A member of a diffusion that follows from its parameters.
+
+    It is a plain attribute, once it was asked for, of the diffusion at its parameters,
+    :meth:`Diffusion.solved`, which a diffusion without parameters is itself.
+
+    Args:
+        compute: the value of a diffusion.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, diffusion: None, owner: type) -> FromParameters[T]: ...
+    @overload
+    def __get__(self, diffusion: Diffusion, owner: type) -> T: ...
+    def __get__(self, diffusion: Diffusion | None, owner: type) -> T | FromParameters[T]:
+        if diffusion is None:
+            return self
+        solved = diffusion.solved()
+        values = vars(solved)
+        if self.name not in values:
+            # with its graph or without it, whoever asks first
+            with torch.inference_mode(False), torch.set_grad_enabled(solved.has_graph):
+                values[self.name] = self.compute(solved)
+        value: T = values[self.name]
+        return value
+
+
+class Keeps(Protocol):
+    """A diffusion, as ``kept`` asks it."""
+
+    has_graph: bool
+
+    @property
+    def values(self) -> dict[str, Any] | None: ...
+    def solved(self) -> Keeps: ...
+
+
+def kept(diffusion: Keeps, name: str, compute: Callable[[], T]) -> T:
+    """``compute()``, once for a diffusion at its parameters that keeps values."""
+    solved = diffusion.solved()
+    if solved.values is None:
+        return compute()
+    if name not in solved.values:
+        with torch.inference_mode(False), torch.set_grad_enabled(solved.has_graph):
+            solved.values[name] = compute()
+    value: T = solved.values[name]
+    return value
+
+
+class ScoreAndDenoiser(Protocol):
+    """The score and denoiser that :meth:`DataPaths.velocity` calls, in float64."""
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (n, K, *event_shape), at one time s."""
@@ -177,61 +261,115 @@ class Asked(Protocol):
         """x̂ (n, *event_shape), for the backward process with noise η g²."""
 
 
-class Diffusion(Restorable, Exact, ABC):
+class Diffusion(nn.Module, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
     where the generative process takes its prior. Between them its distribution has a closed form
     (:class:`~pyro_mdm.diffusions.Kernels`) or is simulated
-    (:class:`~pyro_mdm.NonlinearDiffusion`); :attr:`closed_form` says which.
+    (:class:`~pyro_mdm.NonlinearDiffusion`).
 
     ``log_snr(s)`` falls from :attr:`max_log_snr` at ε to :attr:`terminal_log_snr` at T. Networks
     are given it in place of the time, and times are drawn by it. Without a closed form it is the
     true log SNR at ε only, and nominal later.
 
-    Floating-point parameters and buffers stay in float64 when the module is cast to another
-    precision; moving it to another device moves them.
+    Its parameters and buffers stay on the host, in float64, when the module is moved to a device or
+    cast: they are K×K matrices, and only what they give for each datum is sent to states. Networks
+    that act on data (``_networks``) move.
     """
 
+    _networks: ClassVar[tuple[str, ...]] = ()
+    """Names of the modules that act on data, which move with the model and keep their precision."""
+
+    _kind_of_paths: ClassVar[type[DataPaths]]
+    _usual_caps: ClassVar[frozenset[Cap]] = frozenset({Cap.SIMULATED, Cap.NO_CONTEXT})
+    has_graph: bool
+    """Whether its values have gradients in parameters, of one that is :meth:`solved`."""
+    made_from: Diffusion | None
+    """The diffusion of which this is a view, at its parameters or given contexts; None: itself."""
+    values: dict[str, Any] | None
+    """What was computed once by :func:`~pyro_mdm.diffusions.base.kept`; None: nothing is kept."""
+    paths: DataPaths
+    """How its paths depend on data, and how they are reversed."""
     num_variables: int
     horizon: float
-    closed_form: bool = False
-    """Whether ``marginal`` and ``transition`` are known; if not, paths are simulated."""
     maps: bool = False
     """Whether data dimensions have kernels and log SNRs of their own, as dimensions of these after
     those of the batch, which then are there always (1 for one time)."""
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
-    learns_ends: bool = False
-    """Whether λ(ε) or λ(T) is learned; ask it of :attr:`reference`."""
-    learns_stationary: bool = False
-    """Whether the stationary covariance is learned; ask it of :attr:`reference`."""
     context: Any = None
     """The latent :class:`~pyro_mdm.seeing.Context` of a datum; None if none, or if given."""
     transform: Any = None
     """The coordinates of the data that states hold; None for the data themselves."""
-    rows: int | None = None
-    """The number of data whose contexts are given; None: it serves any number."""
-    starts_at_data: bool = False
-    """Whether v_0's mean depends on the data, so that the readout z alone no longer says all."""
-    drifts_by_data: bool = False
-    """Whether the drift of noising paths depends on the data, and not only where they start."""
 
-    @property
+    # -- a module on the host, whose settings are in its state dict --------------------------------
+
+    def __new__(cls: type[D], *args: Any, **kwargs: Any) -> D:
+        self = super().__new__(cls)
+        record(self, args, kwargs)
+        self.paths, self.values = cls._kind_of_paths(self), None
+        self.has_graph, self.made_from = False, None
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.paths = type(self.paths)(self)  # of a copy, its own
+
+    def solved(self: D) -> D:
+        """The diffusion at its parameters as they are now, for one loss.
+
+        All that follows from them is computed once, with its graph if gradients are on. It is the
+        diffusion itself where nothing is computed from parameters.
+        """
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Settings, beside parameters and buffers, on which a bound depends, by name."""
+        return plain_settings(self, arguments_of(self))
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Set those of :meth:`settings` that can be set after construction; by default none.
+
+        Settings that it takes out of ``saved`` are not compared.
+
+        Args:
+            saved: settings of the state dict, by name.
+        """
+
+    def get_extra_state(self) -> Tensor:
+        """The class's name and the settings, as JSON in bytes (n,), uint8."""
+        return packed_settings(self)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Set the settings from a state dict.
+
+        Raises:
+            SettingsError: settings of another class, or a difference in one that cannot be set.
+        """
+        restore_settings(self, state, self._restore)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        with reported_settings(self, prefix, rest[-1]):
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self: D, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D:
+        for name in self._networks:
+            if (network := self._modules.get(name)) is not None:
+                network._apply(lambda t: t.to(fn(t).device), recurse)
+        return self
+
+    @cached_property
     def caps(self) -> frozenset[Cap]:
         """The capabilities of the diffusion; :func:`require` refuses what it lacks."""
-        has = {
-            Cap.KERNELS: self.closed_form,
-            Cap.SIMULATED: not self.closed_form,
-            Cap.ONE_LEVEL: not self.maps,
-            Cap.READOUT: not self.starts_at_data,
-            Cap.OWN_DRIFT: not self.drifts_by_data,
-            Cap.NO_CONTEXT: self.origin.context is None,
-            Cap.DATA_STATES: self.transform is None,
-            Cap.PLAIN_NOISE: not self.noise_depends_on_state,
-        }
-        return frozenset(cap for cap, there in has.items() if there)
+        caps = set(self._usual_caps)
+        caps |= set() if self.maps else {Cap.ONE_LEVEL}
+        caps |= set() if self._kind_of_paths.starts_at_data else {Cap.READOUT}
+        caps |= set() if self._kind_of_paths.drifts_by_data else {Cap.OWN_DRIFT}
+        caps |= {Cap.DATA_STATES} if self.transform is None else set()
+        caps |= set() if self.noise_depends_on_state else {Cap.PLAIN_NOISE}
+        return frozenset(caps)
 
     @abstractmethod
     def drift(self, y: Tensor, s: Times) -> Tensor:
@@ -271,9 +409,9 @@ class Diffusion(Restorable, Exact, ABC):
         """λ at the start time ε."""
 
     @property
+    @abstractmethod
     def start_log_snr(self) -> Tensor:
         """:attr:`max_log_snr` as a tensor, 0-dim, with its gradient where it is learned."""
-        return self.as_tensor(self.max_log_snr)
 
     @property
     @abstractmethod
@@ -311,39 +449,47 @@ class Diffusion(Restorable, Exact, ABC):
         """The clock's rate db/ds, like s."""
 
     @abstractmethod
-    def inverse_clock(self, tau: Tensor) -> Tensor:
-        """The inverse of :meth:`clock`, like τ; rounding may put it past T."""
+    def time_at_clock(self, tau: Tensor) -> Tensor:
+        """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
 
-    # -- the way from ε to T -----------------------------------------------------------------------
+    @property
+    def way(self) -> TimeChange:
+        """The time change over which the diffusion term of a raw score and the flow of states are
+        integrated: log SNR, or log volume in closed form."""
+        return LogSNR(self)
 
-    def time_on_the_way(self, u: Tensor) -> Tensor:
-        """The time at the fraction u of the way from ε to T, like u.
+    @property
+    def reference(self) -> Diffusion:
+        """The diffusion whose time is the common one: this, or the first of several blocks."""
+        return self
 
-        The diffusion term and the flow of states are integrated over the way: log SNR, or log
-        volume where there is a closed form.
+    def check(self, event_shape: Sequence[int]) -> None:
+        """A check of what the diffusion declares, on states of this event shape.
+
+        Raises:
+            ValueError: it is not as declared.
         """
-        start, end = self.start_log_snr, self.terminal_log_snr
-        return self.time_at_log_snr(start + u.clamp(0, 1) * (end - start))
 
-    def speed_on_the_way(self, s: Tensor) -> Tensor:
-        """ds/du of :meth:`time_on_the_way`, like s."""
-        return (self.start_log_snr - self.terminal_log_snr) / self.log_snr_rate(s)
 
-    def pace(self, s: Tensor) -> Tensor:
-        """An increasing function of time in which flows are smooth, like s: -λ, or in closed
-        form the logarithm of the clock."""
-        return -self.log_snr(s)
+class DataPaths(ABC):
+    """How the paths of a diffusion depend on data, and how they are reversed.
 
-    def pace_rate(self, s: Tensor) -> Tensor:
-        """The derivative of :meth:`pace` in s, like s."""
-        return self.log_snr_rate(s)
+    These start at the data x alone, and their drift does not see them.
 
-    def time_at_pace(self, pace: Tensor) -> Tensor:
-        """The inverse of :meth:`pace`, like it; rounding may put it outside [ε, T]."""
-        return self.time_at_log_snr(-pace)
+    Args:
+        diffusion: the diffusion.
+    """
+
+    starts_at_data: ClassVar[bool] = False
+    """Whether v_0's mean depends on the data, so that the readout z alone no longer says all."""
+    drifts_by_data: ClassVar[bool] = False
+    """Whether the drift of noising paths depends on the data, and not only where they start."""
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        self.diffusion = diffusion
 
     @abstractmethod
-    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
+    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: ScoreAndDenoiser) -> Tensor:
         """The velocity f - (1 + η)/2 (g² s_θ + ∇·g²) of the backward process with noise η g².
 
         It is dy/ds, like y.
@@ -354,31 +500,10 @@ class Diffusion(Restorable, Exact, ABC):
             ask: the score and x̂.
         """
 
-    # -- diffusions that depend on the data --------------------------------------------------------
-
-    def for_data(self, x: Tensor) -> Drawn:
-        """The diffusion of data x (n, *event_shape), with a context drawn for each."""
-        return Drawn(self, None, x.new_zeros(len(x)), None)
-
-    def for_samples(self, n: int) -> Drawn:
-        """The diffusion of n data to be generated, with contexts drawn from their prior."""
-        return Drawn(self, None, torch.zeros(n), None)
-
-    @property
-    def origin(self) -> Diffusion:
-        """The diffusion before contexts were given, which guide and model share; or this one."""
-        return self
-
-    def given(self, context: Tensor) -> Diffusion:
-        """The diffusion given these contexts (*batch, size); this one if it depends on none."""
-        raise NotImplementedError(f"{type(self).__name__} depends on no context")
-
-    def typical(self, x: Tensor) -> Diffusion:
-        """The diffusion of data x (n, *event_shape) at a typical context of each, for pictures."""
-        return self
-
     def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor | None:
         """The displacement E[y_s | x] - a(s) x, like a state; None where it is 0 for all data.
+
+        The prior KL asks only paths that :attr:`starts_at_data`.
 
         Args:
             x: data (*batch, *event_shape), in coordinates.
@@ -390,7 +515,7 @@ class Diffusion(Restorable, Exact, ABC):
     def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
         """y_ε (*batch, K, *event_shape) less the :meth:`displacement`, as far as y_ε determines it.
 
-        The readout of :attr:`start` then gives x. In float64 where anything is subtracted.
+        The readout of ``start`` then gives x. In float64 where anything is subtracted.
 
         Args:
             event_dim: number of dimensions of a datum.
@@ -402,110 +527,67 @@ class Diffusion(Restorable, Exact, ABC):
         the drift sees the data."""
         return True
 
-    def read_start(self, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """The readout z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64.
 
-        Args:
-            y: the state at ε, (*batch, K, *event_shape).
-        """
-        y, k = self.without_displacement(y, event_dim), self.start.readout
-        at = -1 - event_dim  # of the variables; k is in float64, and with it the product
-        z = (k.reshape(-1, *[1] * event_dim) * y).sum(at)
-        return self.from_coordinates(z), self.start_log_snr
+def coordinates(diffusion: Diffusion, x: Tensor) -> Tensor:
+    """Data (…, *event_shape) as the states of the diffusion hold them: x, or its frequencies."""
+    return x if diffusion.transform is None else diffusion.transform(x)
 
-    def views(self, x: Tensor) -> dict[str, Tensor]:
-        """Tensors for pictures of what the diffusion makes of data x (n, *event_shape), by name,
-        (columns, n, *event_shape) with a column per stage. Empty where nothing depends on data."""
-        return {}
 
-    def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        """The plan ``plan(self, times)`` of a sampler, per data dimension where dimensions differ.
+def from_coordinates(diffusion: Diffusion, x: Tensor) -> Tensor:
+    """The data with these coordinates, like them."""
+    return x if diffusion.transform is None else diffusion.transform.inverse(x)
 
-        Args:
-            plan: a function of a diffusion and times (N + 1, …). It returns the times, or a named
-                tuple of tensors (N, …) whose field ``s`` holds the common times.
-        """
-        return plan(self, times)
 
-    def laws_ahead(self, times: Tensor) -> AbstractContextManager[None]:
-        """A block in which kernels at entries of ``times`` (N,) are ready, computed all at once.
+class OfContexts(Protocol):
+    """A diffusion whose noising depends on a context of each datum."""
 
-        So no step of a sampler waits for one. It may do nothing.
-        """
-        return nullcontext()
+    context: Any
 
-    def coordinates(self, x: Tensor) -> Tensor:
-        """Data (…, *event_shape) as the state holds them: x itself, or its frequencies."""
-        return x
+    def given(self, context: Tensor) -> Diffusion:
+        """The diffusion given these contexts (*batch, size)."""
 
-    def from_coordinates(self, x: Tensor) -> Tensor:
-        """The data with these coordinates."""
-        return x
 
-    @property
-    def reference(self) -> Diffusion:
-        """The diffusion whose time is the common one: this, or the first of several blocks."""
-        return self
+def given(diffusion: Diffusion, context: Tensor) -> Diffusion:
+    """The diffusion given contexts (*batch, size), of the data of that batch."""
+    return cast(OfContexts, diffusion).given(context)
 
-    @property
-    def for_grids(self) -> Diffusion:
-        """The diffusion that grids of times are made of: this, unless times differ between data."""
-        return self
 
-    def check(self, event_shape: Sequence[int]) -> None:
-        """A check of what the diffusion declares, on states of this event shape.
+def for_data(diffusion: Diffusion, x: Tensor) -> Drawn:
+    """The diffusion of data x (n, *event_shape), with a context drawn for each."""
+    if (latent := diffusion.context) is None:
+        return Drawn(diffusion, None, x.new_zeros(len(x)), None)
+    law = latent.posterior(x)
+    c = latent.drawn(law)
+    kl = kl_divergence(law, latent.prior().expand(law.batch_shape)).to(x.dtype)
+    log_q = None if latent.reparameterized else law.log_prob(c).to(x.dtype)
+    return Drawn(given(diffusion, c), c, kl, log_q)
 
-        Raises:
-            ValueError: it is not as declared.
-        """
 
-    def log_snr_grid(self, num_times: int) -> Tensor:
-        """Increasing times (num_times,) from ε to T, equally spaced in log SNR."""
-        if num_times < 2:
-            raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
-        low = self.terminal_log_snr
-        fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
-        s = self.time_at_log_snr(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
-        return torch.cat([s, self.as_tensor(self.horizon).reshape(1)])
+def for_samples(diffusion: Diffusion, n: int) -> Drawn:
+    """The diffusion of n data to be generated, with contexts drawn from their prior."""
+    if (latent := diffusion.context) is None:
+        return Drawn(diffusion, None, torch.zeros(n), None)
+    c = latent.draw(n)
+    return Drawn(given(diffusion, c), c, torch.zeros(n), None)
 
-    def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
-        """∇·g², like y; 0 where noise does not depend on the state."""
-        return torch.zeros_like(y)
 
-    def forward_sde(self, event_shape: Sequence[int] = ()) -> ForwardSDE:
-        """This diffusion as a torchsde object over states (batch·d, K)."""
-        return ForwardSDE(self, event_shape)
+def typical(diffusion: D, x: Tensor) -> D:
+    """The diffusion of data x (n, *event_shape) at a typical context of each, for pictures."""
+    if (latent := diffusion.context) is None:
+        return diffusion
+    return cast(D, given(diffusion, latent.typical(x)))
 
-    def reverse_sde(
-        self, score: Callable[[Tensor, Tensor], Tensor], event_shape: Sequence[int]
-    ) -> ReverseSDE:
-        """The generative SDE in t = T - s as a torchsde object."""
-        return ReverseSDE(self, score, event_shape)
 
-    def as_tensor(self, value: Times) -> Tensor:
-        """A number or tensor in float64, on the device of the diffusion."""
-        check_real("a time, log SNR or log volume", value)
-        return torch.as_tensor(value, dtype=torch.float64, device=self._device())
+def remade(diffusion: D, **parts: Any) -> D:
+    """A view of a diffusion with some parts replaced, which shares all else.
 
-    def _device(self) -> torch.device:
-        tensors = itertools.chain(self.buffers(), self.parameters())
-        return next((t.device for t in tensors), torch.device("cpu"))
-
-    def checked_time(self, name: str, value: Times) -> Tensor:
-        """Times in float64. Raises ValueError outside [0, T]."""
-        s = self.as_tensor(value)
-        if s.numel():
-            with torch.no_grad():
-                inside = s.clamp(0, self.horizon) == s
-            check_values(inside.all(), partial(self._report_time, name, s, inside))
-        return s
-
-    def _report_time(self, name: str, s: Tensor, inside: Tensor) -> None:
-        bad = s.detach()[~inside][0].item()
-        raise ValueError(
-            f"{name} = {bad:.6g} is outside [0, T] = [0, {self.horizon:g}]; time runs from the "
-            "data at 0 to the noise at T"
-        )
+    Args:
+        parts: values by name, as for :func:`~pyro_mdm.support.modules.replace`.
+    """
+    view = replace(diffusion, **parts)
+    made_from = diffusion.made_from or diffusion
+    vars(view).update(paths=type(diffusion.paths)(view), made_from=made_from)
+    return view
 
 
 def check_horizon(horizon: object) -> float:

@@ -16,12 +16,22 @@ their digits:
   *is* 1/SNR. A transition of low-rank noise is factored in a basis adapted to how noise spreads.
 
 Nothing is added to a diagonal. Tests compare with 80-digit references.
+
+A propagator has the moves of a diffusion between two clock times, τ_0 to τ_1, for A and g² that may
+vary:
+
+    M' = A M,  M(τ_0) = I,    P = ∫ M(τ_1, u) g² M(τ_1, u)ᵀ du,    P̃ = M^{-1} P M^{-T},
+
+where P̃, the noise pulled back to τ_0, is a sum of positive terms too. For varying matrices
+:mod:`pyro_mdm.varying.magnus` computes them by small steps.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +40,14 @@ from torch import Tensor
 
 __all__ = [
     "FACTORIALS",
+    "volume_rate",
+    "decay",
+    "TRAVELLED",
+    "Root",
+    "Propagator",
+    "Moved",
+    "Halves",
+    "ConstantPropagator",
     "Factor",
     "KernelPrecisionError",
     "MAX_DOUBLINGS",
@@ -37,21 +55,15 @@ __all__ = [
     "Series",
     "TAYLOR_TERMS",
     "WEIGHTS",
-    "apply_to_dimensions",
     "basis_rounding",
-    "both_factors",
-    "both_series",
     "check_reached",
-    "direct_factor",
+    "factors",
     "gauss_legendre",
     "inverse_tril",
     "lower_triangular",
     "noise_basis",
     "noise_series",
-    "pulled_back_factor",
     "scaled_cholesky",
-    "semidefinite_cholesky",
-    "times",
     "transition_factor",
     "transition_moments",
 ]
@@ -81,22 +93,6 @@ PLACE_POWERS = torch.stack([PLACES ** ORDERS[:, None], _AREAS * PLACES ** ORDERS
 PLACE_POWERS = PLACE_POWERS[:, :, None, :, None]  # (2, TAYLOR_TERMS, 1, places, 1)
 
 
-class _Constants(NamedTuple):
-    """The constants of series, on a device."""
-
-    factorials: Tensor
-    orders: Tensor
-    signs: Tensor
-    place_powers: Tensor
-
-
-@cache
-def _constants(device: torch.device) -> _Constants:
-    """Constants copied to a device once: a GPU waits for each copy."""
-    with torch.inference_mode(False):  # gradients need them too
-        return _Constants(*(t.to(device) for t in (FACTORIALS, ORDERS, SIGNS, PLACE_POWERS)))
-
-
 class KernelPrecisionError(ArithmeticError):
     """A kernel whose digits float64 cannot hold."""
 
@@ -122,28 +118,15 @@ class Series(NamedTuple):
 
 def noise_series(A: Tensor, GG: Tensor) -> Series:
     """The series of A and GG (K, K)."""
-    norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
-    powers, at = _powers(A / norm), _constants(A.device).place_powers
+    norm, K = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300), len(A)
+    top = A / norm
+    rows = torch.cat([torch.eye(K, dtype=A.dtype, device=A.device), top])
+    while len(rows) < TAYLOR_TERMS * K:  # powers one above the other, twice as many at a time
+        top = top @ top
+        rows = torch.cat([rows, rows @ top])
+    powers, at = rows.reshape(TAYLOR_TERMS, K, K) / FACTORIALS[:, None, None], PLACE_POWERS
     plain, noise = powers.unsqueeze(-2), (powers @ GG).unsqueeze(-2)
     return Series(norm, torch.stack([plain * at[0], noise * at[1]], 1).flatten(1))
-
-
-def both_series(A: Tensor, GG: Tensor) -> Series:
-    """The series of A and of -A, each with GG."""
-    norm, terms = noise_series(A, GG)
-    return Series(norm, torch.stack([terms, terms * _constants(A.device).signs]))
-
-
-def _powers(A: Tensor) -> Tensor:
-    """(…, K, K) -> (…, TAYLOR_TERMS, K, K): A^k / k!, by doubling the number of known powers."""
-    K = A.shape[-1]
-    eye = torch.eye(K, dtype=A.dtype, device=A.device).expand_as(A)
-    rows, top = torch.cat([eye, A], -2), A  # powers one above the other
-    while rows.shape[-2] < TAYLOR_TERMS * K:
-        top = top @ top
-        rows = torch.cat([rows, rows @ top], -2)
-    powers = rows.reshape(*rows.shape[:-2], TAYLOR_TERMS, K, K)
-    return powers / _constants(A.device).factorials[:, None, None]
 
 
 def transition_moments(
@@ -151,7 +134,6 @@ def transition_moments(
     GG: Tensor,
     tau: Tensor,
     series: Series | None = None,
-    reach: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du``, by positive terms only.
 
@@ -162,7 +144,6 @@ def transition_moments(
         GG: (K, K) positive semi-definite noise covariance per unit of τ.
         tau: (…) non-negative durations; (1, …) or (n, …) for a series of n matrices.
         series: the power series of A, if it is known, or of n matrices.
-        reach: the largest ‖A‖τ, if Python knows it; else this waits for the device.
 
     Returns:
         M and P, (…, K, K), each entry accurate relative to its own natural scale.
@@ -171,8 +152,7 @@ def transition_moments(
         KernelPrecisionError: ‖A‖τ is too large to be reached by doubling.
     """
     norm, terms = noise_series(A, GG) if series is None else series
-    if reach is None:
-        reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
+    reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
     finite = math.isfinite(reach)
     doublings = max(0, math.ceil(math.log2(max(reach, 1e-300) / 0.5))) if finite else 0
     if not finite or doublings > MAX_DOUBLINGS:
@@ -182,7 +162,7 @@ def transition_moments(
         )
     K, shape = A.shape[-1], tuple(tau.shape)
     h = tau / 2.0**doublings
-    powers = (h * norm).unsqueeze(-1) ** _constants(A.device).orders
+    powers = (h * norm).unsqueeze(-1) ** ORDERS
     if terms.dim() > 2:
         n, shape = len(terms), (len(terms), *shape[1:])
         powers = powers.reshape(len(powers), -1, TAYLOR_TERMS).expand(n, -1, -1)
@@ -212,7 +192,7 @@ def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     S = S / (d.unsqueeze(-1) * d.unsqueeze(-2))
     C, info = torch.linalg.cholesky_ex(S)
     wrong = info != 0
-    if S.requires_grad:  # zeros times infinities are no gradients
+    if S.requires_grad and bool(wrong.any()):  # zeros times infinities are no gradients
         eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
         C = torch.linalg.cholesky_ex(torch.where(wrong[..., None, None], eye, S)).L
     amplification = C.detach().diagonal(dim1=-2, dim2=-1).amin(-1) ** -2
@@ -229,20 +209,6 @@ def lower_triangular(F: Tensor) -> Tensor:
     return L
 
 
-def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
-    """``matrix`` (*batch or 1, *event_shape, K, K) times y (*batch, K, *event_shape)."""
-    at = y.dim() - event_dim - 1
-    rows = y.movedim(at, -1).unsqueeze(-2)  # (*batch, *event_shape, 1, K)
-    return (matrix * rows).sum(-1).movedim(-1, at)
-
-
-def times(one: Tensor, two: Tensor) -> Tensor:
-    """The product of matrices, which is one operation for two of shape (n, K, K)."""
-    if one.dim() == two.dim() == 3 and len(one) == len(two):
-        return torch.bmm(one, two)
-    return one @ two
-
-
 def inverse_tril(L: Tensor) -> Tensor:
     """L^{-1} of lower triangular L (…, K, K)."""
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
@@ -250,89 +216,57 @@ def inverse_tril(L: Tensor) -> Tensor:
     return inverse
 
 
-def _log_diagonal_sum(C: Tensor) -> Tensor:
-    return C.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+def factors(
+    Sigma: Tensor,
+    M: Tensor,
+    back: tuple[Tensor, Tensor] | None = None,
+    Sigma0: Tensor | float = 0.0,
+) -> list[Factor]:
+    """The factor of Σ (n, K, K) or (K, K) by a scaled Cholesky; of (n, K, K) another one too, by
+    its pull-back to time 0, ``P̃ + Σ_0``.
 
-
-class _Cholesky(NamedTuple):
-    """The lower triangular factor C of a covariance, its inverse, and the growth of rounding."""
-
-    root: Tensor
-    inverse: Tensor
-    amplification: Tensor
-
-
-def _cholesky(S: Tensor) -> _Cholesky:
-    C, amplification = scaled_cholesky(S)
-    return _Cholesky(C, inverse_tril(C), amplification)
-
-
-def pulled_back_factor(M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor) -> Factor:
-    """The factor of Σ by way of its pull-back to time 0, ``P̃ + Σ_0``, with the data variable last.
-
-    The last pivot squared is 1/SNR, so the information about x is never the small difference of
-    large numbers. Best for small and moderate τ; with fast modes it degrades as exp(2‖A‖τ).
+    The first is best late, where Σ is near its stationary value. In the second the data variable is
+    last. The last pivot squared is 1/SNR, so the information about x is never the small difference
+    of large numbers. Best for small and moderate τ; with fast modes it degrades as exp(2‖A‖τ). Its
+    ``log_det`` is that of ``P̃ + Σ_0``, log det Σ less ``2 ∫ tr A``.
 
     Args:
-        M, W: the transition from time 0 and its inverse, (…, K, K).
-        P: P̃, the covariance of its noise, pulled back to time 0, (…, K, K).
+        M: the transition from time 0, like Σ.
+        back: its inverse, and P̃, the covariance of its noise pulled back to time 0, (n, K, K).
         Sigma0: (K, K).
-
-    Returns:
-        The factor of Σ, with ``log_det`` that of ``P̃ + Σ_0``, log det Σ less ``2 ∫ tr A``.
     """
-    return _pulled_back(M, W, _cholesky(_data_last(P + Sigma0)))
-
-
-def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
-    """The factor of Σ by a scaled Cholesky. Best late, where Σ is near its stationary value."""
-    return _direct(a, _cholesky(Sigma))
-
-
-def both_factors(
-    Sigma: Tensor, M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor
-) -> tuple[Factor, Factor]:
-    """:func:`direct_factor` and :func:`pulled_back_factor` of the same Σ, computed together."""
-    both = torch.stack([Sigma, _data_last(P + Sigma0)])
-    fields = (
-        field.unflatten(0, both.shape[:-2]).unbind() for field in _cholesky(both.flatten(0, -3))
-    )
-    direct, pulled = (_Cholesky(*factored) for factored in zip(*fields, strict=True))
-    return _direct(M[..., 0], direct), _pulled_back(M, W, pulled)
-
-
-def _if_factored(factored: _Cholesky, log_snr: Tensor) -> Tensor:
-    """The log SNR, and NaN where another matrix was factored for the sake of gradients."""
-    if not factored.root.requires_grad:
-        return log_snr
-    return torch.where(factored.amplification < torch.inf, log_snr, torch.nan)
-
-
-def _data_last(S: Tensor) -> Tensor:
-    return S.roll((-1, -1), (-2, -1))
-
-
-def _pulled_back(M: Tensor, W: Tensor, factored: _Cholesky) -> Factor:
-    C, inverse, amplification = factored
-    logs, whitener = C.diagonal(dim1=-2, dim2=-1).log(), times(inverse, W.roll(-1, -2))
-    readout = C[..., -1, -1:] * whitener[..., -1, :]
-    log_snr, log_det = _if_factored(factored, -2 * logs[..., -1]), 2 * logs.sum(-1)
-    return Factor(times(M.roll(-1, -1), C), whitener, log_snr, readout, log_det, amplification)
-
-
-def _direct(a: Tensor, factored: _Cholesky) -> Factor:
-    L, whitener, amplification = factored
-    u = (whitener * a.unsqueeze(-2)).sum(-1)
+    both, n = Sigma, len(Sigma)
+    if back is not None:
+        both = torch.cat([Sigma, (back[1] + Sigma0).roll((-1, -1), (-2, -1))])
+    C, amplification = scaled_cholesky(both)
+    eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    inverse = torch.linalg.solve_triangular(C, eye.expand_as(C), upper=False)
+    logs, learned = C.diagonal(dim1=-2, dim2=-1).log(), C.requires_grad
+    L, W = (C, inverse) if back is None else (C[:n], inverse[:n])
+    log_det, growth = 2 * logs.sum(-1), amplification
+    u = (W * M[..., None, :, 0]).sum(-1)
     # SNR underflows long after the process has forgotten x; scale a so that log SNR does not
     size = u.detach().abs().amax(-1)
-    amplification = torch.where(size > 1e-250, amplification, torch.inf)
     scale = size.clamp_min(1e-300)
     u = u / scale.unsqueeze(-1)
     q = u.square().sum(-1)
-    log_snr = _if_factored(factored, q.log() + 2 * scale.log())
-    w = (whitener * u.unsqueeze(-1)).sum(-2)
-    readout = w / (q * scale).unsqueeze(-1)
-    return Factor(L, whitener, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
+    log_snr = q.log() + 2 * scale.log()
+    if back is not None:
+        log_det, growth = log_det[:n], growth[:n]
+    if learned:  # where another matrix was factored for the sake of gradients
+        log_snr = torch.where(growth < torch.inf, log_snr, torch.nan)
+    growth = torch.where(size > 1e-250, growth, torch.inf)
+    readout = (W * u.unsqueeze(-1)).sum(-2) / (q * scale).unsqueeze(-1)
+    direct = Factor(L, W, log_snr, readout, log_det, growth)
+    if back is None:
+        return [direct]
+    C, growth, logs = C[n:], amplification[n:], logs[n:]
+    whitener = torch.bmm(inverse[n:], back[0].roll(-1, -2))
+    readout, log_snr = C[..., -1, -1:] * whitener[..., -1, :], -2 * logs[..., -1]
+    if learned:
+        log_snr = torch.where(growth < torch.inf, log_snr, torch.nan)
+    root = torch.bmm(M.roll(-1, -1), C)
+    return [direct, Factor(root, whitener, log_snr, readout, 2 * logs.sum(-1), growth)]
 
 
 def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor, Tensor]:
@@ -368,7 +302,7 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
             U = torch.cat([U, new], 1)
             orders += [order] * new.shape[1]
             block, order = (A @ new).movedim(0, 1).reshape(K, -1), order + 1
-    return U, torch.tensor(orders)
+    return U, torch.tensor(orders, device="cpu")
 
 
 class Rounding(NamedTuple):
@@ -376,11 +310,10 @@ class Rounding(NamedTuple):
 
     growth: float  # of the basis; infinite where an entry taken for zero exceeds rounding
     speed: float  # ‖A‖_2
-    norm: float  # ‖A‖_1 in the basis, for the largest ‖A‖τ
 
 
 def basis_rounding(A: Tensor, GG: Tensor, basis: tuple[Tensor, Tensor]) -> Rounding:
-    """What rounding does in a basis, for which this waits for the device.
+    """What rounding does in a basis.
 
     Raises:
         KernelPrecisionError: the basis has fewer than K vectors.
@@ -389,9 +322,7 @@ def basis_rounding(A: Tensor, GG: Tensor, basis: tuple[Tensor, Tensor]) -> Round
     with torch.no_grad():
         A1, GG1, above, noiseless = _turned(A, GG, basis)
         growth = _basis_growth(A, GG, A1, GG1, *basis, above, noiseless)
-        norm = torch.linalg.matrix_norm(A1 - A1 * above, ord=1).clamp_min(1e-300)
-        speed = torch.linalg.matrix_norm(A, ord=2)
-        return Rounding(growth, *torch.stack([speed, norm]).tolist())
+        return Rounding(growth, torch.linalg.matrix_norm(A, ord=2).item())
 
 
 def _turned(
@@ -399,8 +330,8 @@ def _turned(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A and g² in a basis, and where they vanish there by construction."""
     U, order = basis
-    above = (order[:, None] > order[None, :] + 1).to(A.device)
-    noiseless = ((order[:, None] > 0) | (order[None, :] > 0)).to(A.device)
+    above = order[:, None] > order[None, :] + 1
+    noiseless = (order[:, None] > 0) | (order[None, :] > 0)
     return U.mT @ A @ U, U.mT @ GG @ U, above, noiseless
 
 
@@ -410,7 +341,6 @@ def transition_factor(
     tau: Tensor,
     basis: tuple[Tensor, Tensor],
     rounding: Rounding | None = None,
-    latest: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A root F of ``P = F Fᵀ`` (not triangular), F^{-1}, log det P, and the growth of rounding.
 
@@ -419,7 +349,6 @@ def transition_factor(
 
     Args:
         rounding: :func:`basis_rounding`, if it is known.
-        latest: a number that no τ exceeds, if Python knows one; else this waits for the device.
 
     Raises:
         KernelPrecisionError: the basis has fewer than K vectors, so that P is singular.
@@ -429,19 +358,17 @@ def transition_factor(
     A1, GG1, above, noiseless = _turned(A, GG, basis)
     A1 = A1 - A1.detach() * above
     GG1 = GG1 - GG1.detach() * noiseless
-    _, P1 = transition_moments(
-        A1, GG1, tau, reach=None if latest is None else latest * rounding.norm
-    )
+    _, P1 = transition_moments(A1, GG1, tau)
     C, amplification = scaled_cholesky(P1)
     # a small eigenvalue of D is known only as well as rounding of its large entries allows
     entering = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
     entries = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
     gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
     entered = torch.minimum(entries / entering, tau.detach().unsqueeze(-1) * entries / gained)
-    entered = torch.where((order == 0).to(P1.device), entered, 0.0).amax(-1)
+    entered = torch.where(order == 0, entered, 0.0).amax(-1)
     travelled = (tau.detach() * rounding.speed).clamp_min(1.0)
     growth = torch.maximum(amplification, entered) * rounding.growth * travelled
-    return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), growth
+    return U @ C, inverse_tril(C) @ U.mT, 2 * C.diagonal(dim1=-2, dim2=-1).log().sum(-1), growth
 
 
 def _basis_growth(
@@ -459,7 +386,7 @@ def _basis_growth(
     An error in one vector's direction carries over to the next ones. Axes are exact.
     """
     with torch.no_grad():
-        K, orders = len(A), order.to(A.device)
+        K, orders = len(A), order
         rounded_A = U.abs().mT @ A.abs() @ U.abs()
         rounded_GG = U.abs().mT @ GG.abs() @ U.abs()
         oblique = ((U != 0).sum(0) > 1).to(A)
@@ -491,22 +418,282 @@ def check_reached(U: Tensor) -> None:
         )
 
 
-def semidefinite_cholesky(D: Tensor) -> Tensor:
-    """The lower triangular L with L Lᵀ = D for semi-definite D (…, K, K), by columns.
+# -- propagators ---------------------------------------------------------------------------------
 
-    Gradients are those of the factor at constant rank: a pivot of rounding's size is held at zero,
-    with its column. torch's Cholesky needs full rank, and eigenvectors of equal eigenvalues have no
-    derivative.
+
+TRAVELLED = 20.0
+"""‖A‖τ beyond which M^{-1} has no correct digit."""
+
+
+class Root(NamedTuple):
+    """A root F of a covariance, F Fᵀ, not necessarily triangular."""
+
+    root: Tensor  # F (…, K, K)
+    inverse: Tensor  # F^{-1} (…, K, K)
+    log_det: Tensor  # log det F Fᵀ, (…)
+    growth: Tensor  # estimated growth of rounding errors, (…)
+
+
+class Moved(NamedTuple):
+    """The move of a diffusion from time 0 to n times."""
+
+    M: Tensor  # (n, K, K)
+    P: Tensor  # (n, K, K)
+    back: tuple[Tensor, Tensor] | None
+    """M^{-1} and P̃, right where ``near`` is true and finite elsewhere; None where it nowhere is."""
+    near: Tensor  # (n,), whether it travels less than TRAVELLED
+    trace: Tensor  # ∫ tr A, (n,)
+    travelled: Tensor  # ∫ ‖A‖, (n,), without gradient
+
+
+class Halves(NamedTuple):
+    """Both halves of a step of the diffusion of B and g², run backwards, the later half first."""
+
+    first: Tensor  # M (…, K, K)
+    first_root: Tensor  # of the noise gained, (…, K, K)
+    second: Tensor
+    second_root: Tensor
+    growth: Tensor  # of rounding errors, (…)
+
+
+def decay(factor: Factor, unit_noise: Tensor) -> Tensor:
+    """-dλ/dτ = SNR kᵀ g² k."""
+    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
+    if unit_noise.dim() == 2:
+        return (root @ unit_noise.mT * root).sum(-1)
+    return ((unit_noise @ root[..., None])[..., 0] * root).sum(-1)
+
+
+def volume_rate(factor: Factor, unit_noise: Tensor) -> Tensor:
+    """dκ/dτ = tr(Σ^{-1} g²)."""
+    W = factor.whitener
+    return ((W @ unit_noise) * W).sum((-2, -1))
+
+
+class Propagator(ABC):
+    """A linear diffusion between clock times, in float64, differentiable in its parameters.
+
+    ``start`` and ``duration`` are clock times (…) and lengths ≥ 0 (…), broadcast together; a start
+    of None is time 0. What is constant in time may come without their dimensions.
     """
-    K = D.shape[-1]
-    tiny = 16 * K * torch.finfo(D.dtype).eps * D.detach().diagonal(dim1=-2, dim2=-1)
-    rest, columns = D, []
-    for k in range(K):
-        pivot = rest[..., k, k]
-        used = pivot.detach() > tiny[..., k]
-        root = torch.where(used, pivot, 1.0).sqrt()
-        column = torch.where(used[..., None], rest[..., :, k] / root[..., None], 0.0)
-        column = torch.cat([torch.zeros_like(column[..., :k]), column[..., k:]], -1)
-        columns.append(column)
-        rest = rest - column[..., :, None] * column[..., None, :]
-    return torch.stack(columns, -1)
+
+    @abstractmethod
+    def drift(self, tau: Tensor) -> Tensor:
+        """A per unit of clock time, (K, K) or (*tau.shape, K, K)."""
+
+    @abstractmethod
+    def noise(self, tau: Tensor) -> Tensor:
+        """g² per unit of clock time, (K, K) or (*tau.shape, K, K)."""
+
+    @abstractmethod
+    def dispersion(self, tau: Tensor) -> Tensor:
+        """G per unit of clock time with G Gᵀ = g², (K, K) or (*tau.shape, K, K)."""
+
+    @property
+    @abstractmethod
+    def speed(self) -> float:
+        """The largest 2-norm of A."""
+
+    @abstractmethod
+    def travelled(self, tau: Tensor) -> Tensor:
+        """``∫_0^τ ‖A‖``, like τ, without gradient; M^{-1} loses digits as its exponential."""
+
+    @abstractmethod
+    def effort(self, tau: Tensor) -> Tensor:
+        """``∫_0^τ (‖A‖ - 2 tr A)``, like τ, without gradient; log det Σ plus this increases."""
+
+    @abstractmethod
+    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
+        """``∫ tr A``, (…)."""
+
+    @abstractmethod
+    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+        """M and P, (…, K, K).
+
+        Raises:
+            KernelPrecisionError: the drift moves further than float64 can follow.
+        """
+
+    def since_start(self, tau: Tensor) -> Moved:
+        """The move from time 0 to times τ (n,), for :meth:`factorized`."""
+        raise NotImplementedError
+
+    # -- given x -----------------------------------------------------------------------------------
+
+    def factorized(
+        self, tau: Tensor, initial: Tensor, units: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Factor]:
+        """a, Σ and its factor at clock times τ from Σ_0.
+
+        Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
+
+        Args:
+            units: standard deviations of the variables (K,). With them the growth of rounding has
+                two more parts: the distance that the drift travels, as the last digits of A for
+                slow modes are lost to fast ones; and the ratio of what is left of the other
+                variables to what is left of x, each in its unit.
+        """
+        if tau.dim() != 1:  # products of (n, K, K) are one operation each
+            fields = []
+            a, Sigma, factor = self.factorized(tau.reshape(-1), initial, units)
+            for field in (a, Sigma, *factor):
+                fields.append(field.reshape((*tau.shape, *field.shape[1:])))
+            return fields[0], fields[1], Factor(*fields[2:])
+        M, P, back, near, trace, travelled = self.since_start(tau)
+        a, Sigma = M[..., 0], torch.baddbmm(P, M @ initial, M.mT)
+        factor, *others = factors(Sigma, M, back, initial)
+        for pulled in others:
+            pulled = pulled._replace(log_det=pulled.log_det + 2 * trace)
+            better = near & (pulled.amplification < factor.amplification)
+            if bool(better.all()):  # no gradient then passes the other route
+                factor = pulled
+                continue
+            fields, here = [], [better, better[:, None], better[:, None, None]]
+            for first, second in zip(pulled, factor, strict=True):
+                fields.append(torch.where(here[first.dim() - 1], first, second))
+            factor = Factor(*fields)
+        if units is None:
+            return a, Sigma, factor
+        with torch.no_grad():
+            left = (M * units / units[:, None]).square().sum(-2)
+            left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
+            growth = travelled.clamp_min(1.0) * left.clamp_min(1.0)
+        return a, Sigma, factor._replace(amplification=factor.amplification * growth)
+
+    @abstractmethod
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
+        """M^{-1} and P̃, (…, K, K). Raises KernelPrecisionError as :meth:`moments` does."""
+
+    @abstractmethod
+    def root(self, start: Tensor | None, duration: Tensor) -> Root:
+        """A root of P for positive durations.
+
+        Raises:
+            KernelPrecisionError: noise does not reach all variables.
+        """
+
+    def noise_last_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        """A root of P whose last :attr:`new` columns span G's range at the end."""
+        return self.root(start, duration)
+
+    @property
+    @abstractmethod
+    def new(self) -> int:
+        """The number of columns of a :meth:`root` that noise enters by; K where G's range turns."""
+
+    @abstractmethod
+    def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        """A root of P̃ for positive durations."""
+
+    @abstractmethod
+    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+        """Both halves of each step, from its end back to its start, by dy = B y dτ + G dB.
+
+        ``B = -(A + g² Σ_π^{-1})``, of the diffusion of (-Q, D) where Σ_π is at rest.
+        """
+
+
+class ConstantPropagator(Propagator):
+    """The propagator of constant A and g²: closed forms that depend on the duration alone.
+
+    Args:
+        drift, noise: A and g² per unit of clock time, (K, K).
+        precision: Σ_π^{-1} of the prior, for :meth:`halves`.
+        root: G per unit of clock time.
+        hides_noise: whether rounding of D hides noise in some direction.
+    """
+
+    speed: float = math.nan
+
+    def __init__(
+        self,
+        drift: Tensor,
+        noise: Tensor,
+        *,
+        precision: Callable[[], Tensor],
+        root: Callable[[], Tensor],
+        hides_noise: Callable[[], bool],
+    ) -> None:
+        self._A, self._GG = drift, noise
+        self.speed = float(torch.linalg.matrix_norm(drift.detach(), ord=2))
+        self._precision, self._root = precision, root
+        self._hiding = hides_noise
+        self._roundings: dict[tuple[int, bool], Rounding] = {}
+        self._forward = norm, terms = noise_series(drift, noise)
+        self._back = Series(norm, terms * SIGNS)  # of -A
+        self._both = Series(norm, torch.stack([terms, self._back.terms]))
+
+    def drift(self, tau: Tensor) -> Tensor:
+        return self._A
+
+    def noise(self, tau: Tensor) -> Tensor:
+        return self._GG
+
+    def dispersion(self, tau: Tensor) -> Tensor:
+        return self._root()
+
+    def travelled(self, tau: Tensor) -> Tensor:
+        return tau.detach() * self.speed
+
+    def effort(self, tau: Tensor) -> Tensor:
+        return (self.speed - 2 * self._A.detach().trace()) * tau.detach()
+
+    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
+        return self._A.trace() * duration
+
+    @cached_property
+    def _hides_noise(self) -> bool:
+        return self._hiding()
+
+    @cached_property
+    def _basis(self) -> tuple[Tensor, Tensor]:
+        """The directions that noise reaches."""
+        with torch.inference_mode(False):  # gradients of durations may pass it later
+            return noise_basis(self._A, self._GG)
+
+    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+        return transition_moments(self._A, self._GG, duration, self._forward)
+
+    def since_start(self, tau: Tensor) -> Moved:
+        travelled, trace = tau.detach() * self.speed, self._A.trace() * tau
+        near = travelled < TRAVELLED
+        if not bool(near.any()):
+            return Moved(*self.moments(None, tau), None, near, trace, travelled)
+        back = torch.where(near, tau, tau.detach().min())  # a longer way back is infinite
+        M, P = transition_moments(self._A, self._GG, torch.stack([tau, back]), self._both)
+        return Moved(M[0], P[0], (M[1], P[1]), near, trace, travelled)
+
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
+        return transition_moments(-self._A, self._GG, duration, self._back)
+
+    def root(self, start: Tensor | None, duration: Tensor) -> Root:
+        return self._rooted(1, duration)
+
+    def noise_last_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        return self._rooted(1, duration, noise_last=True)
+
+    def _rooted(self, way: int, duration: Tensor, noise_last: bool = False) -> Root:
+        """A root of P, or of P̃ for ``way`` = -1."""
+        A, (U, order), key = way * self._A, self._basis, (way, noise_last)
+        basis = (U.flip(-1), order.flip(0)) if noise_last else (U, order)
+        if key not in self._roundings:
+            self._roundings[key] = basis_rounding(A, self._GG, basis)
+        root, inverse, log_det, growth = transition_factor(
+            A, self._GG, duration, basis, self._roundings[key]
+        )
+        if self._hides_noise:
+            growth = torch.full_like(growth, torch.inf)
+        return Root(root, inverse, log_det, growth)
+
+    @property
+    def new(self) -> int:
+        return int((self._basis[1] == 0).sum())
+
+    def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        return self._rooted(-1, duration)
+
+    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+        A, half = -(self._A + self._GG @ self._precision()), duration / 2
+        M, _ = transition_moments(A, self._GG, half)
+        root, _, _, growth = transition_factor(A, self._GG, half, self._basis)
+        return Halves(M, root, M, root, growth)

@@ -1,84 +1,106 @@
 r"""Linear diffusions under one clock, with closed-form kernels.
 
-A linear diffusion consists of its :class:`Matrices` Q and D, and its
-:class:`~pyro_mdm.diffusions.ends.Ends`, where log SNR starts and stops.
+    dy = A y β ds + G sqrt(β) dB,    M' = A M,    Σ' = A Σ + Σ Aᵀ + G Gᵀ
+
+in clock time. With A = -(Q + D) Σ_∞^{-1} and G Gᵀ = 2 D there is a stationary distribution,
+N(0, Σ_∞). Others have none: noise is added and nothing is forgotten. Their kernels, readout and log
+SNR are computed in the same way. Their prior is whatever is near the distribution of y_T; by
+default it is that of data that are 0.
+
+A linear diffusion consists of its :class:`Matrices`, and its
+:class:`~pyro_mdm.diffusions.ends.EndSettings`, where log SNR starts and stops.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.ahead import Foreseeing
 from pyro_mdm.diffusions.base import (
+    Diffusion,
+    FromParameters,
     Marginal,
     Matrix,
     Times,
     Transition,
-    UnreachableError,
     check_clock,
     check_horizon,
     same_time,
 )
-from pyro_mdm.diffusions.clocks import Clock, LinearBeta
-from pyro_mdm.diffusions.end_laws import EndLaws
-from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.inversion import Inversion
-from pyro_mdm.diffusions.matrices import (
-    MAX_AMPLIFICATION,
+from pyro_mdm.diffusions.clocks import (
+    Clock,
+    ConstantBeta,
+    LinearBeta,
+    TimeChange,
+    as_times,
+    times_within,
+)
+from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.ends import (
+    CLOCK_END,
+    LOG_SNR,
+    LOG_VOLUME,
+    EndSettings,
+    check_controllable,
+    check_precision,
+    clocks_of_targets,
+    end_of_clock,
+    ends_of,
+    factorization,
+    marginal_at,
+    positive_clock,
+    targets,
+)
+from pyro_mdm.diffusions.kernels import Propagator, decay, volume_rate
+from pyro_mdm.diffusions.linear_matrices import (
+    DriftAndDispersion,
+    Frozen,
     Matrices,
     SkewAndSemidefinite,
-    covariance_matrix,
 )
-from pyro_mdm.diffusions.memory import shared, writes
-from pyro_mdm.diffusions.propagator import Propagator, decay, volume_rate
-from pyro_mdm.support.late_checks import check_values
-from pyro_mdm.support.modules import of_part
+from pyro_mdm.diffusions.matrices import covariance_matrix
+from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.support.settings import described
 
-__all__ = ["Frozen", "LinearDiffusion"]
+__all__ = [
+    "LinearDiffusion",
+    "LinearSDE",
+    "LogVolume",
+    "at_rest",
+    "clock_noise",
+    "frozen",
+    "linear_of",
+    "mean_volume_rate",
+    "options_of",
+]
 
 
-class Frozen(NamedTuple):
-    """Matrices (K, K) of a linear diffusion at one time."""
-
-    Q: Tensor
-    D: Tensor
-    unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}
+L = TypeVar("L", bound="LinearDiffusion")
+T = TypeVar("T")
+_REQUIRES_GRAD = attrgetter("requires_grad")
 
 
-def _report_zero() -> None:
-    raise ValueError(
-        "the distribution of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
-        "SNR infinite; use s > 0, e.g. the start_time ε"
-    )
+class _Held(NamedTuple):
+    """A view of a diffusion at its parameters, and copies of these."""
+
+    parameters: list[Tensor]
+    view: object  # the diffusion, of its own kind
 
 
-def _report_precision(diffusion: LinearDiffusion, growth: Tensor, tau: Tensor, what: str) -> None:
-    diffusion.check_controllable()  # a more specific error than one of precision
-    worst = int(growth.flatten().argmax())
-    s = diffusion.inverse_clock(tau.detach())
-    raise kernels.KernelPrecisionError(
-        f"{type(diffusion).__name__}: float64 cannot hold {what} at s = "
-        f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
-        f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
-        "max_log_snr, take longer steps, or bring the time scales of its matrices together"
-    )
-
-
-class LinearDiffusion(Foreseeing):
+class LinearDiffusion(Kernels):
     r"""A linear diffusion ``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
 
     Args:
         Q: (K, K), skew-symmetric. Moves mass between variables without changing N(0, Σ_∞).
         D: (K, K), symmetric positive semi-definite. Adds noise and forgets the data.
         beta: the clock β(s), :class:`~pyro_mdm.diffusions.clocks.LinearBeta` 0.1 → 20 by default.
+            To change it later, set ``diffusion.beta`` to another one.
         horizon: T.
         stationary_variance: Σ_∞ as a number (times the identity), K variances, or a (K, K) matrix.
         initial_variance: Σ_v, the variance of the auxiliary variables at s = 0: a number or K-1.
@@ -100,11 +122,11 @@ class LinearDiffusion(Foreseeing):
         torch.Size([2, 2])
     """
 
-    ends_kind: type[EndLaws] = EndLaws
-    inversion_kind: type[Inversion] = Inversion
     matrices: Matrices
-    stationary_covariance: Tensor
-    """Σ_∞ (K, K), of the stationary distribution, where there is one by construction."""
+    given_ends: EndSettings
+    """λ at both ends as it is given."""
+    values: dict[str, Any]
+    _held: _Held | None
 
     def __init__(
         self,
@@ -113,165 +135,147 @@ class LinearDiffusion(Foreseeing):
         *,
         beta: Clock | None = None,
         horizon: float = 1.0,
-        stationary_variance: float | Sequence[float] | Matrix = 1.0,
+        stationary_variance: float | Sequence[float] | Matrix | None = 1.0,
         initial_variance: float | Sequence[float] = 0.01,
         max_log_snr: float = 13.0,
         min_log_snr: float | None = None,
         cut_time: float | None = None,
     ) -> None:
         super().__init__()
+        self.values, self._held = {}, None
         self.horizon = check_horizon(horizon)
-        ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
-        self.end_laws, self.inversion = self.ends_kind(self, ends), self.inversion_kind(self)
+        self.given_ends = EndSettings(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
         self.matrices = Q if isinstance(Q, Matrices) else SkewAndSemidefinite(Q, D)  # type: ignore[arg-type]
-        self.matrices.linear = self
+        self.prior_part = self.matrices.prior_kind()
+        self.matrices.linear = self.prior_part.linear = self
         K = self.num_variables = self.matrices.register()
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
-        self.register_reference(stationary_variance)
-        initial = torch.zeros(K, K, dtype=torch.float64)
+        self.prior_part.register(stationary_variance)
+        initial = torch.zeros(K, K, dtype=torch.float64, device="cpu")
         initial[1:, 1:] = covariance_matrix("initial_variance", initial_variance, K - 1)
         self.register_buffer("initial_covariance", initial)
         with torch.no_grad():
             self.matrices.check()
-        self.check_controllable()
+        check_controllable(self)
         with torch.no_grad():
-            self.end_laws.clocks()  # an end out of reach is an error now, not at its first use
+            clocks_of_targets(self)  # an end out of reach is an error now, not at its first use
 
-    def register_reference(self, variance: float | Sequence[float] | Matrix) -> None:
-        """Register the covariance of the prior, as it is given; K is known."""
-        value = covariance_matrix("stationary_variance", variance, self.num_variables)
-        self.register_buffer("stationary_covariance", value)
+    # -- at its parameters -------------------------------------------------------------------------
 
-    def check_controllable(self) -> None:
-        """Raises UnreachableError unless noise reaches all variables."""
-        with torch.no_grad():
-            rates = self.matrices.rates(self.matrices.check_times)
-            basis, _ = kernels.noise_basis(*rates, tolerance=1e-10)
-        if (reached := basis.shape[1]) < self.num_variables:
-            raise self._uncontrollable(reached)
+    def solved(self: L) -> L:
+        """A view for one loss where gradients are on; else one that is held until a parameter
+        changes, or until what is set forgets it; itself without parameters."""
+        if self.made_from is not None:
+            return self
+        parameters = list(self.parameters())
+        if not parameters:
+            return self
+        has_graph = torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, parameters))
+        held = None if has_graph else self._held  # which another thread may replace
+        same = held is not None and len(held.parameters) == len(parameters)
+        if held is not None and same and all(map(torch.equal, held.parameters, parameters)):
+            return cast(L, held.view)
+        if not self.values and next(self.beta.parameters(), None) is None:
+            self.values[CLOCK_END] = end_of_clock(self)  # of a fixed clock, at all parameters
+        view = object.__new__(type(self))
+        state = vars(view)
+        state.update(vars(self), values=dict(self.values), _held=None)
+        state.update(has_graph=has_graph, made_from=self)
+        for name in ("matrices", "prior_part", "paths"):
+            state[name] = copy.copy(state[name])
+            setattr(state[name], "diffusion" if name == "paths" else "linear", view)
+        if not has_graph:
+            self._held = _Held([*map(torch.clone, parameters)], view)
+        return view
 
-    def _uncontrollable(self, reached: int) -> UnreachableError:
-        return UnreachableError(
-            f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
-            f"with {self.shown()}: (A, G) is not controllable and the process does not "
-            "converge to its stationary distribution; couple the variables through Q or widen the "
-            f"range of D{self.matrices.remedy}"
-        )
+    def _forget(self) -> None:
+        """Forget what was computed, as something beside the parameters has changed."""
+        self.values.clear()
+        self._held = None
+        for name in set(vars(self)):
+            if isinstance(getattr(type(self), name, None), FromParameters):
+                del vars(self)[name]
 
-    def shown(self) -> str:
-        """Q and D in numbers, for messages."""
-        middle, when = self.horizon / 2, self.matrices.when
-        return ", ".join(
-            f"{name}{when} = {[[float(f'{v:.4g}') for v in row] for row in matrix.tolist()]}"
-            for name, matrix in (("Q", self.Q_at(middle)), ("D", self.D_at(middle)))
-        )
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)  # type: ignore[arg-type]
+        # a clock, a horizon, ends or a parameter of which there are values
+        if isinstance(value, float | int | Tensor | nn.Module | EndSettings) and "_held" in vars(
+            self
+        ):
+            self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without values, so that a copy computes from its own parameters."""
+        state = dict(vars(self), values={}, _held=None, has_graph=False, made_from=None)
+        for name in vars(self):
+            if isinstance(getattr(type(self), name, None), FromParameters):
+                del state[name]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name in ("matrices", "end_laws", "inversion"):
+        for name in ("matrices", "prior_part"):
             owner = copy.copy(getattr(self, name))
             owner.linear = self
             setattr(self, name, owner)
 
     # -- matrices ----------------------------------------------------------------------------------
 
-    @property
-    def Q(self) -> Tensor:
-        """Q, (K, K) float64, skew-symmetric. Raises TypeError where it varies in time."""
-        return self.matrices.constant("Q")
+    Q = FromParameters[Tensor](attrgetter("matrices.Q"))
+    """Q, (K, K) float64, skew-symmetric. Raises TypeError where it varies in time."""
+    D = FromParameters[Tensor](attrgetter("matrices.D"))
+    """D, (K, K) float64, positive semi-definite. Raises TypeError where it varies in time."""
 
     @property
-    def D(self) -> Tensor:
-        """D, (K, K) float64, positive semi-definite. Raises TypeError where it varies in time."""
-        return self.matrices.constant("D")
+    def stationary_covariance(self) -> Tensor:
+        """Σ_∞ (K, K), of the stationary distribution, where there is one by construction."""
+        return self.prior_part.stationary
 
-    def Q_at(self, s: Times) -> Tensor:
-        """Q(s), (*s.shape, K, K), skew-symmetric."""
-        s = self.checked_time("s", s)
-        return self.matrices.at("Q", s).expand(*s.shape, -1, -1)
-
-    def D_at(self, s: Times) -> Tensor:
-        """D(s), (*s.shape, K, K), positive semi-definite."""
-        s = self.checked_time("s", s)
-        return self.matrices.at("D", s).expand(*s.shape, -1, -1)
-
-    @property
-    def prior_covariance(self) -> Tensor:
-        """Σ_π (K, K) of the prior N(0, Σ_π): the stationary covariance."""
-        return self.stationary_covariance
-
-    def at_rest(self) -> bool:
-        return True  # by construction
-
-    @property
-    def unit_drift(self) -> Tensor:
-        """A, (K, K), per unit of clock time: -(Q + D) Σ_∞^{-1}. TypeError where it varies."""
-        return self.matrices.drift()
-
-    @property
-    def unit_noise(self) -> Tensor:
-        """g², (K, K), per unit of clock time: 2 D. TypeError where it varies in time."""
-        return self.matrices.noise()
-
-    def frozen(self) -> Frozen:
-        s = self.time_at_clock(self.clock(self.horizon) / 2)
-        return Frozen(self.Q_at(s), self.D_at(s), self.matrices.drift(s))
-
-    @property
-    def propagator(self) -> Propagator:
-        return self.kept("propagator", self.matrices.propagator)
+    prior_covariance = FromParameters[Tensor](attrgetter("prior_part.covariance"))
+    propagator = FromParameters[Propagator](attrgetter("matrices.propagator"))
 
     def settings(self) -> dict[str, Any]:
         settings = {"horizon": self.horizon, "beta": described(self.beta)}
-        settings |= self.end_laws.given.settings() | self.matrices.settings()
-        return settings | (
-            {"learn_ends": list(self.end_laws.given.reach)} if self.learns_ends else {}
-        )
+        settings |= self.given_ends.settings() | self.matrices.settings()
+        if any(self.given_ends.reach):
+            settings["learn_ends"] = list(self.given_ends.reach)
+        return settings
 
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments for another diffusion with the same clock, covariances and ends."""
-        cut = {} if self.cut_time is None else {"cut_time": self.cut_time}
-        return cut | {
-            "beta": self.beta,
-            "horizon": self.horizon,
-            "stationary_variance": self.stationary_covariance.detach(),
-            "initial_variance": self.initial_covariance[1:, 1:],
-            "max_log_snr": self.max_log_snr,
-            "min_log_snr": self.min_log_snr,
-        }
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        self.forget()
+    def _restore(self, saved: dict[str, Any]) -> None:
         high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
-        self.end_laws.given = Ends(high, low, cut, self.end_laws.given.reach)
+        self.given_ends = EndSettings(high, low, cut, self.given_ends.reach)
+        self.matrices.restore(saved)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*args, **kwargs)
 
     # -- the clock ---------------------------------------------------------------------------------
 
     def clock(self, s: Times) -> Tensor:
         """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
-        return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
-
-    def inverse_clock(self, tau: Tensor) -> Tensor:
-        return self.beta.inverse(tau / self.clock_scale())
+        return self.clock_scale * self.beta.integral(times_within(self.horizon, "s", s))
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
-        s = self.inverse_clock(tau)
+        s = self.beta.inverse(tau / self.clock_scale)
         return s - (s.detach() - self.horizon).clamp_min(0)  # not past T, by rounding
 
+    @FromParameters
+    def clock_scale(self) -> Tensor:
+        """The number that β is multiplied by, 0-dim."""
+        return self.matrices.scale()
+
     def rate(self, s: Times) -> Tensor:
-        return self.clock_scale() * self.beta.rate(self.checked_time("s", s))
+        return self.clock_scale * self.beta.rate(times_within(self.horizon, "s", s))
 
     def drift_matrix(self, s: Times) -> Tensor:
-        return self.rate(s)[..., None, None] * self.matrices.drift(s)
+        return self.matrices.drift_by_time(times_within(self.horizon, "s", s))
 
     def noise_covariance(self, s: Times) -> Tensor:
         return self.rate(s)[..., None, None] * self.matrices.noise(s)
 
-    def clock_noise(self, s: Times) -> Tensor:
-        return self.matrices.noise(s)
-
-    def dispersion_matrix(self, s: Times) -> Tensor:
+    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
         return self.rate(s).sqrt()[..., None, None] * self.matrices.root(s)
 
     # -- kernels -----------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ class LinearDiffusion(Foreseeing):
             KernelPrecisionError: float64 cannot hold the factors of P.
         """
         later, earlier = torch.broadcast_tensors(
-            self.checked_time("s", s), self.checked_time("r", r)
+            times_within(self.horizon, "s", s), times_within(self.horizon, "r", r)
         )
         if bool((wrong := later <= earlier).any()):
             raise ValueError(
@@ -301,21 +305,8 @@ class LinearDiffusion(Foreseeing):
         start, move = self.clock(earlier), self.propagator
         M, P = move.moments(start, tau)
         F, _, log_det, growth = move.root(start, tau)
-        self.check_precision(growth, tau, "the transition covariance")
+        check_precision(self, growth, tau, "the transition covariance")
         return Transition(M, P, kernels.lower_triangular(F), log_det)
-
-    def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """M, a root F of P(s, r) = F Fᵀ, its inverse, and m, the number of columns of noise.
-
-        The last m columns of F span the range of G, whatever the others add to the state: with y_s
-        = M y_r + F η, the last m entries of η are what is new in it given the rest of y_s.
-        """
-        end, start = self.clock(s), self.clock(r)
-        tau, move = end - start, self.propagator
-        M, _ = move.moments(start, tau)
-        F, inverse, _, growth = move.noise_last_root(start, tau)
-        self.check_precision(growth, tau, "the transition covariance")
-        return M, F, inverse, move.new
 
     def marginal(self, s: Times) -> Marginal:
         r"""The distribution of y_s given x, v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
@@ -330,91 +321,259 @@ class LinearDiffusion(Foreseeing):
             ValueError: a time outside (0, T].
             KernelPrecisionError: float64 cannot hold log SNR(s).
         """
-        if isinstance(s, Tensor):
-            if (law := self.law_ahead(s)) is not None:
-                return law
-            if (one := same_time(s)) is not None:
-                return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
-            # a loss asks for it, and so does the score in it
-            name = "marginal", writes((s,)), torch.is_grad_enabled()
-            law, _ = shared(self, name, lambda: (self.clock_marginal(self.positive_clock(s)), s))
-            return law
-        return self.clock_marginal(self.positive_clock(s))
-
-    def positive_clock(self, s: Times) -> Tensor:
-        s = self.checked_time("s", s)
-        check_values((s.detach() > 0).all(), _report_zero)
-        return self.clock_scale() * self.beta.integral(s)
-
-    def clock_marginal(self, tau: Tensor) -> Marginal:
-        a, Sigma, factor = self.factorization(tau)
-        self.check_precision(factor.amplification, tau, "the marginal covariance")
-        L = kernels.lower_triangular(factor.root)
-        return Marginal(a, Sigma, L, factor.readout, factor.log_snr, factor.log_det)
+        if (one := same_time(s)) is not None and isinstance(s, Tensor):
+            return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
+        return marginal_at(self, positive_clock(self, s))
 
     def log_snr(self, s: Times) -> Tensor:
         """λ(s) = log aᵀ Σ^{-1} a, like s; decreasing. Raises as :meth:`marginal` does."""
-        tau = self.positive_clock(s)
-        _, _, factor = self.factorization(tau)
-        self.check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
+        tau = positive_clock(self, s)
+        _, _, factor = factorization(self, tau, "the log signal-to-noise ratio")
         return factor.log_snr
-
-    def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
-        move, initial = self.propagator, self.initial_covariance
-        return move.factorization(tau, initial, self.units(), self.end_laws.latest(move))
-
-    def units(self) -> Tensor:
-        """Standard deviations of the variables, (K,), in which what is left of them is compared."""
-        return self.stationary_covariance.diagonal().sqrt()
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
-    max_log_snr: float = of_part("end_laws")
-    min_log_snr: float | None = of_part("end_laws")
-    cut_time: float | None = of_part("end_laws")
-    learns_ends: bool = of_part("end_laws")
-    start_log_snr: Tensor = of_part("end_laws")
-    terminal_log_snr: Tensor = of_part("end_laws")
-    start_time: Tensor = of_part("end_laws")
-    start: Marginal = of_part("end_laws")
-    terminal: Marginal = of_part("end_laws")
-    log_volume_ends: Tensor = of_part("end_laws")
-    clock_scale: Callable[[], Tensor] = of_part("end_laws")
-    time_at_log_snr = of_part("inversion")
-    time_at_log_volume = of_part("inversion")
+    _ends = FromParameters(ends_of)
+    start = FromParameters[Marginal](attrgetter("_ends.start"))
+    terminal = FromParameters[Marginal](attrgetter("_ends.terminal"))
+
+    @FromParameters
+    def start_time(self) -> Tensor:
+        """ε, 0-dim."""
+        return self.time_at_clock(self._ends.clocks[0])
+
+    def _set_ends(self, high: float, low: float | None) -> None:
+        """Set both ends by λ; learned ones start anew there."""
+        ends = EndSettings(high, low, reach=self.given_ends.reach).checked(self.horizon)
+        self.matrices.set_ends(ends)
+        self.given_ends = ends
+        if any(self.given_ends.reach):
+            with torch.no_grad():
+                self.get_parameter("moved_ends").zero_()
+
+    @property
+    def max_log_snr(self) -> float:
+        if self.given_ends.cut_time is None and not self.given_ends.reach[0]:
+            return self.given_ends.high
+        with torch.no_grad():
+            cut = self.given_ends.cut_time is not None
+            return float(self.start.log_snr if cut else targets(self)[0])
+
+    @max_log_snr.setter
+    def max_log_snr(self, value: float) -> None:
+        self._set_ends(value, self.min_log_snr)
+
+    @property
+    def min_log_snr(self) -> float | None:
+        if self.given_ends.low is None or not self.given_ends.reach[1]:
+            return self.given_ends.low
+        with torch.no_grad():
+            return float(targets(self)[1])
+
+    @min_log_snr.setter
+    def min_log_snr(self, value: float | None) -> None:
+        self._set_ends(self.max_log_snr, value)
+
+    @property
+    def cut_time(self) -> float | None:
+        """ε, if it was given as a time; None once an end is set by its log SNR."""
+        return self.given_ends.cut_time
+
+    @FromParameters
+    def start_log_snr(self) -> Tensor:
+        """λ(ε), 0-dim."""
+        return targets(self)[0] if self.given_ends.cut_time is None else self.start.log_snr
+
+    @FromParameters
+    def terminal_log_snr(self) -> Tensor:
+        """λ(T), 0-dim: the information about the data that is left at the prior.
+
+        A constant where ``min_log_snr`` is given and not learned.
+        """
+        return self.terminal.log_snr if self.given_ends.low is None else targets(self)[1]
+
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
+
+        Raises:
+            ValueError: a value below λ(T), which this diffusion never reaches.
+            UnreachableError: a value too high for float64.
+        """
+        wanted, low = as_times(value), self.terminal_log_snr.detach()
+        if not bool((wanted >= low - 1e-9 * (1 + low.abs())).all()):
+            raise ValueError(
+                f"log SNR {wanted.min().item():.6g} is never reached: it ends at λ(T) = "
+                f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
+            )
+        return self.time_at_clock(self.solved().matrices.clock_at(wanted, LOG_SNR))
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
-        s = self.checked_time("s", s)
-        _, _, factor = self.factorization(self.clock(s))
+        s = times_within(self.horizon, "s", s)
+        _, _, factor = factorization(self, self.clock(s))
         return self.rate(s) * decay(factor, self.matrices.noise(s))
 
-    # -- log volume --------------------------------------------------------------------------------
+    @property
+    def log_volume(self) -> LogVolume:
+        return LogVolume(self)
 
-    def log_volume(self, s: Times) -> Tensor:
-        """The log volume κ(s) = log det Σ(s) - 2 ∫_0^s tr A of Σ pulled back to time 0, like s.
-
-        It increases, κ' = tr(Σ^{-1} g²) > 0, even where log SNR pauses. Per unit of κ the
-        divergence of a score of the raw state is a weighted mean of squares, whatever Q and D. For
-        K = 1 it is -λ. Raises as :meth:`marginal` does.
-        """
-        tau = self.positive_clock(s)
-        _, _, factor = self.factorization(tau)
-        self.check_precision(factor.amplification, tau, "the log volume")
-        return factor.log_det - 2 * self.propagator.trace(None, tau)
-
-    def log_volume_rate(self, s: Times) -> Tensor:
-        tau = self.positive_clock(s)
-        _, _, factor = self.factorization(tau)
-        return self.rate(s) * volume_rate(factor, self.matrices.noise(s))
-
-    # -- the door ----------------------------------------------------------------------------------
-
-    def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
-        if growth.numel():
-            held = (growth <= MAX_AMPLIFICATION).all()
-            check_values(held, partial(_report_precision, self, growth, tau, what))
+    @FromParameters
+    def prior(self) -> GaussianPrior:
+        """π = N(0, Σ_π) per data dimension."""
+        return GaussianPrior(self.prior_covariance)
 
     def extra_repr(self) -> str:
         text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
         return text if self.min_log_snr is None else f"{text}, min_log_snr={self.min_log_snr:g}"
+
+
+class LinearSDE(LinearDiffusion):
+    r"""A linear diffusion ``dy = A y β ds + G sqrt(β) dB`` of any A and G.
+
+    Args:
+        A: (K, K), the drift per unit of clock time.
+        G: (K, m), the dispersion per square root of clock time; G Gᵀ = g².
+        beta: the clock β(s), constant 1 by default, so that A and G are those of time itself.
+        horizon: T.
+        prior_variance: Σ_π of the prior N(0, Σ_π) as a number (times the identity), K variances or
+            a (K, K) matrix; None: Σ(T), the covariance of y_T given x, wherever the ends are.
+        initial_variance, max_log_snr, min_log_snr, cut_time: as for
+            :class:`~pyro_mdm.LinearDiffusion`; the clock is scaled to ``min_log_snr``.
+
+    Raises:
+        TypeError: on use, of Q and D, which only a diffusion that is given by them has.
+        ValueError: a matrix of the wrong shape or not finite, a prior that is not positive
+            definite, ends that make no sense.
+        UnreachableError: noise that does not reach all variables, or a log SNR that is not reached.
+
+    Example:
+        >>> falling = LinearSDE([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]], horizon=10.0)
+        >>> falling.transition(2.0).covariance
+        tensor([[2.6667, 2.0000],
+                [2.0000, 2.0000]], dtype=torch.float64)
+
+    Source: Särkkä & Solin, "Applied Stochastic Differential Equations", 2019, chapter 6.
+    """
+
+    def __init__(
+        self,
+        A: Matrix | Matrices,
+        G: Matrix | None = None,
+        *,
+        beta: Clock | None = None,
+        horizon: float = 1.0,
+        prior_variance: float | Sequence[float] | Matrix | None = None,
+        initial_variance: float | Sequence[float] = 0.01,
+        max_log_snr: float = 13.0,
+        min_log_snr: float | None = None,
+        cut_time: float | None = None,
+    ) -> None:
+        super().__init__(
+            A if isinstance(A, Matrices) else DriftAndDispersion(A, G),  # type: ignore[arg-type]
+            beta=ConstantBeta(1.0) if beta is None else beta,
+            horizon=horizon,
+            stationary_variance=prior_variance,
+            initial_variance=initial_variance,
+            max_log_snr=max_log_snr,
+            min_log_snr=min_log_snr,
+            cut_time=cut_time,
+        )
+
+
+class LogVolume(TimeChange):
+    """The log volume κ(s) = log det Σ(s) - 2 ∫_0^s tr A of Σ pulled back to time 0.
+
+    It increases, κ' = tr(Σ^{-1} g²) > 0, even where log SNR pauses. Per unit of κ the divergence of
+    a score of the raw state is a weighted mean of squares, whatever Q and D. For K = 1 it is -λ.
+    """
+
+    def __init__(self, linear: LinearDiffusion) -> None:
+        self.linear = linear
+
+    def __call__(self, s: Times) -> Tensor:
+        """κ(s), like s, in (0, T]. Raises as :meth:`LinearDiffusion.marginal` does."""
+        linear = self.linear
+        tau = positive_clock(linear, s)
+        _, _, factor = factorization(linear, tau, "the log volume")
+        return factor.log_det - 2 * linear.propagator.trace(None, tau)
+
+    def rate(self, s: Times) -> Tensor:
+        linear = self.linear
+        _, _, factor = factorization(linear, positive_clock(linear, s))
+        return linear.rate(s) * volume_rate(factor, linear.matrices.noise(s))
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """The time s in [ε, T] with κ(s) = value, like value; differentiable in both.
+
+        Raises:
+            ValueError: a value outside [κ(ε), κ(T)].
+        """
+        wanted = as_times(value)
+        low, high = self.ends.detach()
+        room = 1e-9 * (1 + low.abs() + high.abs())
+        if bool((outside := ~((wanted >= low - room) & (wanted <= high + room))).any()):
+            raise ValueError(
+                f"log volume {wanted.detach()[outside][0].item():.6g} is not between that of ε, "
+                f"{low.item():.6g}, and of T, {high.item():.6g}; see log_volume.ends"
+            )
+        return self.linear.time_at_clock(self.linear.solved().matrices.clock_at(wanted, LOG_VOLUME))
+
+    @property
+    def ends(self) -> Tensor:
+        linear = self.linear.solved()
+        log_det = torch.stack([linear.start.log_det, linear.terminal.log_det])
+        return log_det - 2 * linear.propagator.trace(None, ends_of(linear).clocks)
+
+    def rate_by_clock(self, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
+        return mean_volume_rate(s, whitener, g2)
+
+
+def mean_volume_rate(s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
+    """dκ/dτ = tr(Σ^{-1} g²), like s (n,), averaged over data dimensions where they differ."""
+    rate = ((whitener @ g2) * whitener).sum((-2, -1))
+    return rate.flatten(1).mean(1) if rate.dim() > s.dim() else rate
+
+
+def linear_of(diffusion: Diffusion) -> LinearDiffusion:
+    """The linear diffusion whose time is that of a diffusion: itself, its base or first block."""
+    return cast(LinearDiffusion, diffusion.reference)
+
+
+def clock_noise(diffusion: Diffusion, s: Tensor) -> Tensor:
+    """g² per unit of clock time, (*s.shape, K, K), or (K, K) where it is constant.
+
+    Where data dimensions differ, it is (*s.shape, *event_shape, K, K), by the reference's clock.
+    """
+    if not diffusion.maps:
+        return linear_of(diffusion).matrices.noise(s)
+    s = s.reshape(1) if s.dim() == 0 else s
+    g2, rate = cast(Kernels, diffusion).noise_covariance(s), diffusion.reference.rate(s)
+    return g2 / rate.reshape(*rate.shape, *[1] * (g2.dim() - rate.dim()))
+
+
+def at_rest(diffusion: Diffusion) -> bool:
+    """Whether the prior is stationary: A Σ_π + Σ_π Aᵀ + g² = 0, between 0 and T."""
+    for block in getattr(diffusion, "blocks", [diffusion.reference]):
+        if not block.prior_part.at_rest():
+            return False
+    return True
+
+
+def frozen(diffusion: Diffusion) -> Frozen:
+    """Q, D and A of a diffusion's reference per unit of clock time, halfway through the clock."""
+    linear = linear_of(diffusion)
+    middle = linear.time_at_clock(linear.clock(linear.horizon) / 2)
+    return linear.prior_part.frozen(middle)
+
+
+def options_of(linear: LinearDiffusion) -> dict[str, Any]:
+    """Keyword arguments for another diffusion with the same clock, covariances and ends."""
+    cut = {} if linear.cut_time is None else {"cut_time": linear.cut_time}
+    return cut | {
+        "beta": linear.beta,
+        "horizon": linear.horizon,
+        **linear.prior_part.options(),
+        "initial_variance": linear.initial_covariance[1:, 1:],
+        "max_log_snr": linear.max_log_snr,
+        "min_log_snr": linear.min_log_snr,
+    }

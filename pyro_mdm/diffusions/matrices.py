@@ -1,25 +1,22 @@
-"""K×K matrices: their products with the variables of states, and those of linear diffusions."""
+"""K×K matrices: their products with the variables of states, and checks of those that are given."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Matrix, Times
-from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
+from pyro_mdm.diffusions.base import Matrix, full_precision
+from pyro_mdm.diffusions.priors import apply_to_dimensions
 from pyro_mdm.support.checks import check_shape, real_tensor
 
 __all__ = [
     "MAX_AMPLIFICATION",
-    "Constant",
-    "Matrices",
-    "SkewAndSemidefinite",
     "apply_matrix",
     "apply_noise",
     "apply_to_rows",
@@ -28,15 +25,14 @@ __all__ = [
     "check_semidefinite",
     "check_skew",
     "covariance_matrix",
-    "full_precision",
     "hides_noise",
     "of_counted",
     "of_rows",
     "outer",
     "scale_variables",
+    "semidefinite_cholesky",
     "square_matrix",
     "symmetric_root",
-    "with_event_dims",
 ]
 
 MAX_AMPLIFICATION = 2e7
@@ -51,29 +47,38 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     dimension, (batch or 1, *event_shape, K, K), with sizes of 1 where they are shared. In y's
     dtype.
     """
-    check_shape("matrix", matrix, ())
-    check_shape("y", y, ())
-    one_each = matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3)
-    lead = 1 if event_dim is None else y.dim() - event_dim - 1
-    one = matrix.dim() == 2 or one_each
-    _check_variables(y, matrix, lead if one else matrix.dim() - 2)
-    if not one and matrix.shape[:-2] != y.shape[: matrix.dim() - 2]:
+    if not (isinstance(matrix, Tensor) and matrix.is_floating_point()):
+        check_shape("matrix", matrix, ())
+    if not (isinstance(y, Tensor) and y.is_floating_point()):
+        check_shape("y", y, ())
+    if matrix.dim() < 2:
         raise ValueError(
-            f"matrix has shape {tuple(matrix.shape)}, expected (*batch, K, K) of y {tuple(y.shape)}"
+            f"matrix has shape {tuple(matrix.shape)}, expected (*batch, K, K); use apply_vector "
+            "for the product with one row"
         )
-    if matrix.dim() == 2 and event_dim is None:  # in as few operations as can be
+    by_dimension = matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3)
+    lead = 1 if event_dim is None else y.dim() - event_dim - 1
+    if matrix.dim() > 2 and not by_dimension:
+        lead = matrix.dim() - 2
+    if not 0 <= lead < y.dim() or y.shape[lead] != matrix.shape[-1]:
+        _report_variables(y, matrix, lead)
+    if by_dimension:
+        dims = matrix.dim() - 3 if event_dim is None else event_dim
         with full_precision(y):
-            flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)
-            moved = torch.bmm(matrix.to(y.dtype).expand(len(y), -1, -1), flat)
-            return moved.reshape(len(y), matrix.shape[0], *y.shape[2:])
-    dims = matrix.dim() - 3 if event_dim is None else event_dim
-    if one_each:
-        with full_precision(y):
-            return kernels.apply_to_dimensions(matrix.to(y.dtype), y, dims)
-    batch = matrix.shape[:-2] or y.shape[: 1 if event_dim is None else y.dim() - event_dim - 1]
+            return apply_to_dimensions(matrix.to(y), y, dims)
+    several = matrix.dim() > 2 or lead != 1
+    if several and (*matrix.shape[:-2], matrix.shape[-2]) not in (
+        (*y.shape[:lead], y.shape[lead]),
+        (y.shape[lead],),
+    ):
+        _report_variables(y, matrix, lead)
     with full_precision(y):
-        flat = y.reshape(*batch, matrix.shape[-1], math.prod(y.shape[len(batch) + 1 :]))
-        return (matrix.to(y.dtype) @ flat).reshape(y.shape)
+        if not several:  # in as few operations as can be
+            flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)
+            moved = torch.bmm(matrix.to(y).expand(len(y), -1, -1), flat)
+            return moved.reshape(len(y), matrix.shape[0], *y.shape[2:])
+        flat = y.reshape(*y.shape[: lead + 1], math.prod(y.shape[lead + 1 :]))
+        return (matrix.to(y) @ flat).reshape(y.shape)
 
 
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
@@ -82,33 +87,32 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
     vectors per data dimension, (batch or 1, *event_shape, K).
     """
-    check_shape("vector", vector, ())
-    check_shape("y", y, ())
+    if not (isinstance(vector, Tensor) and vector.is_floating_point()):
+        check_shape("vector", vector, ())
+    if not (isinstance(y, Tensor) and y.is_floating_point()):
+        check_shape("y", y, ())
     by_dimension = vector.dim() == y.dim() > 2
-    sizes = y.shape[:1] + y.shape[2:] if by_dimension else y.shape[: vector.dim() - 1]
-    if any(n not in (1, m) for n, m in zip(vector.shape[:-1], sizes, strict=True)):
-        raise ValueError(
-            f"vector has shape {tuple(vector.shape)}, expected (*batch, K) of y {tuple(y.shape)}"
-        )
-    _check_variables(y, vector, 1 if by_dimension else max(1, vector.dim() - 1))
+    lead = 1 if by_dimension else max(vector.dim() - 1, 1)
+    if not lead < y.dim() or y.shape[lead] != vector.shape[-1]:
+        _report_variables(y, vector, lead)
     if by_dimension:
-        with full_precision(y):
-            return (vector.to(y.dtype).movedim(-1, 1) * y).sum(1)
-    batch = vector.shape[:-1] or y.shape[:1]
-    event = y.shape[len(batch) + 1 :]
-    flat = y.reshape(*batch, vector.shape[-1], math.prod(event))
-    with full_precision(y):
-        return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+        for n, m in zip(vector.shape[:-1], (len(y), *y.shape[2:]), strict=True):
+            if n not in (1, m):
+                _report_variables(y, vector, lead)
+        return (vector.to(y).movedim(-1, 1) * y).sum(1)
+    if vector.dim() > 1 and vector.shape[:-1] != y.shape[:lead]:
+        _report_variables(y, vector, lead)
+    flat = y.reshape(*y.shape[: lead + 1], math.prod(y.shape[lead + 1 :]))
+    # autocast leaves float64 as it is
+    with full_precision(y) if y.dtype != torch.float64 else nullcontext():
+        return (vector.to(y).unsqueeze(-2) @ flat).reshape(*y.shape[:lead], *y.shape[lead + 1 :])
 
 
-def _check_variables(y: Tensor, factor: Tensor, batch_dim: int) -> None:
-    """Raises ValueError unless y has the variables of a matrix or vector after its batch."""
-    K = factor.shape[-1]
-    if not 0 <= batch_dim < y.dim() or y.shape[batch_dim] != K:
-        raise ValueError(
-            f"y has shape {tuple(y.shape)}, expected (*batch, {K}, *event_shape) with {batch_dim} "
-            f"batch dimensions, for a factor of shape {tuple(factor.shape)}"
-        )
+def _report_variables(y: Tensor, factor: Tensor, batch_dim: int) -> NoReturn:
+    raise ValueError(
+        f"y has shape {tuple(y.shape)}, expected (*batch, {factor.shape[-1]}, *event_shape) with "
+        f"{batch_dim} batch dimensions, for a factor of shape {tuple(factor.shape)}"
+    )
 
 
 def scale_variables(vector: Tensor, y: Tensor) -> Tensor:
@@ -117,7 +121,7 @@ def scale_variables(vector: Tensor, y: Tensor) -> Tensor:
     Args:
         vector: (K,) for all; (*batch, K); or per data dimension, (batch or 1, *event_shape, K).
     """
-    vector = vector.to(y.dtype)
+    vector = vector.to(y)
     if vector.dim() == y.dim() > 2:
         return vector.movedim(-1, 1) * y
     batch_dim = max(vector.dim() - 1, 1)
@@ -132,17 +136,12 @@ def outer(vector: Tensor, x: Tensor, event_dim: int | None = None) -> Tensor:
         event_dim: number of dimensions of a datum, all of x's but the first by default.
     """
     event_dim = x.dim() - 1 if event_dim is None else event_dim
-    vector = vector.to(x.dtype)
+    vector = vector.to(x)
     if vector.dim() == event_dim + 2 > 2:
         vector = vector.movedim(-1, 1)
     else:
         vector = vector.reshape(*vector.shape, *[1] * event_dim)
     return vector * x.unsqueeze(x.dim() - event_dim)
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """A context without autocast on the device of ``like``, for algebra outside the network."""
-    return torch.autocast(like.device.type, enabled=False)
 
 
 def as_rows(y: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ def as_rows(y: Tensor) -> Tensor:
 
 def apply_to_rows(matrix: Tensor, rows: Tensor) -> Tensor:
     """``matrix`` (n, d or 1, K, K) times rows (n, d, K), one K×K block per data dimension."""
-    return (matrix @ rows.unsqueeze(-1)).squeeze(-1)
+    return (matrix.to(rows.device) @ rows.unsqueeze(-1)).squeeze(-1)
 
 
 def apply_noise(G: Tensor, y: Tensor) -> Tensor:
@@ -201,7 +200,7 @@ def symmetric_root(matrix: Tensor) -> Tensor:
 
 def square_matrix(name: str, value: Matrix) -> Tensor:
     """A (K, K) matrix of finite numbers in float64; raises ValueError for another value."""
-    matrix = real_tensor(name, value, "a square matrix (K, K)").clone()
+    matrix = real_tensor(name, value, "a square matrix (K, K)").cpu().clone()
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected a square matrix (K, K)")
     if not bool(matrix.isfinite().all()):
@@ -214,6 +213,7 @@ def square_matrix(name: str, value: Matrix) -> Tensor:
 def covariance_matrix(name: str, value: object, size: int) -> Tensor:
     """The positive definite matrix (size, size) given by a number, variances or itself."""
     v = real_tensor(name, value, f"a number, {size} variances or a ({size}, {size}) covariance")
+    v = v.cpu()
     if v.dim() <= 1 and v.shape in ((), (size,)):
         matrix = torch.diag(v.expand(size)).clone()
     elif v.shape == (size, size):
@@ -243,11 +243,6 @@ def covariance_matrix(name: str, value: object, size: int) -> Tensor:
     return matrix
 
 
-def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
-    """A value per datum (*batch) as (*batch, 1, …, 1); a map (*batch, *event_shape) as it is."""
-    return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
-
-
 def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
     """A value per dimension (*batch, *event_shape), set to 0 where the dimension does not count."""
     return value if counted is None else torch.where(counted, value, 0)
@@ -274,181 +269,22 @@ def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
     return value.repeat(number // n, *[1] * event_dim).reshape(*batch, *value.shape[1:])
 
 
-# -- the matrices of a linear diffusion ------------------------------------------------------------
+def semidefinite_cholesky(D: Tensor) -> Tensor:
+    """The lower triangular L with L Lᵀ = D for semi-definite D (…, K, K), by columns.
 
-
-class Matrices(ABC):
-    """Q and D of a linear diffusion: constant or varying in time, given or learned.
-
-    The diffusion itself holds the parameters and buffers of the matrices, so that its state dict
-    has their names.
-
-    Attributes:
-        linear: the linear diffusion that the matrices are part of.
-        remedy: advice for error messages where the matrices are at fault.
-        searched: the number of ends that are searched for along one curve; None: all that are
-            given. It is 1 where the curve depends on the scale of the clock: the scale is found
-            first, and with it λ(T), by :meth:`end_clock`.
+    Gradients are those of the factor at constant rank: a pivot of rounding's size is held at zero,
+    with its column. torch's Cholesky needs full rank, and eigenvectors of equal eigenvalues have no
+    derivative.
     """
-
-    linear: Any
-    remedy = ""
-    searched: int | None = None
-
-    @abstractmethod
-    def register(self) -> int:
-        """Register the matrices' tensors with the diffusion, whose horizon is known; return K."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise ValueError unless Q is skew and D positive semi-definite."""
-
-    @property
-    def check_times(self) -> Times:
-        """Times at which a check sees how the matrices vary."""
-        return 0.0
-
-    @property
-    def when(self) -> str:
-        """The time at which messages show the matrices, in brackets; empty for constant ones."""
-        return ""
-
-    def constant(self, name: str) -> Tensor:
-        """Q or D, by its name, (K, K). Raises TypeError where it varies or is not given."""
-        raise self.without(name)
-
-    def at(self, name: str, s: Times) -> Tensor:
-        """Q or D, by its name, at times s, (*s.shape, K, K), or (K, K) where it is constant."""
-        return self.constant(name)
-
-    @abstractmethod
-    def drift(self, s: Times | None = None) -> Tensor:
-        """A per unit of clock time at times s, of the shape of :meth:`at`; None: constant A.
-
-        Raises TypeError for None where it varies in time, as do :meth:`noise` and :meth:`root`.
-        """
-
-    @abstractmethod
-    def noise(self, s: Times | None = None) -> Tensor:
-        """g² per unit of clock time, likewise."""
-
-    def rates(self, s: Times | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`drift` and :meth:`noise`."""
-        return self.drift(s), self.noise(s)
-
-    @abstractmethod
-    def root(self, s: Times | None = None) -> Tensor:
-        """G per unit of clock time, G Gᵀ = g², likewise."""
-
-    def without(self, name: str) -> TypeError:
-        """The error for Q or D of a diffusion that is not given by them."""
-        return TypeError(
-            f"{type(self.linear).__name__} is given by its drift and dispersion and has no {name}, "
-            "expected a diffusion that is given by these; use drift_matrix(s) and "
-            "noise_covariance(s), or such a diffusion, e.g. VPSDE() or CLD()"
-        )
-
-    def no_constant(
-        self, name: str, fix: str = "drift_matrix(s) and noise_covariance(s)"
-    ) -> TypeError:
-        """The error for a constant matrix of one that varies in time; ``fix`` is used instead."""
-        kind = type(self.linear).__name__
-        return TypeError(f"{kind} has no constant {name}: it varies in time; use {fix}")
-
-    @abstractmethod
-    def propagator(self) -> Propagator:
-        """The propagator of the diffusion."""
-
-    def fast(self) -> float:
-        """The logarithm of the fastest rate, before whose time λ falls at least like -log τ."""
-        return float(self.linear.propagator.speed.log())
-
-    @abstractmethod
-    def last_clock(self) -> float:
-        """The logarithm of the latest clock time at which λ is searched for."""
-
-    def precision(self) -> Tensor:
-        """Σ_π^{-1} of the prior, (K, K), which may follow from the propagator."""
-        precision: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
-        return precision
-
-    def end_clock(self) -> Tensor:
-        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim, where it is not on the
-        one curve that is searched."""
-        raise NotImplementedError
-
-    def settings(self) -> dict[str, Any]:
-        """Settings of the matrices beside parameters and buffers, for a state dict."""
-        return {}
-
-
-class Constant(Matrices):
-    """Matrices that are the same at all times."""
-
-    def hides_noise(self) -> bool:
-        """Whether rounding of g² hides noise in some direction."""
-        return False
-
-    def root(self, s: Times | None = None) -> Tensor:
-        """The symmetric root, or of a learned g² a triangular one, differentiable at any rank."""
-
-        def root() -> Tensor:
-            noise = self.noise()
-            if noise.requires_grad:
-                return kernels.semidefinite_cholesky(noise)
-            return symmetric_root(noise)
-
-        value: Tensor = self.linear.kept("unit_dispersion", root)
-        return value
-
-    def propagator(self) -> Propagator:
-        return ConstantPropagator(
-            *self.rates(),
-            precision=self.precision,
-            root=self.root,
-            hides_noise=self.hides_noise,
-        )
-
-    def last_clock(self) -> float:
-        return 3.5 - float(self.linear.propagator.decay.log())
-
-
-class SkewAndSemidefinite(Constant):
-    """Given Q and D that are the same at all times.
-
-    Args:
-        Q, D: (K, K).
-    """
-
-    def __init__(self, Q: Matrix, D: Matrix) -> None:
-        self._given = Q, D = square_matrix("Q", Q), square_matrix("D", D)
-        if Q.shape != D.shape:
-            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
-
-    def register(self) -> int:
-        for name, matrix in zip(("_Q", "_D"), self._given, strict=True):
-            self.linear.register_buffer(name, matrix)
-        return len(self._given[0])
-
-    def check(self) -> None:
-        check_skew("Q", self.linear.Q.detach(), 1e-12)
-        check_semidefinite("D", self.linear.D.detach(), 1e-12)
-
-    def constant(self, name: str) -> Tensor:
-        matrix: Tensor = self.linear.get_buffer(f"_{name}")
-        return matrix
-
-    def at(self, name: str, s: Times) -> Tensor:
-        matrix: Tensor = getattr(self.linear, name)  # as a subclass may have it
-        return matrix
-
-    def rates(self, s: Times | None = None) -> tuple[Tensor, Tensor]:
-        Q, D, Sigma = self.linear.Q, self.linear.D, self.linear.stationary_covariance
-        return -torch.linalg.solve_ex(Sigma, Q + D, left=False).result, 2 * D
-
-    def drift(self, s: Times | None = None) -> Tensor:
-        return self.rates()[0]
-
-    def noise(self, s: Times | None = None) -> Tensor:
-        noise: Tensor = 2 * self.linear.D
-        return noise
+    K = D.shape[-1]
+    tiny = 16 * K * torch.finfo(D.dtype).eps * D.detach().diagonal(dim1=-2, dim2=-1)
+    rest, columns = D, []
+    for k in range(K):
+        pivot = rest[..., k, k]
+        used = pivot.detach() > tiny[..., k]
+        root = torch.where(used, pivot, 1.0).sqrt()
+        column = torch.where(used[..., None], rest[..., :, k] / root[..., None], 0.0)
+        column = torch.cat([torch.zeros_like(column[..., :k]), column[..., k:]], -1)
+        columns.append(column)
+        rest = rest - column[..., :, None] * column[..., None, :]
+    return torch.stack(columns, -1)

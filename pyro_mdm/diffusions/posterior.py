@@ -23,7 +23,9 @@ from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, place
+from pyro_mdm.diffusions.clocks import times_within
 from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.ends import check_precision, factorization
 from pyro_mdm.diffusions.linear import LinearDiffusion
 
 __all__ = ["StepPosterior", "posterior"]
@@ -58,7 +60,7 @@ def posterior(diffusion: Kernels, s: Times, r: Times) -> StepPosterior:
     r"""The distribution of y_r given y_s and x, for times s > r > 0 broadcast together to (…).
 
     Where data dimensions have different blocks there is a distribution for each, see
-    :class:`~pyro_mdm.diffusions.PerDimensionDiffusion`.
+    :class:`~pyro_mdm.PerDimensionDiffusion`.
 
     Returns:
         :class:`StepPosterior` in float64, differentiable in the diffusion's parameters. All steps
@@ -69,7 +71,7 @@ def posterior(diffusion: Kernels, s: Times, r: Times) -> StepPosterior:
         KernelPrecisionError: float64 cannot hold the factors.
     """
     later, earlier = torch.broadcast_tensors(
-        diffusion.checked_time("s", s), diffusion.checked_time("r", r)
+        times_within(diffusion.horizon, "s", s), times_within(diffusion.horizon, "r", r)
     )
     wrong = ~((later > earlier) & (earlier > 0))
     if bool(wrong.any()):
@@ -85,8 +87,7 @@ def posterior(diffusion: Kernels, s: Times, r: Times) -> StepPosterior:
 def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> StepPosterior:
     tau_r = diffusion.clock(earlier)
     tau = diffusion.clock(later) - tau_r
-    a_r, Sigma_r, given_x = diffusion.factorization(tau_r)
-    diffusion.check_precision(given_x.amplification, tau_r, "the marginal covariance")
+    a_r, Sigma_r, given_x = factorization(diffusion, tau_r, "the marginal covariance")
 
     norm = diffusion.propagator.speed
     short = tau.detach() * norm < SHORT
@@ -102,7 +103,7 @@ def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> St
             torch.where(short.reshape(short.shape + (1,) * (n.dim() - short.dim())), n, f)
             for n, f in zip(near, far, strict=True)
         )
-    diffusion.check_precision(growth, tau_r, "the posterior covariance")
+    check_precision(diffusion, growth, tau_r, "the posterior covariance")
 
     information = given_x.log_snr.exp()[..., None] * given_x.readout  # Σ_r^{-1} a_r
     signal = (root.mT @ information[..., None])[..., 0]
@@ -154,6 +155,6 @@ def _long_step(
     _, F_inverse, _, grow = move.root(tau_r, tau)
     R = given_x.root
     root, whitener, log_ratio, growth = _contract(R, given_x.whitener, F_inverse @ M @ R)
-    _, _, later = diffusion.factorization(tau_r + tau)
+    _, _, later = factorization(diffusion, tau_r + tau)
     gain = R @ (later.whitener @ M @ R).mT @ later.whitener
     return root, whitener, gain, given_x.log_det - log_ratio, torch.maximum(grow, growth)

@@ -6,19 +6,35 @@ to Get Back", ICLR 2023 (below: "the paper").
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+from torch import nn
 
-from pyro_mdm.diffusions.clocks import LearnedBeta
-from pyro_mdm.diffusions.learned import Learned, LearnedFamily
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.clocks import GeometricBeta, LearnedBeta
+from pyro_mdm.diffusions.ends import reach_of
+from pyro_mdm.diffusions.linear import LinearDiffusion, LinearSDE, options_of
+from pyro_mdm.diffusions.linear_matrices import REMEDY, Learned
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_count, check_instance, check_number
-from pyro_mdm.support.doors import Count, checked_arguments
 
-__all__ = ["ALDA", "CLD", "HOLD", "LearnedDiffusion", "MALDA", "VPSDE"]
+__all__ = [
+    "ALDA",
+    "CLD",
+    "HOLD",
+    "LearnedDiffusion",
+    "MALDA",
+    "MomentumVE",
+    "VPSDE",
+    "check_scales",
+    "is_learned",
+    "learn_more",
+]
 
 
 class VPSDE(LinearDiffusion):
@@ -132,7 +148,7 @@ class HOLD(LinearDiffusion):
     def __init__(self, num_variables: int = 3, **options: Any) -> None:
         K = num_variables
         check_count("num_variables", K, "the number K of variables, the data among them")
-        Q, D = torch.zeros(2, K, K, dtype=torch.float64)
+        Q, D = torch.zeros(2, K, K, dtype=torch.float64, device="cpu")
         for i, square in enumerate(_critical_couplings(K)):
             Q[i, i + 1], Q[i + 1, i] = -math.sqrt(square), math.sqrt(square)
         D[-1, -1] = K
@@ -150,7 +166,7 @@ def _critical_couplings(K: int) -> list[Fraction]:
     return [first[i + 1] / first[i - 1] for i in range(K - 1, 0, -1)]
 
 
-class LearnedDiffusion(LearnedFamily):
+class LearnedDiffusion(LinearDiffusion):
     r"""A learned diffusion, ``Q = W - Wᵀ``, ``D = B Bᵀ`` (the paper), and optionally its clock.
 
     W is strictly lower triangular, so that every skew Q is reached once; B is (K, rank) without
@@ -167,13 +183,16 @@ class LearnedDiffusion(LearnedFamily):
         seed: seed of a random start: all of W (full, with Q = W - Wᵀ), and B or d, uniform within
             ±1/√K. None: start at the chain.
         options: keyword arguments of :class:`LinearDiffusion`, and ``learn_ends`` and
-            ``learn_stationary`` of :class:`~pyro_mdm.diffusions.learned.LearnedFamily`. A
+            ``learn_stationary`` of :func:`~pyro_mdm.diffusions.presets.learn_more`. A
             ``min_log_snr`` holds λ(T) fixed while Q and D are learned: the clock is rescaled to
             reach it. With a denoiser the bound depends on Q and D through the prior mismatch alone,
             so without it they could only lengthen or shorten the same path.
     """
 
     matrices: Learned
+    lower: nn.Parameter
+    B: nn.Parameter
+    d: nn.Parameter
 
     @checked_arguments
     def __init__(
@@ -196,15 +215,16 @@ class LearnedDiffusion(LearnedFamily):
         rank = K if rank is None else rank
         if not 1 <= rank <= K:
             raise ValueError(f"rank is {rank}, expected between 1 and num_variables = {K}")
-        Q = torch.zeros(K, K, dtype=torch.float64)
-        i = torch.arange(1, K)
+        Q, D = torch.zeros(2, K, K, dtype=torch.float64, device="cpu")
+        i = torch.arange(1, K, device="cpu")
         Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
-        D = torch.zeros(K, K, dtype=torch.float64)
         D.diagonal()[K - rank :] = 0.5
         if learn_beta:
             horizon = options.get("horizon", 1.0)
             options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
+        more = {n: options.pop(n) for n in ("learn_ends", "learn_stationary") if n in options}
         super().__init__(Learned(Q, D, rank, diagonal, seed), **options)
+        learn_more(self, **more)
 
     @classmethod
     def from_diffusion(
@@ -227,12 +247,82 @@ class LearnedDiffusion(LearnedFamily):
         """
         fix = "e.g. LearnedDiffusion.from_diffusion(CLD())"
         check_instance("start", start, LinearDiffusion, fix)
-        settings = start.options()
+        settings = options_of(start)
         if {"max_log_snr", "min_log_snr"} & set(options):
             settings.pop("cut_time", None)
         learned = cls(start.num_variables, rank, learn_beta, **(settings | options))
         learned.matrices.begin_at(start)
         return learned
+
+
+class MomentumVE(LinearSDE):
+    r"""Momentum over a variance that explodes, K = 2, ``dx = v β ds``, ``dv = √β dB``.
+
+    Nothing is damped and nothing pulls back: x is the integral of a Brownian motion, so that its
+    paths have a derivative, and Σ grows like ``[[τ³/3, τ²/2], [τ²/2, τ]]`` with the clock time τ =
+    b(s). There is no stationary distribution.
+
+    Args:
+        sigma_min, sigma_max: where the clock begins to be fast, and where it ends, as standard
+            deviations sqrt(τ³/3) of x, which grows geometrically between them.
+        options: keyword arguments of :class:`LinearSDE`.
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, **options: Any) -> None:
+        sigma_min, sigma_max = check_scales(sigma_min, sigma_max)
+        if options.get("beta") is None:
+            start, end = ((3 * sigma**2) ** (1 / 3) for sigma in (sigma_min, sigma_max))
+            options["beta"] = GeometricBeta(start, end, options.get("horizon", 1.0))
+        super().__init__([[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]], **options)
+
+
+def check_scales(sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    """The least and largest noise, as floats. Raises ValueError unless 0 < σ_min < σ_max."""
+    low = check_number("sigma_min", sigma_min, "a positive number, e.g. 0.01", positive=True)
+    high = check_number("sigma_max", sigma_max, "a positive number, e.g. 50.0", positive=True)
+    if not low < high:
+        raise ValueError(
+            f"sigma_min is {low:g} and sigma_max {high:g}, expected sigma_min < sigma_max: noise "
+            "grows from the data to the prior"
+        )
+    return low, high
+
+
+def is_learned(diffusion: Diffusion) -> TypeGuard[LinearDiffusion]:
+    """Whether it is a linear diffusion whose matrices are learned."""
+    return isinstance(diffusion, LinearDiffusion) and diffusion.matrices.remedy == REMEDY
+
+
+def learn_more(
+    linear: LinearDiffusion,
+    learn_ends: float | Sequence[float] = 0.0,
+    learn_stationary: bool = False,
+) -> None:
+    r"""Learn the ends of a linear diffusion too, and its stationary covariance.
+
+    Args:
+        linear: a diffusion of learned matrices.
+        learn_ends: how far λ(ε) and λ(T) may move from their start, in units of log SNR: one number
+            for both, or one for each; 0 holds an end fixed. Each is learned as λ = λ_start + reach
+            · tanh(p), where p starts at 0. Setting an end starts both anew where they are. λ(T) is
+            learned around ``min_log_snr``.
+        learn_stationary: whether Σ_∞, the covariance of the prior, is learned too, as L Lᵀ with L
+            lower triangular and log L_ii a parameter, so that it stays positive definite. L_00, the
+            standard deviation of x at rest, is held fixed: λ is in units of the data, and with both
+            ends given the bound hardly distinguishes a common scale of all variables, which would
+            drift.
+
+    Raises:
+        ValueError: a negative reach, ranges that meet, a reach for λ(T) without ``min_log_snr``, a
+            reach for ends that are cut at a time, or ``learn_stationary`` for K = 1, where nothing
+            of Σ_∞ is free.
+    """
+    if any(reach := reach_of(learn_ends)):
+        ends = dataclasses.replace(linear.given_ends, reach=reach)
+        linear.given_ends = ends.checked(linear.horizon)
+        linear.moved_ends = nn.Parameter(torch.zeros(2, dtype=torch.float64, device="cpu"))
+    if learn_stationary:
+        linear.prior_part.learn()
 
 
 def _positive(name: str, value: float) -> float:

@@ -16,12 +16,17 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
-from pyro_mdm.diffusions.kernels import apply_to_dimensions
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_count, check_shape
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Recorded, described
 
-__all__ = ["DistributionPrior", "GaussianPrior", "Prior", "QuadraturePrior"]
+__all__ = [
+    "DistributionPrior",
+    "GaussianPrior",
+    "Prior",
+    "QuadraturePrior",
+    "apply_to_dimensions",
+]
 
 POINTS = 4001
 """Nodes of a quadrature over one variable."""
@@ -360,3 +365,10 @@ def _parameters(distribution: Distribution) -> dict[str, Any]:
         elif isinstance(value, Tensor) and not computed:
             parameters[name] = value.tolist()
     return parameters
+
+
+def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
+    """``matrix`` (*batch or 1, *event_shape, K, K) times y (*batch, K, *event_shape)."""
+    at = y.dim() - event_dim - 1
+    rows = y.movedim(at, -1).unsqueeze(-2)  # (*batch, *event_shape, 1, K)
+    return (matrix * rows).sum(-1).movedim(-1, at)

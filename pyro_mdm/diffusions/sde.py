@@ -10,7 +10,7 @@ folded to (batch·d, K) with a K×K dispersion, and the generative SDE runs in t
 Example:
     >>> import torch, torchsde
     >>> from pyro_mdm import CLD
-    >>> sde = CLD().forward_sde()
+    >>> sde = ForwardSDE(CLD())
     >>> y0 = torch.zeros(5, 2, 3)  # 5 data of 3 dimensions, K = 2
     >>> ys = torchsde.sdeint(sde, fold(y0), torch.tensor([0.0, 0.1]), method="euler", dt=0.05)
     >>> unfold(ys[-1], (3,)).shape
@@ -21,36 +21,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.diffusions.base import Cap, Diffusion, Times, require
+
 __all__ = [
     "ForwardSDE",
-    "Noising",
     "ReverseSDE",
     "check_dispersion",
     "fold",
+    "noise_divergence",
     "noise_root",
     "unfold",
 ]
-
-
-class Noising(Protocol):
-    """The part of a noising diffusion that its SDE needs; every
-    :class:`~pyro_mdm.diffusions.Diffusion` has it."""
-
-    num_variables: int
-    horizon: float
-    maps: bool
-    noise_depends_on_state: bool
-
-    def drift(self, y: Tensor, s: Tensor) -> Tensor: ...
-
-    def dispersion(self, y: Tensor, s: Tensor) -> Tensor: ...
-
-    def noise_divergence(self, y: Tensor, s: Tensor) -> Tensor: ...
 
 
 def fold(y: Tensor) -> Tensor:
@@ -71,7 +57,7 @@ def unfold(states: Tensor, event_shape: Sequence[int]) -> Tensor:
     return states.reshape(-1, *event_shape, states.shape[-1]).movedim(-1, 1)
 
 
-def check_dispersion(diffusion: Noising, G: Tensor, y: Tensor) -> Tensor:
+def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
     """G(y, s) as (batch, d or 1, K, K), checked against the shape that its diffusion declares.
 
     Raises:
@@ -94,9 +80,23 @@ def check_dispersion(diffusion: Noising, G: Tensor, y: Tensor) -> Tensor:
     )
 
 
-def noise_root(diffusion: Noising, y: Tensor, s: Tensor) -> Tensor:
+class StateNoise(Protocol):
+    """A diffusion whose noise depends on the state."""
+
+    def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
+        """∇·g², like y."""
+
+
+def noise_divergence(diffusion: Diffusion, y: Tensor, s: Times) -> Tensor:
+    """∇·g², like y; 0 where noise does not depend on the state."""
+    if not diffusion.noise_depends_on_state:
+        return torch.zeros_like(y)
+    return cast(StateNoise, diffusion).noise_divergence(y, s)
+
+
+def noise_root(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
     """G(y, s) as (n, d or 1, K, K) in y's dtype, checked by :func:`check_dispersion`."""
-    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y.dtype)
+    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y)
 
 
 class _DiffusionSDE(nn.Module):
@@ -104,7 +104,7 @@ class _DiffusionSDE(nn.Module):
 
     sde_type = "ito"
 
-    def __init__(self, diffusion: Noising, event_shape: Sequence[int]) -> None:
+    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int]) -> None:
         super().__init__()
         self.diffusion = diffusion
         self.event_shape = torch.Size(event_shape)
@@ -132,7 +132,7 @@ class _DiffusionSDE(nn.Module):
     def _dispersion(self, states: Tensor, s: Tensor) -> Tensor:
         y, s = self._state(states), self._time(s)
         G = check_dispersion(self.diffusion, self.diffusion.dispersion(y, s.expand(len(y))), y)
-        G = G.to(states.dtype)
+        G = G.to(states)
         return G.expand(-1, y[0, 0].numel(), -1, -1).reshape(len(states), *G.shape[2:])
 
 
@@ -147,7 +147,9 @@ class ForwardSDE(_DiffusionSDE):
         ValueError: states of another shape, a time outside [0, T].
     """
 
-    def __init__(self, diffusion: Noising, event_shape: Sequence[int] = ()) -> None:
+    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int] = ()) -> None:
+        fix = "draw states at a time by diffusion.paths.noised"
+        require(diffusion, Cap.OWN_DRIFT, who="An SDE from a state alone", fix=fix)
         super().__init__(diffusion, event_shape)
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ class ReverseSDE(_DiffusionSDE):
 
     def __init__(
         self,
-        diffusion: Noising,
+        diffusion: Diffusion,
         score: Callable[[Tensor, Tensor], Tensor],
         event_shape: Sequence[int],
     ) -> None:
@@ -193,7 +195,7 @@ class ReverseSDE(_DiffusionSDE):
             )
         G = self._dispersion(u, s)
         white = G.mT @ fold(score.to(u.dtype)).unsqueeze(-1)
-        drift = self._drift(y, s) - self.diffusion.noise_divergence(y, s.expand(len(y)))
+        drift = self._drift(y, s) - noise_divergence(self.diffusion, y, s.expand(len(y)))
         return (G @ white).squeeze(-1) - fold(drift.to(u.dtype))
 
     def g(self, t: Tensor, u: Tensor) -> Tensor:

@@ -1,47 +1,30 @@
 r"""The bound of trained models, with errors, alone and in pairs.
 
-The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as in :mod:`pyro_mdm.evaluation.strata`:
-relative to a baseline with an exact denoiser, at noise levels (log SNR, or log volume for scores of
-the raw state) spread evenly over a density that adapts. The prior's divergence is exact, and the
-decoder's term costs no network call unless the decoder is a network. Compared models see the same
-data, noise levels and noise: the first variable of the state noise is that of z, whatever the
-diffusion (z itself is the same where levels are log SNR for both). Models with a simulated
-diffusion are evaluated as in :mod:`pyro_mdm.simulated.evaluation`. :func:`log_likelihood` also has
-other methods: importance weights, and the probability flow. :func:`bound_gap` is the distance of
-bounds from both sides on data that the model draws.
+The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as in :mod:`pyro_mdm.evaluation.strata`,
+relative to a baseline with an exact denoiser; the prior's divergence is exact. Compared models see
+the same data, noise levels and noise: the first variable of the state noise is that of z, whatever
+the diffusion. Models with a simulated diffusion are evaluated as in
+:mod:`pyro_mdm.simulated.evaluation`. :func:`log_likelihood` also has other methods: importance
+weights, and the probability flow. :func:`bound_gap` is the distance of bounds from both sides on
+data that the model draws.
 
 Two errors are reported. The Monte Carlo error is the change that other noise for the same data
 would make, and falls with more network calls; the standard error is over the data and includes it.
 """
 
-from pyro_mdm.evaluation.auxiliary import (
-    AuxiliaryInformation,
-    AuxiliaryUse,
-    GaussianPosterior,
-    auxiliary_information,
-    auxiliary_use,
-)
 from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_likelihood
-from pyro_mdm.evaluation.ends import best_ends
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
-from pyro_mdm.evaluation.flow import probability_flow
-from pyro_mdm.evaluation.importance import importance_weighted
+from pyro_mdm.evaluation.importance import importance_weighted, probability_flow
 from pyro_mdm.evaluation.looseness import Gap, bound_gap
 
 __all__ = [
-    "AuxiliaryInformation",
-    "AuxiliaryUse",
     "Bound",
     "Comparison",
     "Difference",
     "Estimate",
     "Gap",
-    "GaussianPosterior",
     "Weighted",
-    "auxiliary_information",
-    "auxiliary_use",
-    "best_ends",
     "bound",
     "bound_gap",
     "compare",

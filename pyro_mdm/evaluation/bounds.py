@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pyro_mdm.elbo import elbo_terms
-from pyro_mdm.evaluation.comparison import evidence_lower_bound
-from pyro_mdm.evaluation.estimates import FEWEST, Estimate, Noise
+from pyro_mdm.elbo import check_programs, elbo_terms
+from pyro_mdm.evaluation.comparison import EstimateOptions, evidence_lower_bound
+from pyro_mdm.evaluation.estimates import FEWEST, InNats, Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.divergence import warn_of_prior
-from pyro_mdm.sites import check_programs
+from pyro_mdm.paths.base import warn_of_prior
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_data
-from pyro_mdm.support.doors import Count, checked_arguments
-from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, student_factor, table
+from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
@@ -29,7 +28,7 @@ NAMES = (*ALL_TERMS, "elbo")
 
 
 @dataclass(frozen=True, repr=False)
-class Bound:
+class Bound(InNats):
     """A lower bound on the mean log-likelihood of data, by term, in nats per datum.
 
     Terms are (mean, standard error). The error is over the data and includes the noise of the
@@ -48,6 +47,8 @@ class Bound:
         True
     """
 
+    _signs: ClassVar[Mapping[str, int]] = {"reconstruction": -1, "elbo": -1}
+
     reconstruction: Measured  # E log p(x | y_ε)
     prior_kl: Measured  # KL(q(y_T|x) ‖ π)
     diffusion: Measured  # ½ ∫ E ‖s_θ - ∇ log q‖²_{g²} ds
@@ -58,10 +59,8 @@ class Bound:
     per_datum_error: Tensor  # (n,) its Monte Carlo error, of which 1.96 are 95%; NaN for one draw
     context: Measured = NO_TERM  # KL(q(c|x) ‖ p(c)); 0 without a latent context
 
-    def items(self) -> Iterator[tuple[str, Measured]]:
-        """Each term by its name, nats per datum, ``elbo`` last; ``context`` if there is one."""
-        names = NAMES if self.context[0] else (*TERMS, "elbo")
-        return ((name, getattr(self, name)) for name in names)
+    def _names(self) -> Sequence[str]:
+        return NAMES if self.context.mean else (*TERMS, "elbo")
 
     @property
     def num_data(self) -> int:
@@ -74,30 +73,17 @@ class Bound:
 
         For dequantized data use :func:`pyro_mdm.bits_per_dim`.
         """
-        return self.elbo.scaled(-1 / self._unit)
-
-    def in_bits(self) -> dict[str, Measured]:
-        """Each term in bits/dim, with signs such that they add up to ``bits_per_dim``."""
-        signs = {"reconstruction": -1, "elbo": -1}
-        return {name: term.scaled(signs.get(name, 1) / self._unit) for name, term in self.items()}
-
-    @property
-    def _unit(self) -> float:
-        return self.num_dims * math.log(2)
+        return self.in_bits()["elbo"]
 
     def __repr__(self) -> str:
-        bits = self.in_bits()
-        return table(
-            f"bound of {self.num_data} data of {self.num_dims} dimensions, mean ± standard error",
-            ("", "nats per datum", "bits/dim"),
-            [(name, str(term), str(bits[name])) for name, term in self.items()],
-        )
+        title = f"bound of {self.num_data} data of {self.num_dims} dimensions"
+        return self._table(f"{title}, mean ± standard error")
 
 
 @checked_arguments
 def bound(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Callable[..., object],
+    guide: Callable[..., object],
     x: Tensor,
     *,
     draws: Count = 4,
@@ -107,10 +93,10 @@ def bound(
 ) -> Bound:
     """Estimate the evidence lower bound of data: ``print(bound(model, guide, x))``.
 
-    The model is in evaluation mode meanwhile. For a :class:`DiffusionModel` and its guide this is
-    :func:`pyro_mdm.evaluation.evidence_lower_bound`, which has more settings and needs fewer
-    network calls. Estimates by :func:`elbo_terms` are averaged for chains on a grid (``times``),
-    whose exact discrete-time bound it is, for programs of your own, and for fewer than 8 data.
+    For a :class:`DiffusionModel` and its guide this is
+    :func:`pyro_mdm.evaluation.evidence_lower_bound`, which has more settings. Estimates by
+    :func:`elbo_terms` are averaged for chains on a grid (``times``), whose exact discrete-time
+    bound it is, for programs of your own, and for fewer than 8 data.
 
     Args:
         model: generative program over a diffusion, linear or not.
@@ -120,9 +106,8 @@ def bound(
             exactly 0 where there are none, and bits per dimension are still divided by the number
             of all dimensions.
         draws: number of network evaluations per datum for the diffusion term; for a simulated
-            diffusion it is rounded up to whole paths, at least two. The decoder is drawn as often,
-            and at least twice. With one draw, up to 256 data are drawn twice, so that there is an
-            error.
+            diffusion it is rounded up to whole paths, at least two. With one draw, up to 256 data
+            are drawn twice, so that there is an error.
         batch_size: number of data per network call, which bounds the memory.
         seed: seed of the noise; the caller's random state stays as it is.
         progress: whether to show a progress bar.
@@ -140,8 +125,7 @@ def bound(
         >>> from pyro_mdm.networks import MLP
         >>> x = torch.randn(64, 2)
         >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x))
-        >>> found = bound(model, DiffusionGuide(model.diffusion), x, draws=2)
-        >>> found.per_datum.shape
+        >>> bound(model, DiffusionGuide(model.diffusion), x, draws=2).per_datum.shape
         torch.Size([64])
     """
     check_programs(model, guide)
@@ -151,70 +135,58 @@ def bound(
         warn_of_prior(model.diffusion, x)
     ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
     if ours and model.times is None and guide.times is None and len(x) >= FEWEST:  # type: ignore
-        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-        return _of_estimate(evidence_lower_bound(model, guide, x, draws=draws, **options))  # type: ignore
+        options: EstimateOptions = {"batch_size": batch_size, "seed": seed, "progress": progress}
+        estimate = evidence_lower_bound(model, guide, x, draws=draws, **options)  # type: ignore
+        names = [f.name for f in fields(Bound) if f.name != "elbo"]
+        elbo = Measured(estimate.mean, estimate.standard_error)
+        return Bound(elbo=elbo, **{name: getattr(estimate, name) for name in names})
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(model, guide), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return _averaged(model, guide, x, draws, batch_size, progress)
 
 
-def _of_estimate(estimate: Estimate) -> Bound:
-    elbo = Measured(estimate.mean, estimate.standard_error)
-    names = (f.name for f in fields(Bound) if f.name != "elbo")
-    return Bound(elbo=elbo, **{name: getattr(estimate, name) for name in names})
-
-
 def _averaged(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Callable[..., object],
+    guide: Callable[..., object],
     x: Tensor,
     draws: int,
     batch_size: int,
     progress: bool,
 ) -> Bound:
     n = len(x)
-    total, square = torch.zeros(2, len(NAMES), n, dtype=torch.float64)
-    elbo = torch.empty(draws, n, dtype=torch.float64)
+    drawn = torch.empty(draws, len(NAMES), n, dtype=torch.float64)
     with progress_bar(draws * n, "bound", "draws", shown=progress) as bar:
         for rows in torch.arange(n).split(batch_size):
             chosen = x[rows.to(x.device)]
             model_of_rows = model.for_rows(rows) if isinstance(model, DiffusionModel) else model
             for draw in range(draws):
-                drawn = _terms(model_of_rows, guide, chosen)
-                total[:, rows] += drawn
-                square[:, rows] += drawn.square()
-                elbo[draw, rows] = drawn[-1]
+                terms = elbo_terms(model_of_rows, guide, chosen)
+                if terms.elbo.shape != rows.shape:
+                    raise ValueError(
+                        f"the terms of the programs have shape {tuple(terms.elbo.shape)} for x of "
+                        f"shape {tuple(chosen.shape)}, expected one for each datum, "
+                        f"({len(rows)},); give x a single batch dimension, and the programs the "
+                        "whole of it"
+                    )
+                values = torch.stack([getattr(terms, name).double() for name in NAMES])
+                drawn[draw][:, rows] = values.detach().cpu()
                 bar.update(len(rows))
-    mean = total / draws
-    of_mean = torch.full((len(NAMES),), math.nan)
+    means = drawn.mean(0)
+    error_of_mean = torch.full((len(NAMES),), math.nan)
     per_datum_error = torch.full((n,), math.nan, dtype=torch.float64)
-    if draws > 1:  # by Student's t, so that 1.96 errors hold 95%; clamped, as rounding goes below 0
-        variance = (square - draws * mean.square()).clamp_min(0).sum(1) / (draws - 1) / draws
-        of_mean = variance.sqrt() / n * student_factor(n * (draws - 1))
-        per_datum_error = Noise.from_draws(elbo).error
-    terms = {
-        name: Measured.from_values(mean[i])
-        if n > 1
-        else Measured(float(mean[i]), float(of_mean[i]))
-        for i, name in enumerate(NAMES)
-    }
+    if draws > 1:  # by Student's t, so that 1.96 errors hold 95%
+        variance = drawn.var(0).sum(1) / draws
+        error_of_mean = variance.sqrt() / n * student_factor(n * (draws - 1))
+        per_datum_error = Noise.from_draws(drawn[:, -1]).error
+    if n > 1:
+        measured = [Measured.from_values(values) for values in means]
+    else:
+        measured = [*map(Measured, means[:, 0].tolist(), error_of_mean.tolist())]
     return Bound(
-        **terms,
-        monte_carlo_error=float(of_mean[-1]),
+        **dict(zip(NAMES, measured, strict=True)),
+        monte_carlo_error=float(error_of_mean[-1]),
         num_dims=model.num_dims if isinstance(model, DiffusionModel) else math.prod(x.shape[1:]),
-        per_datum=mean[-1],
+        per_datum=means[-1],
         per_datum_error=per_datum_error,
     )
-
-
-def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
-    """One estimate of the NAMES of each datum, (5, n), float64 on the CPU."""
-    terms = elbo_terms(model, guide, x)
-    if terms.elbo.shape != x.shape[:1]:
-        raise ValueError(
-            f"the terms of the programs have shape {tuple(terms.elbo.shape)} for x of shape "
-            f"{tuple(x.shape)}, expected one for each datum, ({len(x)},); give x a single batch "
-            "dimension, and the programs the whole of it"
-        )
-    return torch.stack([getattr(terms, name).double().cpu() for name in NAMES])

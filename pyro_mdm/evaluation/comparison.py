@@ -7,26 +7,46 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import singledispatch
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pyro_mdm.diffusions.base import Cap, Diffusion
+from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import ClosedFormComparison, EstimateSettings, Pair, Share
-from pyro_mdm.evaluation.estimates import FEWEST, Comparison, Estimate
-from pyro_mdm.evaluation.flow import probability_flow
-from pyro_mdm.evaluation.importance import importance_weighted
+from pyro_mdm.evaluation.estimates import FEWEST, Comparison, Estimate, Weighted
+from pyro_mdm.evaluation.importance import importance_weighted, probability_flow
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.likelihood import Method
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.sites import check_programs
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_number
-from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
-__all__ = ["METHODS", "compare", "compare_paths", "evidence_lower_bound", "log_likelihood"]
+__all__ = [
+    "METHODS",
+    "EstimateOptions",
+    "compare",
+    "compare_paths",
+    "evidence_lower_bound",
+    "log_likelihood",
+]
+
+
+class EstimateOptions(TypedDict, total=False):
+    """The options of :func:`compare`."""
+
+    batch_size: Count
+    seed: int
+    control_variate: bool
+    baseline: DenoiserScore | None
+    bins: Count
+    adapt: bool
+    progress: bool
+    distributed: bool
 
 
 @checked_arguments
@@ -37,13 +57,7 @@ def evidence_lower_bound(
     *,
     draws: Count = 4,
     half_width: float | None = None,
-    batch_size: Count = 256,
-    seed: int = 0,
-    control_variate: bool = True,
-    baseline: DenoiserScore | None = None,
-    bins: int = 20,
-    progress: bool = False,
-    distributed: bool = False,
+    **options: Unpack[EstimateOptions],
 ) -> Estimate:
     """Estimate the evidence lower bound of each datum and its mean.
 
@@ -55,20 +69,8 @@ def evidence_lower_bound(
         draws: number of network evaluations per datum for the diffusion term, and of draws of the
             decoder; with ``half_width`` the largest number.
         half_width: half-width of the bound's 95% Monte Carlo interval, in bits/dim, for which draws
-            are enough. A pilot gives their number. It takes a fourth of all draws, or more if they
-            are few, and is no part of the estimate, which is therefore unbiased. None: all
-            ``draws``.
-        batch_size: number of data per network call.
-        seed: seed of the noise; the same seed gives different models the same noise.
-        control_variate: whether to use a baseline.
-        baseline: denoiser fitted to such data, whose baseline is the control variate; by default
-            the score itself if it is a denoiser.
-        bins: number of cells of noise level, for coefficients, the density of draws and the
-            estimate's own density.
-        progress: whether to show the progress on standard error (:mod:`pyro_mdm.support.progress`).
-        distributed: whether to share the network calls among the processes of torch.distributed's
-            default group. All must make the same call, and all get the same estimate, which is a
-            single process's up to rounding.
+            are enough, by a pilot that is no part of the estimate. None: all ``draws``.
+        options: those of :func:`compare`.
 
     Returns:
         :class:`Estimate`, in nats per datum.
@@ -78,23 +80,11 @@ def evidence_lower_bound(
         ValueError: fewer than 8 data or 1 draw, a half-width that is not positive, or programs over
             different diffusions.
     """
-    comparison = compare(
-        {"model": (model, guide)},
-        x,
-        draws=draws,
-        half_width=half_width,
-        batch_size=batch_size,
-        seed=seed,
-        control_variate=control_variate,
-        baseline=baseline,
-        bins=bins,
-        progress=progress,
-        distributed=distributed,
-    )
-    return comparison.estimates["model"]
+    pair = {"model": (model, guide)}
+    return compare(pair, x, draws=draws, half_width=half_width, **options).estimates["model"]
 
 
-METHODS: dict[str, Callable[..., Any]] = {
+METHODS: dict[str, Callable[..., Estimate | Weighted]] = {
     "elbo": evidence_lower_bound,
     "importance": importance_weighted,
     "flow": probability_flow,
@@ -109,12 +99,12 @@ def log_likelihood(
     x: Tensor,
     *,
     method: Method = "elbo",
-    **options: Any,
-) -> Any:
+    **options: object,
+) -> Estimate | Weighted:
     """Estimate log p(x) of each datum and its mean by one of three methods.
 
-    Each method has a model of its own; they coincide where the score is exact. So their numbers may
-    be reported side by side, but no order follows from them.
+    Each method has a model of its own, so no order follows from their numbers; they coincide where
+    the score is exact.
 
     Args:
         model: generative program.
@@ -136,6 +126,8 @@ def log_likelihood(
     """
     function = METHODS[method]
     names = [*inspect.signature(function).parameters][3:]
+    if "options" in names:
+        names[-1:] = EstimateOptions.__annotations__
     if unknown := [name for name in options if name not in names]:
         raise TypeError(
             f"{unknown[0]} is no option of method {method!r}, which has {', '.join(names)}"
@@ -150,14 +142,7 @@ def compare(
     *,
     draws: Count = 64,
     half_width: float | None = None,
-    batch_size: Count = 256,
-    seed: int = 0,
-    control_variate: bool = True,
-    baseline: DenoiserScore | None = None,
-    bins: Count = 20,
-    adapt: bool = True,
-    progress: bool = False,
-    distributed: bool = False,
+    **options: Unpack[EstimateOptions],
 ) -> Comparison:
     """Estimate the bounds of several models on the same data at the same draws.
 
@@ -168,16 +153,14 @@ def compare(
             ``half_width`` the largest number.
         half_width: half-width of every 95% Monte Carlo interval, of bounds and differences, in
             bits/dim, as for :func:`evidence_lower_bound`; None: all ``draws``.
-        batch_size: number of data per network call.
-        seed: seed of the noise, which all models share.
-        control_variate: whether to use a baseline.
-        baseline: denoiser whose baseline is the control variate; by default the first score that is
-            a denoiser.
-        bins: number of cells of noise level.
-        adapt: whether the density of noise levels follows earlier draws.
-        progress: whether to show the progress on standard error.
-        distributed: whether to share the network calls among processes, as for
-            :func:`evidence_lower_bound`.
+        options: further settings by name. ``batch_size`` is the number of data per network call,
+            256 by default, and ``seed`` that of the noise, which all models share. ``baseline`` is
+            a denoiser fitted to such data, whose baseline is the control variate, by default the
+            first score that is a denoiser; ``control_variate=False`` uses none. ``bins`` is the
+            number of cells of noise level, 20 by default; with ``adapt=False`` the density of noise
+            levels does not follow earlier draws. ``progress`` shows the progress. ``distributed``
+            shares the network calls among the processes of torch.distributed's default group: all
+            must make the same call, and all get the same estimate.
 
     Returns:
         :class:`Comparison`, with every estimate and every difference first − second.
@@ -188,15 +171,13 @@ def compare(
             shapes.
     """
     _check(programs, x, half_width)
-    programs, x = _of_present(programs, x)
-    share = Share.from_group(x.device) if distributed else Share(x.device)
-    asked = EstimateSettings(
-        draws, half_width, batch_size, seed, control_variate, baseline, bins, adapt, progress, share
-    )
-    caps = {name: model.diffusion.caps for name, (model, _) in programs.items()}
-    linear = {name: pair for name, pair in programs.items() if Cap.KERNELS in caps[name]}
-    latent = any(Cap.NO_CONTEXT not in of_one for of_one in caps.values())
+    programs = {name: (m.for_present(x)[0], guide) for name, (m, guide) in programs.items()}
+    x = torch.where(x.isnan(), 0, x)  # a number where an entry is missing
+    share = Share.from_group(x.device) if options.get("distributed") else Share(x.device)
+    asked = EstimateSettings(draws, half_width, share, **options)
     models = [model for model, _ in programs.values()]
+    linear = {n: pair for n, pair in programs.items() if Cap.KERNELS in pair[0].diffusion.caps}
+    latent = any(Cap.NO_CONTEXT not in model.diffusion.caps for model in models)
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(*models), torch.random.fork_rng(devices, enabled=latent):
         if len(linear) == len(programs):
@@ -205,8 +186,8 @@ def compare(
         if linear:  # it has half of the variance of a difference
             width = None if half_width is None else half_width / math.sqrt(2)
             estimated = ClosedFormComparison(linear, x, replace(asked, half_width=width)).until()
-        other = next(model.diffusion for name, (model, _) in programs.items() if name not in linear)
-        return compare_paths(other, programs, x, estimated, asked)
+        others = (model.diffusion for model in models if Cap.KERNELS not in model.diffusion.caps)
+        return compare_paths(next(others), programs, x, estimated, asked)
 
 
 @singledispatch
@@ -234,12 +215,6 @@ def compare_paths(
     )
 
 
-def _of_present(programs: Mapping[str, Pair], x: Tensor) -> tuple[dict[str, Pair], Tensor]:
-    """The programs of the entries that are present, and data with a number for missing ones."""
-    present = {name: (model.for_present(x)[0], guide) for name, (model, guide) in programs.items()}
-    return present, torch.where(x.isnan(), 0, x)
-
-
 def _check(programs: Mapping[str, Pair], x: Tensor, half_width: float | None) -> None:
     if not programs:
         raise ValueError(
@@ -247,8 +222,7 @@ def _check(programs: Mapping[str, Pair], x: Tensor, half_width: float | None) ->
             '{"cld": (model, guide)}'
         )
     if half_width is not None:
-        expected = "a positive number of bits/dim"
-        check_number("half_width", half_width, expected, positive=True)
+        check_number("half_width", half_width, "a positive number of bits/dim", positive=True)
     for name, (model, guide) in programs.items():
         check_programs(model, guide)
         if model.times is not None:

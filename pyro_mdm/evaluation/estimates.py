@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.evaluation.weights import pareto_limit
-from pyro_mdm.support.late_checks import settle
+from pyro_mdm.support.checks import settle
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured, student_factor, table
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Estimate",
     "FEWEST",
     "InBits",
+    "InNats",
     "Noise",
     "Weighted",
     "holm",
@@ -30,6 +31,30 @@ __all__ = [
 
 FEWEST = 8
 """The fewest data whose spread gives an error."""
+
+
+class InNats:
+    """Means over data by name, in nats per datum, that are read in bits/dim too."""
+
+    num_dims: int
+    _signs: ClassVar[Mapping[str, int]] = {}  # of names in bits/dim, where they are -1
+
+    def _names(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def items(self) -> Iterator[tuple[str, Measured]]:
+        """Each mean by its name, nats per datum, in the order in which they are shown."""
+        return ((name, getattr(self, name)) for name in self._names())
+
+    def in_bits(self) -> dict[str, Measured]:
+        """Each mean in bits/dim; terms of a bound have signs such that they add up to its bits."""
+        signs, unit = self._signs, self.num_dims * math.log(2)
+        return {name: m.scaled(signs.get(name, 1) / unit) for name, m in self.items()}
+
+    def _table(self, title: str, titles: Mapping[str, str] | None = None) -> str:
+        names, bits = titles or {}, self.in_bits()
+        rows = [(names.get(name, name), str(m), str(bits[name])) for name, m in self.items()]
+        return table(title, ("", "nats per datum", "bits/dim"), rows)
 
 
 class InBits:
@@ -43,18 +68,21 @@ class InBits:
         settle()  # no number without the answers to the checks on the way to it
 
     @property
+    def _unit(self) -> float:
+        return self.num_dims * math.log(2)
+
+    @property
     def bits_per_dim(self) -> float:
         """-mean / (d ln 2)."""
-        return -self.mean / (self.num_dims * math.log(2))
+        return -self.mean / self._unit
 
     @property
     def bits_per_dim_error(self) -> float:
         """The standard error in bits/dim."""
-        return self.standard_error / (self.num_dims * math.log(2))
+        return self.standard_error / self._unit
 
     @property
     def _in_words(self) -> str:
-        """The value in bits/dim, with its error if there is one."""
         error = self.bits_per_dim_error
         with_error = f" ± {error:.4f}" if math.isfinite(error) else ""
         return f"bits/dim {self.bits_per_dim:.4f}{with_error}"
@@ -64,8 +92,8 @@ class InBits:
 class Estimate(InBits):
     """A lower bound on the mean log-likelihood of a data set, in nats per datum, with its errors.
 
-    ``standard_error`` is over the data (it includes the Monte Carlo error); ``monte_carlo_error``
-    is the change that other noise for the same data would make.
+    ``standard_error`` is over the data, with the noise in it; ``monte_carlo_error`` is the change
+    that other noise for the same data would make.
     """
 
     mean: float
@@ -87,14 +115,12 @@ class Estimate(InBits):
     context: Measured = NO_TERM  # nats per datum; 0 without a latent context
 
     def __repr__(self) -> str:
-        unit = self.num_dims * math.log(2)
-        context = f", context {self.context[0] / unit:.4f}" if self.context[0] else ""
-        return (
-            f"{self._in_words} "
-            f"(reconstruction {-self.reconstruction[0] / unit:.4f}, "
-            f"prior KL {self.prior_kl[0] / unit:.4f}, "
-            f"diffusion {self.diffusion[0] / unit:.4f}{context})"
-        )
+        terms = {"reconstruction": -self.reconstruction.mean, "prior KL": self.prior_kl.mean}
+        terms["diffusion"] = self.diffusion.mean
+        if self.context.mean:
+            terms["context"] = self.context.mean
+        words = ", ".join(f"{name} {value / self._unit:.4f}" for name, value in terms.items())
+        return f"{self._in_words} ({words})"
 
 
 @dataclass(frozen=True)
@@ -149,11 +175,9 @@ class Weighted(InBits):
 class Difference:
     """The difference of two bounds on the same data, ``first − second``, in bits/dim.
 
-    It is negative where ``first`` is better.
-
-    Each term is (mean, standard error over the data, Monte Carlo error included). A
-    ``bits_per_dim`` within the range of rounding (:func:`rounding`) is set to 0, so that its
-    interval contains 0 and p is 1.
+    It is negative where ``first`` is better. Each term is (mean, standard error over the data,
+    Monte Carlo error included). A ``bits_per_dim`` within the range of rounding
+    (:func:`rounding`) is set to 0, so that its interval contains 0 and p is 1.
     """
 
     first: str
@@ -170,31 +194,34 @@ class Difference:
     @classmethod
     def from_nats(
         cls,
-        pair: tuple[str, str],
-        total: Measured,
+        estimates: Mapping[str, Estimate],
+        cost: Tensor,
         terms: Mapping[str, Measured],
+        variance: Tensor,
         monte_carlo_error: float,
-        unit: float,
-        floor: float,
-        degrees: float,
+        dtypes: Iterable[torch.dtype],
     ) -> Difference:
         """A difference in bits/dim from one in nats.
 
         Args:
-            pair: names of the first and the second model.
-            total: difference of the costs -elbo, first − second, nats.
+            estimates: estimates of the first and the second model, by name.
+            cost: difference of the costs -elbo of each datum, first − second, (n,) nats.
             terms: differences of the terms of the bounds by name, nats.
-            monte_carlo_error: Monte Carlo error of the total, nats.
-            unit: number of nats in a bit/dim, d ln 2.
-            floor: size up to which a total becomes 0, nats.
-            degrees: degrees of freedom of the total's error.
+            variance: variance of the noise of each cost, (n,).
+            monte_carlo_error: Monte Carlo error of the mean cost, nats.
+            dtypes: dtypes of data and weights, for :func:`rounding`.
         """
-        if abs(total.mean) <= floor < math.inf:
+        first, second = estimates.values()
+        total = Measured(float(cost.mean()), population_error(cost, variance, monte_carlo_error))
+        if abs(total.mean) <= rounding(first, second, dtypes) < math.inf:
             total = Measured(0.0, total.standard_error)
+        unit = first.num_dims * math.log(2)
         bits = {"bits_per_dim": total, **terms}
         bits["reconstruction"] = bits["reconstruction"].scaled(-1)
         scaled: dict[str, Any] = {name: (m / unit, e / unit) for name, (m, e) in bits.items()}
-        return cls(*pair, **scaled, monte_carlo_error=monte_carlo_error / unit, degrees=degrees)
+        error, degrees = monte_carlo_error / unit, len(cost) - 1
+        one, other = estimates
+        return cls(one, other, **scaled, monte_carlo_error=error, degrees=degrees)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -225,37 +252,29 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Bits/dim of each model with its error, then differences with their intervals."""
-        models = [
-            (name, f"{Measured(estimate.bits_per_dim, estimate.bits_per_dim_error)}", "")
-            for name, estimate in self.estimates.items()
-        ]
-        pairs = []
+        rows = []
+        for name, e in self.estimates.items():
+            rows.append((name, str(Measured(e.bits_per_dim, e.bits_per_dim_error)), ""))
         for d in self.differences:
             low, high = (round(end, 4) + 0.0 for end in d.interval)  # + 0.0: no -0.0000
             interval = f"{low:.4f} to {high:.4f}{', resolved' if d.resolved else ''}"
-            pairs.append((f"{d.first} − {d.second}", f"{Measured(*d.bits_per_dim)}", interval))
+            rows.append((f"{d.first} − {d.second}", str(Measured(*d.bits_per_dim)), interval))
         first = next(iter(self.estimates.values()))
         title = f"bounds of {first.num_data} data of {first.num_dims} dimensions, at the same draws"
-        return table(title, ("", "bits/dim", "95% interval"), [*models, *pairs])
+        return table(title, ("", "bits/dim", "95% interval"), rows)
 
 
 def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
     """The differences of a comparison, each marked as resolved from 0 or not."""
-    every = list(differences)
-    rejected = holm([difference.p_value for difference in every])
-    return tuple(replace(d, resolved=r) for d, r in zip(every, rejected, strict=True))
+    differences = list(differences)
+    rejected = holm([difference.p_value for difference in differences])
+    return tuple(replace(d, resolved=r) for d, r in zip(differences, rejected, strict=True))
 
 
 def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
-    """Whether Holm's step-down procedure rejects each hypothesis.
-
-    Args:
-        p_values: p-values of the hypotheses.
-        error_rate: family-wise error rate.
-    """
+    """Whether Holm's step-down procedure rejects each hypothesis, at a family-wise error rate."""
     rejected = [False] * len(p_values)
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    for rank, i in enumerate(order):
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if p_values[i] > error_rate / (len(p_values) - rank):
             break
         rejected[i] = True
@@ -265,15 +284,10 @@ def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
 def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -> float:
     """The largest difference between two equal models that rounding may make, in nats.
 
-    It is 16 units in the last place of the sum of all terms of both. Up to λ = 13, in float64 or
-    float32, two forms of one exact score come out at most 0.3 units apart on one processor, and up
-    to 5 where every result is moved by a unit: the rounding error of a score grows with λ, but its
-    sign differs from draw to draw, so that it averages out.
-
-    Args:
-        first: estimate of one model.
-        second: estimate of the other.
-        dtypes: dtypes of the data and of the scores' weights; the coarsest counts.
+    It is 16 units in the last place, by the coarsest dtype of data and weights, of the sum of all
+    terms of both. Up to λ = 13 two forms of one exact score come out at most 0.3 units apart, and
+    up to 5 where every result is moved by a unit: the sign of a score's rounding differs from draw
+    to draw, so that it averages out.
     """
     terms = [abs(getattr(estimate, name)[0]) for estimate in (first, second) for name in ALL_TERMS]
     return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * sum(terms)
@@ -282,10 +296,10 @@ def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -
 class Noise(NamedTuple):
     """The Monte Carlo variance of each datum's mean of draws, as estimated from the draws.
 
-    The sample variance of few draws is a poor estimate, worst where tails are heavy: draws that
-    missed a tail are off and look alike. So the variance of a datum is a mean of its sample
-    variance and of that of all data, with the weight that predicts it best: by the covariance, over
-    data, of the variances of one half of the draws and of the other.
+    The sample variance of few draws is a poor estimate: draws that missed a heavy tail look alike.
+    So the variance of a datum is a mean of its sample variance and of that of all data, with the
+    weight that predicts it best: by the covariance, over data, of the variances of one half of the
+    draws and of the other.
     """
 
     variance: Tensor  # (n,) of the mean; NaN for a datum without draws
@@ -293,15 +307,11 @@ class Noise(NamedTuple):
 
     @classmethod
     def from_draws(cls, draws: Tensor, counts: Tensor | None = None) -> Noise:
-        """The noise of means of independent draws.
+        """The noise of means of independent draws (R, n).
 
-        Args:
-            draws: draws of each datum, (R, n).
-            counts: mask of the data with draws of their own, bool, (n,); the draws of others are
-                all equal, and have no noise. None: all.
+        Draws of data that ``counts`` (n,) leaves out are all equal, and have no noise.
         """
-        R, n = draws.shape
-        number = torch.full((n,), float(R), dtype=torch.float64)
+        number = torch.full(draws.shape[1:], float(len(draws)), dtype=torch.float64)
         square = draws.double().square().sum(0)
         spread, *halves = (_variance(some) for some in (draws, draws[::2], draws[1::2]))
         return cls.from_spread(spread, halves, square, number, counts)
@@ -315,14 +325,14 @@ class Noise(NamedTuple):
         number: Tensor,
         counts: Tensor | None = None,
     ) -> Noise:
-        """The noise of means of draws, from their sample variances.
+        """The noise of means of draws from their statistics for each datum, (n,).
 
         Args:
-            spread: sample variance of a datum's draws, (n,); NaN for fewer than two.
-            halves: sample variance of each half of the draws, two of (n,).
-            square: sum of squares of the draws, (n,).
-            number: number of draws, (n,).
-            counts: mask of the data with draws of their own, bool, (n,); None: all.
+            spread: sample variance of the draws, NaN for fewer than two.
+            halves: that of either half of the draws.
+            square: sum of their squares.
+            number: number of draws.
+            counts: mask of the data with draws of their own; None: all.
         """
         counts = torch.ones_like(number, dtype=torch.bool) if counts is None else counts
         degrees = torch.where(counts, number - 1, 0).clamp_min(0)
@@ -340,10 +350,8 @@ class Noise(NamedTuple):
             share = min(max(0.0, float(between / spread[split].var())), 1.0)  # 0 of NaN, 0 / 0
         one = torch.where(several, share * spread + (1 - share) * pooled, pooled)
         of_mean = torch.where(number > 0, one / number, math.nan)
-        inverse_degrees = torch.where(
-            several, share**2 / degrees + (1 - share) ** 2 / total, 1 / total
-        )
-        return cls(torch.where(counts, of_mean, 0), 1 / inverse_degrees)
+        inverse = torch.where(several, share**2 / degrees + (1 - share) ** 2 / total, 1 / total)
+        return cls(torch.where(counts, of_mean, 0), 1 / inverse)
 
     def plus(self, other: Noise) -> Noise:
         """The noise of a sum of two independent means (Welch and Satterthwaite's degrees)."""
@@ -364,16 +372,11 @@ def _variance(draws: Tensor) -> Tensor:
 
 
 def population_error(per_datum: Tensor, variance: Tensor, monte_carlo_error: float) -> float:
-    """The standard error over data of their mean, noise included.
+    """The standard error over data of the mean of estimates (n,), noise included.
 
-    The variance between data is that of the data that were drawn minus the variance of their noise;
-    the others have only a prediction, with another spread. The noise of single data says little of
-    the mean's, because draws of low discrepancy and densities pooled over rounds reduce it.
-
-    Args:
-        per_datum: estimates, (n,).
-        variance: variance of their noise, (n,); NaN where a datum was not drawn.
-        monte_carlo_error: Monte Carlo error of the mean.
+    The variance between data is that of the data that were drawn minus the variance of their noise,
+    (n,), NaN for the others, which have only a prediction. The noise of the mean is less than that
+    of single data says, by draws of low discrepancy and densities pooled over rounds.
     """
     per_datum, variance = per_datum.cpu(), variance.cpu()
     drawn, n = variance.isfinite(), len(per_datum)

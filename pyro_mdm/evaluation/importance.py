@@ -1,18 +1,17 @@
-r"""Importance-weighted likelihoods over whole paths on a grid.
+r"""Likelihoods by importance weights: of paths on a grid, or of the start of the probability flow.
 
-On a grid ε = s_1 < … < s_N = T the generative path is a Markov chain with an exact density, and so
-is the noising path. With S noising paths for each datum
+*Paths.* On a grid ε = s_1 < … < s_N = T the generative path is a Markov chain with an exact
+density, and so is the noising path. With S noising paths for each datum
 
     log p_grid(x) ≥ E log (1/S) Σ_j w_j,    w_j = p(x | y_ε) p_θ(path_j) / q(path_j | x),
 
 with equality as S grows (Burda, Grosse & Salakhutdinov 2016). For S = 1 it is the grid's own bound,
-which tends to that of the SDE as N grows. The chain is a model of its own: its numbers are ordered
-among each other, but not relative to those of the SDE.
+which tends to that of the SDE as N grows.
 
-The effective sample size (Σ w)² / Σ w² is the number of weights that count. The tail and the
-largest of the weights say how far they can be trusted (:mod:`pyro_mdm.evaluation.weights`). Of 64
-weights with a tail index of 0.9, four data of five are flagged by the tail alone, as of 1,024
-(tests/benchmarks/tails.py).
+*Flow.* The probability-flow ODE gives a density of y_ε (:mod:`pyro_mdm.paths.flow`). With draws of
+y_ε from the noising process the weights are ``w_j = p_ode(y_j) p(x | y_j) / q(y_j | x)``. An
+estimated divergence (Hutchinson probes) is unbiased for log w and not for w: then it is the bound
+by one draw alone. :mod:`pyro_mdm.evaluation.weights` says how far weights can be trusted.
 """
 
 from __future__ import annotations
@@ -23,19 +22,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
+import pyro_mdm.randomness as randomness
 from pyro_mdm.evaluation.estimates import Weighted
-from pyro_mdm.evaluation.weights import evidence
+from pyro_mdm.evaluation.weights import effective_samples, evidence
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.likelihood import chain_of, path_weight
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.likelihood import chain_of, flow_weight, path_weight
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["draw_weights", "importance_weighted", "path_weights", "weighted"]
+__all__ = ["importance_weighted", "path_weights", "probability_flow", "weighted"]
 
 NUMBERS = 2**22
 """The largest number of entries of states that are weighed together, which bounds the memory."""
@@ -80,6 +80,59 @@ def importance_weighted(
     return weighted("importance", weights, model.num_dims, calls)
 
 
+@checked_arguments
+def probability_flow(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    x: Tensor,
+    *,
+    samples: Count = 1,
+    solver: Solver | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Weighted:
+    """Estimate log p(x) of the probability-flow ODE and the decoder.
+
+    Args:
+        model: generative program over a diffusion, linear or not.
+        guide: noising program over the same diffusion.
+        x: data in model space, (n, *event_shape).
+        samples: number S of draws of y_ε for each datum.
+        solver: solver of the ODE; by default an adaptive one with exact divergences.
+        seed: seed of the noise and the probes.
+        progress: whether to show a progress bar.
+
+    Returns:
+        :class:`~pyro_mdm.evaluation.Weighted`, in nats per datum.
+
+    Raises:
+        ValueError: several samples with an estimated divergence, numbers below 1.
+    """
+    solver = Solver() if solver is None else solver
+    model.check_data(x)
+    model = model.without_context()
+    if samples > 1 and solver.probes:
+        raise ValueError(
+            f"samples is {samples} and probes {solver.probes}: weights need the exact divergence; "
+            "use probes=0, or samples=1 for the bound"
+        )
+    calls = 0
+
+    def log_weight(rows: Tensor) -> Tensor:
+        nonlocal calls
+        chosen = x[rows]
+        noising = guide.law(chosen.double())
+        weight, taken = flow_weight(model.for_rows(rows), noising, chosen, solver)
+        calls = max(calls, taken)
+        return weight
+
+    size = 8 * math.prod(model.event_shape) * model.diffusion.num_variables
+    with evaluating(model):
+        weights = _draw_weights(log_weight, x, samples, size, seed, progress)
+    calls += model.likelihood.network_calls
+    return weighted("flow", weights, model.num_dims, samples * calls)
+
+
 def path_weights(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -91,12 +144,7 @@ def path_weights(
 ) -> Tensor:
     """Log-weights of noising paths, (samples, n) in float64.
 
-    Args:
-        model: generative program, whose context is a fixed one or none.
-        guide: noising program over the same diffusion.
-        chain: the model as a chain.
-        x: data, (n, *event_shape).
-        samples, seed, progress: as for :func:`importance_weighted`.
+    The model has a fixed context or none, and ``chain`` is the model as a chain.
     """
 
     def log_weight(rows: Tensor) -> Tensor:
@@ -108,10 +156,10 @@ def path_weights(
 
     size = len(chain.times) * model.diffusion.num_variables * math.prod(model.event_shape)
     with evaluating(model):
-        return draw_weights(log_weight, x, samples, size, seed, progress)
+        return _draw_weights(log_weight, x, samples, size, seed, progress)
 
 
-def draw_weights(
+def _draw_weights(
     log_weight: Callable[[Tensor], Tensor],
     x: Tensor,
     samples: int,
@@ -119,15 +167,10 @@ def draw_weights(
     seed: int,
     progress: bool,
 ) -> Tensor:
-    """Log-weights of data, (samples, n) in float64, in bounded memory.
+    """Log-weights of data x, (samples, n) in float64, in bounded memory.
 
-    Args:
-        log_weight: function of indices of data, (m,), that draws once for each, (m,) nats.
-        x: data, (n, *event_shape).
-        samples: number of draws of each datum.
-        size: number of entries in the states of one draw of one datum.
-        seed: seed of the draws.
-        progress: whether to show a progress bar.
+    ``log_weight`` draws once for each datum of some indices (m,); ``size`` is the number of entries
+    in the states of such a draw.
     """
     n = len(x)
     weights = torch.zeros(samples * n, dtype=torch.float64)  # all draws of a pass, then the next
@@ -141,14 +184,7 @@ def draw_weights(
 
 
 def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:
-    """The estimate from log-weights.
-
-    Args:
-        method: name of the method.
-        log_weights: log-weights, (S, n), nats.
-        num_dims: number d of dimensions of a datum.
-        network_calls: number of network calls of one datum.
-    """
+    """The estimate from log-weights (S, n), nats, of data of ``num_dims`` dimensions."""
     value, error, k = evidence(log_weights)
     over_data = Measured.from_values(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
@@ -163,7 +199,7 @@ def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int
         network_calls=network_calls,
         per_datum=value,
         per_datum_error=error,
-        effective_samples=(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp(),
+        effective_samples=effective_samples(log_weights),
         pareto_k=k,
         num_weights=len(log_weights),
     )

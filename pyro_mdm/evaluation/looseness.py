@@ -2,15 +2,10 @@ r"""How far bounds of a model are below its log p(x), by data that it draws with
 
 A path that a model draws with its datum is an exact draw of the posterior of paths given the datum.
 So log p(path, x) - log q(path | x) of it bounds log p(x) from above in expectation, as it does from
-below for paths of the guide. Over data of the model the two differ by
-
-    E[log p/q under p] - E[log p/q under q] = KL(p | q) + KL(q | p),
-
-which the bound's own gap KL(q | p) never exceeds. With S weights the drawn path takes the place of
-one noising path: the inverse of the mean weight is then unbiased for 1 / p(x).
-
-Both sides need a density of whole paths, which a chain on a grid has. The bound of the process is
-the limit of the chain's as the grid grows.
+below for paths of the guide. Over data of the model the two differ by KL(p | q) + KL(q | p), which
+the bound's own gap KL(q | p) never exceeds. With S weights the drawn path takes the place of one
+noising path: the inverse of the mean weight is then unbiased for 1 / p(x). Both sides need a
+density of whole paths, which a chain on a grid has.
 
 Source: Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte
 Carlo", 2015; Grosse, Ancha & Roy, "Measuring the reliability of MCMC inference with bidirectional
@@ -24,13 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.importance import path_weights
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight
-from pyro_mdm.sites import check_programs
-from pyro_mdm.support.doors import Count, Several, checked_arguments
+from pyro_mdm.support.argument_types import Count, Several, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 
@@ -52,10 +47,10 @@ class Gap(NamedTuple):
         return cls(below, above, Measured.from_values(upper - lower), len(lower))
 
     def __repr__(self) -> str:
-        between = f"{self.lower} ≤ log p(data) ≤ {self.upper} nats, {self.gap} between"
+        by = "if the draws are exact: an estimate, no bound"
         if self.data_sets:
-            return f"{between}, in the mean of {self.data_sets} simulated data sets"
-        return f"{between}, if the draws are exact: an estimate, no bound"
+            by = f"in the mean of {self.data_sets} simulated data sets"
+        return f"{self.lower} ≤ log p(data) ≤ {self.upper} nats, {self.gap} between, {by}"
 
 
 @checked_arguments
@@ -72,9 +67,8 @@ def bound_gap(
     """The gap of bounds on log p(x), by data that the model draws with their paths.
 
     With one sample it is that of :func:`~pyro_mdm.bound`, and with more that of
-    :func:`importance_weighted`. The gap is between bounds of the chain on a grid. Over data of the
-    chain, the mean distance of its bound from its log p(x) is at most the gap. On other data the
-    bound may be further off.
+    :func:`importance_weighted`, for the chain on a grid. Over data of the chain, the mean distance
+    of its bound from its log p(x) is at most the gap. On other data the bound may be further off.
 
     Args:
         model: generative program over a diffusion in closed form.
@@ -120,15 +114,8 @@ def bound_gap(
 def drawn_with_paths(
     model: DiffusionModel, chain: GenerativeChain, n: int
 ) -> tuple[Tensor, Tensor]:
-    """Paths (n, N, K, *event_shape) in float64, and the data (n, *event_shape) at their ends.
-
-    Args:
-        model: generative program.
-        chain: the model as a chain.
-        n: number of data.
-    """
+    """Paths (n, N, K, *event_shape) in float64, and the data (n, *event_shape) at their ends."""
     path = chain.sample_in_float64(n)
     y = path[:, 0].to(model.bound_score.dtype)
-    law = model.likelihood(model.diffusion, chain.score, y, len(model.event_shape))
-    x: Tensor = law.sample()
-    return path, x
+    decoder = model.likelihood(model.diffusion, chain.score, y, len(model.event_shape))
+    return path, decoder.sample()

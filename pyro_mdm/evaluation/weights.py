@@ -5,16 +5,14 @@ The mean of weights w_1, …, w_S is unbiased for the evidence Z. The error of l
     error² = Σ (w_j - mean)² / (S mean)²,
 
 widened by Student's t with the degrees of freedom of that sum of squares, 2 S / (κ - 1) for weights
-of kurtosis κ (Satterthwaite 1946): where a few weights make it up, it has few. Weights of a
-defensive mixture (:mod:`pyro_mdm.evaluation.defensive`) have their spread about the means of the
-two kinds of draws.
+of kurtosis κ (Satterthwaite 1946): where a few weights make it up, it has few. Weights of several
+kinds of draws, in fixed numbers, have their spread about the mean of each kind.
 
-Weights alone know only of what was drawn. Of a heavy tail the largest are missing in most runs:
-then the mean is too low, and so is its spread. So there is no error, but NaN, where k̂ is above its
-limit (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024), and where the largest
-weight is more than a tenth of the sum. k̂ comes from the same draws, and passes in runs that have
-missed a tail. It does not know the scale of weights either, and says nothing where none is more
-than twice the mean.
+Of a heavy tail the largest weights are missing in most runs: then the mean is too low, and so is
+its spread. So there is no error, but NaN, where k̂ is above its limit (Vehtari et al., "Pareto
+Smoothed Importance Sampling", JMLR 2024), and where the largest weight is more than a tenth of the
+sum. k̂ passes in runs that have missed a tail, and says nothing where no weight is more than twice
+the mean, as it does not know their scale.
 """
 
 from __future__ import annotations
@@ -30,19 +28,16 @@ from torch import Tensor
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.support.measured import Measured, student_factor
 
-__all__ = ["LARGEST", "LEVEL", "Evidence", "evidence", "of_repeats", "pareto_k", "pareto_limit"]
-__all__ += ["spread_of"]
+__all__ = ["LARGEST", "LEVEL", "Evidence", "effective_samples", "evidence", "of_repeats"]
+__all__ += ["pareto_k", "pareto_limit", "spread_of"]
 
 LARGEST = 0.1
 """The largest share of the sum that one weight may have beyond an equal share."""
 LEVEL = 2.0
 """The largest weight, in units of the mean, up to which weights have no tail that could mislead."""
-FEWEST_FOR_TAIL = 25
-"""The least number of weights of a datum, other than 0, for a tail index."""
-FEWEST_ABOVE = 5
-"""The least number of weights above the start of the tail, where many are alike."""
-ALIKE = 1e-4
-"""The relative difference up to which weights are alike: float32 log densities differ by less."""
+FEWEST_FOR_TAIL = 25  # the least number of weights of a datum, other than 0, for a tail index
+FEWEST_ABOVE = 5  # the least number of weights above the start of the tail, where many are alike
+ALIKE = 1e-4  # the relative difference of weights that are alike: more than float32's rounding
 
 
 class Evidence(NamedTuple):
@@ -71,12 +66,15 @@ def evidence(log_weights: Tensor) -> Evidence:
     return Evidence(value, torch.where(counts, error, math.nan), k)
 
 
-def spread_of(strata: Sequence[Tensor]) -> Tensor:
-    """The standard error of the mean of weights in strata, (*n,), widened by Student's t.
+def effective_samples(log_weights: Tensor) -> Tensor:
+    """The effective sample sizes (Σ w)² / Σ w² of log-weights (S, *n), (*n,)."""
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
-    Args:
-        strata: the weights of each kind of draw, (S_i, *n), whose numbers are fixed. NaN for a
-            stratum of one.
+
+def spread_of(strata: Sequence[Tensor]) -> Tensor:
+    """The standard error of the mean of weights in strata (S_i, *n), (*n,), by Student's t.
+
+    The number of draws of each stratum is fixed; NaN for a stratum of one.
     """
     S = sum(map(len, strata))
     off = torch.cat([w - w.mean(0) for w in strata])
@@ -92,16 +90,14 @@ def spread_of(strata: Sequence[Tensor]) -> Tensor:
 def of_repeats(log_means: Tensor) -> Measured:
     r"""The log of the mean of independent unbiased estimates, from their logs (R,), nats.
 
-    Each is the mean of many weights, whose tail it no longer shows. Of estimates that are skewed,
-    as those of particles are, most samples lack the large ones, and then their mean is too low, and
-    so is their spread. The variance v of their logs is not. So the error is the larger one of the
-    spread of estimates and of that of the mean's log by the logs of lognormal estimates,
-    √(v / R + v² / (2 (R - 1))) (Cox's method: Zhou & Gao, "Confidence intervals for the log-normal
-    mean", Statistics in Medicine 1997), by Student's t with R - 1 degrees of freedom. No sample is
-    left out by its spread, as what passed would be what missed the tail: the error of estimates
-    that differ much is large (tests/benchmarks/importance_errors.py --repeats).
-
-    The error is NaN for one estimate, and where one is 0 or not finite.
+    Each is the mean of many weights, whose tail it no longer shows. Of skewed estimates, as those
+    of particles are, most samples lack the large ones: their mean and their spread are too low, but
+    the variance v of their logs is not. So the error is the larger one of the spread of estimates
+    and of that of the mean's log by the logs of lognormal estimates, √(v / R + v² / (2 (R - 1)))
+    (Cox's method: Zhou & Gao, "Confidence intervals for the log-normal mean", Statistics in
+    Medicine 1997), by Student's t with R - 1 degrees of freedom. No sample is left out by its
+    spread, as what passed would be what missed the tail (tests/benchmarks/importance_errors.py
+    --repeats). The error is NaN for one estimate, and where one is 0 or not finite.
     """
     R = len(log_means)
     value = log_mean_weight(log_means)

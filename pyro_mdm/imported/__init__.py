@@ -15,6 +15,7 @@ from pyro_mdm.imported.doors import (
     from_sigma_denoiser,
     from_velocity,
 )
+from pyro_mdm.imported.ends import best_ends
 from pyro_mdm.imported.exporting import SigmaDenoiser, to_azula
 from pyro_mdm.imported.pipelines import from_pipeline, to_pipeline
 from pyro_mdm.imported.schedules import NoiseSchedule, SchedulePoint
@@ -29,6 +30,7 @@ __all__ = [
     "SchedulePoint",
     "SigmaDenoiser",
     "TimedNetwork",
+    "best_ends",
     "check_import",
     "from_azula",
     "from_denoising_diffusion",

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.evaluation.ends import errors_by_level
 from pyro_mdm.imported.denoiser import Call, ImportedDenoiser, Prediction, tensor_of
+from pyro_mdm.imported.ends import errors_by_level
 from pyro_mdm.imported.schedules import NoiseSchedule
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_data, check_shape
-from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import in_eval_mode
 
 __all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]
@@ -163,7 +163,7 @@ class _Fault(NamedTuple):
     """A way to read a network wrongly: what would be right, in words, and as arguments."""
 
     words: str
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
 
 
 class _Reading(NamedTuple):
@@ -186,8 +186,7 @@ def _checked(
 
     def x_hat(z: Tensor, log_snr: Tensor, denoiser: ImportedDenoiser = denoiser) -> Tensor:
         given = denoiser if context is None else denoiser.given_context(context)
-        estimate: Tensor = given.x_hat(z, log_snr)
-        return estimate
+        return given.x_hat(z, log_snr)
 
     def errors(reading: _Reading, at: Tensor) -> Tensor:
         try:
@@ -245,7 +244,7 @@ def _best(readings: Sequence[_Reading], errors: Tensor) -> tuple[_Reading, float
 
 def _readings(denoiser: ImportedDenoiser) -> list[_Reading]:
     """The reading as imported, and those without one fault or two of different kinds."""
-    call = _Remembering(denoiser.network.raw_output)
+    call = _CachedCall(denoiser.network.raw_output)
     data, times = [*_of_data(denoiser)], [*_of_times(denoiser.schedule)]
     has_rates = bool(denoiser.schedule.alpha_rate.isfinite().all())
     outputs = [
@@ -293,7 +292,7 @@ def _of_data(denoiser: ImportedDenoiser) -> Iterator[_Fault]:
 def _of_times(schedule: NoiseSchedule) -> Iterator[_Fault]:
     """Other times of the network."""
 
-    def with_times(time: Tensor, sign: int, discrete: bool) -> dict[str, Any]:
+    def with_times(time: Tensor, sign: int, discrete: bool) -> dict[str, object]:
         rates = {"alpha_rate": sign * schedule.alpha_rate, "sigma_rate": sign * schedule.sigma_rate}
         made = NoiseSchedule(time, schedule.alpha, schedule.sigma, discrete=discrete, **rates)
         return {"schedule": made}
@@ -316,14 +315,15 @@ def _changed(denoiser: ImportedDenoiser, **changes: Any) -> ImportedDenoiser:
     return changed.to(denoiser.data_mean.device)
 
 
-class _Remembering:
+class _CachedCall:
     """A call of a network that keeps its last output, which several readings share."""
 
     def __init__(self, output: Call) -> None:
-        self.of_inputs, self.output = output, None
+        self.of_inputs = output
+        self.output: object = None
         self.inputs: tuple[Tensor, ...] = ()
 
-    def __call__(self, network: nn.Module, *inputs: Tensor) -> Any:
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> object:
         pairs = zip(inputs, self.inputs or inputs, strict=True)
         same = self.inputs and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
         if not same:

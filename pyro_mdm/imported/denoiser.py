@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
+from pyro_mdm.diffusions.base import full_precision, with_event_dims
 from pyro_mdm.imported.schedules import NoiseSchedule, SchedulePoint
 from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import Denoiser, moments
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_data, check_instance, describe
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["Call", "ImportedDenoiser", "Prediction", "TimedNetwork", "tensor_of"]
+__all__ = [
+    "Call",
+    "ImportOptions",
+    "ImportedDenoiser",
+    "Prediction",
+    "TimedNetwork",
+    "tensor_of",
+]
 
 Prediction = Literal["noise", "data", "v", "score", "velocity"]
 """The prediction of a network for w = α x + σ ε: ε, x, α ε - σ x, ∇ log q(w), or α' x + σ' ε."""
 TimeInput = Literal["first", "second", "column"]
 """The place of the time in the call of a network."""
-Call = Callable[..., Any]
+Call = Callable[..., object]
 """The function that calls a network: ``call(network, w, time)``, or with its context as a fourth
 argument."""
+
+
+D = TypeVar("D", bound="ImportedDenoiser")
 
 
 class TimedNetwork(Restorable, nn.Module):
@@ -101,7 +112,7 @@ class TimedNetwork(Restorable, nn.Module):
             )
         return output
 
-    def raw_output(self, w: Tensor, time: Tensor, *context: Tensor) -> Any:
+    def raw_output(self, w: Tensor, time: Tensor, *context: Tensor) -> object:
         """What the network returns; arguments as for :meth:`forward`, in its precision."""
         if self.call is not None:
             return self.call(self.network, w, time, *context)
@@ -139,6 +150,17 @@ def tensor_of(output: object, network: nn.Module) -> Tensor:
     )
 
 
+class ImportOptions(TypedDict, total=False):
+    """Options of :class:`ImportedDenoiser` beside the network, its schedule and prediction."""
+
+    shift: Number
+    scale: float
+    call: Call | None
+    time: TimeInput
+    context_size: int
+    learned_variance: bool
+
+
 class ImportedDenoiser(Denoiser):
     r"""A denoiser x̂(z, λ) by a network that was trained for a noise schedule of its own.
 
@@ -148,7 +170,7 @@ class ImportedDenoiser(Denoiser):
     is, x̂ is a function of z and λ, and so a bound by it is a bound.
 
     Log SNRs beyond those of the schedule are refused; give a diffusion
-    :func:`~pyro_mdm.evaluation.best_ends`.
+    :func:`~pyro_mdm.imported.best_ends`.
 
     Args:
         network: the network, ``network(w, time)`` for w, (n, *event_shape), and times, (n,). It
@@ -238,7 +260,7 @@ class ImportedDenoiser(Denoiser):
         predicts: Prediction,
         *,
         floor: float = 1e-3,
-        **options: Any,
+        **options: Unpack[ImportOptions],
     ) -> ImportedDenoiser:
         """The denoiser whose baseline has the moments of training data.
 
@@ -270,7 +292,7 @@ class ImportedDenoiser(Denoiser):
         )
         return denoiser.to(train_x.device)
 
-    def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
+    def given_context(self: D, context: Tensor | None, *, knows_unknown: bool = False) -> D:
         """The denoiser given a context, as for every score.
 
         Args:
@@ -288,8 +310,7 @@ class ImportedDenoiser(Denoiser):
         return super().given_context(context, knows_unknown=knows_unknown)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        batch_dim, lam = self._values("z", z, log_snr)
-        self.check_log_snr(lam)
+        batch_dim, lam = self._values("z", z, log_snr, trained=True)
         with full_precision(z):
             at = self.schedule.at(lam.double() - 2 * math.log(self.scale))
             dtype = torch.promote_types(z.dtype, torch.float)  # whole times are exact in it

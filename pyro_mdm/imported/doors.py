@@ -9,11 +9,12 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from pyro_mdm.imported.denoiser import ImportedDenoiser, Prediction, tensor_of
+from pyro_mdm.imported.denoiser import ImportedDenoiser, ImportOptions, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [
@@ -67,7 +68,7 @@ def from_diffusers(
     train_x: Tensor,
     *,
     interpolated: bool = False,
-    **options: Any,
+    **options: Unpack[ImportOptions],
 ) -> ImportedDenoiser:
     """A denoiser by a network of ``diffusers`` and the scheduler that it was trained with.
 
@@ -163,7 +164,7 @@ class EDMPreconditioned(Restorable, nn.Module):
 
 @checked_arguments
 def from_sigma_denoiser(
-    network: nn.Module, train_x: Tensor, least: float, most: float, **options: Any
+    network: nn.Module, train_x: Tensor, least: float, most: float, **options: Unpack[ImportOptions]
 ) -> ImportedDenoiser:
     """A denoiser by a function D(w, σ) of w = x + σ ε, as of EDM, k-diffusion or deepinv.
 
@@ -190,7 +191,7 @@ def from_velocity(
     train_x: Tensor,
     *,
     data_at: float = 1.0,
-    **options: Any,
+    **options: Unpack[ImportOptions],
 ) -> ImportedDenoiser:
     """A denoiser by the velocity of a flow on straight lines between noise and data.
 
@@ -220,7 +221,9 @@ def from_velocity(
 
 
 @checked_arguments
-def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> ImportedDenoiser:
+def from_azula(
+    denoiser: ScheduledDenoiser, train_x: Tensor, **options: Unpack[ImportOptions]
+) -> ImportedDenoiser:
     """A denoiser by one of ``azula``, which has its schedule and returns p(x | w) with a mean.
 
     Args:
@@ -245,7 +248,7 @@ def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> 
 
 
 def from_denoising_diffusion(
-    process: GaussianProcess, train_x: Tensor, **options: Any
+    process: GaussianProcess, train_x: Tensor, **options: Unpack[ImportOptions]
 ) -> ImportedDenoiser:
     """A denoiser by a ``GaussianDiffusion`` of ``denoising_diffusion_pytorch``.
 

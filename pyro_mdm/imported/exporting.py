@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.matrices import with_event_dims
+from pyro_mdm.diffusions.base import with_event_dims
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["SigmaDenoiser", "to_azula"]
 
@@ -45,7 +45,7 @@ class SigmaDenoiser(nn.Module):
             )
         self.denoiser = score
 
-    def forward(self, w: Tensor, sigma: Tensor | float, *_: Any, **__: Any) -> Tensor:
+    def forward(self, w: Tensor, sigma: Tensor | float, *_: object, **__: object) -> Tensor:
         """x̂, like w; other arguments, such as labels, are ignored.
 
         Args:
@@ -97,7 +97,7 @@ def to_azula(
             super().__init__()
             self.denoise, self.schedule = denoise, scales
 
-        def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
+        def forward(self, x_t: Tensor, t: Tensor, **_: object) -> Any:
             alpha, sigma = self.schedule(t)
             z = x_t / with_event_dims(alpha, x_t)
             return DiracPosterior(self.denoise(z, sigma / alpha))

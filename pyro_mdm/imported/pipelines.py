@@ -9,14 +9,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from pyro_mdm.diffusions.matrices import with_event_dims
-from pyro_mdm.imported.denoiser import ImportedDenoiser
+from pyro_mdm.diffusions.base import with_event_dims
+from pyro_mdm.imported.denoiser import ImportedDenoiser, ImportOptions
 from pyro_mdm.imported.doors import Labelled, from_diffusers
 from pyro_mdm.imported.exporting import SigmaDenoiser
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.argument_types import Several, checked_arguments
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.files import read_json
 
 __all__ = ["Pipeline", "from_pipeline", "to_pipeline"]
@@ -51,7 +52,7 @@ SCHEDULER_CLASSES = (
 class Pipeline(Protocol):
     """A ``DiffusionPipeline`` of ``diffusers``."""
 
-    components: dict[str, Any]
+    components: dict[str, object]
 
 
 @checked_arguments
@@ -60,7 +61,7 @@ def from_pipeline(
     train_x: Tensor,
     *,
     latents: bool = False,
-    **options: Any,
+    **options: Unpack[ImportOptions],
 ) -> ImportedDenoiser:
     """A denoiser by the network and the scheduler of a pipeline of ``diffusers``.
 
@@ -153,7 +154,7 @@ def _opened(folder: Path, kind: str) -> Any:
     """The network or the scheduler in a folder of a pipeline."""
     import diffusers
 
-    options: dict[str, Any] = {"local_files_only": True}
+    options: dict[str, object] = {"local_files_only": True}
     if kind in NETWORK_CLASSES:
         options |= {"use_safetensors": True, "low_cpu_mem_usage": False}
     if not hasattr(diffusers, kind):
@@ -164,7 +165,7 @@ def _opened(folder: Path, kind: str) -> Any:
     return getattr(diffusers, kind).from_pretrained(folder, **options)
 
 
-def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
+def _read(network: nn.Module, options: ImportOptions) -> nn.Module:
     """The network, wrapped if it takes labels; options that its configuration implies are added."""
     text = inspect.signature(network.forward).parameters.get("encoder_hidden_states")
     if text is not None and text.default is text.empty and "call" not in options:
@@ -246,7 +247,7 @@ def to_pipeline(
             kept = scheduler.alphas_cumprod.double()
             self.register_buffer("kept", kept.to(denoise.denoiser.data_mean.device))
 
-        def forward(self, sample: Tensor, timestep: Tensor | int, **_: Any) -> Any:
+        def forward(self, sample: Tensor, timestep: Tensor | int, **_: object) -> Any:
             time = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
             kept = self.kept[time]
             alpha = with_event_dims(kept.sqrt(), sample).to(sample.dtype)

@@ -5,28 +5,20 @@ At the start time ε, where λ = log SNR is largest, the state contains
 and returns a Pyro distribution of x with the batch shape of the state and its event shape.
 """
 
-from pyro_mdm.likelihoods.base import Likelihood, Reading, bits_per_dim, read_state
-from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
-from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
-from pyro_mdm.likelihoods.levels import (
-    DiscretizedGaussian,
-    LevelCategorical,
-    LevelDistribution,
-    LevelPosterior,
-    NetworkPosterior,
+from pyro_mdm.likelihoods.base import (
+    Gaussian,
+    JointTweedie,
+    Likelihood,
+    Reading,
+    Tweedie,
+    bits_per_dim,
+    read_state,
 )
 
 __all__ = [
-    "Dequantized",
-    "DiscretizedGaussian",
     "Gaussian",
     "JointTweedie",
-    "LevelCategorical",
-    "LevelDistribution",
-    "LevelPosterior",
     "Likelihood",
-    "LogitDequantization",
-    "NetworkPosterior",
     "Reading",
     "Tweedie",
     "bits_per_dim",

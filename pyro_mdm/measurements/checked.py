@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.measurements.operators import LARGEST_MATRIX, LinearOperator, Operator
-from pyro_mdm.support.checks import describe, real_tensor
-from pyro_mdm.support.late_checks import check_finite
+from pyro_mdm.support.checks import check_finite, describe, real_tensor
 
 __all__ = ["check_exact", "checked_obs", "checked_variance"]
 

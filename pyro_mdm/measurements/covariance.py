@@ -16,21 +16,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows, unwindowed
-from pyro_mdm.diffusions.memory import writes
 from pyro_mdm.measurements.solve import DenoiserCovariance
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_instance, real_tensor, tensor_device
-from pyro_mdm.support.late_checks import check_finite
-from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import check_finite, check_instance, real_tensor, tensor_device
+from pyro_mdm.support.modules import ExactBuffers, evaluating, replace, writes
 from pyro_mdm.support.settings import Recorded
 
 __all__ = [
@@ -262,7 +261,7 @@ def reference(
 
 def _estimated(model: DiffusionModel, data: Tensor | None, levels: bool) -> Reference:
     """See :func:`reference`."""
-    denoiser: Any = model.score_function
+    denoiser = cast(DenoiserScore, model.score_function)
     diagonal = DataCovariance(denoiser.data_variance.detach().clone())
     if data is not None:
         _check_data(data, model.event_shape)
@@ -300,7 +299,7 @@ def _samples(model: DiffusionModel) -> Tensor:
 
 
 def _trusted_from(
-    model: DiffusionModel, denoiser: Any, covariance: DataCovariance, x: Tensor
+    model: DiffusionModel, denoiser: DenoiserScore, covariance: DataCovariance, x: Tensor
 ) -> float:
     """The least λ from which on means of vᵀ C v by the denoiser are at most :data:`SLACK` of C's.
 

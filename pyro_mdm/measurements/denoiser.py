@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from pyro_mdm.conditioning.denoiser import ConditionedDenoiser
+from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows
-from pyro_mdm.diffusions.memory import writes
 from pyro_mdm.measurements.checked import check_exact, checked_obs, checked_variance
 from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
 from pyro_mdm.measurements.derivatives import outside_inference_mode
@@ -45,20 +46,18 @@ from pyro_mdm.measurements.structured import Diagonal, Structured, structured
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
-from pyro_mdm.scores.conditioned import ConditionedDenoiser
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
-from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.scores.levels import Levels
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import (
     tensor_device,
 )
-from pyro_mdm.support.doors import Count, checked_arguments
-from pyro_mdm.support.modules import replace
+from pyro_mdm.support.modules import replace, writes
 
 __all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
 
 Product = Callable[[Tensor], Tensor]
 
+M = TypeVar("M", bound="MeasuredDenoiser")
 TOLERANCE = 1e-6
 """The relative residual at which a linear system counts as solved."""
 MOST_ITERATIONS = 400
@@ -185,6 +184,15 @@ class Given(NamedTuple):
     fit: Tensor  # -½ rᵀ (H C Hᵀ + R)^{-1} r with r = obs - H x̂, (*batch) in float64
 
 
+def _one_number(log_snr: Number) -> float | None:
+    """λ, where it is one for all data, and where Python reads it without waiting for a device."""
+    if not isinstance(log_snr, Tensor):
+        return float(log_snr)
+    if log_snr.device.type != "cpu" or not log_snr.numel() or any(log_snr.stride()):
+        return None
+    return log_snr.detach().flatten()[0].item()
+
+
 class MeasuredDenoiser(DerivedDenoiser):
     """The denoiser E[x | z, obs] of data given measurements of them.
 
@@ -244,7 +252,6 @@ class MeasuredDenoiser(DerivedDenoiser):
         if data_covariance is None:
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())
         self.data_covariance = data_covariance.to(device)
-        self._levels = Levels()
         self._kept: tuple[object, tuple[Tensor, ...], Factored | Structured | None] | None = None
         self.iterations: Tensor | None = None
         """The number of directions of the denoiser's covariance in the last call, for each datum,
@@ -252,8 +259,8 @@ class MeasuredDenoiser(DerivedDenoiser):
 
     # -- of which data -----------------------------------------------------------------------------
 
-    def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
-        denoiser: Any = self.denoiser.for_rows(rows)
+    def for_rows(self: M, rows: Tensor) -> M:
+        denoiser = self.denoiser.for_rows(rows)
         if self.obs.dim() > len(self.operator.obs_shape):
             rows = rows % len(self.obs)
             new = self.changed(denoiser, obs=self.obs[rows])
@@ -272,7 +279,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        return self._denoised(z, log_snr, self._levels.number(log_snr), False).x_hat
+        return self._denoised(z, log_snr, _one_number(log_snr), False).x_hat
 
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
         """Denoised data with and without obs, and the fit of obs.
@@ -287,7 +294,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         Returns:
             A :class:`Given`.
         """
-        return self._denoised(z, log_snr, self._levels.number(log_snr), True)
+        return self._denoised(z, log_snr, _one_number(log_snr), True)
 
     @outside_inference_mode
     def _denoised(self, z: Tensor, log_snr: Number, number: float | None, fits: bool) -> Given:
@@ -301,7 +308,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         batch_dim, lam = self._values("z", z, log_snr)
         batch, event = z.shape[:batch_dim], self.operator.event_shape
         states, by_dimension = z.reshape(-1, *event), lam.dim() > batch_dim
-        variance = _variance_of(lam, batch, event, by_dimension)
+        variance = _variance_of(lam.to(z.device), batch, event, by_dimension)
         trusted = self._trusted(lam, batch, by_dimension, number)
 
         def denoise(at: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 __all__ = ["outside_inference_mode"]
 
-P = ParamSpec("P")
+Inputs = ParamSpec("Inputs")
 R = TypeVar("R")
 
 
-def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
+def outside_inference_mode(function: Callable[Inputs, R]) -> Callable[Inputs, R]:
     """The function, which leaves torch's inference mode for ``no_grad``, as it takes derivatives.
 
     Positional arguments that are tensors are copied then, as no graph can hold tensors that were
@@ -29,7 +29,7 @@ def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
     """
 
     @functools.wraps(function)
-    def outside(*args: P.args, **options: P.kwargs) -> R:
+    def outside(*args: Inputs.args, **options: Inputs.kwargs) -> R:
         if not torch.is_inference_mode_enabled():
             return function(*args, **options)
         with torch.inference_mode(False), torch.no_grad():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_shape, describe
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
 
@@ -70,7 +70,7 @@ class Quantized(TorchDistribution):
         tensor([0., 0.])
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     @checked_arguments
     def __init__(
@@ -165,7 +165,7 @@ class Clipped(TorchDistribution):
         tensor([1.])
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     @checked_arguments
     def __init__(

@@ -11,9 +11,9 @@ from pyro_mdm.measurements.retained import Retained
 from pyro_mdm.measurements.twisted import checked_score, weighted_particles
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.stochastic import Ancestral
+from pyro_mdm.support.argument_types import Several, checked_arguments
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["simulated_measurement", "twisted_smc_gap"]

@@ -17,8 +17,8 @@ from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
 from pyro_mdm.measurements.twisted import Particles, weighted_particles
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_shape
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Measurement"]
 
@@ -60,7 +60,7 @@ class Measurement(TorchDistribution):
         torch.Size([5])
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     @checked_arguments
     def __init__(
@@ -103,8 +103,7 @@ class Measurement(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Measurements of data drawn from the model, (*sample_shape, *batch_shape, *obs_shape)."""
         x = MDM(self.model, batch_shape=self.batch_shape).sample(torch.Size(sample_shape))
-        obs: Tensor = self._distribution(self.operator(x.double())).sample()
-        return obs
+        return self._distribution(self.operator(x.double())).sample()
 
     def _has_derivative(self) -> bool:
         if isinstance(self.noise, Tensor):

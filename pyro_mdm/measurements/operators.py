@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.measurements.derivatives import outside_inference_mode
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import (
     check_instance,
     check_mask,
@@ -20,7 +21,6 @@ from pyro_mdm.support.checks import (
     describe,
     real_tensor,
 )
-from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -72,8 +72,7 @@ class Operator(Recorded, ExactBuffers, ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """:meth:`forward`, of data whose shape is checked."""
         check_shape("x", x, self.event_shape)
-        measured: Tensor = super().__call__(x)
-        return measured
+        return super().__call__(x)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -368,8 +367,7 @@ class NonlinearOperator(Operator):
         Hx, pull = torch.func.vjp(self.function, x.double())[:2]
 
         def adjoint(u: Tensor) -> Tensor:
-            pulled: Tensor = pull(u.double())[0]
-            return pulled
+            return pull(u.double())[0]
 
         nothing, push = torch.func.vjp(adjoint, torch.zeros_like(Hx))[:2]
         self._check_at(x, "H(x)", Hx)

@@ -31,9 +31,10 @@ from pyro_mdm.measurements.operators import LinearOperator, Mask
 from pyro_mdm.measurements.retained import Kept, Retained
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
-from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.stochastic import Ancestral
+from pyro_mdm.scores.base import Coefficients, coefficients
+from pyro_mdm.support.argument_types import Count, Several, checked_arguments
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import Count, Several, checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
@@ -65,7 +66,7 @@ class Particles(NamedTuple):
     log_weights: Tensor  # (R, P), nats, float64; their exponentials have the mean p(obs)
     network_calls: int  # per particle, without vector-Jacobian products
     grid_error: Measured  # log_evidence of the chain − of the process, nats; NaN below 16 steps
-    coarse: Any = None  # Particles of half as many steps; None below 16 steps
+    coarse: Particles | None = None  # Particles of half as many steps; None below 16 steps
 
     @property
     def log_evidence(self) -> Measured:
@@ -223,8 +224,9 @@ def twisted_smc(
         >>> particles.resampled(5).shape
         torch.Size([5, 2])
     """
-    options: dict[str, Any] = {"repeats": repeats, "threshold": threshold}
-    fine = weighted_particles(model, num_particles, steps=steps, **options)
+    fine = weighted_particles(
+        model, num_particles, steps=steps, repeats=repeats, threshold=threshold
+    )
     if bool((fine.log_weights == -math.inf).all()):
         raise ValueError(
             f"none of {fine.log_weights.numel()} particles can have given obs, whose probability "
@@ -233,7 +235,9 @@ def twisted_smc(
     if steps < FEWEST_STEPS:
         return fine
     half = steps // 2
-    coarse = weighted_particles(model, num_particles, steps=half, **options)
+    coarse = weighted_particles(
+        model, num_particles, steps=half, repeats=repeats, threshold=threshold
+    )
     added = _added_by_grid(fine.log_evidence, coarse.log_evidence, steps / half)
     return fine._replace(network_calls=steps + half, grid_error=added, coarse=coarse)
 
@@ -293,34 +297,32 @@ def _run(
     kept = None if retained is None else Kept(retained, repeats, particles)
     if kept is not None:
         y[kept.rows] = kept.states[0]
-    with diffusion.laws_ahead(times):
-        seen = _look(model, score, y, times[0])
-        log_w = seen.fit.reshape(repeats, particles)
-        for i in range(steps):
-            chosen, log_w = _resampled(log_w, threshold, kept)
-            y, prior, x_hat, fit = (t[chosen] for t in (y, *seen))
-            kernel, noise = kernels.at(i), torch.randn_like(y)
-            mean = apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x_hat.double())
-            if kept is not None:
-                noise[kept.rows] = apply_matrix(
-                    kernel.whitener, kept.states[i + 1] - mean[kept.rows]
-                )
-            y = mean + apply_matrix(torch.linalg.inv(kernel.whitener), noise)
-            # log p - log q, Gaussians of one covariance, in whose units the means are `apart`
-            apart = outer(kernel.signal, (x_hat - prior).double())
-            ratio = -(apart * (noise + apart / 2)).flatten(1).sum(1)
-            if i + 1 < steps:
-                seen = _look(model, score, y, times[i + 1])
-                x, later = y, seen.fit
-            else:
-                x, later = _decoded(model, score, y, kept)
-            log_w = log_w + (ratio + later - fit).reshape(log_w.shape)
+    at = coefficients(diffusion, times, raw=False).rows(y.device)
+    seen = _look(model, score, y, at[0])
+    log_w = seen.fit.reshape(repeats, particles)
+    for i in range(steps):
+        chosen, log_w = _resampled(log_w, threshold, kept)
+        y, prior, x_hat, fit = (t[chosen] for t in (y, *seen))
+        kernel, noise = kernels.at(i), torch.randn_like(y)
+        mean = apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x_hat.double())
+        if kept is not None:
+            noise[kept.rows] = apply_matrix(kernel.whitener, kept.states[i + 1] - mean[kept.rows])
+        y = mean + apply_matrix(torch.linalg.inv(kernel.whitener), noise)
+        # log p - log q, Gaussians of one covariance, in whose units the means are `apart`
+        apart = outer(kernel.signal, (x_hat - prior).double())
+        ratio = -(apart * (noise + apart / 2)).flatten(1).sum(1)
+        if i + 1 < steps:
+            seen = _look(model, score, y, at[i + 1])
+            x, later = y, seen.fit
+        else:
+            x, later = _decoded(model, score, y, kept)
+        log_w = log_w + (ratio + later - fit).reshape(log_w.shape)
     return x.reshape(repeats, particles, *event), log_w
 
 
-def _look(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor, s: Tensor) -> Given:
+def _look(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor, at: Coefficients) -> Given:
     """Denoised data for states y (n, K, *event_shape) at one time."""
-    marginal = model.diffusion.marginal(s.expand(len(y)))
+    marginal = at.marginal
     z = apply_vector(marginal.readout, y).to(model.bound_score.dtype)
     return score.given_obs(z, marginal.log_snr)
 

@@ -12,12 +12,19 @@ Source of the bound: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1; in th
 closed-form parts are integrated out.
 """
 
-from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw
+from pyro_mdm.paths.base import (
+    GenerativePath,
+    NoisingLaw,
+    NoisingPath,
+    PathKL,
+    PathLaw,
+    different_diffusions,
+    path_divergence,
+    path_kl,
+    prior_kl,
+)
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.density import density_bound
-from pyro_mdm.paths.divergence import different_diffusions, path_divergence, path_kl, prior_kl
-from pyro_mdm.paths.generative import GenerativePath
-from pyro_mdm.paths.noising import NoisingPath
 
 __all__ = [
     "GenerativeChain",

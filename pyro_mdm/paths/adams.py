@@ -18,13 +18,13 @@ Source: Hairer, Nørsett & Wanner, "Solving Ordinary Differential Equations I", 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pyro_mdm.diffusions.divergence import own_node
+from pyro_mdm.diffusions.simulation import own_node
 
 __all__ = ["Divergences", "VelocityField", "walk"]
 
@@ -171,6 +171,6 @@ class _Walk(torch.autograd.Function):
                     phi = torch.add(phi, back[node + 1], alpha=h * coefficients[node - i])
             # the first steps all go from node 0
             following = [i + 1] if i >= len(HEUN) else range(1, 1 + len(HEUN)) if i == 0 else []
-            moved: Any = sum((back[node] for node in following), earlier[i])
+            moved = sum((back[node] for node in following), earlier[i])
             back[i] = torch.baddbmm(moved, phi, matrices[i])
         return back[0].view_as(w), None, None, None

@@ -10,14 +10,23 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
-from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.diffusions.matrices import apply_matrix, of_counted, outer
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.paths.base import check_counts_all, checked_times, gaussian_log_prob, white_log_prob
-from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
-from pyro_mdm.randomness import normal_for_data
-from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_shape
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.paths.base import (
+    BoundScore,
+    GenerativeLaw,
+    NoisingPath,
+    PathKL,
+    checked_times,
+    prior_kl,
+    shared_diffusion,
+    times_text,
+)
+from pyro_mdm.paths.density import check_counts_all, gaussian_log_prob, white_log_prob
+from pyro_mdm.randomness import normal, normal_for_data
+from pyro_mdm.scores.base import Score, coefficients
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import check_shape, tensor_device
 
 __all__ = ["GenerativeChain", "check_chain"]
 
@@ -49,13 +58,16 @@ class GenerativeChain(GenerativeLaw):
 
     Example:
         >>> from pyro_mdm import CLD, Denoiser
+        >>> from pyro_mdm.diffusions.clocks import log_snr_times
         >>> from pyro_mdm.networks import MLP
         >>> diffusion = CLD()
         >>> score = Denoiser.fit(MLP(2), torch.randn(100, 2))
-        >>> chain = GenerativeChain(diffusion, score, (2,), diffusion.log_snr_grid(9))
+        >>> chain = GenerativeChain(diffusion, score, (2,), log_snr_times(diffusion, 9))
         >>> chain.sample((3,)).shape  # 3 paths at 9 times, K = 2 variables of 2 dimensions
         torch.Size([3, 9, 2, 2])
     """
+
+    times: Tensor
 
     @checked_arguments
     def __init__(
@@ -86,18 +98,19 @@ class GenerativeChain(GenerativeLaw):
     def sample_in_float64(self, n: int) -> Tensor:
         """Paths (n, N, K, *event_shape) in float64, in which long grids have a density too."""
         shape = (n, *self.event_shape[1:])
-        device = self.times.device
+        device = tensor_device(self.score) or self.times.device
         score = BoundScore(self.diffusion, self.score)
 
         with torch.no_grad():
             steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
             # cholesky_ex: Σ_π is positive definite, and cholesky would wait for the device
             root = torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L
+            raw = not self.score.denoises
+            at = coefficients(self.diffusion, self.times, raw=raw).rows(torch.device(device), raw)
             y = apply_matrix(root, normal_for_data(shape, device), self.x_dim)
             states = [y]
             for i in range(len(self.times) - 2, -1, -1):
-                x_hat = score.denoise(y, self.times[i + 1].expand(len(y)))
-                step = steps.at(i)
+                x_hat, step = score.denoise_at(y, at[i + 1]), steps.at(i)
                 mean = apply_matrix(step.gain, y, self.x_dim)
                 mean = mean + outer(step.mean_coefficient, x_hat, self.x_dim)
                 y = mean + apply_matrix(step.scale_tril, normal_for_data(shape, device), self.x_dim)
@@ -141,6 +154,40 @@ class GenerativeChain(GenerativeLaw):
             white = apply_matrix(step.whitener, states[i].double() - mean, self.x_dim)
             total = total + white_log_prob(white, step.log_det, self.x_dim)
         return total.to(value.dtype)
+
+    def divergence(self, noising: NoisingPath) -> PathKL:
+        """The divergence of a noising chain on the same grid, by one network call at each time.
+
+            KL(q(y_T|x) ‖ π) + Σ_i ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖²
+
+        Noise is drawn once for each time; the sum over the grid is complete. ``log_snr`` is λ(T).
+
+        Raises:
+            ValueError: chains of different diffusions or grids.
+        """
+        diffusion, times, event_dim = shared_diffusion(noising, self), self.times, noising.x_dim
+        if noising.times is None or not torch.equal(noising.times, times):
+            raise ValueError(
+                f"the guide's path is seen at {times_text(noising.times)}, the model's at "
+                f"{times_text(times)}; expected one grid, give both the same times"
+            )
+        x = noising.x.reshape(-1, *noising.x_shape)
+        marginals, shape = diffusion.marginal(times), (len(x), *noising.event_shape[1:])
+        snr, total = marginals.log_snr.exp(), x.new_zeros(len(x))
+        score, counted = self.score.given(x), self.score.counts(x)
+        for i in range(1, len(times)):
+            marginal, noise = marginals.at(i), normal(shape, x.dtype, x.device)
+            y = outer(marginal.mean, x, event_dim)
+            y = y + apply_matrix(marginal.scale_tril, noise, event_dim)
+            x_hat = score.denoise(diffusion, y, times[i].expand(len(x)))
+            error = of_counted((x - x_hat).square(), counted)
+            weight = 0.5 * (snr[i - 1] - snr[i]).to(x)  # one, or one for each data dimension
+            total = total + (weight * error).flatten(1).sum(1)
+        return PathKL(
+            prior_kl(diffusion, noising.x, event_dim, self.score.counts(noising.x)),
+            total.reshape(noising.batch_shape),
+            diffusion.terminal_log_snr.detach().expand(noising.batch_shape),
+        )
 
     def _check_resolution(self, resolution: Tensor, dtype: torch.dtype) -> None:
         """Raises KernelPrecisionError where the rounding of states decides their density."""

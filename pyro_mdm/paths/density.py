@@ -1,7 +1,7 @@
-r"""Stochastic lower bounds on log p_θ(y_ε), the density of the end of the generative path.
+r"""Densities of states, and stochastic lower bounds on log p_θ(y_ε), that of a path's end.
 
-Each is unbiased for its bound, differentiable, and dispatched on the kind of diffusion. Register
-one for a kind of your own by ``@density_bound.register(Kind)`` over (diffusion, score, y).
+Each estimate is unbiased for its bound, differentiable, and dispatched on the kind of diffusion.
+Register one for a kind of your own by ``@density_bound.register(Kind)`` over (diffusion, score, y).
 
 Source of both bounds: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and its appendices.
 """
@@ -15,15 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
+import pyro_mdm.randomness as randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.closed import Kernels, volume_growth
+from pyro_mdm.diffusions.ends import check_precision
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.scores.base import Score
+from pyro_mdm.support.checks import check_instance, check_shape
 
-__all__ = ["density_bound"]
+__all__ = ["check_counts_all", "density_bound", "gaussian_log_prob", "white_log_prob"]
 
 
 @singledispatch
@@ -61,7 +63,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     start = diffusion.start_time
     # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
     # (at u = 0 the step has no noise, and ∇ log q no value: u is at least 1e-4)
-    u = randomness.low_discrepancy(len(y), y.device).clamp_min(1e-4)
+    u = randomness.low_discrepancy(len(y), torch.device("cpu")).clamp_min(1e-4)
     s = start + (diffusion.horizon - start) * u.square()
     weight = 2 * (diffusion.horizon - start) * u
     M, F, F_inverse, sign = _flipping_root(diffusion, s, start)
@@ -71,7 +73,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     flipped = outer(sign, torch.ones_like(noise[:, 0])) * noise
     both = apply_matrix(M, y).repeat(2, *(1,) * (y.dim() - 1))
     both = both + torch.cat([apply_matrix(F, noise), apply_matrix(F, flipped)])
-    if diffusion.rows is None:
+    if Cap.NO_CONTEXT in diffusion.caps:
         theta = score.score(diffusion, both, torch.cat([s, s]))
     else:  # it is of so many data
         theta = torch.cat([score.score(diffusion, half, s) for half in both.chunk(2)])
@@ -86,8 +88,8 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     integrand = integrand + _prior_expectation(diffusion, g2, apply_matrix(M, y), F)
     to_end = diffusion.transition(diffusion.horizon, start)
     prior = _expected_prior_log_prob(diffusion, apply_matrix(to_end.matrix, y), to_end.covariance)
-    growth = diffusion.divergence(diffusion.horizon, start, y[0, 0].numel())
-    return prior + weight.to(y.dtype) * integrand + growth.to(y.dtype)
+    growth = volume_growth(diffusion, diffusion.horizon, start, y[0, 0].numel())
+    return prior + weight.to(y) * integrand + growth.to(y)
 
 
 class _Flip(NamedTuple):
@@ -100,13 +102,18 @@ class _Flip(NamedTuple):
 
 
 def _flipping_root(diffusion: Kernels, s: Tensor, start: Tensor) -> _Flip:
-    def law(block: LinearDiffusion, s: Tensor, r: Tensor) -> _Flip:
-        M, F, inverse, m = block.noise_last_root(s, r)
+    def of_block(block: LinearDiffusion, s: Tensor, r: Tensor) -> _Flip:
+        start, move = block.clock(r), block.propagator
+        tau = block.clock(s) - start
+        M, _ = move.moments(start, tau)
+        # the last columns of F span the range of G: their noise is what is new in y_s
+        F, inverse, _, growth = move.noise_last_root(start, tau)
+        check_precision(block, growth, tau, "the transition covariance")
         sign = torch.ones(M.shape[-1]).to(M)
-        sign[-m:] = -1
+        sign[-move.new :] = -1
         return _Flip(M, F, inverse, sign.expand(M.shape[:-1]))
 
-    flip: _Flip = diffusion.by_dimension(law, s, start.expand(s.shape))
+    flip: _Flip = diffusion.by_dimension(of_block, s, start.expand(s.shape))
     return flip
 
 
@@ -117,7 +124,7 @@ def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Ten
     trace = torch.linalg.solve_ex(prior, P).result.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
     constant = -0.5 * d * (trace + torch.logdet(prior).mean() + K * math.log(2 * math.pi))
     quadratic = mean * apply_matrix(torch.linalg.inv_ex(prior).inverse, mean)
-    value: Tensor = constant.to(mean.dtype) - 0.5 * quadratic.flatten(1).sum(1)
+    value: Tensor = constant.to(mean) - 0.5 * quadratic.flatten(1).sum(1)
     return value
 
 
@@ -131,7 +138,45 @@ def _prior_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Tensor) 
     d = mean[0, 0].numel()
     traces = (g2 @ inverse - 0.5 * W @ F @ F.mT).diagonal(dim1=-2, dim2=-1).sum(-1)
     traces = traces.flatten(1).mean(1) if traces.dim() > 1 else traces
-    value: Tensor = (d * traces).to(mean.dtype) - 0.5 * (mean * apply_matrix(W, mean)).flatten(
-        1
-    ).sum(1)
+    value: Tensor = (d * traces).to(mean) - 0.5 * (mean * apply_matrix(W, mean)).flatten(1).sum(1)
     return value
+
+
+def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
+    """log N(r; 0, V), (*lead), nats, from the white residual V^{-1/2} r (*lead, K, *event_shape).
+
+    log det V is one for all dimensions, (), or one for each, (1, *event_shape), with sizes of 1
+    along those that share it.
+    """
+    sizes = white.shape[white.dim() - event_dim - 1 :]
+    d, K = math.prod(sizes[1:]), sizes[0]
+    constant = d * (log_det.mean() + K * math.log(2 * math.pi)).to(white)
+    return -0.5 * (white.square().sum(tuple(range(-event_dim - 1, 0))) + constant)
+
+
+def gaussian_log_prob(
+    residual: Tensor, scale_tril: Tensor, log_det: Tensor, event_dim: int
+) -> Tensor:
+    """log N(r; 0, L Lᵀ), (*lead), nats, of residuals (*lead, K, *event_shape).
+
+    L is (K, K), or one for each dimension, and log det L Lᵀ as for :func:`white_log_prob`.
+    """
+    if scale_tril.dim() > 2:
+        white = apply_matrix(inverse_tril(scale_tril), residual, event_dim)
+    else:
+        L, lead = scale_tril.to(residual), residual.shape[: residual.dim() - event_dim]
+        white = torch.linalg.solve_triangular(L, residual.reshape(*lead, -1), upper=False)
+    return white_log_prob(white.reshape(residual.shape), log_det, event_dim)
+
+
+def check_counts_all(score: Score, y: Tensor, what: str) -> None:
+    """Raises ValueError if only some dimensions of states y (*batch, K, *event_shape) count for a
+    score, of whose density the message tells."""
+    check_instance("score", score, Score, "e.g. Denoiser.fit(network, train_x)")
+    check_shape("y", y, score.event_shape or ())
+    first = y.select(y.dim() - 1 - len(score.event_shape or y.shape[2:]), 0)
+    if score.counts(first) is not None:
+        raise ValueError(
+            f"{what} is a density of all dimensions together, and some are observed or left out "
+            "here; use the bound: elbo_terms, bound, MDM_ELBO, or method='elbo'"
+        )

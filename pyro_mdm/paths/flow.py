@@ -18,27 +18,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, singledispatch
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
+import pyro_mdm.randomness as randomness
+from pyro_mdm.diffusions.base import Cap, Diffusion, from_coordinates, full_precision, require
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.divergence import AT_ONCE, divergence, jacobian, own_node
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_noise, apply_vector, full_precision
-from pyro_mdm.diffusions.sde import noise_root
-from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_noise, apply_vector
+from pyro_mdm.diffusions.sde import check_dispersion, noise_divergence, noise_root
+from pyro_mdm.diffusions.simulation import AT_ONCE, Simulation, divergence, jacobian, own_node
 from pyro_mdm.paths.adams import Divergences, walk
-from pyro_mdm.paths.base import check_counts_all
-from pyro_mdm.paths.generative import BoundScore
-from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.scores.ahead import is_plain
-from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.late_checks import check_finite
+from pyro_mdm.paths.base import BoundScore, NoisingPath
+from pyro_mdm.paths.density import check_counts_all
+from pyro_mdm.support.checks import check_count, check_finite, check_number
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -132,10 +126,10 @@ def flow_log_prob(
             f"method is {ADAMS!r}, which is of the flow of a denoiser, and the score is "
             f"{type(score).__name__} over {type(diffusion).__name__}; use 'rk4' or 'dopri5'"
         )
-    kernels: Any = diffusion
-    flow: Any = (_DenoiserFlow if by_z else _StateFlow)(kernels, score, solver, seed)
+    flow = (_DenoiserFlow if by_z else _StateFlow)(cast(Kernels, diffusion), score, solver, seed)
     start, correction = flow.start(y)
     if solver.method == ADAMS:
+        assert isinstance(flow, _DenoiserFlow)
         u = torch.linspace(0, 1, solver.steps + 1, dtype=torch.float64, device=y.device)
         end, gained = walk(_DenoiserField(flow, u, start), start, solver.steps)
     else:
@@ -147,7 +141,7 @@ def _solved(flow: _Flow, start: Tensor, solver: Solver) -> tuple[Tensor, Tensor]
     """The end of the flow, like its start, and the integral of its divergence, (n,)."""
     import torchdiffeq  # loads scipy
 
-    options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
+    options: dict[str, object] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
     ends = torch.arange(2, dtype=torch.float64, device=start.device)  # 0 and 1
@@ -163,15 +157,11 @@ class _Flow(ABC):
         self.diffusion = diffusion
         self.seed, self.score = seed, BoundScore(diffusion, score)
         self.trace = Simulation(probes=solver.probes or "exact")
-        self.modules = (diffusion, score)
         self.calls = 0
-
-    @cached_property
-    def learned(self) -> bool:
-        return any(p.requires_grad for module in self.modules for p in module.parameters())
+        parameters = *diffusion.parameters(), *score.parameters()
+        self.learned = any(parameter.requires_grad for parameter in parameters)
 
     def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        self.calls += 1
         y = state[0]
         graph = torch.is_grad_enabled() and (y.requires_grad or self.learned)
         u = u.clamp(0, 1)  # an adaptive step may look past the end
@@ -195,7 +185,7 @@ class _Flow(ABC):
 class _StateFlow(_Flow):
     """The flow of the whole state, for scores that depend on all of it.
 
-    u is the fraction of the diffusion's own way (:meth:`~pyro_mdm.Diffusion.time_on_the_way`).
+    u is the fraction of the diffusion's way.
     """
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -205,34 +195,51 @@ class _StateFlow(_Flow):
         return self.diffusion.prior.log_prob(y)
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        s = self.diffusion.time_on_the_way(u)
-        speed, at = self.diffusion.speed_on_the_way(s), s.expand(len(y))
-        v, change = _flow_by_time(self.diffusion, self.score, y, at, self.trace, graph)
+        self.calls += 1
+        way = self.diffusion.way
+        s = way.time_at(u)
+        speed, at = way.speed(s), s.expand(len(y))
+        by_time = self._linear if isinstance(self.diffusion, Kernels) else self._simulated
+        v, change = by_time(y, at, graph)
         return speed * v, speed * change
 
+    def _simulated(self, y: Tensor, s: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+        """f - ½ (g² s_θ + ∇·g²), like y, and its divergence, (n,), at times s (n,)."""
+        G = noise_root(self.diffusion, y, s)
+        pulled = apply_noise(G, self.score(y, s)) + noise_divergence(self.diffusion, y, s)
+        v = self.diffusion.drift(y, s) - 0.5 * pulled
+        return v, divergence(v, y, None, self.trace, create_graph=graph).value
 
-@singledispatch
-def _flow_by_time(
-    diffusion: Diffusion, score: BoundScore, y: Tensor, s: Tensor, how: Simulation, graph: bool
+    def _linear(self, y: Tensor, s: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+        """A y - ½ g² s_θ and its divergence, as above."""
+        diffusion = cast(Kernels, self.diffusion)
+        theta, of_score = with_divergence(self.score, y, s, self.trace, create_graph=graph)
+        A = diffusion.drift_matrix(s)
+        v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
+        trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)
+        of_drift = y[0, 0].numel() * (trace.flatten(1).mean(1) if trace.dim() > s.dim() else trace)
+        return v, of_drift.to(of_score) - 0.5 * of_score
+
+
+def with_divergence(
+    score: BoundScore, y: Tensor, s: Tensor, how: Simulation, *, create_graph: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The velocity f - ½ (g² s_θ + ∇·g²), like y, and its divergence, (n,), at times s (n,)."""
-    theta = score(y, s)
-    G = noise_root(diffusion, y, s)
-    pulled = apply_noise(G, theta) + diffusion.noise_divergence(y, s)
-    v = diffusion.drift(y, s) - 0.5 * pulled
-    return v, divergence(v, y, None, how, create_graph=graph).value
+    """s_θ, like y (batch, K, *event_shape), and ∇·(g² s_θ), (batch,), of closed-form kernels.
 
-
-@_flow_by_time.register(Kernels)
-def _linear_flow(
-    diffusion: Kernels, score: BoundScore, y: Tensor, s: Tensor, how: Simulation, graph: bool
-) -> tuple[Tensor, Tensor]:
-    theta, of_score = score.with_divergence(y, s, how, create_graph=graph)
-    A = diffusion.drift_matrix(s)
-    v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
-    trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)
-    of_drift = y[0, 0].numel() * (trace.flatten(1).mean(1) if trace.dim() > s.dim() else trace)
-    return v, of_drift - 0.5 * of_score
+    The part that is large near the data, ``-Σ^{-1} y``, is differentiated in closed form, so that
+    probes estimate the network's part alone. States require gradients; times are (batch,). With
+    ``create_graph`` both results have derivatives themselves.
+    """
+    diffusion, dtype, y = score.diffusion, y.dtype, y.to(score.dtype)
+    at = score.parameterization.coefficients(diffusion, y, s)
+    theta = score.parameterization.score_at(diffusion, y, at)
+    with full_precision(y):
+        W = at.whitener
+        added = theta.double() + apply_matrix(W.mT @ W, y.double())
+        G = check_dispersion(diffusion, diffusion.dispersion(None, s), y).to(y.device)
+        of_added = divergence(added, y, G, how, create_graph=create_graph).value
+    of_score = of_added - y[0, 0].numel() * diffusion.log_volume.rate(s).to(of_added)
+    return theta.to(dtype), of_score.to(dtype)
 
 
 class _DenoiserFlow(_Flow):
@@ -261,49 +268,40 @@ class _DenoiserFlow(_Flow):
         self.x_hat: Callable[..., Tensor] = denoiser.x_hat
         self.mean: Tensor = denoiser.data_mean.double()
         self.variance: Tensor = denoiser.data_variance.double()
-        self.middle = -self.variance.log().mean().detach()
+        self.middle = -self.variance.log().mean().detach().cpu()
 
     def level(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """λ at the fractions u (m,) of the way, (m,) or maps (m, *event_shape), and dλ/du."""
         diffusion = self.diffusion
         if diffusion.maps:
             log_snr, rate = diffusion.level(u)
-            return log_snr, -rate
+            return log_snr.to(u.device), -rate.to(u.device)
         ends = torch.stack([diffusion.start_log_snr, diffusion.terminal_log_snr])
-        start, end = ((ends - self.middle) / self.WIDTH).asinh()
+        start, end = ((ends - self.middle) / self.WIDTH).asinh().to(u.device)
         at = start + u * (end - start)
-        log_snr = self.middle + self.WIDTH * at.sinh()
+        log_snr = self.middle.to(u.device) + self.WIDTH * at.sinh()
         return log_snr, self.WIDTH * at.cosh() * (end - start)
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
         log_snr = self.level(y.new_zeros(1))[0][0]
         z = apply_vector(self.diffusion.start.readout, y)
-        law = NoisingPath(self.diffusion, self.diffusion.from_coordinates(z))
+        noising = NoisingPath(self.diffusion, from_coordinates(self.diffusion, z))
         scale = (self.variance + (-log_snr).exp()).sqrt().expand_as(z[0])
         of_z = -0.5 * (math.log(2 * math.pi) - log_snr).expand_as(z[0]).sum()  # log q(z | x = z)
-        rest = law.log_prob(y.unsqueeze(1)) - of_z
+        rest = noising.log_prob(y.unsqueeze(1)) - of_z
         return (z - self.mean) / scale, rest - scale.log().sum()
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        log_snr, speed = (both[0] for both in self.level(u.reshape(1)))
-        v = (-log_snr).exp()
-        scale = (self.variance + v).sqrt()
-        z = own_node((self.mean + scale * y).to(self.score.dtype).unsqueeze(1))  # as if K were 1
-        x = self.x_hat(z.squeeze(1), log_snr.expand_as(y) if log_snr.dim() else log_snr)
-        pull = self.variance / (self.variance + v)
-        baseline = self.mean + pull * scale * y
-        rate = (0.5 * speed).expand_as(y[0])
-        field = (rate.to(x.dtype) * x).unsqueeze(1)
-        trace = divergence(field, z, None, self.trace, create_graph=graph).value
-        change = trace.double() - (rate * pull).sum()
-        return rate * (x.double() - baseline) / scale, change
+        state = y.unsqueeze(1)  # as if K were 1
+        v = _DenoiserField(self, u.reshape(1), y).velocity(0, state.squeeze(1))
+        return v, divergence(v.unsqueeze(1), state, None, self.trace, create_graph=graph).value
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
         log_snr = self.level(y.new_ones(1))[0][0]
         scale = (self.variance + (-log_snr).exp()).sqrt()
         k = self.diffusion.terminal.readout
         variance = (k.unsqueeze(-2) @ self.diffusion.prior_covariance @ k.unsqueeze(-1))[..., 0, 0]
-        z = self.mean + scale * y
+        z, variance = self.mean + scale * y, variance.to(y)
         terms = z.square() / variance + (2 * math.pi * variance).log()
         return -0.5 * terms.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()
 
@@ -311,14 +309,11 @@ class _DenoiserFlow(_Flow):
 class _DenoiserField:
     """The velocity of a denoiser's flow at nodes u (S + 1,) of the way, for states like w.
 
-    It is a factor times (x̂ - x̂_0)/√(σ² + v), or times the network's output, to which that is
-    proportional for a plain :class:`~pyro_mdm.Denoiser`: its input is w.
+    It is a factor times (x̂ - x̂_0)/√(σ² + v).
     """
 
     def __init__(self, flow: _DenoiserFlow, u: Tensor, w: Tensor) -> None:
-        score: Any = flow.score.parameterization
-        plain = isinstance(score, Denoiser) and is_plain(score, Denoiser)
-        self.flow, self.score = flow, score if plain else None
+        self.flow = flow
         self.has_jacobian = flow.trace.probes == "exact"
         self.dtype, self.event_dim = flow.score.dtype, w.dim() - 1
         self.level, speed = flow.level(u)
@@ -326,9 +321,6 @@ class _DenoiserField:
         shape = (len(u), 1, *self.level.shape[1:], *[1] * (w.dim() - self.level.dim()))
         v, factor = (-self.level).exp().reshape(shape), 0.5 * speed.reshape(shape)
         self.scale, self.pull = (flow.variance + v).sqrt(), flow.variance / (flow.variance + v)
-        if self.score is not None:
-            self.score.check_log_snr(self.level)
-            factor = factor * (flow.variance * v).sqrt() / (flow.variance + v)
         self.factor = factor.expand(len(u), 1, *w.shape[1:])
         numbers = (self.level, self.scale, self.pull, self.factor)
         self.at: tuple[tuple[Tensor, ...], ...] = tuple(
@@ -342,12 +334,8 @@ class _DenoiserField:
         return factor * self._departure(w, log_snr, scale, pull)
 
     def _departure(self, w: Tensor, log_snr: Tensor, scale: Tensor, pull: Tensor) -> Tensor:
-        """(x̂ - x̂_0)/√(σ² + v), or the network's output, like w (*batch, *event_shape)."""
+        """(x̂ - x̂_0)/√(σ² + v), like w (*batch, *event_shape)."""
         self.flow.calls += 1
-        if self.score is not None:
-            batch_dim = w.dim() - self.event_dim
-            F: Tensor = self.score.call_network(w.to(self.dtype), log_snr, batch_dim)
-            return F.double()
         z = (self.flow.mean + scale * w).to(self.dtype)
         if (lead := w.dim() - self.event_dim) > 1:  # nodes and rows are one batch for a score
             log_snr = log_snr.expand(w.shape[: max(lead, log_snr.dim())]).flatten(0, lead - 1)
@@ -362,35 +350,27 @@ class _DenoiserField:
         many = max(1, AT_ONCE // (n * d * d)) if self.has_jacobian else 1
         nodes = [slice(i, i + many) for i in range(0, len(w), many)]
         parts = [self._divergences(w[some], some, slopes) for some in nodes]
-        trace, J, slope = (_joined(values) for values in zip(*parts, strict=True))
-        assert trace is not None
-        return Divergences(trace, J, slope)
+        return Divergences(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _divergences(self, w: Tensor, nodes: slice, slopes: bool) -> Divergences:
-        """Those at some of the nodes."""
+    def _divergences(self, w: Tensor, nodes: slice, slopes: bool) -> tuple[Tensor, ...]:
+        """The trace at some of the nodes, with ``slopes`` the Jacobian and the slope too."""
         lead, recorded = w.shape[:2], torch.is_grad_enabled() and not slopes
         log_snr, factor = self.level[nodes].unsqueeze(1), self.factor[nodes].expand_as(w)
         log_snr = log_snr.expand(lead if log_snr.dim() == 2 else w.shape)
         with torch.enable_grad(), full_precision(w), randomness.held(self.flow.seed):
-            rows = (w if recorded else w.detach()).flatten(0, 1)
-            y = own_node(rows.unsqueeze(1))  # as if K were 1
-            states = y.reshape(w.shape)
-            field = factor * self._departure(states, log_snr, self.scale[nodes], self.pull[nodes])
-            field = field.reshape(y.shape)
+            y = own_node((w if recorded else w.detach()).flatten(0, 1).unsqueeze(1))
+            at = log_snr, self.scale[nodes], self.pull[nodes]
+            field = (factor * self._departure(y.reshape(w.shape), *at)).reshape(y.shape)
             if not self.has_jacobian:
                 how = self.flow.trace
-                trace = divergence(field, y, None, how, create_graph=recorded).value
-                return Divergences((trace if recorded else trace.detach()).unflatten(0, lead))
-            J = jacobian(field, y, create_graph=recorded or slopes)
-            trace = J.diagonal(dim1=1, dim2=2).sum(1)
-            slope = torch.zeros_like(y)
-            if slopes and trace.requires_grad:
-                (slope,) = torch.autograd.grad(trace.sum(), y)
-        if not slopes:
-            return Divergences((trace if recorded else trace.detach()).unflatten(0, lead))
-        J, trace = J.detach().unflatten(0, lead), trace.detach().unflatten(0, lead)
-        return Divergences(trace, J, slope.reshape(J.shape[:3]))
-
-
-def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    return torch.cat([t for t in parts if t is not None]) if parts[0] is not None else None
+                values = [divergence(field, y, None, how, create_graph=recorded).value]
+            else:
+                J = jacobian(field, y, create_graph=recorded or slopes)
+                trace = J.diagonal(dim1=1, dim2=2).sum(1)
+                values = [trace]
+            if slopes:
+                slope = torch.zeros_like(y)
+                if trace.requires_grad:
+                    (slope,) = torch.autograd.grad(trace.sum(), y)
+                values += [J, slope.flatten(1)]
+        return tuple((v if recorded else v.detach()).unflatten(0, lead) for v in values)

@@ -15,22 +15,22 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Drawn
-from pyro_mdm.diffusions.memory import shared_ends
-from pyro_mdm.paths.base import NoisingLaw
+import pyro_mdm.randomness as randomness
+from pyro_mdm.diffusions.base import Drawn, for_data
+from pyro_mdm.diffusions.clocks import log_snr_times
+from pyro_mdm.likelihoods.base import Likelihood
+from pyro_mdm.paths.base import GenerativePath, NoisingLaw, noising_law, path_divergence
 from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.divergence import path_divergence
 from pyro_mdm.paths.flow import Solver, flow_log_prob
-from pyro_mdm.paths.generative import GenerativePath
-from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.support.doors import Count, checked_arguments
-from pyro_mdm.support.late_checks import settle
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import settle
+from pyro_mdm.support.modules import replace
 
 __all__ = [
     "Estimator",
@@ -54,8 +54,8 @@ class Generative(Protocol):
     """The parts of a generative program, such as those of a :class:`~pyro_mdm.DiffusionModel`."""
 
     diffusion: Any
-    score_function: Any
-    likelihood: Any
+    score_function: Score
+    likelihood: Likelihood
     event_shape: torch.Size
     times: int | Tensor | None
 
@@ -113,8 +113,16 @@ class Estimator:
     def __call__(self, x: Tensor) -> Tensor:
         """The bound (n,), nats, of x (n, *event_shape), in x's dtype; all draws at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
-        with self._drawing(len(x)), shared_ends():
-            estimates = self._one(many).expand(len(many)).reshape(self.draws, -1)
+        drawing: AbstractContextManager[None] = nullcontext()
+        if self.seed is not None and self.common:
+            drawing = randomness.alike(self.draws, len(x), self.seed)
+        elif self.seed is not None:
+            drawing = randomness.piece(0, 1, self.seed)
+        model, diffusion = self.model, self.model.diffusion.solved()
+        if diffusion is not model.diffusion:
+            model = cast(Generative, replace(cast(nn.Module, model), diffusion=diffusion))
+        with drawing:
+            estimates = self._one(model, many).expand(len(many)).reshape(self.draws, -1)
         value = log_mean_weight(estimates) if self.is_exact else estimates.mean(0)
         settle()
         return value.to(x.dtype)
@@ -124,43 +132,35 @@ class Estimator:
         """Whether the exponential of a draw is unbiased for a density, and not below it."""
         return self.method == "importance" or (self.method == "flow" and not self.solver.probes)
 
-    def _drawing(self, n: int) -> AbstractContextManager[None]:
-        if self.seed is None:
-            return nullcontext()
-        if self.common:
-            return randomness.alike(self.draws, n, self.seed)
-        return randomness.piece(0, 1, self.seed)
-
-    def _one(self, x: Tensor) -> Tensor:
-        model = self.model
+    def _one(self, model: Generative, x: Tensor) -> Tensor:
         if self.method == "importance":
             chain = chain_of(model, self.times)
-            return path_weight(
-                model, chain, noising_law(model.diffusion, x.double(), chain.times), x
-            )
+            noising = noising_law(model.diffusion, x.double(), chain.times)
+            return path_weight(model, chain, noising, x)
         if self.method == "flow":
             noising = noising_law(model.diffusion, x.double())
             return flow_weight(model, noising, x, self.solver)[0]
-        return self._lower_bound(x)
+        return _lower_bound(model, x)
 
-    def _lower_bound(self, x: Tensor) -> Tensor:
-        """The bound at a draw of the latent context, if there is one.
 
-        It is at two draws, each the other's baseline, where the gradient is a score function's.
-        """
-        model = self.model
-        one = model.diffusion.for_data(x)
-        if one.log_q is None or not torch.is_grad_enabled():
-            return _bound(model, one, x)
-        other, same = model.diffusion.for_data(x), randomness.repeatable(x.device)
-        bounds = []
-        for drawn in (one, other):
-            with same():
-                bounds.append(_bound(model, drawn, x))
-        apart = (bounds[0] - bounds[1]).detach()
-        pulls = [log_q - log_q.detach() for log_q in (one.log_q, other.log_q)]
-        value: Tensor = (bounds[0] + bounds[1] + apart * (pulls[0] - pulls[1])) / 2
-        return value
+def _lower_bound(model: Generative, x: Tensor) -> Tensor:
+    """The bound at a draw of the latent context, if there is one.
+
+    It is at two draws, each the other's baseline, where the gradient is a score function's.
+    """
+    one = for_data(model.diffusion, x)
+    if one.log_q is None or not torch.is_grad_enabled():
+        return _bound(model, one, x)
+    other, same = for_data(model.diffusion, x), randomness.repeatable(x.device)
+    bounds = []
+    for drawn in (one, other):
+        with same():
+            bounds.append(_bound(model, drawn, x))
+    apart = (bounds[0] - bounds[1]).detach()
+    log_qs = [d.log_q for d in (one, other) if d.log_q is not None]
+    pulls = [log_q - log_q.detach() for log_q in log_qs]
+    value: Tensor = (bounds[0] + bounds[1] + apart * (pulls[0] - pulls[1])) / 2
+    return value
 
 
 def _bound(model: Generative, drawn: Drawn, x: Tensor) -> Tensor:
@@ -176,19 +176,11 @@ def _bound(model: Generative, drawn: Drawn, x: Tensor) -> Tensor:
 
 
 def chain_of(model: Generative, times: int | Tensor | None = None) -> GenerativeChain:
-    """The model as a chain on a grid.
-
-    Args:
-        model: the generative program.
-        times: a number N of times, or the times from ε to T, (N,); None: :data:`TIMES` of them.
-
-    Raises:
-        ValueError: a diffusion without closed-form kernels.
-    """
-    diffusion = model.diffusion
+    """The model as a chain on a grid: a number of times, the times from ε to T (N,), or by default
+    :data:`TIMES` of them."""
     times = TIMES if times is None else times
-    grid = diffusion.log_snr_grid(times) if isinstance(times, int) else times
-    return GenerativeChain(diffusion, model.score_function, model.event_shape, grid)
+    grid = log_snr_times(model.diffusion, times) if isinstance(times, int) else times
+    return GenerativeChain(model.diffusion, model.score_function, model.event_shape, grid)
 
 
 def path_weight(
@@ -198,14 +190,10 @@ def path_weight(
     x: Tensor,
     path: Tensor | None = None,
 ) -> Tensor:
-    """log w of one path on the chain's grid for each datum, (n,) float64.
+    """log w of one path on the chain's grid for each datum x (n, *event_shape), (n,) float64.
 
-    Args:
-        model: the generative program.
-        chain: the program as a chain, from :func:`chain_of`.
-        noising: distribution of paths from x in float64, at the chain's times.
-        x: data, (n, *event_shape).
-        path: paths, (n, N, K, *event_shape) in float64; None: noising ones are drawn.
+    Paths are (n, N, K, *event_shape) in float64, by default drawn from the noising distribution at
+    the chain's times.
     """
     path = noising.rsample() if path is None else path
     decoded = _decoded(model, noising.states(path)[0], x)
@@ -215,14 +203,8 @@ def path_weight(
 def flow_weight(
     model: Generative, noising: NoisingLaw, x: Tensor, solver: Solver
 ) -> tuple[Tensor, int]:
-    """log w of one y_ε for each datum, (n,) float64, and the number of network calls.
-
-    Args:
-        model: the generative program.
-        noising: distribution of paths from x in float64, in continuous time.
-        x: data, (n, *event_shape).
-        solver: solver of the ODE.
-    """
+    """log w of one y_ε for each datum x (n, *event_shape), (n,) float64, and the number of network
+    calls, by the noising distribution in continuous time, in float64."""
     path = noising.rsample()
     (y,) = noising.states(path)
     flow = flow_log_prob(model.diffusion, model.score_function, y, solver)
@@ -237,6 +219,6 @@ def log_mean_weight(log_weights: Tensor) -> Tensor:
 
 def _decoded(model: Generative, y: Tensor, x: Tensor) -> Tensor:
     """log p(x | y_ε), (n,)."""
-    law = model.likelihood(model.diffusion, model.score_function, y.to(x.dtype), x.dim() - 1)
-    log_prob: Tensor = law.log_prob(x)
+    decoder = model.likelihood(model.diffusion, model.score_function, y.to(x.dtype), x.dim() - 1)
+    log_prob: Tensor = decoder.log_prob(x)
     return log_prob

@@ -12,29 +12,36 @@ makes those of the diffusion)::
 A diffusion without a closed form has simulated paths (:func:`paths_figure`) and the field of its
 drift (:func:`field_figure`).
 
-matplotlib comes with ``pip install -e ".[plots]"``. Without it, importing this module raises
-ModuleNotFoundError.
+matplotlib comes with ``pip install -e ".[plots]"``. Without it, importing ``pyro_mdm.plots``
+raises ModuleNotFoundError.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyro_mdm import randomness
+import pyro_mdm.randomness as randomness
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion, frozen
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
-from pyro_mdm.paths.laws import noising_law
+from pyro_mdm.paths.base import noising_law
 from pyro_mdm.samplers.grids import simulation_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
-from pyro_mdm.support.places import installing
+from pyro_mdm.support.checks import tensor_device
 
 __all__ = [
     "bound_figure",
@@ -54,23 +61,6 @@ __all__ = [
     "variable_name",
     "views_figures",
 ]
-
-try:
-    from matplotlib import colormaps
-    from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "matplotlib":
-        raise  # matplotlib is there, something it imports is not
-    raise ModuleNotFoundError(
-        "pyro_mdm.plots draws with matplotlib, which is not installed "
-        f"and which the rest of the library does without; {installing('plots')}",
-        name="matplotlib",
-    ) from error
 
 
 DPI = 160
@@ -273,7 +263,7 @@ MOST_LINES = 256
 
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
-def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
+def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, object]:
     """The numbers of a diffusion that the figures of training need, in lists.
 
     ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
@@ -287,10 +277,10 @@ def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
-    matrices: dict[str, Any] = {}
+    matrices: dict[str, object] = {}
     if isinstance(diffusion, Kernels):
-        frozen = diffusion.frozen()
-        matrices = {"Q": frozen.Q.tolist(), "D": frozen.D.tolist()}
+        middle = frozen(diffusion)
+        matrices = {"Q": middle.Q.tolist(), "D": middle.D.tolist()}
         matrices["eigenvalues"] = _eigenvalues(diffusion)
     return matrices | {
         "times": s.tolist(),
@@ -302,7 +292,7 @@ def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
 
 
 def _eigenvalues(diffusion: Kernels) -> list[list[float]]:
-    A = diffusion.clock(diffusion.horizon) * diffusion.frozen().unit_drift
+    A = diffusion.clock(diffusion.horizon) * frozen(diffusion).unit_drift
     values = torch.linalg.eigvals(A.cpu())
     return torch.view_as_real(values).tolist()
 
@@ -427,10 +417,10 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
         diffusion: diffusion with a clock for each data dimension.
         points: number of points from ε to T.
     """
-    u = torch.linspace(0, 1, points, dtype=torch.float64, device=diffusion.start_time.device)
-    maps = diffusion.level(u).log_snr.cpu()
+    u = torch.linspace(0, 1, points, dtype=torch.float64)
+    maps = diffusion.level(u).log_snr
     high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
-    common = (high - u * (high - low)).cpu()
+    common = high - u * (high - low)
     apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
     lines = apart.flatten(1).unique(dim=1)
     image = apart[:, 0] if apart.dim() == 4 and min(apart.shape[2:]) > 1 else None
@@ -458,7 +448,7 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
 def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
     """Figures of the effect of a diffusion on data, one for each of its views, by name.
 
-    Columns are the data and then the stages of the view (:meth:`~pyro_mdm.Diffusion.views`). Images
+    Columns are the data and then the stages of the view (``views``). Images
     have a row each. Other data have one row of points, by their first two features, coloured by the
     view of the first.
 
@@ -467,9 +457,10 @@ def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
         x: data in model space, (n, *event_shape); a few images are drawn.
     """
     image = x.dim() == 4
-    x = x[: MOST_IMAGES if image else 512].to(diffusion.start_time.device)
+    x = x[: MOST_IMAGES if image else 512].to(tensor_device(diffusion))
     figures = {}
-    for name, value in diffusion.views(x).items():
+    make: Callable[[Tensor], dict[str, Tensor]] | None = getattr(diffusion, "views", None)
+    for name, value in (make(x) if make else {}).items():
         draw = _view_of_images if image else _view_of_points
         figures[name] = draw(name, value.double().cpu(), x.double().cpu())
     return figures
@@ -585,11 +576,13 @@ def paths_figure(
     """
     if len(x) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n ≥ 2")
-    K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
+    K, T = diffusion.num_variables, diffusion.horizon
+    device = tensor_device(diffusion) or torch.device("cpu")
     dimension = int(x.flatten(1).var(0).argmax())
     chosen = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
     x = x[chosen.to(x.device)].to(device)
-    s = torch.linspace(float(diffusion.start_time), T, points, dtype=torch.float64, device=device)
+    s = torch.linspace(float(diffusion.start_time), T, points, dtype=torch.float64)
+    s = s.to(diffusion.start_time)
     with randomness.piece(0, 1, seed):
         y = noising_law(diffusion, x, s).rsample()  # (n, points, K, *event_shape)
     generator = torch.Generator(device).manual_seed(seed)
@@ -652,7 +645,8 @@ def field_figure(
     """
     if x is not None and x.shape[1:] != (2,):
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, 2): points of the plane")
-    K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
+    K, T = diffusion.num_variables, diffusion.horizon
+    device = tensor_device(diffusion) or torch.device("cpu")
     start = float(diffusion.start_time)
     if times is None:
         times = simulation_grid(diffusion, 2).flip(0).tolist()
@@ -667,7 +661,7 @@ def field_figure(
     points = torch.cartesian_prod(side, side)
     y = torch.zeros(len(points), K, 2, device=device)
     y[:, 0] = points
-    s = torch.tensor(times, dtype=torch.float64, device=device)
+    s = torch.tensor(times).to(diffusion.start_time)
     f = torch.stack([diffusion.drift(y, at.expand(len(y))) for at in s]).cpu().double()
     size = f.norm(dim=-1)  # (times, points, K)
     shown = [k for k in range(K) if float(size[..., k].max()) > 1e-9] or [0]

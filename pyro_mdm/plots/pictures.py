@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
 
+from pyro_mdm.diffusions.base import coordinates, from_coordinates, typical
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.plots.figures import new_figure, variable_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+from pyro_mdm.support.checks import tensor_device
 
 __all__ = [
     "draw_noising",
@@ -160,14 +159,14 @@ def noising_figure(
 @torch.no_grad()
 def _states(diffusion: Kernels, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
     """States at times s (N,), (N, n, K, *event_shape), on the CPU; noise is like a state."""
-    device = s.device
-    x = diffusion.coordinates(x.detach().to(device).double())
-    typical, n, noise = diffusion.typical(x), len(x), noise.to(device)
+    device = tensor_device(diffusion)
+    x = coordinates(diffusion, x.detach().to(device).double())
+    at_typical, n, noise = typical(diffusion, x), len(x), noise.to(device)
     states = []
     for at in s:
-        law = typical.marginal(at.expand(n))
+        law = at_typical.marginal(at.expand(n))
         whitener = inverse_tril(law.scale_tril)
-        states.append(typical.noised(x, at.expand(n), noise, law, whitener).state.cpu())
+        states.append(at_typical.paths.noised(x, at.expand(n), noise, law, whitener).state.cpu())
     return torch.stack(states)
 
 
@@ -190,13 +189,12 @@ def draw_noising(
     """
     K, image = diffusion.num_variables, x.dim() == 4
     x = x[:1] if image else x[:512]
-    device = diffusion.start_time.device
     ends = (diffusion.max_log_snr, float(diffusion.terminal_log_snr))
-    log_snr = torch.linspace(*ends, columns, dtype=torch.float64, device=device)
+    log_snr = torch.linspace(*ends, columns, dtype=torch.float64)
     s = diffusion.time_at_log_snr(log_snr)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
-    y = diffusion.from_coordinates(_states(diffusion, x, s, noise))  # (columns, n, K, *event)
+    y = from_coordinates(diffusion, _states(diffusion, x, s, noise))  # (columns, n, K, *event)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):
         reach = float(y[:, :, i].abs().quantile(0.98 if image else 1.0))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.plots.figures import new_figure
 from pyro_mdm.support.text import plain
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["posterior_columns", "posterior_figure", "predictive_figure"]
 
@@ -63,8 +62,6 @@ def posterior_figure(
     Raises:
         ValueError: ``most`` is not from 1 to 12.
     """
-    from matplotlib.lines import Line2D
-
     if not 1 <= most <= MOST:
         raise ValueError(f"most is {most}, expected from 1 to {MOST} parameters")
     every = posterior_columns(drawn)
@@ -132,13 +129,14 @@ def _histogram(
     """A density on the axis's range, of which less than all values may be there."""
     bins = int(np.clip(np.sqrt(len(values)), 8, BINS))
     counts, edges = np.histogram(values, bins, limits)
-    look: dict[str, Any] = {"fill": True, "alpha": 0.6} if filled else {"lw": 1.3}
-    axes.stairs(counts / len(values) / np.diff(edges), edges, color=color, **look)
+    density = counts / len(values) / np.diff(edges)
+    if filled:
+        axes.stairs(density, edges, color=color, fill=True, alpha=0.6)
+    else:
+        axes.stairs(density, edges, color=color, lw=1.3)
 
 
 def _label(axes: Axes, i: int, j: int, names: list[str], limits: list[tuple[float, float]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.set_xlim(limits[j])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(labelsize=6.5, length=2, pad=2)
@@ -168,9 +166,6 @@ def predictive_figure(replicated: Draws, observed: Draws, prior: Draws | None = 
         observed: observed values by site, (*shape).
         prior: simulations from the prior by site, (m, *shape), whose outer band is drawn beneath.
     """
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
-
     names = list(observed)
     figure = new_figure(4.2 * min(3, len(names)), 2.9 * -(-len(names) // 3) + 0.3)
     panels = figure.subplots(-(-len(names) // 3), min(3, len(names)), squeeze=False).ravel()
@@ -208,7 +203,7 @@ def predictive_figure(replicated: Draws, observed: Draws, prior: Draws | None = 
     return figure
 
 
-def _legend(figure: Figure, handles: list[Any], title: str | None) -> None:
+def _legend(figure: Figure, handles: list[Line2D], title: str | None) -> None:
     figure.legend(
         handles=handles, title=title, title_fontsize=8, fontsize=8, ncols=3, frameon=False,
         loc="outside upper center",

@@ -12,19 +12,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_mdm.plots.figures import new_figure
 from pyro_mdm.support.measured import Z95, student_factor
 from pyro_mdm.support.text import plain
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["calibration_figure", "marginals_figure", "pairs_figure"]
 
@@ -46,10 +47,7 @@ POINTS = 400
 """The largest number of points of a table in each panel of pairs."""
 COMPARED, RANKED = 30, 1000
 """The largest numbers of columns and of rows for which dependence is measured."""
-LOOKS: dict[str, dict[str, Any]] = {
-    "observed": {"color": "0.5"},
-    "drawn": {"color": "C0"},
-}
+COLORS = {"observed": "0.5", "drawn": "C0"}
 BINS = 10
 """The largest number of bins of a reliability curve, of about as many probabilities each."""
 
@@ -239,7 +237,7 @@ def _columns(observed: Columns, drawn: Columns | None) -> list[_Column]:
     return [_column(str(name), {label: t[name] for label, t in tables.items()}) for name in names]
 
 
-def _column(name: str, tables: dict[str, Any]) -> _Column:
+def _column(name: str, tables: Columns) -> _Column:
     missing = {label: _missing(values) for label, values in tables.items()}
     for label, absent in missing.items():
         if absent.all():
@@ -267,9 +265,9 @@ def _column(name: str, tables: dict[str, Any]) -> _Column:
 
 def _with_levels(
     name: str,
-    tables: dict[str, NDArray[Any]],
+    tables: dict[str, NDArray[np.object_]],
     missing: dict[str, NDArray[np.bool_]],
-    order: list[Any] | None,
+    order: list[object] | None,
 ) -> _Column:
     """A column of categories; the rarest of many are one."""
     counts = [Counter(v[~missing[label]].tolist()) for label, v in tables.items()]
@@ -335,8 +333,6 @@ def _inner(level: str) -> str:
 
 
 def _draw_marginal(axes: Axes, column: _Column, *, named: bool = True) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     everything = np.concatenate([*column.present.values()])
     if column.levels is not None:
         _draw_bars(axes, column, np.arange(len(column.levels)))
@@ -364,13 +360,13 @@ def _sides(column: _Column) -> Iterator[tuple[str, Values, float]]:
         yield label, values, i - 0.5 if several else 0.0
 
 
-def _draw_bars(axes: Axes, column: _Column, places: NDArray[Any]) -> None:
+def _draw_bars(axes: Axes, column: _Column, places: NDArray[np.number]) -> None:
     width = 0.8 / len(column.values)
     for label, values, side in _sides(column):
         share = np.array([(values == place).mean() for place in places])
         error = np.sqrt(share * (1 - share) / len(values))
         at = places + side * width
-        axes.bar(at, share, width, **LOOKS[label], alpha=0.9)
+        axes.bar(at, share, width, color=COLORS[label], alpha=0.9)
         axes.errorbar(at, share, error, fmt="none", ecolor="0.15", elinewidth=0.7)
     axes.set_ylim(0, None)
 
@@ -394,10 +390,10 @@ def _draw_histogram(axes: Axes, column: _Column, everything: Values) -> None:
     for label, values, _ in _sides(column):
         rest = values[~np.isin(values, spikes)]
         share = np.histogram(rest, edges)[0] / len(values)
-        filled: dict[str, Any] = (
-            {"fill": True, "alpha": 0.55} if label == "observed" else {"lw": 1.3}
-        )
-        axes.stairs(share, edges, **LOOKS[label], **filled)
+        if label == "observed":
+            axes.stairs(share, edges, color=COLORS[label], fill=True, alpha=0.55)
+        else:
+            axes.stairs(share, edges, color=COLORS[label], lw=1.3)
         tallest = max(tallest, float(share.max()))
     shares = np.array([[(v == w).mean() for v in column.present.values()] for w in spikes]).reshape(
         -1, len(column.values)
@@ -408,7 +404,7 @@ def _draw_histogram(axes: Axes, column: _Column, everything: Values) -> None:
     width = reach / 45
     for spike, of_tables in zip(spikes, shares, strict=True):
         for (label, _, side), share in zip(_sides(column), of_tables, strict=True):
-            axes.bar(spike + side * width, share, width, **LOOKS[label], alpha=0.9)
+            axes.bar(spike + side * width, share, width, color=COLORS[label], alpha=0.9)
         if cut and of_tables.max() > top:
             words = " | ".join(f"{share:.0%}" for share in of_tables)
             right = spike < (edges[0] + edges[-1]) / 2
@@ -423,9 +419,6 @@ def _draw_histogram(axes: Axes, column: _Column, everything: Values) -> None:
 
 def _mark_numbers(axes: Axes, column: _Column, which: str = "x") -> None:
     """Ticks of numbers or dates, few of them."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
     axis = axes.xaxis if which == "x" else axes.yaxis
     if column.dates:
         locator = AutoDateLocator(minticks=2, maxticks=6)
@@ -471,7 +464,7 @@ def _draw_pair(axes: Axes, across: _Column, up: _Column, seed: int) -> None:
             jitter = shift + wide * rng.uniform(-1, 1, most) if column.levels else 0.0
             place.append(column.values[label][few] + jitter)
         points.append(np.stack(place, 1))
-        colours += [LOOKS[label]["color"]] * most
+        colours += [COLORS[label]] * most
     order = rng.permutation(len(colours))  # so that no table covers the other
     x, y = np.concatenate(points)[order].T
     axes.scatter(x, y, s=3.5, lw=0, alpha=0.7, c=[colours[i] for i in order])
@@ -502,7 +495,7 @@ def _draw_dependence(axes: Axes, one: _Column, other: _Column) -> None:
     for i, (label, value) in enumerate(measured.items()):
         at = 0.5 if len(measured) == 1 else 0.64 - 0.28 * i
         words = "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
-        color = "0.3" if label == "observed" else LOOKS[label]["color"]
+        color = "0.3" if label == "observed" else COLORS[label]
         axes.text(
             0.5, at, words, fontsize=9, color=color, ha="center", va="center",
             transform=axes.transAxes,
@@ -659,10 +652,8 @@ def _grid(number: int, across: int, *, square: bool = False) -> tuple[Figure, li
 
 def _legend(figure: Figure, column: _Column, more: str) -> None:
     """The tables, with their rows, above the panels."""
-    from matplotlib.lines import Line2D
-
     handles = [
-        Line2D([], [], lw=5, label=f"{label}, {len(values):,} rows", **LOOKS[label])
+        Line2D([], [], lw=5, label=f"{label}, {len(values):,} rows", color=COLORS[label])
         for label, values in column.values.items()
     ]
     title = more.lstrip(";, ") or None

@@ -25,21 +25,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels, noised_state
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion, frozen
 from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures, tables
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support import measured
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import tensor_device
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -54,7 +55,6 @@ __all__ = [
     "write_diffusion",
     "write_diffusion_history",
     "write_diffusion_term",
-    "write_finished",
     "write_layout",
     "write_mean",
     "write_noising",
@@ -63,7 +63,6 @@ __all__ = [
     "write_pictures",
     "write_ranked_images",
     "write_samples",
-    "write_settings",
     "write_simulated",
     "write_terms",
     "write_text",
@@ -76,65 +75,10 @@ SPLITS = ("train", "validation")
 GROUPS = {"bits/dim": "bound", "nats": "nats"}
 """The group of tags of the bound by unit."""
 Terms = Mapping[str, tuple[float, float]]
-Record = Mapping[str, Any]
+Record = Mapping[str, object]
 
 
 # -- the table of runs -----------------------------------------------------------------------------
-def write_settings(
-    writer: SummaryWriter, settings: Mapping[str, str | float], metrics: Mapping[str, str]
-) -> None:
-    """Start the row of a run in the hparams table.
-
-    The row belongs to the run itself (``SummaryWriter.add_hparams`` would add another run). The
-    table takes its columns from one of its runs, so give every run the same names in the same
-    order. It opens with five settings and five metrics.
-
-    Args:
-        writer: writer of the run.
-        settings: texts or numbers by name.
-        metrics: titles by tag of a scalar, whose last value the table shows.
-    """
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
-    start = plugin_data_pb2.SessionStartInfo()
-    columns = []
-    for i, (title, value) in enumerate(settings.items()):
-        name = f"{i:02d} {title}"  # the table sorts by name
-        if isinstance(value, str):
-            start.hparams[name].string_value, kind = value, api_pb2.DATA_TYPE_STRING
-        else:
-            start.hparams[name].number_value, kind = value, api_pb2.DATA_TYPE_FLOAT64
-        columns.append(api_pb2.HParamInfo(name=name, display_name=title, type=kind))
-    shown = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title)
-        for tag, title in metrics.items()
-    ]
-    experiment = api_pb2.Experiment(hparam_infos=columns, metric_infos=shown)
-    _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)
-    _write_hparams(writer, metadata.SESSION_START_INFO_TAG, session_start_info=start)
-
-
-def write_finished(writer: SummaryWriter) -> None:
-    """Mark this run as finished in the hparams table."""
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
-    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
-    _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
-
-
-def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
-
-    data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **content)
-    plugin = SummaryMetadata.PluginData(
-        plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
-    )
-    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
-    file: Any = writer.file_writer
-    file.add_summary(Summary(value=[value]))
-
-
 def write_text(
     writer: SummaryWriter, tag: str, rows: Mapping[str, str | float], step: int = 0
 ) -> None:
@@ -339,7 +283,7 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
         diffusion: linear diffusion of one block.
         step: number of training steps so far.
     """
-    (Q, D, _), K = (matrix.cpu() for matrix in diffusion.frozen()), diffusion.num_variables
+    (Q, D, _), K = (matrix.cpu() for matrix in frozen(diffusion)), diffusion.num_variables
     for i in range(K):
         for j in range(i, K):
             if i != j:  # the lower triangle is the negative of this
@@ -349,8 +293,8 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
         writer.add_scalar(f"noising/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
         writer.add_scalar(f"noising/D_eigenvalues/{i}", value.item(), step)
-    reference: Any = diffusion.reference
-    if reference.learns_stationary:
+    reference = cast("LinearDiffusion", diffusion.reference)
+    if reference.prior_part.is_learned:
         for i in range(K):
             for j in range(i, K):
                 entry = reference.stationary_covariance[i, j].item()
@@ -388,14 +332,18 @@ def write_simulated(
     added = getattr(diffusion, "added", None)
     if added is None:
         return
-    device = diffusion.start_time.device
+    device = tensor_device(diffusion) or torch.device("cpu")
     x = x.to(device)
     shape = (len(x), diffusion.num_variables, *x.shape[1:])
     generator = torch.Generator(device).manual_seed(seed)
     noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+    start = diffusion.start_time
     states = {
-        "data": (noised_state(diffusion.start, x.double(), noise), diffusion.start_time),
-        "prior": (diffusion.prior.sample(shape, generator), diffusion.as_tensor(diffusion.horizon)),
+        "data": (noised_state(diffusion.start, x.double(), noise), start),
+        "prior": (
+            diffusion.prior.sample(shape, generator),
+            diffusion.start_time.new_tensor(diffusion.horizon),
+        ),
     }
     for name, (y, s) in states.items():
         rms = added(y.to(x), s.expand(len(y))).double().square().mean().sqrt()
@@ -430,7 +378,7 @@ def write_curves(writer: SummaryWriter, diffusion: Kernels, step: int) -> None:
         diffusion: diffusion with closed-form kernels.
         step: number of training steps so far.
     """
-    reference: Any = diffusion.reference
+    reference = cast("LinearDiffusion", diffusion.reference)
     writer.add_figure("noising/curves", figures.curves_figure(reference), step)
     if diffusion.maps and diffusion.context is None:
         figure = figures.log_snr_map_figure(diffusion)
@@ -522,7 +470,7 @@ def write_ranked_images(
 
 
 def write_pairs(
-    writer: SummaryWriter, observed: Mapping[str, Any], drawn: Mapping[str, Any], step: int
+    writer: SummaryWriter, observed: Mapping[str, object], drawn: Mapping[str, object], step: int
 ) -> None:
     """Write :func:`~pyro_mdm.plots.tables.pairs_figure` of a table as ``samples/pairs``.
 
@@ -538,7 +486,7 @@ def write_pairs(
 def write_calibration(
     writer: SummaryWriter,
     group: str,
-    pit: Mapping[str, Any],
+    pit: Mapping[str, object],
     classes: Mapping[str, tuple[Any, Any]] | None,
     step: int,
 ) -> None:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from pyro_mdm.contexts import EncodedContext, GivenContext, Vectors
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
-from pyro_mdm.evaluation.flow import probability_flow
+from pyro_mdm.evaluation.importance import probability_flow
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
@@ -48,8 +48,8 @@ from pyro_mdm.posteriors.reading import (
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder
 from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.saved import damage_of
@@ -119,13 +119,13 @@ class AmortizedPosterior(nn.Module):
 
     mean: Tensor
     scale: Tensor
-    program: Callable[..., Any]
+    program: Callable[..., object]
     outcome: Outcome | None = None
 
     @checked_arguments
     def __init__(
         self,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         draws: Draws,
@@ -170,7 +170,7 @@ class AmortizedPosterior(nn.Module):
     @checked_arguments
     def fit(
         cls,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         *,
@@ -231,8 +231,8 @@ class AmortizedPosterior(nn.Module):
         with to_learn_from(
             program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
-            settings: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
-            posterior = cls(program, latent, observed, chosen, network, diffusion, **settings)
+            sites, gaps = (program, latent, observed), missing > 0
+            posterior = cls(*sites, chosen, network, diffusion, missing=gaps, encoder=encoder)
             posterior._train(chosen, missing, options)
         return posterior
 
@@ -245,8 +245,7 @@ class AmortizedPosterior(nn.Module):
             if missing:
                 chosen = self.encoding.hide(chosen, missing)
                 coordinates = self.coordinates({n: v[rows] for n, v in draws.items()}, chosen)[0]
-            mean: Tensor = elbo(coordinates, chosen) / len(rows)
-            return mean
+            return elbo(coordinates, chosen) / len(rows)
 
         options = options.for_simulations(len(x))
         self.outcome = train(elbo, loss, len(x), options, largest_gradient=float(r.shape[1]))
@@ -277,9 +276,9 @@ class AmortizedPosterior(nn.Module):
     def from_pretrained(
         cls,
         folder: str | os.PathLike[str],
-        program: Callable[..., Any] | None = None,
+        program: Callable[..., object] | None = None,
         *,
-        classes: Mapping[str, Any] | None = None,
+        classes: Mapping[str, object] | None = None,
     ) -> AmortizedPosterior:
         """The posterior that :meth:`save_pretrained` wrote, for the same simulator.
 
@@ -325,7 +324,7 @@ class AmortizedPosterior(nn.Module):
         return new.eval()
 
     def _name_sites(
-        self, program: Callable[..., Any], latent: Sequence[str], observed: Sequence[str]
+        self, program: Callable[..., object], latent: Sequence[str], observed: Sequence[str]
     ) -> None:
         self.latent, self.observed = list(latent), list(observed)
         # a simulator that is a module must not become a submodule, whose weights would be trained
@@ -354,8 +353,7 @@ class AmortizedPosterior(nn.Module):
             ValueError: a site that is missing or has another shape; infinite numbers, or NaN where
                 none may be missing; numbers of data that differ between sites.
         """
-        encoded: Tensor = self.encoding(self._numbers(draws))
-        return encoded
+        return self.encoding(self._numbers(draws))
 
     def _numbers(self, draws: Mapping[str, Tensor]) -> Tensor:
         by_site = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
@@ -580,8 +578,9 @@ class AmortizedPosterior(nn.Module):
             chosen = {name: v[inside] for name, v in values.items()}
             z, log_det = self.coordinates(chosen, x[inside])
             model = self.model.given_context(x[inside])
-            options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
-            estimate = probability_flow(model, self.noising, z, progress=progress, **options)
+            estimate = probability_flow(
+                model, self.noising, z, samples=samples, solver=solver, seed=seed, progress=progress
+            )
             there = inside.cpu()
             value[there] = estimate.per_datum + log_det.double().cpu()
             error[there] = estimate.per_datum_error

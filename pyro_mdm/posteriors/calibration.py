@@ -3,22 +3,22 @@ r"""Simulation-based calibration: ranks of true parameters among draws of their 
 If θ* is drawn from the prior and x from the simulator, the rank of each entry of θ* among draws of
 p(θ | x) is uniform (Talts et al., "Validating Bayesian Inference Algorithms with Simulation-Based
 Calibration", 2018). This is necessary, not sufficient: the prior passes it too. So compare the log
-density of the truth with that of the prior (:func:`log_prior`) and of a Gaussian
-(:class:`LinearGaussian`).
+density of the truth with that of the prior (:func:`~pyro_mdm.posteriors.log_prior`) and of a
+Gaussian (:class:`LinearGaussian`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.posteriors.simulation import simulate
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.argument_types import checked_arguments
 
 __all__ = ["NEW_SEED", "Calibration", "Sampled", "calibrate", "new_simulations", "ranks"]
 
@@ -89,7 +89,7 @@ class Calibration:
 @checked_arguments
 def calibrate(
     posterior: Sampled,
-    program: Callable[..., Any],
+    program: Callable[..., object],
     simulations: int = 300,
     draws: int = 99,
     *,
@@ -119,7 +119,7 @@ def calibrate(
 
 
 def new_simulations(
-    program: Callable[..., Any], n: int, vectorized: bool, seed: int, progress: bool
+    program: Callable[..., object], n: int, vectorized: bool, seed: int, progress: bool
 ) -> Draws:
     """New simulations, (n, *shape) by site, other than the training data of a posterior, whose seed
     ``seed`` may be; arguments as for :func:`simulate`."""

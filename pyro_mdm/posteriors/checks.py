@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from pyro_mdm.posteriors.amortized import AmortizedPosterior
 from pyro_mdm.posteriors.calibration import Calibration, new_simulations, ranks
 from pyro_mdm.posteriors.guide import one_row
 from pyro_mdm.posteriors.reading import Draws
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.argument_types import Count, checked_arguments
 
 __all__ = ["Coverage", "calibrate_at", "expected_coverage"]
 
@@ -103,7 +102,7 @@ class Coverage:
 @checked_arguments
 def expected_coverage(
     posterior: AmortizedPosterior,
-    program: Callable[..., Any],
+    program: Callable[..., object],
     simulations: int = 300,
     draws: int = 99,
     *,
@@ -167,7 +166,7 @@ def _densities(
 @checked_arguments
 def calibrate_at(
     posterior: AmortizedPosterior,
-    program: Callable[..., Any],
+    program: Callable[..., object],
     data: Mapping[str, Tensor],
     simulations: int = 10_000,
     nearest: Count = 300,

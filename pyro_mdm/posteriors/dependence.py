@@ -13,15 +13,16 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from pyro_mdm.posteriors.traces import Site, is_subsample
 
 __all__ = ["ProgramRun", "is_computed", "parents_of", "run_holding", "with_other_draws"]
 
@@ -42,14 +43,14 @@ IN_PLACE = re.compile(
 """Names of functions that write into their first argument."""
 
 
-def is_computed(site: Mapping[str, Any]) -> bool:
+def is_computed(site: Site) -> bool:
     """Whether a site of a trace is one of ``pyro.deterministic``."""
     return bool(site["infer"].get("_deterministic", False))
 
 
-def _is_constant(site: Any) -> bool:
+def _is_constant(site: Site) -> bool:
     """Whether a site is no draw, but the rows of a plate or a fixed observation."""
-    return site_is_subsample(site) or (site["is_observed"] and not is_computed(site))
+    return is_subsample(site) or (site["is_observed"] and not is_computed(site))
 
 
 class _Leaks(TorchFunctionMode):
@@ -61,14 +62,14 @@ class _Leaks(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: Collection[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func is Tensor.new:  # Pyro's tensors would take its shape for numbers
-            return detach_provenance(args[0]).new(*args[1:], **kwargs)
+            args = (detach_provenance(args[0]), *args[1:])  # type: ignore[type-var]
         result = func(*args, **kwargs)
         if origin := get_provenance([args, kwargs]):
             name = getattr(func, "__name__", "")
@@ -91,7 +92,7 @@ class _Following(Messenger):
         self.named, self.leaks = named, leaks
         self.parents: dict[str, frozenset[str]] = {}
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Site) -> None:
         name = msg["name"]
         if _is_constant(msg) or (is_computed(msg) and name not in self.named):
             return
@@ -124,7 +125,7 @@ def with_other_draws(run: Callable[[int], T], seed: int) -> T:
 
 
 def parents_of(
-    program: Callable[..., Any], named: Collection[str], seeds: Collection[int]
+    program: Callable[..., object], named: Collection[str], seeds: Collection[int]
 ) -> dict[str, frozenset[str]]:
     """The sites that may feed each site directly, found in one run of the program for each seed.
 
@@ -164,7 +165,7 @@ class _Holding(Messenger):
         super().__init__()
         self.held, self.run = held, ProgramRun({}, {})
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Site) -> None:
         if _is_constant(msg):
             return
         name, drawn, law = msg["name"], msg["value"], msg["fn"]
@@ -182,7 +183,7 @@ class _Holding(Messenger):
 
 
 def run_holding(
-    program: Callable[..., Any], held: Mapping[str, tuple[Tensor, Tensor]], seed: int
+    program: Callable[..., object], held: Mapping[str, tuple[Tensor, Tensor]], seed: int
 ) -> ProgramRun:
     """A run of a program in which values are held.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +73,7 @@ class Encoding(nn.Module):
         self.register_buffer("covariance", covariance)
 
     @classmethod
-    def of_lists(cls, buffers: Mapping[str, list[Any]]) -> Encoding:
+    def of_lists(cls, buffers: Mapping[str, list[object]]) -> Encoding:
         """The encoding of buffers by name that were written as lists."""
         exact = ("mean", "covariance")
         tensors = {

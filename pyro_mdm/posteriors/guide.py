@@ -36,11 +36,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.base import noising_law
 from pyro_mdm.paths.flow import Solver, flow_log_prob
-from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, nodes_of
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = [
@@ -190,7 +190,7 @@ def _key(row: Tensor) -> bytes:
 class _Joint(TorchDistribution):
     """The distribution of all parameters, side by side."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
     def __init__(
@@ -258,7 +258,7 @@ class PosteriorGuide:
     def __init__(
         self,
         posterior: Posterior,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         sites: Sequence[ParameterSite],
         data: Mapping[str, Tensor],
         *,
@@ -291,10 +291,9 @@ class PosteriorGuide:
 
     def _score(self, rows: Tensor) -> Tensor:
         """The log densities of parameters that are no draws of this guide, (n,)."""
-        value: Tensor = self._posterior.log_prob(self._split(rows), self._data).value
-        return value
+        return self._posterior.log_prob(self._split(rows), self._data).value
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Draws:
+    def __call__(self, *args: object, **kwargs: object) -> Draws:
         """Draw all parameters, each at its site.
 
         Returns:

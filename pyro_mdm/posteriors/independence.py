@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors.dependence import ProgramRun, is_computed, run_holding
+from pyro_mdm.posteriors.traces import Site
 
 __all__ = ["SUPPORT_RUNS", "Group", "Laws", "Parts", "Plate", "grouped", "plates_of"]
 
@@ -40,7 +41,7 @@ class Plate(NamedTuple):
     dim: int  # the dimension of the site's value along the plate, negative
 
 
-def plates_of(site: Mapping[str, Any]) -> tuple[Plate, ...]:
+def plates_of(site: Site) -> tuple[Plate, ...]:
     """The plates of a site of a trace that are entered by ``with`` and are in its value's shape."""
     plates, shape = [], site["value"].shape
     for frame in site["cond_indep_stack"]:
@@ -105,7 +106,7 @@ class Laws:
     are the sites of one run of the program by name."""
 
     def __init__(
-        self, program: Callable[..., Any], latent: Sequence[str], nodes: Mapping[str, Any]
+        self, program: Callable[..., object], latent: Sequence[str], nodes: Mapping[str, Site]
     ) -> None:
         self.program, self.latent, self.nodes = program, latent, nodes
         self.plates = {name: {p.name: p for p in plates_of(s)} for name, s in self.nodes.items()}

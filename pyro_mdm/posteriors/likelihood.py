@@ -64,8 +64,9 @@ from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_count, check_counts
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
@@ -134,7 +135,7 @@ class AmortizedLikelihood(LearnedLikelihood):
     @checked_arguments
     def __init__(
         self,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         draws: Draws,
@@ -154,7 +155,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     def _read(
         self,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         hidden: int,
@@ -194,7 +195,7 @@ class AmortizedLikelihood(LearnedLikelihood):
     @checked_arguments
     def fit(
         cls,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         *,
@@ -250,8 +251,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         with to_learn_from(
             program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
-            sizes: dict[str, Any] = {"hidden": hidden, "depth": depth}
-            likelihood = cls(program, latent, observed, chosen, **sizes, exchangeable=exchangeable)
+            sites = program, latent, observed, chosen
+            likelihood = cls(*sites, hidden=hidden, depth=depth, exchangeable=exchangeable)
             likelihood.simulations = {name: chosen[name] for name in names}
             likelihood._train(chosen, options)
         return likelihood.eval().requires_grad_(False)
@@ -299,7 +300,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         """
         save_likelihoods(Path(folder) / FILE, KIND, [self])
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """The names of the sites, the sizes of the networks and their gains, for JSON."""
         gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
         named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
@@ -310,7 +311,7 @@ class AmortizedLikelihood(LearnedLikelihood):
     @classmethod
     @checked_arguments
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
+        cls, folder: str | os.PathLike[str], program: Callable[..., object] | None = None
     ) -> AmortizedLikelihood:
         """The likelihood that :meth:`save_pretrained` wrote, for the same simulator.
 
@@ -329,10 +330,10 @@ class AmortizedLikelihood(LearnedLikelihood):
     @classmethod
     def from_description(
         cls,
-        saved: Mapping[str, Any],
+        saved: JsonObject,
         state: Mapping[str, Tensor],
         path: Path,
-        program: Callable[..., Any] | None,
+        program: Callable[..., object] | None,
     ) -> AmortizedLikelihood:
         """The likelihood of a description and a state dict.
 
@@ -375,14 +376,15 @@ class AmortizedLikelihood(LearnedLikelihood):
         return new.eval().requires_grad_(False)
 
     @property
-    def _described(self) -> list[dict[str, Any]]:
+    def _described(self) -> list[dict[str, list[int] | str | None]]:
         """The shapes of the parameters, and of the data of each factor with its plate."""
-        parameters = {site.name: list(site.shape) for site in self.structure.parameters}
-        factors = [
-            {site.name: list(site.shape) for site in factor.sites} | {"plate": factor.plate}
-            for factor in self.structure.factors
+        described: list[dict[str, list[int] | str | None]] = [
+            {site.name: list(site.shape) for site in self.structure.parameters}
         ]
-        return [parameters, *factors]
+        for factor in self.structure.factors:
+            shapes = {site.name: list(site.shape) for site in factor.sites}
+            described.append({**shapes, "plate": factor.plate})
+        return described
 
     # -- parameters and data -----------------------------------------------------------------------
 
@@ -434,7 +436,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         self,
         theta: Mapping[str, Tensor],
         *,
-        program: Callable[..., Any] | None = None,
+        program: Callable[..., object] | None = None,
         draws: Draws | None = None,
         seed: int = 1,
         **options: Any,
@@ -562,7 +564,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 depends on sites that are not among them; given values of all parameters, of an
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
-        conditions = self._checked_given(given or {})
+        conditions = _checked_given(self.sites, given or {}, self.mean)
         particles = max(n, LEAST_PARTICLES) if particles is None else particles
         check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
         x = self.data(data)
@@ -589,34 +591,6 @@ class AmortizedLikelihood(LearnedLikelihood):
         numbers = result.log_constant, self.misfit(data), result.effective, result.acceptance
         return PosteriorDraws(values, *numbers)
 
-    def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:
-        """The values of given parameters by site, (*shape)."""
-        sites = {site.name: site for site in self.sites}
-        if unknown := [name for name in given if name not in sites]:
-            raise ValueError(
-                f"there is no parameter {unknown[0]!r}, expected parameters among {list(sites)}; "
-                "give those by name"
-            )
-        conditions = {name: torch.as_tensor(given[name]).to(self.mean) for name in given}
-        for name, value in conditions.items():
-            site = sites[name]
-            if value.shape != site.shape:
-                raise ValueError(
-                    f"the given {name!r} has shape {tuple(value.shape)}, expected one value, "
-                    f"{tuple(site.shape)}; a site is given whole, or left out and drawn"
-                )
-            if not bool(is_interior(site.support, value.unsqueeze(0))):
-                raise ValueError(
-                    f"the given {name!r} is {value.tolist()}, expected a value inside of its "
-                    f"support, {site.support}; check its units, or leave it out, and it is drawn"
-                )
-        if len(conditions) == len(sites):
-            raise ValueError(
-                f"given has all parameters, {list(sites)}, expected some, so that others are "
-                "drawn; log_prob has the density of the data, and sample draws data"
-            )
-        return {name: conditions[name] for name in sites if name in conditions}
-
 
 def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikelihood]) -> None:
     """Write likelihoods to a file, whose kind is given in words."""
@@ -630,7 +604,7 @@ def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikel
 
 
 def opened_likelihoods(
-    path: Path, kind: str, program: Callable[..., Any] | None
+    path: Path, kind: str, program: Callable[..., object] | None
 ) -> list[AmortizedLikelihood]:
     """The likelihoods that :func:`save_likelihoods` wrote, for the same simulator.
 
@@ -658,3 +632,32 @@ def _is_bounded(site: ParameterSite) -> bool:
 def _numbers(site: ParameterSite) -> int:
     """The number of inputs of networks for a parameter's site."""
     return math.prod(site.shape if _is_bounded(site) else site.transform.inverse_shape(site.shape))
+
+
+def _checked_given(parameters: Parameters, given: Mapping[str, Tensor], like: Tensor) -> Draws:
+    """The values of given parameters by site, (*shape)."""
+    sites = {site.name: site for site in parameters}
+    if unknown := [name for name in given if name not in sites]:
+        raise ValueError(
+            f"there is no parameter {unknown[0]!r}, expected parameters among {list(sites)}; "
+            "give those by name"
+        )
+    conditions = {name: torch.as_tensor(given[name]).to(like) for name in given}
+    for name, value in conditions.items():
+        site = sites[name]
+        if value.shape != site.shape:
+            raise ValueError(
+                f"the given {name!r} has shape {tuple(value.shape)}, expected one value, "
+                f"{tuple(site.shape)}; a site is given whole, or left out and drawn"
+            )
+        if not bool(is_interior(site.support, value.unsqueeze(0))):
+            raise ValueError(
+                f"the given {name!r} is {value.tolist()}, expected a value inside of its "
+                f"support, {site.support}; check its units, or leave it out, and it is drawn"
+            )
+    if len(conditions) == len(sites):
+        raise ValueError(
+            f"given has all parameters, {list(sites)}, expected some, so that others are "
+            "drawn; log_prob has the density of the data, and sample draws data"
+        )
+    return {name: conditions[name] for name in sites if name in conditions}

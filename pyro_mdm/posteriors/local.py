@@ -10,7 +10,7 @@ SVI holds for any guide, and importance weights make it exact.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +21,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.posteriors.guide import ScoredDraws
 from pyro_mdm.posteriors.reading import Draws, ParameterSite
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.argument_types import Count, checked_arguments
 
 __all__ = ["LocalGuide"]
 
@@ -164,7 +164,7 @@ class _Pool:
 class _Local(TorchDistribution):
     """The posteriors of some data, the parameters of a datum side by side."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
     def __init__(self, pool: _Pool, rows: Tensor, batch_shape: Sequence[int] | None = None) -> None:

@@ -32,8 +32,8 @@ from pyro_mdm.posteriors.likelihood import (
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
+from pyro_mdm.support.argument_types import Several, checked_arguments
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import Several, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
 
@@ -142,7 +142,7 @@ class LikelihoodMembers(LearnedLikelihood):
     @checked_arguments
     def fit(
         cls,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         *,
@@ -178,9 +178,17 @@ class LikelihoodMembers(LearnedLikelihood):
             halves = [torch.randperm(n)[: max(2, n // 2)] for _ in range(members)]
         for place, rows in enumerate(halves):
             half = {name: chosen[name][rows] for name in names}
-            options_of_member: dict[str, Any] = {"draws": half, "seed": seed + place}
-            options_of_member |= {"progress": progress, "seconds": budget.next()} | options
-            fitted.append(AmortizedLikelihood.fit(program, latent, observed, **options_of_member))
+            likelihood = AmortizedLikelihood.fit(
+                program,
+                latent,
+                observed,
+                draws=half,
+                seconds=budget.next(),
+                seed=seed + place,
+                progress=progress,
+                **options,
+            )
+            fitted.append(likelihood)
         return cls(fitted)
 
     @checked_arguments
@@ -195,7 +203,7 @@ class LikelihoodMembers(LearnedLikelihood):
     @classmethod
     @checked_arguments
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
+        cls, folder: str | os.PathLike[str], program: Callable[..., object] | None = None
     ) -> LikelihoodMembers:
         """The members that :meth:`save_pretrained` wrote; arguments and errors as for
         :meth:`AmortizedLikelihood.from_pretrained`."""
@@ -273,9 +281,11 @@ class LikelihoodMembers(LearnedLikelihood):
         """Draws of p(θ | x) for one datum, an equal number by each member, with the evidence;
         arguments and errors as for :meth:`AmortizedLikelihood.posterior`."""
         check_count("n", n, "the number of draws", len(self))
-        how: dict[str, Any] = {"given": given, "particles": particles, "moves": moves}
+        share = -(-n // len(self))
         posteriors = [
-            member.posterior(data, -(-n // len(self)), **how, seed=seed + place)
+            member.posterior(
+                data, share, given=given, particles=particles, moves=moves, seed=seed + place
+            )
             for place, member in enumerate(self)
         ]
         order = torch.randperm(

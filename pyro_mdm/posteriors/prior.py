@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import pyro
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.parameters import Parameters
 from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, nodes_of, rows_of, sites_of
+from pyro_mdm.posteriors.traces import Site
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["ParameterPrior", "RemainingPrior", "log_prior"]
 
@@ -260,11 +260,11 @@ class _AllDrawn(Exception):
 class _Parameters(Messenger):
     """Values and log densities of the parameters of one run, which ends with the last of them."""
 
-    def __init__(self, names: Mapping[str, Any]) -> None:
+    def __init__(self, names: Mapping[str, object]) -> None:
         super().__init__()
         self.names, self.values, self.log_probs = names, Draws(), Draws()
 
-    def after(self, program: Callable[[], Any], n: int = 0, nesting: int = 0) -> _Parameters:
+    def after(self, program: Callable[[], object], n: int = 0, nesting: int = 0) -> _Parameters:
         """The same object after a run, in a plate of n outside of the program's plates."""
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self)
@@ -274,7 +274,7 @@ class _Parameters(Messenger):
                 program()
         return self
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_post_sample(self, msg: Site) -> None:
         if msg["name"] not in self.names:
             return
         log_prob = msg["fn"].log_prob(msg["value"])

@@ -22,16 +22,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from types import TracebackType
+from typing import NamedTuple, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import MixtureSameFamily, biject_to, constraints
+from torch.distributions import MixtureSameFamily, Transform, biject_to, constraints
 
 from pyro_mdm.posteriors.dependence import is_computed, parents_of, with_other_draws
 from pyro_mdm.posteriors.independence import (
@@ -42,8 +43,9 @@ from pyro_mdm.posteriors.independence import (
     grouped,
     plates_of,
 )
+from pyro_mdm.posteriors.traces import Site, is_subsample, sample_sites
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = [
     "SUPPORT_RUNS",
@@ -71,7 +73,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-Program = Callable[..., Any]
+Program = Callable[..., object]
 """A Pyro program."""
 
 Draws = dict[str, Tensor]
@@ -86,25 +88,24 @@ Plates = Mapping[str, int] | None
 # -- runs -----------------------------------------------------------------------------------------
 
 
-def nodes_of(program: Program, seed: int = 0) -> dict[str, Any]:
+def nodes_of(program: Program, seed: int = 0) -> dict[str, Site]:
     """The sample sites of one run of a program that does not fail, by name, as Pyro traces them;
     the seed is that of the first run."""
 
-    def traced(seed: int) -> Any:
+    def traced(seed: int) -> dict[str, Site]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return poutine.trace(program).get_trace().nodes.items()
+            return sample_sites(poutine.trace(program).get_trace())
 
-    nodes = with_other_draws(traced, seed)
-    draws = ((name, site) for name, site in nodes if site["type"] == "sample")
-    return {name: site for name, site in draws if not site_is_subsample(site)}
+    nodes = with_other_draws(traced, seed).items()
+    return {name: site for name, site in nodes if not is_subsample(site)}
 
 
 class SameSites(Messenger):
     """A handler around runs of a program that checks that they have the sites and shapes of the
     nodes of one run."""
 
-    def __init__(self, nodes: Mapping[str, Any]) -> None:
+    def __init__(self, nodes: Mapping[str, Site]) -> None:
         super().__init__()
         self.shapes = {name: _shape(site) for name, site in nodes.items()}
         self.error: ValueError | None = None
@@ -112,7 +113,7 @@ class SameSites(Messenger):
     def around(self, program: Program) -> Program:
         """The program with this handler around each of its runs."""
 
-        def run() -> Any:
+        def run() -> object:
             with self:
                 return program()
 
@@ -138,21 +139,26 @@ class SameSites(Messenger):
         super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
         try:
-            if error[0] is None:
+            if error is None:
                 check_same(self.shapes, self.seen)
         except ValueError as differs:
             self.error = differs
             raise
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg):
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not is_subsample(msg):
             self.seen[msg["name"]] = _shape(msg)
 
 
-def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+def check_same(first: Mapping[str, object], other: Mapping[str, object]) -> None:
     """Raise ValueError unless two runs have the same shapes by site."""
     if first == other:
         return
@@ -167,11 +173,11 @@ def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     )
 
 
-def _shape(site: Mapping[str, Any]) -> tuple[int, ...]:
+def _shape(site: Site) -> tuple[int, ...]:
     return tuple(getattr(site["value"], "shape", ()))
 
 
-def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
+def rows_of(values: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
     """The checked values of a site, (n, *shape), of values by site (n, *shape) or one value,
     (*shape).
 
@@ -201,8 +207,8 @@ class ParameterSite(NamedTuple):
 
     name: str
     shape: torch.Size  # of one draw
-    support: Any  # the constraint of its values
-    transform: Any  # from unconstrained numbers to values
+    support: constraints.Constraint  # of its values
+    transform: Transform  # from unconstrained numbers to values
     event_dim: int = 0  # the number of dimensions of an event
     plates: tuple[Plate, ...] = ()  # outermost first; those entered by ``with``
 
@@ -293,11 +299,11 @@ def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
 
 
 def check_program(
-    program: Callable[..., Any] | None,
+    program: Callable[..., object] | None,
     kind: str,
     folder: str | os.PathLike[str],
     names: Sequence[str],
-) -> Callable[..., Any]:
+) -> Callable[..., object]:
     """The program for what is opened from a folder, of a class named by ``kind``.
 
     Raises:
@@ -312,7 +318,7 @@ def check_program(
     return program
 
 
-def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
+def sites_of(program: Program, names: Sequence[str]) -> dict[str, Site]:
     """The named sites of a program, as Pyro traces them.
 
     Raises:
@@ -341,18 +347,17 @@ def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor,
     return bounds
 
 
-def _ends(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _ends(site: Site) -> tuple[Tensor, Tensor]:
     """The ends of the support of a site in one run, (*shape) each."""
     shape, law = site["value"].shape, site["fn"]
-    try:
+    support: constraints.Constraint | None = constraints.real
+    with suppress(NotImplementedError):
         support = law.support
-    except NotImplementedError:
-        support = constraints.real
     while hasattr(law, "base_dist"):
         law = law.base_dist
     is_mixture = isinstance(law, MixtureSameFamily)  # its components may differ in their bounds
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     is_binary = isinstance(support, type(constraints.boolean) | type(constraints.one_hot))
     if is_binary or site["value"].dtype == torch.bool:
@@ -366,7 +371,7 @@ def _ends(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return ends[0], ends[1]
 
 
-def _chosen(nodes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _chosen(nodes: Mapping[str, Site], names: Sequence[str]) -> dict[str, Site]:
     available = list(nodes)
     for name in names:
         if name not in available:
@@ -381,7 +386,7 @@ def _chosen(nodes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def named_sites(
     program: Program, latent: Sequence[str], observed: Sequence[str]
-) -> tuple[list[ParameterSite], dict[str, Any]]:
+) -> tuple[list[ParameterSite], dict[str, Site]]:
     """The parameters of a program, and the sites of its data by name, checked in several runs.
 
     Raises:
@@ -414,8 +419,8 @@ def named_sites(
     return parameters, data
 
 
-def _of_parameter(name: str, site: Mapping[str, Any]) -> ParameterSite:
-    support = site["fn"].support
+def _of_parameter(name: str, site: Site) -> ParameterSite:
+    support: constraints.Constraint = site["fn"].support  # type: ignore[assignment]
     if support.is_discrete:
         raise TypeError(
             f"site {name!r} is discrete, {describe(site['fn'])}, expected real numbers; sum it out "
@@ -425,7 +430,7 @@ def _of_parameter(name: str, site: Mapping[str, Any]) -> ParameterSite:
     return ParameterSite(name, shape, support, biject_to(support), event_dim, plates_of(site))
 
 
-def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Any]) -> None:
+def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Site]) -> None:
     """Raise ValueError for a parameter whose support differs between runs."""
     for site in sites:
         now = _of_parameter(site.name, nodes[site.name]).transform
@@ -535,7 +540,7 @@ def _read(
     return Structure(tuple(parameters), tuple(sites.values()), tuple(factors), tuple(notes))
 
 
-def _declared(data: Mapping[str, Any], exchangeable: Sequence[str]) -> Parts:
+def _declared(data: Mapping[str, Site], exchangeable: Sequence[str]) -> Parts:
     """The data of plates along which they are declared to be exchangeable.
 
     Raises:
@@ -555,10 +560,8 @@ def _declared(data: Mapping[str, Any], exchangeable: Sequence[str]) -> Parts:
     return declared
 
 
-def _of_data(name: str, site: Mapping[str, Any], parameters: Sequence[str]) -> DataSite:
-    try:
-        discrete = site["fn"].support.is_discrete
-    except NotImplementedError:
-        discrete = False
-    discrete = discrete or not site["value"].is_floating_point()
+def _of_data(name: str, site: Site, parameters: Sequence[str]) -> DataSite:
+    discrete = not site["value"].is_floating_point()
+    with suppress(NotImplementedError):
+        discrete = discrete or bool(getattr(site["fn"].support, "is_discrete", False))
     return DataSite(name, site["value"].shape, discrete, plates_of(site), tuple(parameters))

@@ -15,19 +15,19 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, check_same, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
+from pyro_mdm.posteriors.traces import Site, is_subsample, sample_sites
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import Count, checked_arguments
 from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
@@ -141,7 +141,7 @@ def _simulated(
     with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
         runs = itertools.count()
 
-        def counted() -> Any:
+        def counted() -> object:
             value = checked()
             if next(runs) < n:  # Predictive runs the program once more, to list its sites
                 bar.update()
@@ -244,11 +244,11 @@ def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batc
     return Batch(torch.tensor(list(runs)), values, {})
 
 
-def _beside_plates(given: Draws, nodes: Mapping[str, Any]) -> Draws:
+def _beside_plates(given: Draws, nodes: Mapping[str, Site]) -> Draws:
     """Values (n, *shape) with a dimension for each plate that is in the program but not around
     their site, which :class:`Predictive` takes the event for."""
     plates = [frame for site in nodes.values() for frame in site["cond_indep_stack"]]
-    deepest = max((-frame.dim for frame in plates if frame.vectorized), default=0)
+    deepest = max((-(frame.dim or 0) for frame in plates), default=0)
     values = dict(given)
     for name, value in given.items():
         if name in nodes:
@@ -262,11 +262,10 @@ def _run(program: Program, given: Draws | None) -> Draws:
     program = program if given is None else poutine.condition(program, data=given)
     with torch.no_grad():
         trace = poutine.block(poutine.trace(program).get_trace)()
-    sites = [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
     return {
         name: torch.as_tensor(site["value"]).detach()
-        for name, site in sites
-        if not site_is_subsample(site)
+        for name, site in sample_sites(trace).items()
+        if not is_subsample(site)
     }
 
 
@@ -351,7 +350,7 @@ def _run_all(
             bar.update(len(batch.runs) + len(batch.failed))
 
 
-def _results(tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[Batch]:
+def _results(tasks: Iterable[tuple[object, ...]], workers: int | None) -> Iterator[Batch]:
     """Batches as they come."""
     if workers is None:
         yield from itertools.starmap(_run_batch, tasks)

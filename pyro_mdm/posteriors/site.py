@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -204,7 +204,7 @@ class DataDistribution(TorchDistribution):
         (torch.Size([7]), torch.Size([5]))
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(
         self,
@@ -384,8 +384,7 @@ class DataDistribution(TorchDistribution):
         except RuntimeError as error:
             if not str(error).startswith("vmap:"):
                 raise
-        rows: Tensor = _AllRows.apply(self, batch, value, *theta)
-        return rows
+        return _AllRows.apply(self, batch, value, *theta)
 
     def _log_prob(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
         value = torch.as_tensor(value)

@@ -6,14 +6,14 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws, check_same
-from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.files import temporary
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.files import JsonObject, temporary
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 
 __all__ = ["Batch", "Store", "read_draws"]
@@ -77,7 +77,7 @@ class Store:
             facts |= {"batch_size": batch_size}
         self._facts, self._n = facts, 0 if saved is None else saved["n"]
 
-    def _check(self, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def _check(self, saved: Mapping[str, object], facts: Mapping[str, object]) -> None:
         for name, value in facts.items():
             if saved.get(name) != value:
                 raise ValueError(
@@ -146,7 +146,7 @@ def _digest(at: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _header(folder: Path) -> dict[str, Any] | None:
+def _header(folder: Path) -> JsonObject | None:
     """The seed and the options of a folder's draws; None: a new or an empty folder.
 
     Raises:
@@ -164,7 +164,7 @@ def _header(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _batches(folder: Path, facts: Mapping[str, Any]) -> list[Batch]:
+def _batches(folder: Path, facts: Mapping[str, object]) -> list[Batch]:
     """The batches of a folder with the given facts.
 
     Raises:

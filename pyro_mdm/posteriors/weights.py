@@ -10,19 +10,20 @@ import torch
 from pyro.infer import Importance
 from torch import Tensor
 
-from pyro_mdm.evaluation.defensive import Defence
 from pyro_mdm.evaluation.weights import (
     LARGEST,
     LEVEL,
+    effective_samples,
     evidence,
     pareto_k,
     pareto_limit,
     spread_of,
 )
 from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.posteriors.defensive import Defence
 from pyro_mdm.posteriors.dependence import is_computed
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_shape
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import Z95, Measured
 
 __all__ = ["ImportanceWeights"]
@@ -35,7 +36,7 @@ class ImportanceWeights:
     Args:
         log_weights: the log weights log p(θ, x) − log q(θ | x) of S draws, (S,), nats.
         defence: for weights of a mixture, whose last draws have heavy tails
-            (:mod:`pyro_mdm.evaluation.defensive`): how these count. None: weights of q alone, which
+            (:mod:`pyro_mdm.posteriors.defensive`): how these count. None: weights of q alone, which
             do not show a tail that none of them has reached.
     """
 
@@ -143,10 +144,9 @@ class ImportanceWeights:
     @property
     def effective(self) -> float:
         """The effective sample size, (Σ w)² / Σ w², from 1 to S; 0 if all weights are 0."""
-        log_w = self.log_weights
-        if bool((log_w == -math.inf).all()):
+        if bool((self.log_weights == -math.inf).all()):
             return 0.0
-        return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp())
+        return float(effective_samples(self.log_weights))
 
     @property
     def pareto_k(self) -> float:

@@ -30,18 +30,16 @@ sampler                                   follows            order        calls 
 
 Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
 ``grid`` by name (:data:`GRIDS`), as times, or as a function. The default sampler is
-:func:`default_sampler`. :class:`Guided` adds classifier-free guidance to any sampler,
-:class:`Replacement` puts observed dimensions into its states.
+:func:`default_sampler`. :class:`~pyro_mdm.conditioning.Guided` adds classifier-free guidance to any
+sampler, :class:`~pyro_mdm.conditioning.Replacement` puts observed dimensions into its states.
 
 A score may have two attributes: ``dtype``, the precision it is called in (PyTorch's default
 otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential integrators and
 :class:`Ancestral` use; without it the denoiser is the projection of the score on g².
 """
 
-from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.default import default_sampler
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import (
     GRIDS,
@@ -52,17 +50,14 @@ from pyro_mdm.samplers.grids import (
     quadratic_grid,
     simulation_grid,
 )
-from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
-from pyro_mdm.samplers.splitting import Splitting
-from pyro_mdm.samplers.stochastic_heun import StochasticHeun
+from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 
 __all__ = [
     "Ancestral",
     "EulerMaruyama",
     "ExponentialIntegrator",
     "GRIDS",
-    "Guided",
     "ProbabilityFlow",
     "Sampler",
     "Splitting",

@@ -8,34 +8,50 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
+from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
+from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.randomness import for_data, normal_for_data
-from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
+from pyro_mdm.samplers.grids import GRIDS, NEED, Grid, check_grid, check_need, given_times
+from pyro_mdm.scores.base import Coefficients, check_process, coefficients, project
 from pyro_mdm.scores.base import Score as Parameterization
-from pyro_mdm.scores.base import project
-from pyro_mdm.support.checks import check_count, describe
-from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.late_checks import check_values, settle
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import (
+    check_count,
+    check_finite,
+    check_values,
+    check_weights,
+    describe,
+    settle,
+    tensor_device,
+)
+from pyro_mdm.support.modules import CompiledFunction
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
 __all__ = [
+    "At",
+    "LinearSampler",
+    "LinearSteps",
     "Noise",
     "Questions",
     "Sampler",
     "Watch",
-    "by_step",
     "check_size",
+    "combined",
 ]
 
+
+L = TypeVar("L", bound="LinearSampler[Any]")
+Plan = TypeVar("Plan", bound=tuple[Any, ...])
 Score = Callable[[Tensor, Tensor], Tensor]
-T = TypeVar("T")
 Noise = Callable[[], Tensor]
 """A function that draws standard normal noise of the shape of a state."""
 Watch = Callable[[Tensor, Tensor], object]
@@ -67,15 +83,17 @@ class Sampler(Recorded, ABC):
 
     None: that of the score, whatever its noise.
     """
-    reads_by_step: ClassVar[bool] = False
-    """Whether :meth:`step` reads of every field of the plan the entry ``[i]`` alone.
-
-    The fields are then tuples of their entries, which take no operation to read.
-    """
     is_default: bool = False
     """Whether :func:`~pyro_mdm.samplers.default_sampler` made it."""
     calls: int = 0
     """The number of network calls of the last run."""
+    calls_a_step: int = 1
+    """The number of network calls of a step."""
+    remembers: int = 0
+    """The number of estimates of earlier steps that a step uses."""
+    by_x_hat: ClassVar[bool] = False
+    """Whether steps are by x̂, or by ŵ of a score that estimates the mean of v_0 too."""
+    _compiled: CompiledFunction[Callable[..., tuple[Tensor, list[Tensor]]]] | None = None
 
     def __init__(self, steps: int, grid: Grid | None = None) -> None:
         check_count("steps", steps, "the number of steps from T to ε")
@@ -84,14 +102,23 @@ class Sampler(Recorded, ABC):
 
     def times(self, diffusion: Diffusion) -> Tensor:
         """The decreasing grid of times, (steps + 1,), from T to ε."""
-        grid = usual_grid(diffusion, self.default_grid) if self.grid is None else self.grid
-        return grid_times(grid, diffusion.for_grids, self.steps)
+        caps, grid = diffusion.caps, self.grid
+        if grid is None:
+            grid = self.default_grid if Cap.KERNELS in caps else "progress"
+        common = diffusion if Cap.NO_CONTEXT in caps else diffusion.reference
+        if not isinstance(grid, str):
+            return given_times(grid, common, self.steps)
+        if grid in NEED:
+            check_need(grid, common)
+        return GRIDS[grid](common, self.steps)
 
     def plan(self, diffusion: Any, times: Tensor) -> Any:
-        """The tensors of all steps that do not depend on the state; by default the times alone.
+        """All of the steps that does not depend on the state; by default the times alone.
 
-        A plan is a named tuple whose fields begin with the steps and whose field ``s`` holds the
-        times of the score calls, or the times themselves.
+        A plan is the times themselves, or a named tuple of tensors that begin with the steps. It
+        has the times of the score calls in its field ``s``, and in ``later`` those of second calls.
+        :meth:`step` is given a list of the entries of each step, and in place of these times the
+        diffusion there.
 
         Args:
             diffusion: the noising diffusion that is reversed.
@@ -99,16 +126,46 @@ class Sampler(Recorded, ABC):
         """
         return times
 
-    def planned(self, diffusion: Diffusion, times: Tensor) -> Any:
-        """The plan, per data dimension where dimensions differ."""
-        return diffusion.planned(self.plan, times)
+    def plan_by_dimension(self, diffusion: Diffusion, times: Tensor) -> Any:
+        """The plan where data dimensions differ.
+
+        Its fields are (steps, 1, *event_shape, …), or (steps, n, *event_shape, …) for n data whose
+        contexts are given, and ``s`` holds the common times.
+        """
+        kernels, common = cast(Kernels, diffusion), self.plan(diffusion.reference, times)
+        if isinstance(common, Tensor):
+            return common  # the times themselves
+        if Cap.NO_CONTEXT in diffusion.caps:
+            plan = kernels.by_dimension(self.plan, times)
+            return type(plan)(*(field.unsqueeze(1) for field in plan))._replace(s=common.s)
+        return kernels.by_dimension(self.plan, times.unsqueeze(1))._replace(s=common.s)
+
+    def planned(self, ask: Questions, times: Tensor, y: Tensor) -> Any:
+        """The plan's entries by step, for states like y; times and other plans as they are.
+
+        Its times become coefficients, computed for all of them at once, unless they differ between
+        data or the score is no model's.
+        """
+        diffusion = ask.diffusion
+        plan = (self.plan_by_dimension if diffusion.maps else self.plan)(diffusion, times)
+        if not hasattr(plan, "_fields"):
+            return plan
+        ready = isinstance(ask.given, BoundScore) and Cap.NO_CONTEXT in diffusion.caps
+        fields: list[Sequence[object]] = []
+        for name, field in zip(plan._fields, plan, strict=True):
+            if ready and name in ("s", "later"):
+                raw = not ask.given.parameterization.denoises
+                fields.append(coefficients(diffusion, field, raw=raw).rows(y.device, raw))
+            else:
+                fields.append(field.to(y.device, non_blocking=True).unbind())
+        return list(map(type(plan), *fields))
 
     @abstractmethod
     def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         """The state after step i, like y (batch, K, *event_shape), in float64.
 
         Args:
-            plan: result of :meth:`plan`.
+            plan: entries of :meth:`plan` by step, or the times.
             i: index of the step, from 0 at T.
             y: state before the step, (batch, K, *event_shape), in float64.
             ask: the score and the denoiser.
@@ -122,31 +179,52 @@ class Sampler(Recorded, ABC):
             diffusion: the noising diffusion that is reversed.
             score: the score in use; None if it is not chosen yet.
         """
-        fix = f"use EulerMaruyama({self.steps})"
-        require(diffusion, *self.needs, who=type(self).__name__, fix=fix)
+        who, fix = type(self).__name__, f"use EulerMaruyama({self.steps})"
+        if not isinstance(diffusion, Diffusion) or not diffusion.caps.issuperset(self.needs):
+            require(diffusion, *self.needs, who=who, fix=fix)
         score = getattr(score, "parameterization", score)
-        if self.noise is not None and isinstance(score, Parameterization):
-            score.check_process(diffusion, self.noise)
+        if self.noise is not None and isinstance(score, Parameterization) and not score.denoises:
+            check_process(score, diffusion, self.noise)
+        free = score is None or Cap.READOUT in diffusion.caps or hasattr(score, "start_hat_at")
+        if self.by_x_hat and not free:
+            fix = "use StateDenoiser, or a sampler by the score alone, such as EulerMaruyama(256)"
+            require(diffusion, Cap.READOUT, who=f"{who} by x̂", fix=fix)
 
-    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
+    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress | None) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
         times = self.times(ask.diffusion)
-        plan = self.planned(ask.diffusion, times)
-        at = getattr(plan, "s", times)
-        ask.look_ahead(at, y.shape)
-        if self.reads_by_step:
-            plan = by_step(plan)
-        starts, step = times.unbind(), self.stepping(ask)
-        with ask.diffusion.laws_ahead(at):
-            for i in range(self.steps):
-                ask.watch(starts[i], y)
-                y = step(plan, i, y, ask, noise)
+        plan = self.planned(ask, times, y)
+        step = self.step if self._compiled is None else self._compiled_step
+        for i in range(self.steps):
+            if ask.watch is not None:
+                ask.watch(times[i].detach(), y.detach())
+            y = step(plan, i, y, ask, noise)
+            if bar is not None:
                 bar.update()
+        self.calls = ask.calls or self.steps * self.calls_a_step
         return y
 
-    def stepping(self, ask: Questions) -> Callable[..., Tensor]:
-        """The function that takes the steps of a run, called as :meth:`step`, which it is."""
-        return self.step
+    def _compiled_step(
+        self, plan: Sequence[Plan], i: int, y: Tensor, ask: Questions, noise: Noise
+    ) -> Tensor:
+        """:meth:`step` by the function that is compiled."""
+        at, score = plan[i], ask.given
+        if not isinstance(at[0], Coefficients) or ask.diffusion.maps or self._compiled is None:
+            raise UnsupportedDiffusionError(
+                f"a step of {type(self).__name__} is compiled, but the coefficients of "
+                f"{type(ask.diffusion).__name__} differ between data or dimensions, or the score "
+                "is no model's; use a linear diffusion of one block, or a sampler without compile()"
+            )
+        past = list(ask.past)
+        if not past:
+            past = [y.new_zeros(len(y), *y.shape[2:]) for _ in range(self.remembers)]
+        noises = [] if self.noise == 0 else [noise()]
+        compiled = self._compiled.at(y.shape)
+        y, past = compiled(self, ask.diffusion, score, at, y, past, noises)
+        ask.past = deque(past)
+        check_finite(partial(check_weights, score.parameterization.network), y)
+        check_finite("y", y)
+        return y
 
     @checked_arguments
     def __call__(
@@ -168,7 +246,8 @@ class Sampler(Recorded, ABC):
             score: function ``score(y, s) -> like y``, see :mod:`pyro_mdm.samplers` for optional
                 attributes.
             shape: shape of the states, (batch, K, *event_shape).
-            generator: random generator on the diffusion's device; None: the global one.
+            generator: random generator on the device of the states; None: the global one, of the
+                device of the score.
             dtype: dtype of the score's inputs and of the result; None: the score's.
             progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or a bar that
                 counts them.
@@ -181,7 +260,10 @@ class Sampler(Recorded, ABC):
         Returns:
             States at ε, (batch, K, *event_shape), in ``dtype``.
         """
-        _check_score(score)
+        has_a_score = isinstance(score, Parameterization) or hasattr(score, "bound_score")
+        if has_a_score or not callable(score):
+            what = f"score is {describe(score)}, expected a function score(y, s)"
+            raise TypeError(f"{what}; pass model.bound_score")
         K = diffusion.num_variables
         if len(shape) < 2 or shape[1] != K:
             raise ValueError(
@@ -194,34 +276,34 @@ class Sampler(Recorded, ABC):
                 f"given; draw it from its prior: sampler(*model.drawn({shape[0]}), shape)"
             )
         dtype = dtype or getattr(score, "dtype", None) or torch.get_default_dtype()
-        device = diffusion.start_time.device
+        device = None if generator is None else generator.device
+        if device is None and isinstance(score, BoundScore):
+            device = tensor_device(score.parameterization)
+        device = torch.get_default_device() if device is None else device
         self.check(diffusion, score)
-
-        n, *rest = shape
-
-        def noise() -> Tensor:
-            return normal_for_data(shape, device, generator)
-
-        def start(n: int, generator: torch.Generator | None) -> Tensor:
-            return diffusion.prior.sample((n, *rest), generator)
-
         ask = Questions(diffusion, score, dtype, watch)
-        with torch.set_grad_enabled(differentiable), self._counting(progress) as bar:
-            y = self.integrate(for_data(start, n, device, generator), ask, noise, bar)
+        noise = partial(normal_for_data, shape, device, generator)
+        counting: AbstractContextManager[Progress | None]
+        if progress is True:
+            counting = progress_bar(self.steps, type(self).__name__, "steps", leave=True)
+        else:  # a bar that is given stays open
+            counting = nullcontext(None if progress is False else progress)
+        with torch.set_grad_enabled(differentiable), counting as bar:
+            y = for_data(diffusion.prior.sample, shape, device, generator)
+            y = self.integrate(y, ask, noise, bar)
         settle()
-        ask.watch(diffusion.start_time, y)
-        self.calls = ask.calls
+        if watch is not None:
+            watch(diffusion.start_time, y.detach())
         return y.to(dtype)
-
-    def _counting(self, progress: bool | Progress) -> AbstractContextManager[Progress]:
-        if not isinstance(progress, bool):
-            return nullcontext(progress)
-        return progress_bar(self.steps, type(self).__name__, "steps", leave=True, shown=progress)
 
     def __repr__(self) -> str:
         named = {k: v for k, v in self.arguments().items() if k != "grid" or v is not None}
         text = ", ".join(f"{name}={getattr(self, name)}" for name in named)
         return f"{type(self).__name__}({text})"
+
+
+At = Tensor | Coefficients
+"""One time, 0-dim, or the diffusion there, where its coefficients are ready."""
 
 
 class Questions:
@@ -234,8 +316,7 @@ class Questions:
         watch: function of the time and the state; None: none.
 
     Attributes:
-        calls: number of network calls.
-        ahead: the score at the times of a grid, where that can be computed before; or None.
+        calls: number of network calls by these questions.
         past: estimates of earlier steps for a multistep method, the newest first.
     """
 
@@ -243,54 +324,30 @@ class Questions:
         self, diffusion: Diffusion, score: Score, dtype: torch.dtype, watch: Watch | None = None
     ) -> None:
         self.diffusion: Any = diffusion
-        self._score, self.dtype = score, dtype
+        self.given: Any = score
+        self.dtype, self.watch = dtype, watch
         self.calls = 0
-        self._watch = watch
-        self.ahead: Any = None
-        self.past: deque[Any] = deque(maxlen=3)
+        self.past: deque[Tensor] = deque(maxlen=3)
 
-    def look_ahead(self, times: Tensor, shape: torch.Size) -> None:
-        """Compute what calls at entries of ``times`` (N,) need, for states of this shape."""
-        ahead = getattr(self._score, "ahead", None)
-        self.ahead = None if ahead is None else ahead(times, shape)
-
-    def _ready(self, y: Tensor, s: Tensor) -> Any:
-        """The coefficients of calls at the time s; None if they were not computed ahead."""
-        return None if self.ahead is None else self.ahead.at(y, s)
-
-    def watch(self, s: Tensor, y: Tensor) -> None:
-        """Pass a state y at the time s to the ``watch`` function, if there is one."""
-        if self._watch is not None:
-            self._watch(s.detach(), y.detach())
-
-    def score(self, y: Tensor, s: Tensor) -> Tensor:
+    def score(self, y: Tensor, at: At) -> Tensor:
+        """s_θ, like y (n, K, *event_shape)."""
         self.calls += 1
-        if (ready := self._ready(y, s)) is not None:
-            theta: Tensor = self.ahead.score(ready, y)
-            return theta
-        out = self._score(y.to(self.dtype), s.expand(len(y)))
+        if not isinstance(at, Tensor):
+            return cast(Tensor, self.given.score_at(y, at))
+        out = self.given(y.to(self.dtype), at.expand(len(y)))
         return self._checked("score", out, y.shape)
 
-    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
-        """x̂ (batch, *event_shape), for the backward process with noise η g²."""
-        if (ready := self._ready(y, s)) is not None:
-            self.calls += 1
-            x_hat: Tensor = self.ahead.denoise(ready, y)
-            return x_hat
-        denoise = getattr(self._score, "denoise", None)
-        if denoise is None:
-            return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
+    def denoise(self, y: Tensor, at: At, noise: float = 1.0) -> Tensor:
+        """x̂ (n, *event_shape), for the backward process with noise η g²."""
+        if not hasattr(self.given, "denoise"):
+            time = cast(Tensor, at)  # no model's score has coefficients
+            return project(self.score(y, at), y, coefficients(self.diffusion, time))
         self.calls += 1
-        share = {"noise": noise} if self.diffusion.drifts_by_data else {}
-        out = denoise(y.to(self.dtype), s.expand(len(y)), **share)
+        if not isinstance(at, Tensor):
+            return cast(Tensor, self.given.denoise_at(y, at, noise))
+        share = {"noise": noise} if self.diffusion.paths.drifts_by_data else {}
+        out = self.given.denoise(y.to(self.dtype), at.expand(len(y)), **share)
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
-
-    def start(self, y: Tensor, s: Tensor) -> Tensor:
-        """The denoised state ŵ = (x̂, m̂) at time 0, like y, where v_0's mean depends on x."""
-        self.calls += 1
-        score: Any = self._score
-        out = score.start_hat(y.to(self.dtype), s.expand(len(y)))
-        return self._checked("denoiser", out, y.shape)
 
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
         """The velocity f - (1 + η)/2 (g² s_θ + ∇·g²) of the backward process, like y.
@@ -300,23 +357,13 @@ class Questions:
             s: one time, (), for all of them.
             noise: noise η of the process.
         """
-        value: Tensor = self.diffusion.velocity(y, s, noise, self)
+        value: Tensor = self.diffusion.paths.velocity(y, s, noise, self)
         return value
 
     def _checked(self, name: str, out: Tensor, shape: torch.Size) -> Tensor:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
-
-
-def by_step(plan: T) -> T:
-    """A plan whose tensors (N, …) are tuples of N tensors, as in plans within it; or the times."""
-    if not isinstance(plan, tuple):
-        return plan
-    fields = (f.unbind() if isinstance(f, Tensor) else by_step(f) for f in plan)
-    made: Any = type(plan)
-    entries: T = made(*fields)
-    return entries
 
 
 def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
@@ -333,10 +380,85 @@ def _report_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
     )
 
 
-def _check_score(score: object) -> None:
-    """Raises TypeError for an object that is not callable, or that has a score instead."""
-    has_a_score = isinstance(score, Parameterization) or hasattr(score, "bound_score")
-    if has_a_score or not callable(score):
-        raise TypeError(
-            f"score is {describe(score)}, expected a function score(y, s); pass model.bound_score"
-        )
+class LinearSteps(NamedTuple):
+    """Steps after which the state is a matrix times the state before, estimates and noise."""
+
+    s: At  # (steps,), or in a step the diffusion at its time
+    matrix: Tensor  # (steps, K, columns): of the state, of each estimate, of the noise
+
+
+def combined(matrix: Tensor, y: Tensor, *estimates: Tensor) -> Tensor:
+    """The product of a matrix with the variables of y and of estimates, like y in float64.
+
+    Args:
+        matrix: (K, columns), or per data dimension, (1, *event_shape, K, columns).
+        y: states, (n, K, *event_shape).
+        estimates: tensors with variables, like y, or x̂ (n, *event_shape), which counts as one;
+            the noise too.
+    """
+    columns = [y]
+    for estimate in estimates:
+        columns.append(estimate if estimate.dim() == y.dim() else estimate.unsqueeze(1))
+    together = torch.cat(columns, 1)
+    if matrix.dim() > 2:
+        return apply_matrix(matrix, together)
+    flat = together.flatten(2) if y.dim() > 2 else together.unsqueeze(-1)
+    return torch.bmm(matrix.expand(len(y), -1, -1), flat).reshape(y.shape)
+
+
+class LinearSampler(Sampler, Generic[Plan]):
+    """The base class of samplers with such steps."""
+
+    def compile(self: L, backend: str = "inductor", **options: object) -> L:
+        """Compile a whole step, the network included, in place; returns the sampler.
+
+        The first step of a run takes much longer, and so does that of every new shape. Results are
+        the same up to rounding. It is for the score of a model with a linear diffusion of one
+        block, such as a :class:`~pyro_mdm.scores.Denoiser`, conditioned or not,
+        :class:`~pyro_mdm.scores.NoisePrediction` or :class:`~pyro_mdm.scores.RawScore`; for another
+        diffusion a call raises UnsupportedDiffusionError.
+
+        Args:
+            backend: backend of ``torch.compile``.
+            options: further arguments of ``torch.compile``, such as ``mode``.
+
+        Raises:
+            TypeError: a subclass with steps of its own.
+        """
+        if not self._is_whole():
+            raise TypeError(
+                f"{type(self).__name__} has a step of its own, which may depend on more than "
+                "tensors, expected that of the library's sampler; use it without compile()"
+            )
+        self._compiled = CompiledFunction(whole_step, backend, options)
+        return self
+
+    def _is_whole(self) -> bool:
+        """Whether the step is the library's, which depends on tensors alone."""
+        return type(self).step.__module__.startswith("pyro_mdm.samplers.")
+
+
+def whole_step(
+    sampler: LinearSampler[Plan],
+    diffusion: Diffusion,
+    score: BoundScore,
+    at: Plan,
+    y: Tensor,
+    past: list[Tensor],
+    noises: list[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    """The state after a step, and the estimates that the next one uses.
+
+    Args:
+        sampler: the sampler.
+        diffusion: the diffusion that is reversed.
+        score: the score of a model.
+        at: the entries of the plan for the step.
+        y: states before the step, (n, K, *event_shape) in float64.
+        past: estimates of earlier steps, the newest first.
+        noises: standard normal numbers, each like y.
+    """
+    ask, drawn = Questions(diffusion, score, score.dtype), iter(noises)
+    ask.past = deque(past, maxlen=3)
+    y = sampler.step([at], 0, y, ask, lambda: next(drawn))
+    return y, list(ask.past)[: sampler.remembers]

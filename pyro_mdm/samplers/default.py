@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
+from pyro_mdm.samplers.stochastic import EulerMaruyama
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.argument_types import checked_arguments
 
 __all__ = ["default_sampler"]
 
@@ -33,7 +33,7 @@ def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler
 
 def _chosen(diffusion: Diffusion, score: Score | None) -> Sampler:
     has_kernels = Cap.KERNELS in diffusion.caps
-    if not has_kernels or not (Cap.READOUT in diffusion.caps or hasattr(score, "start_hat")):
+    if not has_kernels or not (Cap.READOUT in diffusion.caps or hasattr(score, "start_hat_at")):
         return EulerMaruyama(256)
     if score is None or (score.denoises and not score.approximates):
         return ExponentialIntegrator(25)

@@ -10,26 +10,31 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.diffusions.closed import Kernels, OneBlock
+from pyro_mdm.diffusions.clocks import even_times, log_snr_times
+from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.ends import factorization
 from pyro_mdm.diffusions.kernels import Factor
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.support.checks import check_count, describe, real_tensor
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.diffusions.linear import LinearDiffusion, linear_of
+from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import check_count, real_tensor
 
 __all__ = [
     "GRIDS",
     "Grid",
     "Progressing",
-    "Tabulated",
+    "NEED",
     "check_grid",
-    "grid_times",
-    "usual_grid",
+    "even_in_information",
+    "check_need",
+    "given_times",
     "information_grid",
+    "interpolated",
     "karras_grid",
     "log_snr_grid",
     "log_volume_grid",
     "quadratic_grid",
     "simulation_grid",
+    "tabulated",
 ]
 
 Grid = str | Sequence[float] | Callable[[Any, int], Tensor]
@@ -47,7 +52,7 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
         diffusion: the noising diffusion.
         steps: number of steps.
     """
-    return diffusion.log_snr_grid(steps + 1).flip(0)
+    return log_snr_times(diffusion, steps + 1).flip(0)
 
 
 @torch.no_grad()
@@ -55,18 +60,14 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
 def log_volume_grid(diffusion: Kernels, steps: Count) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log volume κ.
 
-    See :meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`. For K = 1 it is log SNR; for K > 1
+    See :class:`~pyro_mdm.diffusions.linear.LogVolume`. For K = 1 it is log SNR; for K > 1
     it moves where log SNR pauses.
 
     Args:
         diffusion: diffusion with closed-form kernels.
         steps: number of steps.
     """
-    low, high = diffusion.log_volume_ends
-    s = diffusion.time_at_log_volume(torch.linspace(0, 1, steps + 1).to(low) * (high - low) + low)
-    # the exact ends, which an inverse may miss by rounding
-    s[0], s[-1] = diffusion.start_time, diffusion.horizon
-    return s.flip(0)
+    return even_times(diffusion, diffusion.log_volume, steps + 1).flip(0)
 
 
 @torch.no_grad()
@@ -82,11 +83,11 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
     NeurIPS 2022, equation 5, with ρ = 7.
     """
-    ends = torch.stack([diffusion.terminal_log_snr, diffusion.as_tensor(diffusion.max_log_snr)])
+    ends = torch.stack([diffusion.terminal_log_snr, diffusion.start_log_snr])
     first, last = (-ends / (2 * rho)).exp()
     root = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first))
     s = diffusion.time_at_log_snr((-2 * rho * root.log())[1:-1])
-    return torch.cat([diffusion.as_tensor(diffusion.horizon)[None], s, diffusion.start_time[None]])
+    return torch.cat([s.new_tensor([diffusion.horizon]), s, diffusion.start_time[None]])
 
 
 @torch.no_grad()
@@ -100,7 +101,8 @@ def quadratic_grid(diffusion: Diffusion, steps: Count) -> Tensor:
 
     Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
-    first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
+    last = diffusion.start_time.sqrt()
+    first = last.new_tensor(diffusion.horizon).sqrt()
     s = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first)).square()
     s[0], s[-1] = diffusion.horizon, diffusion.start_time
     return s
@@ -121,29 +123,17 @@ def information_grid(diffusion: Kernels, steps: int) -> Tensor:
         diffusion: diffusion with closed-form kernels.
         steps: number of steps.
     """
-    return _information_grid(diffusion, steps)
+    return even_in_information(diffusion, steps)
 
 
 @singledispatch
-def _information_grid(diffusion: Any, steps: int) -> Tensor:
+def even_in_information(diffusion: Kernels, steps: int) -> Tensor:
+    """The times of :func:`information_grid`, with a function for each kind of diffusion."""
     check_count("steps", steps, "the number of steps")
-    move = diffusion.propagator
-    table = Tabulated(diffusion, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
-    start, end = table.values[0], table.values[-1]
-    wanted = start + (end - start) * torch.linspace(0, 1, steps + 1).to(start)
-    s = diffusion.inverse_clock(table.inverse(wanted))
-    s[0], s[-1] = diffusion.start_time, diffusion.horizon
-    value: Tensor = s.flip(0)
-    return value
-
-
-@_information_grid.register(PerDimensionDiffusion)
-def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
-    knots = diffusion.log_snr_grid(FINE)
-    change = diffusion.by_dimension(lambda block, t: block.log_volume(t) - block.log_snr(t), knots)
-    fastest = change.diff(dim=0).flatten(1).amax(1)
-    measure = torch.cat([fastest.new_zeros(1), fastest.cumsum(0)])
-    s = _interpolated(torch.linspace(0, 1, steps + 1).to(measure) * measure[-1], measure, knots)
+    tau, factor = tabulated(linear_of(diffusion))
+    values = factor.log_det - 2 * diffusion.propagator.trace(None, tau) - factor.log_snr
+    wanted = values[0] + (values[-1] - values[0]) * torch.linspace(0, 1, steps + 1).to(values)
+    s = diffusion.time_at_clock(interpolated(wanted, values, tau))
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
     return s.flip(0)
 
@@ -184,41 +174,22 @@ NEED = {"information": Cap.KERNELS, "log_volume": Cap.KERNELS, "progress": Cap.S
 """The capability that a grid needs of a diffusion; the other grids serve all."""
 
 
-FINE = 513
-"""The number of times between which the grid of several blocks and clocks is interpolated."""
-
-
 KNOTS = 1024
 """The number of times of a table, even in clock time, and of as many even in its logarithm."""
 
 
-class Tabulated:
-    """An increasing function of clock time between ε and T, by linear interpolation.
-
-    Args:
-        diffusion: diffusion of one block with closed-form kernels.
-        measure: function of clock times, (n,), and the factorization of Σ there.
-    """
-
-    def __init__(self, diffusion: OneBlock, measure: Callable[[Tensor, Factor], Tensor]) -> None:
-        end = diffusion.clock(diffusion.horizon)
-        start = diffusion.clock(diffusion.start_time)
-        fraction = torch.linspace(0, 1, KNOTS).to(end)
-        tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
-        self.tau = tau.clamp(start, end).unique()  # rounding may repeat or pass an end
-        _, _, factor = diffusion.factorization(self.tau)
-        self.values = measure(self.tau, factor)
-
-    def __call__(self, tau: Tensor) -> Tensor:
-        """The measure at clock times τ, like τ."""
-        return _interpolated(tau, self.tau, self.values)
-
-    def inverse(self, value: Tensor) -> Tensor:
-        """The clock times at which the measure has these values, like the values."""
-        return _interpolated(value, self.values, self.tau)
+def tabulated(linear: LinearDiffusion) -> tuple[Tensor, Factor]:
+    """Increasing clock times (n,) from ε to T, and the factorization of Σ there."""
+    start, end = linear.clock(linear.start_time), linear.clock(linear.horizon)
+    fraction = torch.linspace(0, 1, KNOTS).to(end)
+    tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
+    tau = tau.clamp(start, end).unique()  # rounding may repeat or pass an end
+    _, _, factor = factorization(linear, tau)
+    return tau, factor
 
 
-def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+def interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Linear interpolation at x, like x, of values (n,) at increasing knots (n,)."""
     i = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
     weight = (x - knots[i - 1]) / (knots[i] - knots[i - 1])
     return torch.lerp(values[i - 1], values[i], weight.clamp(0, 1))
@@ -246,24 +217,26 @@ def check_grid(grid: object, steps: int) -> None:
     _check_times(real_tensor("grid", grid, f"a name, or {steps + 1} times from T to ε"), steps)
 
 
-def grid_times(grid: Grid, diffusion: Diffusion, steps: int) -> Tensor:
+def check_need(name: str, diffusion: Diffusion) -> None:
+    """Raises UnsupportedDiffusionError for a grid of :data:`NEED` and a diffusion without it."""
+    others = ", ".join(other for other in GRIDS if NEED.get(other) != NEED[name])
+    fix = f"use one of {others}, or None for the sampler's own"
+    require(diffusion, NEED[name], who=f"grid {name!r}", fix=fix)
+
+
+def given_times(
+    grid: Sequence[float] | Callable[[Any, int], Tensor], diffusion: Diffusion, steps: int
+) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε in float64, checked.
 
     Args:
-        grid: a name in :data:`GRIDS`, the times, or a function that returns them.
+        grid: the times, or a function that returns them.
         diffusion: the noising diffusion.
         steps: number of steps.
 
     Raises:
-        TypeError: a grid that this diffusion does not support.
         ValueError: another number of times, not decreasing, or not from T to ε.
     """
-    if isinstance(grid, str):
-        if grid in NEED:
-            others = ", ".join(name for name in GRIDS if NEED.get(name) != NEED[grid])
-            fix = f"use one of {others}, or {describe(None)} for the sampler's own"
-            require(diffusion, NEED[grid], who=f"grid {grid!r}", fix=fix)
-        return GRIDS[grid](diffusion, steps)
     given = grid(diffusion, steps) if callable(grid) else grid
     times = real_tensor("grid", given, f"{steps + 1} times from T to ε").to(diffusion.start_time)
     _check_times(times, steps)
@@ -298,8 +271,3 @@ def _check_times(times: Tensor, steps: int) -> None:
             f"grid goes from {times[i].item():.6g} to {times[i + 1].item():.6g}, expected "
             "decreasing times; generation runs from T back to ε"
         )
-
-
-def usual_grid(diffusion: Diffusion, closed: str) -> str:
-    """The name of a sampler's default grid: ``closed`` for closed-form kernels, else "progress"."""
-    return closed if Cap.KERNELS in diffusion.caps else "progress"

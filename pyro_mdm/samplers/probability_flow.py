@@ -8,17 +8,19 @@ clock, which gives changes near the data as much room as others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.closed import Kernels, OneBlock
-from pyro_mdm.samplers.base import Noise, Questions, check_size
+from pyro_mdm.diffusions.base import Cap, Diffusion
+from pyro_mdm.diffusions.clocks import LogClock, LogSNR, TimeChange
+from pyro_mdm.diffusions.closed import GaussianPaths, Kernels
+from pyro_mdm.samplers.base import At, LinearSampler, Noise, Questions, check_size, combined
 from pyro_mdm.samplers.grids import Grid
-from pyro_mdm.samplers.linear import Answers, LinearSampler, combined
+from pyro_mdm.scores.base import Coefficients
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import Progress
 
@@ -38,8 +40,8 @@ class ToleranceError(ArithmeticError):
 class FlowSteps(NamedTuple):
     """The matrices of Heun's steps in closed form."""
 
-    s: Tensor  # (steps + 1,)
-    later: Tensor  # (steps,), the ends of the steps
+    s: At  # (steps,), or in a step the diffusion at its start
+    later: At  # (steps,), or in a step the diffusion at its end
     predictor: Tensor  # (steps, K, 2 K), of the state and the score
     corrector: Tensor  # (steps, K, 3 K), of the state, the predicted one, and the score there
 
@@ -69,6 +71,7 @@ class ProbabilityFlow(LinearSampler[FlowSteps]):
 
     needs = ()
     noise = 0.0
+    calls_a_step = 2
 
     def __init__(
         self,
@@ -92,39 +95,35 @@ class ProbabilityFlow(LinearSampler[FlowSteps]):
     def plan(self, diffusion: Diffusion, times: Tensor) -> FlowSteps | Tensor:
         return _planned(diffusion, times)
 
-    def planned(self, diffusion: Diffusion, times: Tensor) -> FlowSteps | Tensor:
-        return self.plan(diffusion, times)  # at the common pace, where dimensions differ
+    def plan_by_dimension(self, diffusion: Diffusion, times: Tensor) -> Tensor:
+        return times  # all at the common pace
 
     def step(
-        self, plan: FlowSteps | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
+        self, plan: Sequence[FlowSteps] | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
-        times = plan if isinstance(plan, Tensor) else plan.s
-        check_size(y, times[i], i, len(times) - 1)
         if isinstance(plan, Tensor):
+            check_size(y, plan[i], i, self.steps)
             return self._general(plan, i, y, ask)
-        return super().step(plan, i, y, ask, noise)
-
-    def advance(self, at: FlowSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
+        at = plan[i]
+        check_size(y, at.s.s if isinstance(at.s, Coefficients) else at.s, i, self.steps)
         ahead = combined(at.predictor, y, ask.score(y, at.s))
         return combined(at.corrector, y, ahead, ask.score(ahead, at.later))
 
-    def times_of(self, at: FlowSteps) -> tuple[Tensor, ...]:
-        return at.s, at.later
-
     def _is_whole(self) -> bool:
-        return type(self).step is ProbabilityFlow.step and self.solver == "heun"
+        return super()._is_whole() and self.solver == "heun"
 
     @staticmethod
     def _general(plan: Tensor, i: int, y: Tensor, ask: Questions) -> Tensor:
         diffusion = ask.diffusion
         s, later = plan[i], plan[i + 1]
-        h = diffusion.pace(later) - diffusion.pace(s)
-        here = ask.velocity(y, s) / diffusion.pace_rate(s)
-        there = ask.velocity(y + h * here, later) / diffusion.pace_rate(later)
+        pace = _pace(diffusion)
+        h = pace(later) - pace(s)
+        here = ask.velocity(y, s) / pace.rate(s)
+        there = ask.velocity(y + h * here, later) / pace.rate(later)
         value: Tensor = y + h / 2 * (here + there)
         return value
 
-    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
+    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress | None) -> Tensor:
         if self.solver == "heun":
             return super().integrate(y, ask, noise, bar)
         least = ROUNDING * torch.finfo(ask.dtype).eps
@@ -136,12 +135,12 @@ class ProbabilityFlow(LinearSampler[FlowSteps]):
             )
         return self._adapted(y, ask, bar)
 
-    def _adapted(self, y: Tensor, ask: Questions, bar: Progress) -> Tensor:
+    def _adapted(self, y: Tensor, ask: Questions, bar: Progress | None) -> Tensor:
         import torchdiffeq  # loads scipy
 
         flow = _Flow(ask, bar)
         start = ask.diffusion.start_time
-        ends = ask.diffusion.pace(torch.stack([ask.diffusion.as_tensor(flow.horizon), start]))
+        ends = flow.pace.ends.flip(0)
         try:
             states: Tensor = torchdiffeq.odeint(
                 flow,
@@ -160,7 +159,9 @@ class ProbabilityFlow(LinearSampler[FlowSteps]):
                 f"ε = {start.item():.4g} within {self.steps} (rejected ones count; "
                 f"rtol = {self.rtol:g}, atol = {self.atol:g}): take more steps or larger tolerances"
             ) from error
-        bar.update(self.steps - flow.steps)
+        if bar is not None:
+            bar.update(self.steps - flow.steps)
+        self.calls = ask.calls
         return states[-1]
 
 
@@ -170,40 +171,46 @@ def _planned(diffusion: Diffusion, times: Tensor) -> FlowSteps | Tensor:
     return times
 
 
-@_planned.register(OneBlock)
-def _in_closed_form(diffusion: OneBlock, times: Tensor) -> FlowSteps | Tensor:
-    if type(diffusion).velocity is not Kernels.velocity:
+@_planned.register(Kernels)
+def _in_closed_form(diffusion: Kernels, times: Tensor) -> FlowSteps | Tensor:
+    if type(diffusion.paths).velocity is not GaussianPaths.velocity:
         return times
-    rate = diffusion.pace_rate(times)[..., None, None]
+    pace = _pace(diffusion)
+    rate = pace.rate(times)[..., None, None]
     A, half = diffusion.drift_matrix(times) / rate, diffusion.noise_covariance(times) / (2 * rate)
-    pace = diffusion.pace(times)
-    h, eye = (pace[1:] - pace[:-1])[..., None, None], torch.eye(diffusion.num_variables).to(A)
+    h, eye = pace(times).diff(dim=0)[..., None, None], torch.eye(diffusion.num_variables).to(A)
     predictor = torch.cat([eye + h * A[:-1], -h * half[:-1]], -1)
     # y + h/2 (here + there) = (y + predicted + h there) / 2
     parts = [eye.expand_as(A[1:]), eye + h * A[1:], -h * half[1:]]
-    return FlowSteps(times, times[1:], predictor, torch.cat(parts, -1) / 2)
+    return FlowSteps(times[:-1], times[1:], predictor, torch.cat(parts, -1) / 2)
 
 
 class _Flow:
     """dy/dw as called by torchdiffeq, for the diffusion's pace w; it counts the accepted steps."""
 
-    def __init__(self, ask: Questions, bar: Progress) -> None:
-        self.ask, self.bar, self.steps = ask, bar, 0
+    def __init__(self, ask: Questions, bar: Progress | None) -> None:
+        self.ask, self.bar, self.steps, self.pace = ask, bar, 0, _pace(ask.diffusion)
         self.horizon = self.reached = ask.diffusion.horizon
 
     def __call__(self, w: Tensor, y: Tensor) -> Tensor:
-        s = _time(self.ask.diffusion, w)
-        value: Tensor = self.ask.velocity(y, s) / self.ask.diffusion.pace_rate(s)
+        s = self._time(w)
+        value: Tensor = self.ask.velocity(y, s) / self.pace.rate(s)
         return value
 
     def callback_accept_step(self, w: Tensor, y: Tensor, dw: Tensor) -> None:
         self.steps += 1
-        self.ask.watch(_time(self.ask.diffusion, w), y)
-        self.reached = _time(self.ask.diffusion, w + dw).item()
-        self.bar.update()
+        if self.ask.watch is not None:
+            self.ask.watch(self._time(w).detach(), y.detach())
+        self.reached = self._time(w + dw).item()
+        if self.bar is not None:
+            self.bar.update()
+
+    def _time(self, w: Tensor) -> Tensor:
+        """The time at a pace, like the pace."""
+        # rounding, and a solver that looks past the ends, may leave [ε, T], where kernels are not
+        return self.pace.inverse(w).clamp(self.ask.diffusion.start_time.item(), self.horizon)
 
 
-def _time(diffusion: Diffusion, pace: Tensor) -> Tensor:
-    """The time at a pace, like the pace."""
-    # rounding, and a solver that looks past the ends, may leave [ε, T], where kernels are not
-    return diffusion.time_at_pace(pace).clamp(diffusion.start_time.item(), diffusion.horizon)
+def _pace(diffusion: Diffusion) -> TimeChange:
+    """The time change by which flows are smooth."""
+    return LogClock(diffusion) if Cap.KERNELS in diffusion.caps else LogSNR(diffusion)

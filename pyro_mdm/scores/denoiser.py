@@ -3,30 +3,77 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from functools import cached_property, partial
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import likelihoods, randomness
-from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
-from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
-from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counted, with_event_dims
-from pyro_mdm.diffusions.memory import Recalled, kept, writes
-from pyro_mdm.scores.base import Number, Score, check_fit, weighted
-from pyro_mdm.scores.maps import OBSERVED, MapLaw
-from pyro_mdm.support.checks import check_instance
-from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.late_checks import check_finite, check_values
+import pyro_mdm.likelihoods as likelihoods
+import pyro_mdm.randomness as randomness
+from pyro_mdm.diffusions.base import Cap, Diffusion, full_precision, require, with_event_dims
+from pyro_mdm.diffusions.closed import Kernels, denoising_error
+from pyro_mdm.diffusions.matrices import apply_vector, of_counted
+from pyro_mdm.scores.base import Coefficients, Number, Score, check_fit
+from pyro_mdm.scores.density import watching
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import (
+    check_finite,
+    check_instance,
+    check_real,
+    check_shape,
+    check_values,
+)
+from pyro_mdm.support.modules import of_part
 
-__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "denoiser_of", "moments"]
+__all__ = [
+    "DATA_AT_ONCE",
+    "Denoiser",
+    "DenoiserScore",
+    "NetworkOfDenoiser",
+    "TrainingMaps",
+    "denoiser_of",
+    "moments",
+    "posterior_variance",
+]
+
+D = TypeVar("D", bound="DenoiserScore")
+
+
+class Scaled(NamedTuple):
+    """Readouts in units of their standard deviations, as the network sees them."""
+
+    z: Tensor  # (z - μ) / √(σ² + v), like z
+    unit: Tensor  # 1 / √(σ² + v), as are the next three broadcastable to z
+    mean: Tensor  # μ
+    variance: Tensor  # σ²
+    noise: Tensor  # v = e^{-λ}
+
 
 Scales = tuple[Tensor, Tensor, Tensor]
 """μ, σ² and ``v = e^{-λ}``."""
 DATA_AT_ONCE = 256
 """The number of data whose baseline is integrated together, so that they stay in cache."""
+
+
+class TrainingMaps(ABC):
+    """Maps of log SNR at which a denoiser is trained, see :attr:`DenoiserScore.training_maps`."""
+
+    @abstractmethod
+    def term(self, score: DenoiserScore, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss in the place of :meth:`DenoiserScore.diffusion_term`, and its mean log SNR.
+
+        Args:
+            score: the denoiser, with :attr:`~pyro_mdm.scores.Score.maps`.
+            diffusion: the noising diffusion.
+            x: data, (n, *event_shape).
+
+        Returns:
+            Both (n,).
+        """
 
 
 class DenoiserScore(Score):
@@ -48,8 +95,6 @@ class DenoiserScore(Score):
     data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
-    _recalled = cached_property(lambda _: Recalled())
-    _range_read: tuple[object, object, tuple[float, float]] | None = None
 
     def __init__(
         self, network: nn.Module, event_shape: tuple[int, ...] | None, maps: bool = False
@@ -61,12 +106,12 @@ class DenoiserScore(Score):
                 "data, or give the data's mean or prior its shape"
             )
         self.maps = maps
-        self._training_maps: MapLaw | None = None
-        self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
-        self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
+        self._training_maps: TrainingMaps | None = None
+        for name, end in (("trained_min", -math.inf), ("trained_max", math.inf)):
+            self.register_buffer(name, torch.tensor(end, dtype=torch.float64, device="cpu"))
 
     @property
-    def training_maps(self) -> MapLaw | None:
+    def training_maps(self) -> TrainingMaps | None:
         """The distribution of the maps of log SNR at which :meth:`diffusion_term` trains.
 
         For a score with :attr:`maps`. None (the default, and always in eval mode): the maps of the
@@ -75,9 +120,9 @@ class DenoiserScore(Score):
         return self._training_maps
 
     @training_maps.setter
-    def training_maps(self, value: MapLaw | None) -> None:
+    def training_maps(self, value: TrainingMaps | None) -> None:
         if value is not None:
-            check_instance("training_maps", value, MapLaw, "e.g. RandomMaps()")
+            check_instance("training_maps", value, TrainingMaps, "e.g. RandomMaps()")
             if not self.maps:
                 raise ValueError(
                     f"training_maps is {value}, but the network of this {type(self).__name__} is "
@@ -95,28 +140,19 @@ class DenoiserScore(Score):
         """
 
     def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """The network's input: z in units of its own standard deviation, like z.
+        """The network's input: z in units of its own standard deviation, like z, for λ in float64
+        as for :meth:`x_hat`."""
+        return self._scaled(z, log_snr).z
 
-        Args:
-            z: readouts, (*batch, *event_shape).
-            log_snr: log SNR λ in float64, as for :meth:`x_hat`.
-        """
-        return self._scaled(z, self._scales(z, log_snr))[0]
-
-    def _scaled(self, z: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
-        """The network's input, like z, and ``(σ²+v)^{-½}`` by which it is scaled."""
-        mu, s2, v = scales
-        with full_precision(z):
-            unit = (s2 + v).rsqrt()
-            return (z - mu) * unit, unit
+    def _scaled(self, z: Tensor, lam: Tensor) -> Scaled:
+        """The network's input, with what makes x̂ of its output."""
+        mu, s2, v = self.data_mean.to(z), self.data_variance.to(z), torch.exp(-lam).to(z)
+        v = v if not v.dim() else with_event_dims(v, z)
+        unit = (s2 + v).rsqrt()
+        return Scaled((z - mu) * unit, unit, mu, s2, v)
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
-        """x̂, like z, from the network's output.
-
-        Args:
-            z: readouts, (*batch, *event_shape).
-            log_snr: log SNR λ in float64, as for :meth:`x_hat`.
-            F: output of the network, (*batch, outputs·C, *spatial).
+        """x̂, like z, from the network's output F (*batch, outputs·C, *spatial) and λ in float64.
 
         Raises:
             NotImplementedError: a denoiser that is no function of F, z and λ.
@@ -132,12 +168,8 @@ class DenoiserScore(Score):
         return self.data_mean.detach().double()
 
     def check_values(self, values: Tensor, mask: Tensor) -> None:
-        """Raises ValueError for entries that data cannot have.
-
-        Args:
-            values: values in model space, (*batch, *event_shape).
-            mask: mask of the entries to check, bool, like the values.
-        """
+        """Raises ValueError for entries, among those of the mask, that data cannot have; values in
+        model space and the mask are (*batch, *event_shape)."""
 
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
@@ -145,12 +177,8 @@ class DenoiserScore(Score):
 
     @abstractmethod
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        """log p_0(x), (*batch), nats, in float64.
-
-        Args:
-            x: data (*batch, *event_shape).
-            counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
-        """
+        """log p_0(x) of the counted dimensions, (*batch), nats, in float64; ``counted`` is a mask,
+        bool, broadcastable to x, or None for all."""
 
     @abstractmethod
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
@@ -181,38 +209,32 @@ class DenoiserScore(Score):
         fix = "put it into a score that sees the whole state: StateDenoiser(denoiser)"
         require(diffusion, Cap.READOUT, who=type(self).__name__, fix=fix)
 
-    def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
+    def score_at(self, diffusion: Kernels, y: Tensor, at: Coefficients) -> Tensor:
         """``-Σ^{-1} (y - a x̂(z, λ))``, like y; the linear algebra in float64."""
-        s = self.checked_state(diffusion, y, s)
-        marginal = diffusion.marginal(s)
+        marginal = at.marginal
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         x = self.x_hat(z, marginal.log_snr)
         with full_precision(y):
-            return diffusion.score_from(x, y, s, marginal).to(y.dtype)
+            return diffusion.paths.score_from(x, y, at.s, marginal).to(y.dtype)
 
-    def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
+    def denoise_at(
+        self, diffusion: Kernels, y: Tensor, at: Coefficients, noise: float = 1.0
+    ) -> Tensor:
         """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
-        return self._aimed(diffusion, y, s, 1.0)
-
-    def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
-        if Cap.OWN_DRIFT in diffusion.caps:  # x̂ for every η, from an overridden denoise
-            return self.denoise(diffusion, y, s)
-        return self._aimed(diffusion, y, s, noise)
-
-    def _aimed(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
-        s = self.checked_state(diffusion, y, s)
-        marginal = diffusion.marginal(s)
+        marginal = at.marginal
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        return diffusion.aim(self.x_hat(z, marginal.log_snr), z, marginal.log_snr, noise)
+        x = self.x_hat(z, marginal.log_snr)
+        if diffusion.paths.drifts_by_data:
+            x = diffusion.paths.aim(x, z, marginal.log_snr, noise)
+        return x.to(y.dtype)
 
     def diffusion_term(self, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum.
 
         λ is drawn uniformly, or by :attr:`times`, and with low discrepancy over the batch. The
         integrand does not depend on the diffusion: only the ends can move, and a few more network
-        calls give their boundary terms. Where dimensions have clocks of their own, the term is the
-        sum over them at the fraction u of the common way, with u drawn in the same way, and it is
-        differentiated in all that is learned.
+        calls give their boundary terms. Where dimensions have clocks of their own, λ is that of the
+        reference, and the integrand is differentiated in the clocks.
 
         Returns:
             The estimate, (n,) nats, and its λ, (n,).
@@ -222,43 +244,40 @@ class DenoiserScore(Score):
         """
         low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
         if self.training and self._training_maps is not None:
-            return self._at_maps(self._training_maps, diffusion, x)
-        u, weight = self._drawn(len(x), x.device)
-        if diffusion.maps:
-            way = 1 - u
-            level = diffusion.max_log_snr - way * (diffusion.max_log_snr - low.detach())
-            with self._watching(u, weight):
-                knowing: Any = self.given(x)
-                value = diffusion.error_on_the_way(
-                    x, way, _epsilon(x), knowing.x_hat, self.counts(x)
-                )
-            return weighted(value, weight), level
-        if diffusion.cut_time is not None and low.requires_grad:
+            return self._training_maps.term(self, diffusion, x)
+        u = randomness.low_discrepancy(len(x), torch.device("cpu"))
+        weight: Tensor | None = None
+        watched: AbstractContextManager[None] = nullcontext()
+        if self.training and self.time_density is not None:
+            u, weight = self.time_density.place(u)
+            watched = watching(self.time_density, u, weight)
+        moves = not diffusion.maps and (low.requires_grad or high.requires_grad)
+        if moves and low.requires_grad and high.requires_grad and diffusion.cut_time is not None:
             raise ValueError(
                 f"{type(self).__name__} takes λ(ε) as fixed, but the diffusion is learned and cut "
                 f"at the time {diffusion.cut_time:g}; set diffusion.max_log_snr instead, or use a "
                 "score of the raw state, such as NoisePrediction"
             )
-        # ends are detached: by Leibniz's rule their gradients are the integrands there
-        moving = [(end, sign) for end, sign in ((low, -1), (high, 1)) if end.requires_grad]
         with torch.no_grad():
-            log_snr, width = torch.lerp(low, high, u), (high - low).to(x.dtype)
-        if not moving and weight is None:
-            return width * self.integrand(diffusion, x, log_snr), log_snr
-        if not moving:
-            with self._watching(u, weight):
+            log_snr, width = torch.lerp(low, high, u), (high - low).to(x)
+        if not moves:
+            with watched:
                 value = width * self.integrand(diffusion, x, log_snr)
-            return weighted(value, weight), log_snr
+            return value if weight is None else value * weight.to(value), log_snr
+        # ends are detached: by Leibniz's rule their gradients are the integrands there
+        moving = [(low, -1)] * low.requires_grad + [(high, 1)] * high.requires_grad
+        levels = [log_snr]
         # all data share the ends, so a sixteenth of them is called at each moving end
         with randomness.subset(len(x), 16, x.device, len(moving)) as (chosen, share):
-            both = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
-            at = [log_snr] + [end.detach().expand(len(chosen)) for end, _ in moving]
-            with self._watching(u, weight):
-                integrands = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
+            rows = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
+            for end, _ in moving:
+                levels.append(end.detach().expand(len(chosen)))
+            with watched:
+                integrands = self.for_rows(rows).integrand(diffusion, x[rows], torch.cat(levels))
         values, *boundaries = integrands.split([len(x)] + [len(chosen)] * len(moving))
-        estimate = weighted(width * values, weight)
+        estimate = width * values if weight is None else width * values * weight.to(values)
         for (end, sign), boundary in zip(moving, boundaries, strict=True):
-            change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
+            change = (end - end.detach()).to(x)  # zero, with the gradient of the end
             estimate = estimate + sign * change * (boundary.sum().detach() * (share / len(x)))
         return estimate, log_snr
 
@@ -271,37 +290,8 @@ class DenoiserScore(Score):
         ``½ e^λ_j (x_j - x̂_j)²`` is multiplied by dλ_j/dλ. Where the drift sees the data, the draw
         is that of the bound's loss when x̂ stands for x.
         """
-        epsilon = _epsilon(x) if noise is None else noise[:, 0]
-        denoiser: Any = self.given(x)  # one of its kind
-        return diffusion.denoising_error(x, level, epsilon, denoiser.x_hat, self.counts(x))
-
-    def _at_maps(self, law: MapLaw, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_j w_j ½ e^λ_j (x_j - x̂_j)² at random maps, (n,), and their mean λ over dimensions."""
-        low = diffusion.terminal_log_snr
-        moves = low.requires_grad or diffusion.start_log_snr.requires_grad
-        if moves or not {Cap.ONE_LEVEL, Cap.OWN_DRIFT} <= diffusion.caps:
-            raise UnsupportedDiffusionError(
-                f"training_maps is {law}, which would replace the clocks or learned ends of "
-                f"{type(diffusion).__name__}; use a diffusion of one clock, whose "
-                "min_log_snr is given and not learned, or leave out training_maps"
-            )
-        present = self.counts(x)
-        among: dict[str, Any] = {} if present is None else {"present": present.expand_as(x)}
-        draw = law.draw if self.groups is None else partial(law.draw_by_group, self.groups)
-        last = kept(diffusion, "λ(T) as a number", lambda: low.item())
-        maps = draw(x.shape, last, diffusion.max_log_snr, x.device, **among)
-        between = maps.weight > 0  # elsewhere e^{±∞} times a weight of 0 would be NaN
-        log_snr = torch.where(between, maps.log_snr, 0.0)
-        z = torch.where(maps.log_snr == OBSERVED, x, noised_data(x, log_snr, _epsilon(x)))
-        square = (x - self.x_hat(z, maps.log_snr)).square()
-        weight = (0.5 * maps.weight * log_snr.exp()).to(x.dtype)
-        count = between.flatten(1).sum(1)
-        level = (log_snr * between).flatten(1).sum(1) / count.clamp_min(1)
-        return (weight * square).flatten(1).sum(1), level
-
-    def log_snr_at(self, diffusion: Kernels, level: Tensor) -> Tensor:
-        """λ, which is the level itself."""
-        return level
+        epsilon = randomness.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
+        return diffusion.paths.denoising_error(x, level, epsilon, self.x_hat)
 
     def baseline_integrand(
         self,
@@ -310,38 +300,68 @@ class DenoiserScore(Score):
         noise: Tensor | None = None,
         diffusion: Kernels | None = None,
     ) -> Tensor:
-        """:meth:`integrand` of the baseline, (n,), without a network call.
-
-        Args:
-            x: data, (n, *event_shape).
-            log_snr: log SNR of each datum, (n,).
-            noise: standard normal numbers as for :meth:`integrand`; the same ones give the same z.
-            diffusion: diffusion whose clocks by dimension are followed; None: one clock.
-        """
-        epsilon, counted = _epsilon(x) if noise is None else noise[:, 0], self.counts(x)
-        error = denoising_error if diffusion is None else diffusion.denoising_error
-        return error(x, log_snr, epsilon, self.baseline_x_hat, counted)
+        """:meth:`integrand` of the baseline, (n,), without a network call: the same noise gives the
+        same z. A diffusion is given where clocks by dimension are followed."""
+        epsilon = _epsilon(x) if noise is None else noise[:, 0]
+        error = denoising_error if diffusion is None else diffusion.paths.denoising_error
+        return error(x, log_snr, epsilon, self.baseline_x_hat, self.counts(x))
 
     def _scales(self, z: Tensor, lam: Tensor) -> Scales:
         """μ, σ² and ``v = e^{-λ}``, broadcastable to z, in its dtype."""
+        mu, s2, v = self.data_mean.to(z), self.data_variance.to(z), torch.exp(-lam).to(z)
+        return mu, s2, v if not v.dim() else with_event_dims(v, z)
 
-        def of_data(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-            return mean.to(z.dtype), variance.to(z.dtype)
+    def _values(
+        self, name: str, value: Tensor, log_snr: Number, *, trained: bool = False
+    ) -> tuple[int, Tensor]:
+        """The number of batch dimensions of ``value``, and λ in float64; both checked.
 
-        mu, s2 = self._recalled(of_data, self.data_mean, self.data_variance, key=z.dtype)
-        return mu, s2, with_event_dims(torch.exp(-lam).to(z.dtype), z)
-
-    def _spread(self, s2: Tensor, v: Tensor) -> Tensor:
-        """σ² v / (σ² + v), the variance of x given z under N(μ, σ²), of maps for v = ∞ too."""
-        spread = s2 / (s2 + v) * v
-        return torch.where(v.isinf(), s2, spread) if self.maps else spread
+        With ``trained``, λ must be in the range that the network was trained on.
+        """
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            check_shape(name, value, self.event_shape or ())
+        if not isinstance(log_snr, float | Tensor):
+            check_real("log_snr", log_snr)
+        # float64, as kernels are; the network receives λ in its own precision
+        log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
+        if log_snr.dim():
+            log_snr = log_snr.to(value.device)
+        event, is_map = self.event_shape, False
+        if event is None:
+            batch_dim, sizes = log_snr.dim() or 1, "*event_shape"
+            fits = value.dim() > batch_dim
+        else:
+            batch_dim, sizes = value.dim() - len(event), ", ".join(map(str, event))
+            fits = batch_dim >= 0 and value.shape[batch_dim:] == event
+            is_map = log_snr.dim() == value.dim() > len(event) > 0
+        if not fits:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, expected (*batch, {sizes}) with batch "
+                f"dimensions as those of log_snr, {tuple(log_snr.shape)}"
+            )
+        if is_map:
+            fits = all(n in (1, m) for n, m in zip(log_snr.shape, value.shape, strict=True))
+        elif log_snr.dim():
+            fits = log_snr.shape == value.shape[:batch_dim]
+        if not fits:
+            raise ValueError(
+                f"log_snr has shape {tuple(log_snr.shape)} and {name} {tuple(value.shape)}, "
+                f"expected one log SNR per datum, {tuple(value.shape[:batch_dim])}, a number, or a "
+                f"map with the sizes of {name} or 1"
+            )
+        check_finite(name, value)
+        if torch.compiler.is_compiling():
+            return batch_dim, log_snr
+        if is_map:
+            check_finite("log_snr", torch.where(log_snr.isinf(), 0.0, log_snr))
+        elif log_snr.dim() or log_snr.device.type != "cpu" or not math.isfinite(log_snr.detach()):
+            check_finite("log_snr", log_snr)
+        if trained and (self.trained_min.isfinite() or self.trained_max.isfinite()):
+            self.check_log_snr(log_snr)
+        return batch_dim, log_snr
 
     def set_trained_range(self, low: float, high: float) -> None:
         """Declare the range of log SNR that the network was trained on; others are refused.
-
-        Args:
-            low: least log SNR of training.
-            high: largest log SNR of training.
 
         Raises:
             ValueError: low that is not below high.
@@ -358,33 +378,50 @@ class DenoiserScore(Score):
         """
         if torch.compiler.is_compiling():
             return
-        low, high = self._trained_range()
+        low, high = self.trained_min.item(), self.trained_max.item()
         if low == -math.inf and high == math.inf:
             return
-        lam = torch.as_tensor(log_snr, dtype=torch.float64, device=self.trained_min.device)
+        lam = torch.as_tensor(log_snr, dtype=torch.float64)
         inside = lam.clamp(low - 1e-3, high + 1e-3) == lam
         if self.maps:
             inside = inside | ~lam.isfinite()
-        check_values(inside.all(), partial(self._report_log_snr, lam, inside))
+        if lam.dim() or not inside:
+            check_values(inside.all(), partial(_report_log_snr, self, lam, inside))
 
-    def _trained_range(self) -> tuple[float, float]:
-        """The trained range as numbers, which are read once until it changes."""
+    def _apply(self: D, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D:
         ends = self.trained_min, self.trained_max
-        if ends[0].is_inference() or ends[1].is_inference():  # nobody counts writes to these
-            return ends[0].item(), ends[1].item()
-        if self._range_read is None or self._range_read[0] != writes(ends):
-            # held, so that no others come to their places
-            self._range_read = writes(ends), ends, (ends[0].item(), ends[1].item())
-        return self._range_read[2]
+        super()._apply(fn, recurse)
+        self.trained_min, self.trained_max = ends  # which Python reads, on the host
+        return self
 
-    def _report_log_snr(self, lam: Tensor, inside: Tensor) -> None:
-        outside = ~inside
-        if bool(outside.any()):
-            raise ValueError(
-                f"log SNR {lam[outside][0].item():.6g} is outside [{self.trained_min.item():.6g}, "
-                f"{self.trained_max.item():.6g}], where the network was trained; choose the "
-                "diffusion's max_log_snr and min_log_snr inside it, or train on a wider range"
-            )
+
+class NetworkOfDenoiser(Score):
+    """A score whose network is that of its denoiser, so that a state dict has it once."""
+
+    denoiser: DenoiserScore
+    network = of_part("denoiser")
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        if name != "network":
+            super().__setattr__(name, value)
+        elif "denoiser" in self._modules:  # torch registers modules past properties
+            setattr(self.denoiser, name, value)
+
+
+def _report_log_snr(denoiser: DenoiserScore, lam: Tensor, inside: Tensor) -> None:
+    outside = ~inside
+    if bool(outside.any()):
+        raise ValueError(
+            f"log SNR {lam[outside][0].item():.6g} is outside [{denoiser.trained_min.item():.6g}, "
+            f"{denoiser.trained_max.item():.6g}], where the network was trained; choose the "
+            "diffusion's max_log_snr and min_log_snr inside it, or train on a wider range"
+        )
+
+
+def posterior_variance(s2: Tensor, v: Tensor, maps: bool) -> Tensor:
+    """σ² v / (σ² + v), the variance of x given z under N(μ, σ²), of maps for v = ∞ too."""
+    variance = s2 / (s2 + v) * v
+    return torch.where(v.isinf(), s2, variance) if maps else variance
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -410,15 +447,7 @@ def _epsilon(x: Tensor) -> Tensor:
 
 
 def denoiser_of(score: Score, why: str) -> DenoiserScore:
-    """A model's score, where it is a denoiser.
-
-    Args:
-        score: the score.
-        why: the reason why it has to be one, for the message.
-
-    Raises:
-        TypeError: another score.
-    """
+    """A model's score, where it is a denoiser; else TypeError, with the reason why it has to be."""
     fix = f"{why}; train a Denoiser or DiscreteDenoiser"
     check_instance("the model's score", score, DenoiserScore, fix)
     return cast(DenoiserScore, score)
@@ -510,24 +539,17 @@ class Denoiser(DenoiserScore):
         return cls(network, mean, variance.clamp_min(floor * variance.mean()), maps=maps)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        batch_dim, lam = self._values("z", z, log_snr)
-        self.check_log_snr(lam)
-        scales = self._scales(z, lam)
-        scaled, unit = self._scaled(z, scales)
-        F = self.call_network(scaled, lam, batch_dim)
-        return self._read(z, scales, scaled, unit, F)
+        batch_dim, lam = self._values("z", z, log_snr, trained=True)
+        scaled = self._scaled(z, lam)
+        return self.read(z, lam, self.call_network(scaled.z, lam, batch_dim), scaled)
 
-    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
-        scales = self._scales(z, log_snr)
-        return self._read(z, scales, *self._scaled(z, scales), F)
-
-    def _read(self, z: Tensor, scales: Scales, scaled: Tensor, unit: Tensor, F: Tensor) -> Tensor:
-        mu, s2, v = scales
-        with full_precision(z):
-            if not self.maps:
-                return torch.addcmul(mu, unit, torch.addcmul(s2 * scaled, (s2 * v).sqrt(), F))
-            x = mu + s2 * unit * scaled + self._spread(s2, v).sqrt() * F
-            return torch.where(v == 0, z, x)  # observed: exactly its value
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor, scaled: Scaled | None = None) -> Tensor:
+        """x̂ as by :meth:`DenoiserScore.read`; ``scaled`` is the network's input, if known."""
+        w, unit, mu, s2, v = self._scaled(z, log_snr) if scaled is None else scaled
+        if not self.maps:
+            return torch.addcmul(mu, unit, torch.addcmul(s2 * w, (s2 * v).sqrt(), F))
+        x = mu + s2 * unit * w + posterior_variance(s2, v, self.maps).sqrt() * F
+        return torch.where(v == 0, z, x)  # observed: exactly its value
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """μ + σ²/(σ²+v) (z - μ), like z."""
@@ -556,26 +578,21 @@ class Denoiser(DenoiserScore):
         self._values("x", x, 0.0)
         both = (self.data_mean, self.data_variance)
         mu, s2 = (t.expand(x.shape[1:]).flatten()[dims] for t in both)
-        v = torch.exp(-edges)
+        v = torch.exp(-edges.to(x.device))
         v = v.unsqueeze(1) if v.dim() == 1 else v
         of_square, constant = (1 / (s2 + v)).diff(dim=0).mT, (s2 / v).log1p()
-        if counted is None:
-            of_all = constant.sum(1).diff()
-            return torch.cat(
-                [
-                    0.5 * (((batch.double() - mu).square() - s2) @ of_square + of_all)
-                    for batch in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
-                ]
-            )
-        here = counted.expand_as(x).flatten(1)[:, dims].split(DATA_AT_ONCE)
-        constants = constant.diff(dim=0).mT
-        return torch.cat(
-            [
-                0.5
-                * (((batch.double() - mu).square() - s2) * on @ of_square + on.double() @ constants)
-                for batch, on in zip(x.flatten(1)[:, dims].split(DATA_AT_ONCE), here, strict=True)
-            ]
-        )
+        constants, of_all = constant.diff(dim=0).mT, constant.sum(1).diff()
+        rows = x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+        masks = None if counted is None else counted.expand_as(x).flatten(1)[:, dims]
+        terms = []
+        for i, batch in enumerate(rows):
+            excess = (batch.double() - mu).square() - s2
+            if masks is None:
+                terms.append(0.5 * (excess @ of_square + of_all))
+            else:
+                on = masks[i * DATA_AT_ONCE :][: len(batch)]
+                terms.append(0.5 * (excess * on @ of_square + on.double() @ constants))
+        return torch.cat(terms)
 
     def default_likelihood(self) -> likelihoods.Likelihood:
         """:class:`~pyro_mdm.likelihoods.Gaussian` with the prior N(μ, σ²)."""

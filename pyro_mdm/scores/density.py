@@ -8,14 +8,15 @@ density p, weighted by 1/p, have the same mean. The variance of a gradient g(u)/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.support.modules import ExactBuffers
 
-__all__ = ["AdaptiveDensity"]
+__all__ = ["AdaptiveDensity", "watching"]
 
 BINS = 24
 MEMORY = 0.98
@@ -40,6 +41,8 @@ class AdaptiveDensity(ExactBuffers):
 
     squares: Tensor
     counts: Tensor
+    watched: tuple[Tensor, Tensor] | None = None
+    """The fractions of the way and weights of the draws whose gradients are watched."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class AdaptiveDensity(ExactBuffers):
         """Fractions of the way with this density, and weights 1/p, from uniform numbers u (n,)."""
         if self.automatic:
             self.update()
-        density = self.density
+        density = self.density.to(u.device)
         edges = torch.cat([density.new_zeros(1), density.cumsum(0) / BINS])
         b = (torch.searchsorted(edges, u, right=True) - 1).clamp(0, BINS - 1)
         width = density[b] / BINS  # of the numbers that fall into the bin
@@ -75,6 +78,8 @@ class AdaptiveDensity(ExactBuffers):
             u: fractions of the way of the draws, (n,), as :meth:`place` gives them.
             weight: weights 1/p of the draws, (n,).
         """
+
+        u, weight = u.to(output.device), weight.to(output.device)
 
         def note(gradient: Tensor) -> None:
             # float64, in which squares of small gradients do not underflow
@@ -106,5 +111,16 @@ class AdaptiveDensity(ExactBuffers):
         if noted is None or not bool(noted.sum(1).gt(0).all()):
             return
         squares, counts = noted
+        squares, counts = squares.to(self.squares), counts.to(self.counts)
         self.squares.mul_(MEMORY).add_(squares / unit**2)
         self.counts.mul_(MEMORY).add_(counts)
+
+
+@contextmanager
+def watching(density: AdaptiveDensity, u: Tensor, weight: Tensor) -> Iterator[None]:
+    """A block in which a density sees gradients of the network's output for draws with weights."""
+    density.watched = u, weight
+    try:
+        yield
+    finally:
+        density.watched = None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.diffusions.matrices import apply_matrix, full_precision, scale_variables
-from pyro_mdm.scores.base import Number, Score, call_on_state, level_of
+from pyro_mdm.diffusions.matrices import apply_matrix, scale_variables
+from pyro_mdm.scores.base import Coefficients, Score, call_on_state
 
-__all__ = ["NoisePrediction", "RawScore", "state_units"]
+__all__ = ["NoisePrediction", "RawScore"]
 
 
 class NoisePrediction(Score):
@@ -43,14 +42,11 @@ class NoisePrediction(Score):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
 
-    def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
+    def score_at(self, diffusion: Kernels, y: Tensor, at: Coefficients) -> Tensor:
         """``-L^{-T} ε_θ``, like y."""
-        s = self.checked_state(diffusion, y, s)
-        marginal = diffusion.marginal(s)
-        seen = y if diffusion.at_rest() else scale_variables(state_units(marginal), y)
-        eps = call_on_state(self, seen, level_of(diffusion, marginal, s), s.dim() or 1)
-        with full_precision(y):
-            return -apply_matrix(inverse_tril(marginal.scale_tril).mT, eps)
+        seen = y if at.units is None else scale_variables(at.units, y)
+        eps = call_on_state(self, seen, at)
+        return apply_matrix(-at.whitener.mT, eps)
 
 
 class RawScore(Score):
@@ -80,17 +76,7 @@ class RawScore(Score):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
 
-    def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
-        s = self.checked_state(diffusion, y, s)
-        log_snr, batch_dim = diffusion.log_snr(s), s.dim() or 1
-        if not isinstance(diffusion, Kernels) or diffusion.at_rest():
-            return call_on_state(self, y, log_snr, batch_dim)
-        units = state_units(diffusion.marginal(s))
-        score = call_on_state(self, scale_variables(units, y), log_snr, batch_dim)
-        return scale_variables(units, score)
-
-
-def state_units(marginal: Marginal) -> Tensor:
-    """1/c (…, K), for the standard deviations c of the variables given data of unit variance."""
-    variance = marginal.covariance.diagonal(dim1=-2, dim2=-1)
-    return (marginal.mean.square() + variance).rsqrt()
+    def score_at(self, diffusion: Diffusion, y: Tensor, at: Coefficients) -> Tensor:
+        if (units := at.units) is None:
+            return call_on_state(self, y, at)
+        return scale_variables(units, call_on_state(self, scale_variables(units, y), at))

@@ -11,25 +11,24 @@ and a Gaussian or discrete context; here for K variables.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
-from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Diffusion, Drawn, Marginal
-from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
+import pyro_mdm.randomness as randomness
+from pyro_mdm.by_dimension.clocks import Clocks, LearnedClocks
+from pyro_mdm.by_dimension.per_dimension import PerDimensionDiffusion
+from pyro_mdm.diffusions.base import Cap, Marginal, remade, typical
+from pyro_mdm.diffusions.clocks import LogSNR, TimeChange
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_count, check_encoded, check_instance, check_number
-from pyro_mdm.support.doors import Count, checked_arguments
-from pyro_mdm.support.modules import Exact, replace
+from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable, described
 
 __all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "GaussianContext"]
@@ -96,7 +95,7 @@ class Context(Restorable, Exact, ABC):
         check_encoded(self.encoder, flat, out, (len(flat), outputs))
         return out.reshape(*x.shape[:batch_dim], outputs)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"size": self.size}
 
 
@@ -135,8 +134,8 @@ class GaussianContext(Context):
     @checked_arguments
     def draw(self, n: Count) -> Tensor:
         return randomness.for_data(
-            lambda n, generator: torch.randn(n, self.size, generator=generator),
-            n,
+            lambda shape, generator: torch.randn(*shape, generator=generator),
+            (n, self.size),
             self._device(),
         )
 
@@ -183,7 +182,9 @@ class DiscreteContext(Context):
 
     def draw(self, n: int) -> Tensor:
         u = randomness.for_data(
-            lambda n, generator: torch.rand(n, generator=generator), n, self.logits.device
+            lambda shape, generator: torch.rand(*shape, generator=generator),
+            (n,),
+            self.logits.device,
         )
         below = self.logits.detach().softmax(-1).cumsum(-1)
         value = torch.searchsorted(below, u).clamp_max(self.size - 1)
@@ -283,6 +284,9 @@ class ContextDiffusion(PerDimensionDiffusion):
             kernels between the two ends.
     """
 
+    _networks = ("_coordinates", "context")
+    _usual_caps = frozenset({Cap.KERNELS})
+
     @checked_arguments
     def __init__(
         self, block: LinearDiffusion, context: Context, clocks: ContextClocks, clock_of: Tensor
@@ -312,56 +316,18 @@ class ContextDiffusion(PerDimensionDiffusion):
         """
         clocks: Any = self.clocks
         of_rows = clocks.given(context.reshape(-1, context.shape[-1]))
-        rows = math.prod(context.shape[:-1])
-        conditioned = replace(self, clocks=of_rows, _kept={}, rows=rows, context=None)
-        conditioned.__dict__["_whole"] = self
-        return conditioned
+        cells = dataclasses.replace(self.cells, clocks=of_rows, _kept={})
+        return remade(self, clocks=of_rows, cells=cells, context=None)
 
     @property
     def origin(self) -> ContextDiffusion:
         """The diffusion before :meth:`given`; itself, if no contexts are given."""
-        origin: ContextDiffusion = self.__dict__.get("_whole", self)
-        return origin
-
-    def for_data(self, x: Tensor) -> Drawn:
-        if (context := self.context) is None:  # it is given
-            return super().for_data(x)
-        law = context.posterior(x)
-        c = context.drawn(law)
-        kl = kl_divergence(law, context.prior().expand(law.batch_shape)).to(x.dtype)
-        log_q = None if context.reparameterized else law.log_prob(c).to(x.dtype)
-        return Drawn(self.given(c), c, kl, log_q)
-
-    def for_samples(self, n: int) -> Drawn:
-        if (context := self.context) is None:
-            return super().for_samples(n)
-        c = context.draw(n)
-        return Drawn(self.given(c), c, torch.zeros(n), None)
-
-    def typical(self, x: Tensor) -> ContextDiffusion:
-        return self if self.context is None else self.given(self.context.typical(x))
+        return cast(ContextDiffusion, self.made_from or self)
 
     @property
-    def for_grids(self) -> Diffusion:
-        return self if self.rows is None else self.reference
-
-    def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        common = plan(self.reference, times)
-        if isinstance(common, Tensor):
-            return common
-        return self.by_dimension(plan, times.unsqueeze(1))._replace(s=common.s)
-
-    def time_on_the_way(self, u: Tensor) -> Tensor:
-        """The time, by the log SNR of the block, which is common to all data."""
-        return Diffusion.time_on_the_way(self, u)
-
-    def speed_on_the_way(self, s: Tensor) -> Tensor:
-        return Diffusion.speed_on_the_way(self, s)
-
-    def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
-        width = self.start_log_snr - self.terminal_log_snr
-        by_time = self.reference.rate(s) / self.reference.log_snr_rate(s)
-        return width * 0.5 * square * by_time
+    def way(self) -> TimeChange:
+        """Log SNR of the block, which is common to all data."""
+        return LogSNR(self)
 
     @property
     def terminal(self) -> Marginal:
@@ -375,17 +341,12 @@ class ContextDiffusion(PerDimensionDiffusion):
         Args:
             x: data in model space, (n, *event_shape).
         """
-        typical = self.typical(x)
-        u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
-        maps = typical.level(u[:, None]).log_snr
+        at_typical = typical(self, x)
+        u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        maps = at_typical.level(u[:, None]).log_snr
         common = self.max_log_snr - u * (self.max_log_snr - self.terminal_log_snr)
         apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
         return {"log SNR less the common one": apart.expand(3, *x.shape)}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return super().settings() | {"context": described(self.context)}
-
-    def _is_learned(self) -> bool:
-        weights = getattr(self.clocks, "weights", None)
-        moving = isinstance(weights, Tensor) and weights.requires_grad
-        return moving or super()._is_learned()

@@ -35,19 +35,19 @@ Diffusion Models", NeurIPS 2024.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Asked, Diffusion, Marginal, Noised, Times
-from pyro_mdm.diffusions.closed import Denoise
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Noised, ScoreAndDenoiser, Times
+from pyro_mdm.diffusions.closed import Denoise, GaussianPaths
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_vector, outer
 from pyro_mdm.seeing.volatility import Volatility
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_count, check_network, check_number
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["Aims", "DataDrivenDiffusion", "DataPath"]
 
@@ -76,7 +76,7 @@ class DataPath(NamedTuple):
 
     def place(self, log_snr: Tensor, noise: Tensor) -> Tensor:
         """z = m + S ε at log SNRs (n,)."""
-        lam = log_snr.reshape(-1, *[1] * (self.mean.dim() - 1))
+        lam = log_snr.to(self.mean.device).reshape(-1, *[1] * (self.mean.dim() - 1))
         return self.mean + ((self.stretch - lam) / 2).exp().to(noise.dtype) * noise
 
     def aims(self, z: Tensor) -> Aims:
@@ -84,6 +84,78 @@ class DataPath(NamedTuple):
         rest = z - self.mean
         flow = self.mean + 2 * self.mean_rate + self.stretch_rate * rest
         return Aims(flow, self.mean - torch.expm1(-self.stretch) * rest)
+
+
+class DrivenPaths(GaussianPaths):
+    """Paths whose means and scales the data move all along."""
+
+    diffusion: DataDrivenDiffusion
+    drifts_by_data = True
+
+    def noised(
+        self, x: Tensor, s: Tensor, noise: Tensor, law: Marginal, whitener: Tensor
+    ) -> Noised:
+        path = self.diffusion.path(x.double(), law.log_snr)
+        z = path.place(law.log_snr, noise[:, 0].double())
+        target = self._score(path.aims(z), z, law)
+        state = law.mean.to(z).reshape(-1, *[1] * (x.dim() - 1)) * z
+        share = self.diffusion.volatility(self.diffusion.fraction(law.log_snr))
+        return Noised(state.unsqueeze(1).to(x.dtype), target, share)
+
+    def score_from(self, x: Tensor, y: Tensor, s: Tensor, law: Marginal) -> Tensor:
+        z = apply_vector(law.readout, y.double()).to(y.dtype).double()
+        return self._score(self.diffusion.aims(x.double(), z, law.log_snr), z, law)
+
+    def aim(self, x: Tensor, z: Tensor, log_snr: Tensor, noise: float) -> Tensor:
+        return self.diffusion.aims(x, z, log_snr).with_noise(noise)
+
+    def score_tells(self, noise: float) -> bool:
+        return noise == 1.0 and not bool(self.diffusion.volatility.log_knots.any())
+
+    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: ScoreAndDenoiser) -> Tensor:
+        if noise == 1.0:  # the process that a score is of
+            return super().velocity(y, s, noise, ask)
+        law = self.diffusion.marginal(s)
+        rest = apply_vector(law.readout, y) - ask.denoise(y, s, noise)
+        pull = self.diffusion.log_snr_rate(s) * rest
+        return self.diffusion.base.drift(y, s) + (1 + noise) / 2 * outer(law.mean, pull)
+
+    def _score(self, aims: Aims, z: Tensor, marginal: Marginal) -> Tensor:
+        """The score s_θ for which the reverse drift is A y - ρ g² s_θ."""
+        lam, alpha = marginal.log_snr, marginal.mean[..., 0]
+        rho = self.diffusion.volatility(self.diffusion.fraction(lam))
+        over = (0.5 * lam.exp() / (alpha * rho), rho)
+        event_dim = z.dim() - (lam.dim() or 1)
+        scale, rho = (t.to(z).reshape(*t.shape, *[1] * event_dim) for t in over)
+        pull = (z - aims.flow) + rho * (z - aims.score)
+        value: Tensor = -(scale * pull).unsqueeze(z.dim() - event_dim)
+        return value
+
+    def denoising_error(
+        self,
+        x: Tensor,
+        level: Tensor,
+        noise: Tensor,
+        denoiser: Denoise,
+        counted: Tensor | None = None,
+    ) -> Tensor:
+        """``⅛ e^λ/ρ ‖ΔU + ρ ΔR‖²``, (n,), over all dimensions.
+
+        In training the errors are recorded for ρ (:class:`~pyro_mdm.seeing.volatility.Volatility`);
+        this draw still uses the ρ before.
+        """
+        path = self.diffusion.path(x, level)
+        z = path.place(level, noise)
+        true, estimated = path.aims(z), self.diffusion.aims(denoiser(z, level), z, level)
+        flow, score = (a - b for a, b in zip(true, estimated, strict=True))
+        u, weight = self.diffusion.fraction(level), level.exp().to(x)
+        rho = self.diffusion.volatility(u).to(x)
+        both = flow + rho.reshape(-1, *[1] * (x.dim() - 1)) * score
+        value: Tensor = weight / (8 * rho) * both.square().flatten(1).sum(1)
+        if self.diffusion.training and torch.is_grad_enabled():
+            squares = (weight * t.square().flatten(1).sum(1) for t in (flow, score))
+            self.diffusion.volatility.record(u, *(t.detach() for t in squares))
+        return value
 
 
 class DataDrivenDiffusion(WrappedDiffusion):
@@ -117,7 +189,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         torch.Size([5, 4, 2])
     """
 
-    drifts_by_data = True
+    _networks = ("network",)
+    _kind_of_paths = DrivenPaths
 
     @checked_arguments
     def __init__(
@@ -152,7 +225,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     # -- the way of the marginals ------------------------------------------------------------------
 
-    def way(self, log_snr: Tensor) -> Tensor:
+    def fraction(self, log_snr: Tensor) -> Tensor:
         """The fraction u of the way of λ from λ(ε) to λ(T), in [0, 1], like λ."""
         high, low = self._ends()
         return (high - log_snr) / (high - low)
@@ -163,12 +236,12 @@ class DataDrivenDiffusion(WrappedDiffusion):
     def path(self, x: Tensor, log_snr: Tensor) -> DataPath:
         """The marginals of data x (n, *event_shape) at log SNRs (n,)."""
         high, low = self._ends()
-        blend, slope = _bernstein(self.way(log_snr), self.degree)
+        blend, slope = _bernstein(self.fraction(log_snr), self.degree)
         slope = slope / (low - high)
         means, scales = self._moved(x)
 
         def mixed(weight: Tensor, coefficients: Tensor) -> Tensor:
-            return torch.einsum("nj,nj...->n...", weight.to(x.dtype), coefficients)
+            return torch.einsum("nj,nj...->n...", weight.to(x), coefficients)
 
         return DataPath(
             x + mixed(blend, means),
@@ -225,68 +298,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     def volatility_at(self, s: Times) -> Tensor:
         """The volatility ρ(s), like s."""
-        rho: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
+        rho: Tensor = self.volatility(self.fraction(self.marginal(s).log_snr))
         return rho
-
-    def noised(
-        self, x: Tensor, s: Tensor, noise: Tensor, law: Marginal, whitener: Tensor
-    ) -> Noised:
-        path = self.path(x.double(), law.log_snr)
-        z = path.place(law.log_snr, noise[:, 0].double())
-        target = self._score(path.aims(z), z, law)
-        state = law.mean.reshape(-1, *[1] * (x.dim() - 1)) * z
-        share = self.volatility(self.way(law.log_snr))
-        return Noised(state.unsqueeze(1).to(x.dtype), target, share)
-
-    def score_from(self, x: Tensor, y: Tensor, s: Tensor, law: Marginal) -> Tensor:
-        z = apply_vector(law.readout, y.double()).to(y.dtype).double()
-        return self._score(self.aims(x.double(), z, law.log_snr), z, law)
-
-    def aim(self, x: Tensor, z: Tensor, log_snr: Tensor, noise: float) -> Tensor:
-        return self.aims(x, z, log_snr).with_noise(noise)
-
-    def score_tells(self, noise: float) -> bool:
-        return noise == 1.0 and not bool(self.volatility.log_knots.any())
-
-    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
-        if noise == 1.0:  # the process that a score is of
-            return super().velocity(y, s, noise, ask)
-        law = self.marginal(s)
-        rest = apply_vector(law.readout, y) - ask.denoise(y, s, noise)
-        pull = self.log_snr_rate(s) * rest
-        return self.base.drift(y, s) + (1 + noise) / 2 * outer(law.mean, pull)
-
-    def _score(self, aims: Aims, z: Tensor, marginal: Marginal) -> Tensor:
-        """The score s_θ for which the reverse drift is A y - ρ g² s_θ."""
-        lam, alpha = marginal.log_snr, marginal.mean[..., 0]
-        rho = self.volatility(self.way(lam))
-        over = (0.5 * lam.exp() / (alpha * rho), rho)
-        event_dim = z.dim() - (lam.dim() or 1)
-        scale, rho = (t.reshape(*t.shape, *[1] * event_dim) for t in over)
-        pull = (z - aims.flow) + rho * (z - aims.score)
-        value: Tensor = -(scale * pull).unsqueeze(z.dim() - event_dim)
-        return value
-
-    def denoising_error(
-        self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
-    ) -> Tensor:
-        """``⅛ e^λ/ρ ‖ΔU + ρ ΔR‖²``, (n,), over all dimensions.
-
-        In training the errors are recorded for ρ (:class:`~pyro_mdm.seeing.volatility.Volatility`);
-        this draw still uses the ρ before.
-        """
-        path = self.path(x, level)
-        z = path.place(level, noise)
-        true, estimated = path.aims(z), self.aims(denoiser(z, level), z, level)
-        flow, score = (a - b for a, b in zip(true, estimated, strict=True))
-        u, weight = self.way(level), level.exp().to(x.dtype)
-        rho = self.volatility(u).to(x.dtype)
-        both = flow + rho.reshape(-1, *[1] * (x.dim() - 1)) * score
-        value: Tensor = weight / (8 * rho) * both.square().flatten(1).sum(1)
-        if self.training and torch.is_grad_enabled():
-            squares = (weight * t.square().flatten(1).sum(1) for t in (flow, score))
-            self.volatility.record(u, *(t.detach() for t in squares))
-        return value
 
     # -- the generative process --------------------------------------------------------------------
 
@@ -294,23 +307,19 @@ class DataDrivenDiffusion(WrappedDiffusion):
         """ρ g² (*s.shape, 1, 1)."""
         return self.volatility_at(s)[..., None, None] * self.base.noise_covariance(s)
 
-    def dispersion_matrix(self, s: Times) -> Tensor:
+    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
         """√ρ G (*s.shape, 1, 1)."""
-        G = self.base.dispersion_matrix(s)
+        G = self.base.dispersion(None, s)
         return self.volatility_at(s).sqrt()[..., None, None] * G
 
     def simulate(self, y: Tensor, times: Tensor, simulation: object = None) -> NoReturn:
         """Raises TypeError: paths start from data, and not from a state alone."""
         raise TypeError(
             f"paths of {type(self).__name__} are driven by the data that they started from, "
-            "which a state does not hold; see DataDrivenDiffusion.noised for states at a time"
+            "which a state does not hold; draw states at a time by diffusion.paths.noised"
         )
 
-    def forward_sde(self, event_shape: object = ()) -> NoReturn:
-        """Raises TypeError, as :meth:`simulate`."""
-        self.simulate(torch.zeros(()), torch.zeros(()))
-
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         arguments = {"means": self.means, "scales": self.scales, "degree": self.degree}
         return super().settings() | arguments
 

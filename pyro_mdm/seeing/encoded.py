@@ -16,15 +16,52 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Times
+from pyro_mdm.diffusions.base import Times, full_precision, remade
+from pyro_mdm.diffusions.closed import GaussianPaths
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import full_precision
-from pyro_mdm.diffusions.memory import shared
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_encoded, check_instance
-from pyro_mdm.support.doors import checked_arguments
 
 __all__ = ["EncodedDiffusion"]
+
+
+class EncodedPaths(GaussianPaths):
+    """Paths whose v_0 starts around m_φ(x)."""
+
+    diffusion: EncodedDiffusion
+    starts_at_data = True
+
+    def __init__(self, diffusion: EncodedDiffusion) -> None:
+        super().__init__(diffusion)
+        self._encodings: dict[object, tuple[Tensor, Tensor]] = {}
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """m_φ(x), of one that is solved once for the same data and mode of gradients."""
+        if self.diffusion.made_from is None:
+            return self.diffusion.encode(x)
+        key = x.data_ptr(), x.shape, x.stride(), x.dtype, torch.is_grad_enabled()
+        if key not in self._encodings:  # x is held, so that no other comes to its place
+            self._encodings[key] = self.diffusion.encode(x), x
+        return self._encodings[key][0]
+
+    def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor:
+        """M(s) (0, m_φ(x)), like a state (*batch, K, *event_shape), in x's dtype."""
+        event_dim = x.dim() - 1 if event_dim is None else event_dim
+        batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
+        flat = x.reshape(-1, *event)
+        m = self._encoded(flat)
+        moved = (self.diffusion.push(s).to(x) @ m.flatten(2)).reshape(len(flat), -1, *event)
+        return moved.reshape(*batch, self.diffusion.num_variables, *event)
+
+    def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
+        """y_ε - M(ε) (0, m_φ(x_0)), like y in float64; see the class. It calls m_φ once."""
+        tau = self.diffusion.clock(self.diffusion.start_time)
+        back, _ = self.diffusion.base.propagator.pulled_back(torch.zeros_like(tau), tau)
+        state = y.double()
+        with full_precision(state):
+            x = (state.movedim(y.dim() - 1 - event_dim, -1) @ back[0].to(state)).to(y.dtype)
+        return state - self.displacement(x, self.diffusion.start_time, event_dim)
 
 
 class EncodedDiffusion(WrappedDiffusion):
@@ -61,7 +98,8 @@ class EncodedDiffusion(WrappedDiffusion):
         torch.Size([5, 1, 2])
     """
 
-    starts_at_data = True
+    _networks = ("encoder",)
+    _kind_of_paths = EncodedPaths
 
     @checked_arguments
     def __init__(self, base: LinearDiffusion, encoder: nn.Module) -> None:
@@ -74,6 +112,10 @@ class EncodedDiffusion(WrappedDiffusion):
         check_instance("encoder", encoder, nn.Module, "called as encoder(x), see EncodedDiffusion")
         self.encoder = encoder
 
+    def solved(self) -> EncodedDiffusion:
+        """One that encodes data of one loss once, beside what follows from the base."""
+        return self if self.made_from is not None else remade(self, base=self.base.solved())
+
     def encode(self, x: Tensor) -> Tensor:
         """m_φ(x), (n, K-1, *event_shape), for data (n, *event_shape), in their dtype."""
         K, C = self.num_variables, x.shape[1]
@@ -84,34 +126,10 @@ class EncodedDiffusion(WrappedDiffusion):
         value: Tensor = out.to(x.dtype).unflatten(1, (K - 1, C))
         return value
 
-    def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor:
-        """M(s) (0, m_φ(x)), like a state (*batch, K, *event_shape), in x's dtype."""
-        event_dim = x.dim() - 1 if event_dim is None else event_dim
-        batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
-        flat = x.reshape(-1, *event)
-        key = ("encoded", flat.data_ptr(), flat.shape, flat.stride(), flat.dtype)
-        m, _ = shared(self, key, lambda: (self.encode(flat), flat))
-        moved = (self.push(s).to(x.dtype) @ m.flatten(2)).reshape(len(flat), -1, *event)
-        return moved.reshape(*batch, self.num_variables, *event)
-
     def push(self, s: Times) -> Tensor:
         """The columns of M(s) that multiply v_0, (*s.shape, K, K-1)."""
         M, _ = self.base.propagator.moments(None, self.clock(s))
         return M[..., 1:]
-
-    def data_columns(self, tau: Tensor, a: Tensor) -> Tensor:
-        """M at clock times τ (…), (…, K, K): the columns that multiply x and v_0."""
-        M, _ = self.base.propagator.moments(None, tau)
-        return M
-
-    def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
-        """y_ε - M(ε) (0, m_φ(x_0)), like y in float64; see the class. It calls m_φ once."""
-        tau = self.clock(self.start_time)
-        back, _ = self.base.propagator.pulled_back(torch.zeros_like(tau), tau)
-        state = y.double()
-        with full_precision(state):
-            x = (state.movedim(y.dim() - 1 - event_dim, -1) @ back[0]).to(y.dtype)
-        return state - self.displacement(x, self.start_time, event_dim)
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``mean of v_0``: m_φ(x), (K-1, n, *event_shape)."""

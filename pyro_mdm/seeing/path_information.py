@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
-from pyro_mdm.support.checks import check_data
-from pyro_mdm.support.doors import Count, Several, checked_arguments
+from pyro_mdm.support.argument_types import Count, Several, checked_arguments
+from pyro_mdm.support.checks import check_data, tensor_device
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 
@@ -74,7 +74,7 @@ def path_information_gap(
         >>> path_information_gap(diffusion, torch.linspace(-2, 2, 9)[:, None]).gap.mean
         0.0
     """
-    check_data("points", points, diffusion.start_time.device)
+    check_data("points", points, tensor_device(diffusion))
     law = _checked_weights(points, weights)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(diffusion):
@@ -122,7 +122,7 @@ def _rates(
         (a[chosen] - posterior @ a) + z * (b[chosen] - posterior @ b)
         for a, b in zip(aims, pulls, strict=True)
     )
-    rho = diffusion.volatility(diffusion.way(levels[:1]))
+    rho = diffusion.volatility(diffusion.fraction(levels[:1])).to(x)
     weight = levels[0].exp() / (8 * rho)
     both = torch.stack([flow + rho * score, flow - rho * score])
     values: Tensor = (weight * both.square().sum(2)).cpu()

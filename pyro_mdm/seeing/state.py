@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap, Diffusion, Marginal
+from pyro_mdm.diffusions.base import Cap, Diffusion, full_precision
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
-from pyro_mdm.scores.base import Number, rotated
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
+from pyro_mdm.scores.base import Coefficients, Number, coefficients, rotated
 from pyro_mdm.seeing.wrapping import WrappedDenoiser
 
 __all__ = ["StateDenoiser"]
@@ -55,21 +54,28 @@ class StateDenoiser(WrappedDenoiser):
     def more_outputs(diffusion: Diffusion) -> int:
         return diffusion.num_variables - 1
 
-    def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
+    def score_at(self, diffusion: Kernels, y: Tensor, at: Coefficients) -> Tensor:
         """``-Σ^{-1} (y - M ŵ)``, like y; the linear algebra in float64."""
-        marginal, state, s, x, m = self._estimates(diffusion, y, s)
+        at, state, x, m = self._estimates(diffusion, y, at)
+        law = at.marginal
         with full_precision(y):
-            W = inverse_tril(marginal.scale_tril)
-            rest = state.double() - outer(marginal.mean, x.double()) - _push(diffusion, s, m)
+            W = at.whitener
+            rest = state.double() - outer(law.mean, x.double()) - _push(diffusion, at.s, m)
             theta: Tensor = -apply_matrix(W.mT, apply_matrix(W, rest))
         return theta.to(y.dtype).reshape(y.shape)
 
-    def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
-        return self.start_hat(diffusion, y, s).select(y.dim() - 1 - self._event_dim, 0)
+    def denoise_at(
+        self, diffusion: Kernels, y: Tensor, at: Coefficients, noise: float = 1.0
+    ) -> Tensor:
+        return self.start_hat_at(diffusion, y, at).select(y.dim() - 1 - self._event_dim, 0)
 
     def start_hat(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """ŵ = (x̂, m̂), like y: an estimate of E[w | y], with w = (x, m_φ(x))."""
-        *_, x, m = self._estimates(diffusion, y, s)
+        return self.start_hat_at(diffusion, y, self.coefficients(diffusion, y, s))
+
+    def start_hat_at(self, diffusion: Kernels, y: Tensor, at: Coefficients) -> Tensor:
+        """ŵ as by :meth:`start_hat`, for the diffusion at the times of the states."""
+        *_, x, m = self._estimates(diffusion, y, at)
         return torch.cat([x.unsqueeze(1), m], 1).reshape(y.shape)
 
     @property
@@ -77,28 +83,29 @@ class StateDenoiser(WrappedDenoiser):
         return len(self.event_shape or ())
 
     def _estimates(
-        self, diffusion: Kernels, y: Tensor, s: Number
-    ) -> tuple[Marginal, Tensor, Tensor, Tensor, Tensor]:
-        """The marginal, states and times flattened to n, x̂ (n, *event_shape), m̂ (n, K-1, …)."""
-        s = self.checked_state(diffusion, y, s)
+        self, diffusion: Kernels, y: Tensor, at: Coefficients
+    ) -> tuple[Coefficients, Tensor, Tensor, Tensor]:
+        """Coefficients and states flattened to n, x̂ (n, *event_shape), m̂ (n, K-1, …)."""
+        y = y.to(self.dtype or y.dtype)
         state = y.reshape(-1, diffusion.num_variables, *y.shape[y.dim() - self._event_dim :])
-        s = s.expand(y.shape[: y.dim() - 1 - self._event_dim]).reshape(-1)
-        marginal, denoiser = diffusion.marginal(s), self.denoiser
+        s = at.s.expand(y.shape[: y.dim() - 1 - self._event_dim]).reshape(-1)
+        at = coefficients(diffusion, s, raw=False)
+        marginal, denoiser = at.marginal, self.denoiser
         lam = marginal.log_snr
         denoiser.check_log_snr(lam)
         with full_precision(y):
             z = apply_vector(marginal.readout, state.double())
-            white = apply_matrix(inverse_tril(marginal.scale_tril), state.double())
+            white = apply_matrix(at.whitener, state.double())
             rest = rotated(marginal, white)[:, 1:].to(y.dtype).flatten(1, 2)
         inputs = torch.cat([denoiser.inputs(z.to(y.dtype), lam), rest], 1)
         F, m = self.call(inputs, lam, diffusion.num_variables - 1)
         m = m.unflatten(1, (diffusion.num_variables - 1, -1))
         with full_precision(y):
-            push = apply_vector(marginal.readout, _push(diffusion, s, m))
-        return marginal, state, s, denoiser.read((z - push).to(y.dtype), lam, F), m
+            push = apply_vector(marginal.readout, _push(diffusion, at.s, m))
+        return at, state, denoiser.read((z - push).to(y.dtype), lam, F), m
 
 
 def _push(diffusion: Any, s: Tensor, m: Tensor) -> Tensor:
     """M(s) (0, m), (n, K, *event_shape) in float64."""
-    moved: Tensor = diffusion.push(s) @ m.double().flatten(2)
+    moved: Tensor = diffusion.push(s).to(m.device) @ m.double().flatten(2)
     return moved.reshape(len(m), -1, *m.shape[2:])

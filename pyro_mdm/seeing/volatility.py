@@ -54,7 +54,8 @@ class Volatility(ExactBuffers, nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """ρ at u, like u; float64."""
-        knots, at = self.log_knots, u.clamp(0, 1) * (KNOTS - 1)
+        knots = self.log_knots
+        at = u.to(knots).clamp(0, 1) * (KNOTS - 1)
         i = at.detach().long().clamp_max(KNOTS - 2)
         return torch.lerp(knots[i], knots[i + 1], at - i).exp()
 
@@ -67,6 +68,7 @@ class Volatility(ExactBuffers, nn.Module):
             flow: error e^λ ‖ΔU‖² of each datum, (n,).
             score: error e^λ ‖ΔR‖² of each datum, (n,).
         """
+        u, flow, score = (t.to(self.weight.device) for t in (u, flow, score))
         finite = (flow + score).isfinite()
         kept = [torch.where(finite, t, 0.0).double() for t in (finite.double(), flow, score)]
         knots = torch.arange(KNOTS, device=u.device)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
-import torch
-
-from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.closed import OneBlock
+from pyro_mdm.diffusions.base import Diffusion, remade
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.modules import of_part
@@ -15,8 +13,10 @@ from pyro_mdm.support.settings import described
 
 __all__ = ["WrappedDiffusion"]
 
+W = TypeVar("W", bound="WrappedDiffusion")
 
-class WrappedDiffusion(OneBlock):
+
+class WrappedDiffusion(Kernels):
     """A diffusion with the kernels, clock, ends and prior of ``base``.
 
     The generative model reverses the base. A subclass defines the effect of data on noising paths.
@@ -37,6 +37,10 @@ class WrappedDiffusion(OneBlock):
         self.base = base
         self.num_variables, self.horizon = base.num_variables, base.horizon
 
+    def solved(self: W) -> W:
+        base = self.base.solved()
+        return self if base is self.base else remade(self, base=base)
+
     # -- members of the base
 
     max_log_snr = of_part("base")
@@ -44,37 +48,25 @@ class WrappedDiffusion(OneBlock):
     cut_time = of_part("base")
     prior = of_part("base")
     prior_covariance = of_part("base")
-    at_rest = of_part("base")
     start = of_part("base")
     start_time = of_part("base")
     start_log_snr = of_part("base")
     terminal = of_part("base")
     terminal_log_snr = of_part("base")
-    learns_ends = of_part("base")
-    learns_stationary = of_part("base")
     initial_covariance = of_part("base")
     clock = of_part("base")
     rate = of_part("base")
-    inverse_clock = of_part("base")
     time_at_clock = of_part("base")
     log_snr = of_part("base")
     log_snr_rate = of_part("base")
     time_at_log_snr = of_part("base")
     log_volume = of_part("base")
-    log_volume_rate = of_part("base")
-    log_volume_ends = of_part("base")
-    time_at_log_volume = of_part("base")
     drift_matrix = of_part("base")
     noise_covariance = of_part("base")
-    dispersion_matrix = of_part("base")
-    clock_noise = of_part("base")
-    divergence = of_part("base")
+    dispersion = of_part("base")
     marginal = of_part("base")
     transition = of_part("base")
     propagator = of_part("base")
-    factorization = of_part("base")
-    check_precision = of_part("base")
-    frozen = of_part("base")
     by_dimension = of_part("base")
     simulate = of_part("base")
     check = of_part("base")
@@ -83,11 +75,8 @@ class WrappedDiffusion(OneBlock):
     def reference(self) -> Diffusion:
         return self.base
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"base": described(self.base)}
-
-    def _device(self) -> torch.device:
-        return self.base.start_time.device
 
     def extra_repr(self) -> str:
         return f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pyro_mdm import likelihoods
+import pyro_mdm.likelihoods as likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
-from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.derived import NetworkOfDenoiser
+from pyro_mdm.scores.denoiser import DenoiserScore, NetworkOfDenoiser
 from pyro_mdm.support.checks import check_instance
 
 __all__ = ["WrappedDenoiser", "wrapping"]
@@ -62,7 +61,7 @@ class WrappedDenoiser(NetworkOfDenoiser):
         """The number of further network outputs for each data dimension."""
         return 0
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         return {"denoiser": self.denoiser}
 
     def check_diffusion(self, diffusion: Diffusion) -> None:

@@ -3,18 +3,19 @@
 Importing this package registers them with the core: paths, bounds, fits and comparisons.
 """
 
-from pyro_mdm.simulated import moments  # noqa: F401  registers how scores are fitted
 from pyro_mdm.simulated.evaluation import StepSizeBias, step_size_bias
 from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath, arrival, simulated_kl
 from pyro_mdm.simulated.reference import TorchSDE
+from pyro_mdm.simulated.residual import ResidualScore
 
 __all__ = [
     "HamiltonianDiffusion",
     "LearnedDrift",
     "NonlinearDiffusion",
+    "ResidualScore",
     "Simulated",
     "SimulatedPath",
     "StepSizeBias",

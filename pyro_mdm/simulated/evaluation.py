@@ -15,12 +15,12 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness as seeded
+import pyro_mdm.randomness as seeded
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.evaluation.closed_form import SAFETY, EstimateSettings, Pair, precisions
 from pyro_mdm.evaluation.comparison import compare_paths
@@ -31,14 +31,13 @@ from pyro_mdm.evaluation.estimates import (
     Noise,
     population_error,
     resolved,
-    rounding,
 )
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.paths import SimulatedPath, arrival
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.measured import TERMS, Z95, Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
@@ -119,7 +118,7 @@ def step_size_bias(
     with evaluating(model):
         for m, (k, rows) in itertools.product(range(draws), batches):
             with seeded.piece(0, 1, _seed(seed, m, k)):
-                law: Any = guide.law(x[rows])
+                law = cast(SimulatedPath, guide.law(x[rows]))
                 step = 1 / law.simulation.steps()
                 changes[m, rows] = _halved(model.for_rows(rows), law)
     return StepSizeBias(step, *Measured.from_values(changes.mean(0)))
@@ -132,18 +131,25 @@ def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
     y = law.rsample().squeeze(1)
     n, d, K = len(y), law.num_dims, diffusion.num_variables
     area = "space-time" if settings.solver(diffusion) == "srk" else "none"
-    shared: dict[str, Any] = {
-        "fraction": seeded.low_discrepancy(n, y.device),
-        "brownian": seeded.brownian(n, d, K, y.dtype, y.device, area),
-        "noise": seeded.normal((n * settings.points, d, K), y.dtype, y.device),
-    }
+    fraction = seeded.low_discrepancy(n, y.device)
+    brownian = seeded.brownian(n, d, K, y.dtype, y.device, area)
+    noise = seeded.normal((n * settings.points, d, K), y.dtype, y.device)
     steps = settings.steps()
     probes = int(seeded.uniform((1,), torch.float64, y.device) * 2**52)  # the same for both steps
     values = []
     for times in (1, 2):
         refined = replace(settings, step_size=1 / (times * steps))
         with seeded.piece(0, 1, probes):
-            values.append(path_integral(diffusion, model.score, y, refined, **shared).value)
+            integral = path_integral(
+                diffusion,
+                model.score,
+                y,
+                refined,
+                fraction=fraction,
+                brownian=brownian,
+                noise=noise,
+            )
+            values.append(integral.value)
     return (values[1] - values[0]).double().cpu()
 
 
@@ -172,7 +178,7 @@ class _Rounds:
     @property
     def calls_per_path(self) -> int:
         """The number of score evaluations on each path."""
-        settings: Any = self.guide.simulation or self.model.diffusion.simulation
+        settings = self.guide.simulation or self.model.diffusion.simulation
         return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
     def add(self, bar: Progress) -> None:
@@ -200,7 +206,7 @@ class _Rounds:
     ) -> None:
         device, diffusion = self.x.device, self.model.diffusion
         model, x = self.model.for_rows(rows), self.x[rows.to(device)]
-        law: Any = self.guide.law(x)
+        law = cast(SimulatedPath, self.guide.law(x))
         path = law.rsample()
         y = path.squeeze(1)
         integral = path_integral(
@@ -240,9 +246,7 @@ class _Rounds:
         density = total / number.clamp_min(1)
         # rounding may take a difference of squares below 0
         variance = (squares / number.clamp_min(1) - density**2).clamp_min(0)
-        terms: dict[str, Any] = {
-            name: Measured.from_values(term) for name, term in self.means().items()
-        }
+        terms = {name: Measured.from_values(term) for name, term in self.means().items()}
         return Estimate(
             mean=float(per_datum.mean()),
             standard_error=population_error(per_datum, noise.variance, monte_carlo_error),
@@ -292,8 +296,7 @@ def _compare(
             for _, rounds in itertools.product(range(PILOT), simulated.values()):
                 rounds.add(bar)
             need = PILOT * SAFETY * _needed(programs, linear_estimates, simulated, wanted)
-            need = float(share.first(torch.tensor([need], dtype=torch.float64)))
-            number = max(2, min(number - PILOT, math.ceil(min(need, number))))
+            number = max(2, min(number - PILOT, math.ceil(min(share.first(need), number))))
             most = {name: limit - PILOT for name, limit in most.items()}
             for rounds in simulated.values():
                 rounds.forget()
@@ -351,7 +354,6 @@ def _difference(
     first, second = (estimates[name] for name in pair)
     per_datum = second.per_datum - first.per_datum  # bits are minus nats
     variance, error = _pair_noise(pair, estimates, simulated)
-    total = Measured(float(per_datum.mean()), population_error(per_datum, variance, error))
     if all(key in simulated for key in pair):  # paired over data
         one, other = (simulated[key].means() for key in pair)
         terms = {name: Measured.from_values(one[name] - other[name]) for name in TERMS}
@@ -359,9 +361,8 @@ def _difference(
         ends = [(getattr(first, name), getattr(second, name)) for name in TERMS]
         apart = [Measured(a[0] - b[0], math.hypot(a[1], b[1])) for a, b in ends]
         terms = dict(zip(TERMS, apart, strict=True))
-    floor = rounding(first, second, dtypes)
-    unit, degrees = first.num_dims * math.log(2), first.num_data - 1
-    return Difference.from_nats(pair, total, terms, error, unit, floor, degrees)
+    both = {name: estimates[name] for name in pair}
+    return Difference.from_nats(both, per_datum, terms, variance, error, dtypes)
 
 
 def _pair_noise(

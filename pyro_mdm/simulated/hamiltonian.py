@@ -15,28 +15,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Matrix, Times
+from pyro_mdm.diffusions.base import Matrix, Times, with_event_dims
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
-from pyro_mdm.diffusions.divergence import own_node
-from pyro_mdm.diffusions.kernels import semidefinite_cholesky
 from pyro_mdm.diffusions.matrices import (
     apply_to_rows,
     as_rows,
     check_semidefinite,
     check_skew,
+    semidefinite_cholesky,
     square_matrix,
     symmetric_root,
-    with_event_dims,
 )
 from pyro_mdm.diffusions.priors import Prior, QuadraturePrior
-from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.diffusions.simulation import Simulation, own_node
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion, matrix_divergence
-from pyro_mdm.support.settings import described
+from pyro_mdm.support.settings import arguments_of, described
 
 __all__ = ["HamiltonianDiffusion"]
 
@@ -162,8 +159,8 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         if self.D.function is None:
             self.register_buffer("_unit_dispersion", symmetric_root(2 * self.D.constant))
 
-    def settings(self) -> dict[str, Any]:
-        arguments = self.arguments()
+    def settings(self) -> dict[str, object]:
+        arguments = arguments_of(self)
         functions = {name: described(arguments.get(name)) for name in ("H", "Q", "D", "root")}
         constant = {f.name for f in (self.Q, self.D) if f.function is None}
         return super().settings() | {n: v for n, v in functions.items() if n not in constant}

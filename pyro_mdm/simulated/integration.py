@@ -7,15 +7,12 @@ between them. Data dimensions are folded into the batch, so that noise stays K×
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torchsde
 from torch import Tensor, nn
 
-from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import full_precision
+import pyro_mdm.randomness as randomness
+from pyro_mdm.diffusions.base import Diffusion, full_precision
 from pyro_mdm.diffusions.sde import fold, noise_root, unfold
 from pyro_mdm.diffusions.simulation import LIMIT, Simulation, SimulationError
 
@@ -68,12 +65,12 @@ class _TimedSDE(nn.Module):
                 f"the drift of {type(self.diffusion).__name__} has shape {tuple(drift.shape)}, "
                 f"expected y's {tuple(y.shape)}"
             )
-        return fold(drift.to(y.dtype) * speed.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1)))
+        return fold(drift.to(y.dtype) * speed.to(y).reshape(-1, *(1,) * (y.dim() - 1)))
 
     def g(self, u: Tensor, states: Tensor) -> Tensor:
         """The dispersion times √(ds/du), (n·d, K, K)."""
         y, s, speed = self._at(u, states)
-        G = noise_root(self.diffusion, y, s) * speed.sqrt().to(y.dtype)[:, None, None, None]
+        G = noise_root(self.diffusion, y, s) * speed.sqrt().to(y)[:, None, None, None]
         return G.expand(-1, y[0, 0].numel(), -1, -1).flatten(0, 1)
 
     def check(self, y: Tensor, s: Tensor) -> None:
@@ -133,7 +130,7 @@ def advance(
         d = event_shape.numel()
         brownian = randomness.brownian(len(y), d, y.shape[1], dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
-    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
+    options: dict[str, object] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
     seen, states = [], fold(y.to(dtype))
     for i in range(M):
         interval = (i / M, (i + 1) / M)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Diffusion, Marginal, Times
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, remade
+from pyro_mdm.diffusions.clocks import as_times, times_within
+from pyro_mdm.diffusions.linear import LinearDiffusion, at_rest
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support.checks import check_instance, check_network, check_number
@@ -17,13 +19,15 @@ from pyro_mdm.support.modules import of_part
 
 __all__ = ["LearnedDrift", "Simulated"]
 
+F = TypeVar("F", bound="_FromLinear")
+
 
 class _FromLinear(NonlinearDiffusion, ABC):
     """A diffusion with the start, noise, prior and clock of a linear one."""
 
     def __init__(self, linear: LinearDiffusion, simulation: Simulation | None) -> None:
         check_instance("linear", linear, LinearDiffusion, f"e.g. {type(self).__name__}(CLD(), …)")
-        if linear.learns_ends:
+        if any(linear.given_ends.reach):
             raise ValueError(
                 f"{type(linear).__name__} has learn_ends, but simulated paths keep the ends that "
                 "they start with; leave it out"
@@ -39,16 +43,27 @@ class _FromLinear(NonlinearDiffusion, ABC):
         )
         del self.beta  # the clock is the linear diffusion's
         self.linear = linear
-        self.at_rest = linear.at_rest()
+        self.at_rest = at_rest(linear)
+
+    def solved(self: F) -> F:
+        linear = self.linear.solved()
+        return self if linear is self.linear else remade(self, linear=linear)
 
     @property
     def max_log_snr(self) -> float:
         return self.linear.max_log_snr
 
+    def as_tensor(self, value: Times) -> Tensor:
+        """A number or tensor in float64, on the host, as the linear diffusion is."""
+        return as_times(value)
+
+    def checked_time(self, name: str, value: Times) -> Tensor:
+        return times_within(self.horizon, name, value)
+
     prior = of_part("linear")
     clock = of_part("linear")
     rate = of_part("linear")
-    inverse_clock = of_part("linear")
+    time_at_clock = of_part("linear")
 
     @property
     def start_time(self) -> Tensor:
@@ -63,7 +78,7 @@ class _FromLinear(NonlinearDiffusion, ABC):
         return self.linear.parameters()
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
-        return self.linear.dispersion_matrix(s)
+        return self.linear.dispersion(None, s)
 
 
 class Simulated(_FromLinear):
@@ -149,16 +164,15 @@ class LearnedDrift(_FromLinear):
         """
         s = self.as_tensor(s).expand(len(y))
         dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
-        log_snr = self.log_snr(s)
-        inputs = y.flatten(1, 2) if y.dim() > 2 else y
-        out = self.network(inputs.to(dtype), log_snr.to(dtype))
+        inputs = (y.flatten(1, 2) if y.dim() > 2 else y).to(dtype)
+        out = self.network(inputs, self.log_snr(s).to(inputs))
         if out.shape != inputs.shape:
             raise ValueError(
                 f"{type(self.network).__name__} returned {tuple(out.shape)} for inputs "
                 f"{tuple(inputs.shape)}, expected the same shape"
             )
         u = self.limit * torch.tanh(out / self.limit)
-        rate = self.linear.rate(s).to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
+        rate = self.linear.rate(s).to(y).reshape(-1, *(1,) * (y.dim() - 1))
         return rate * u.to(y.dtype).reshape(y.shape)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:

@@ -9,33 +9,52 @@ diffusions. Later states are simulated (:mod:`pyro_mdm.diffusions.simulation`).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from abc import ABC
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Asked, Diffusion, Marginal, Times, check_clock, check_horizon
-from pyro_mdm.diffusions.clocks import Clock, ConstantBeta
-from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.diffusions.matrices import apply_noise, covariance_matrix, full_precision
+import pyro_mdm.randomness as randomness
+from pyro_mdm.diffusions.base import (
+    DataPaths,
+    Diffusion,
+    Marginal,
+    ScoreAndDenoiser,
+    Times,
+    check_clock,
+    check_horizon,
+    full_precision,
+)
+from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, times_within
+from pyro_mdm.diffusions.matrices import apply_noise, covariance_matrix
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior
-from pyro_mdm.diffusions.sde import check_dispersion, noise_root
-from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.diffusions.sde import check_dispersion, noise_divergence, noise_root
+from pyro_mdm.diffusions.simulation import Simulation, divergence, own_node
 from pyro_mdm.simulated.integration import advance
-from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.checks import check_count, check_instance, check_number, check_real
+from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.settings import described
 
 __all__ = ["NonlinearDiffusion", "matrix_divergence"]
 
+D = TypeVar("D", bound="NonlinearDiffusion")
 CHECKED_DERIVATIVES, PROBES = 64, 64
 """The largest K·d at which a prior that is declared stationary is checked by an exact divergence,
 and the number of Hutchinson's probes beyond it."""
 MISMATCH = 1e-4
 """The largest ∇·F + F·∇log π, relative to its two terms, that counts as 0."""
+
+
+class _SimulatedPaths(DataPaths):
+    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: ScoreAndDenoiser) -> Tensor:
+        diffusion, at, score = self.diffusion, s.expand(len(y)), ask.score(y, s)
+        G = noise_root(diffusion, y, at)
+        pull = apply_noise(G, score) + noise_divergence(diffusion, y, at).double()
+        return diffusion.drift(y, at).double() - (1 + noise) / 2 * pull
 
 
 class NonlinearDiffusion(Diffusion, ABC):
@@ -86,6 +105,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         torch.Size([4, 3, 1, 2])
     """
 
+    _kind_of_paths = _SimulatedPaths
     stationary_prior: bool = False
     initial_covariance: Tensor
     simulation: Simulation
@@ -129,6 +149,27 @@ class NonlinearDiffusion(Diffusion, ABC):
         self._checked: set[torch.Size] = set()
         self._kept_ends: tuple[Tensor, Tensor, Tensor] | None = None
 
+    # -- on the device of its states, as its drift and dispersion are functions of these -----------
+
+    def _apply(self: D, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> D:
+        nn.Module._apply(self, lambda t: t.to(fn(t).device), recurse)
+        return self
+
+    def _device(self) -> torch.device:
+        tensors = itertools.chain(self.buffers(), self.parameters())
+        return next((t.device for t in tensors), torch.device("cpu"))
+
+    def as_tensor(self, value: Times) -> Tensor:
+        """A number or tensor in float64, on the device of the diffusion."""
+        check_real("a time, log SNR or log volume", value)
+        return torch.as_tensor(value, dtype=torch.float64, device=self._device())
+
+    def checked_time(self, name: str, value: Times) -> Tensor:
+        """Times in float64. Raises ValueError outside [0, T], unless they are on a device."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return self.as_tensor(value)  # of paths that are simulated there
+        return times_within(self.horizon, name, value).to(self._device())
+
     # -- ends and levels ---------------------------------------------------------------------------
 
     @property
@@ -141,6 +182,10 @@ class NonlinearDiffusion(Diffusion, ABC):
     @property
     def max_log_snr(self) -> float:
         return self._max_log_snr
+
+    @property
+    def start_log_snr(self) -> Tensor:
+        return self.as_tensor(self.max_log_snr)
 
     @property
     def terminal_log_snr(self) -> Tensor:
@@ -176,7 +221,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     def time_at_log_snr(self, value: Times) -> Tensor:
         fraction = (self.max_log_snr - self.as_tensor(value)) / self._width
         tau = self._ends()[0] + self._unit * fraction.expm1()
-        return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
+        return torch.maximum(self.time_at_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def progress(self, s: Times) -> Tensor:
         """The progress of s from ε to T, in [0, 1]: the mean of those by clock and by log SNR.
@@ -208,7 +253,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             if not bool((step.abs() > 1e-12 * end).any()):
                 break
         tau = start + self._unit * x.expm1()
-        return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
+        return torch.maximum(self.time_at_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def _done(self, s: Times) -> Tensor:
         return (self.clock(s) - self._ends()[0]).clamp_min(0.0)
@@ -229,7 +274,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         """The parameters that the clock depends on."""
         return self.parameters()
 
-    def inverse_clock(self, tau: Tensor) -> Tensor:
+    def time_at_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau)
 
     @property
@@ -298,12 +343,6 @@ class NonlinearDiffusion(Diffusion, ABC):
         G = noise_root(self, y, s)
         pulled = apply_noise(G, self.prior.score(y)) + self.noise_divergence(y, s)
         return self.drift(y, s).to(y.dtype) - 0.5 * pulled
-
-    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
-        at, score = s.expand(len(y)), ask.score(y, s)
-        G = noise_root(self, y, at)
-        pull = apply_noise(G, score) + self.noise_divergence(y, at).double()
-        return self.drift(y, at).double() - (1 + noise) / 2 * pull
 
     def check(self, event_shape: Sequence[int]) -> None:
         """Check the declared properties on a few states of the prior, once for each shape.
@@ -394,7 +433,7 @@ class NonlinearDiffusion(Diffusion, ABC):
                 "counts the mismatch"
             )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """The settings, with a subclass's arguments that are numbers, strings or None."""
         in_buffers = ("num_variables", "initial_variance")
         settings = {name: v for name, v in super().settings().items() if name not in in_buffers}
@@ -408,7 +447,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             "stationary_prior": self.stationary_prior,
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: JsonObject) -> None:
         self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
         self.simulation = Simulation(**saved["simulation"])
 

@@ -36,11 +36,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
-from pyro_mdm.diffusions.divergence import Trace, divergence, own_node
-from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows, full_precision
-from pyro_mdm.diffusions.sde import noise_root
-from pyro_mdm.diffusions.simulation import Simulation
+import pyro_mdm.randomness as randomness
+from pyro_mdm.diffusions.base import full_precision
+from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows
+from pyro_mdm.diffusions.sde import noise_divergence, noise_root
+from pyro_mdm.diffusions.simulation import Simulation, Trace, divergence, own_node
 from pyro_mdm.simulated.integration import advance
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def path_integral(
         value, variance = _implicit(diffusion, score, points, times, simulation)
     if not inside:
         value = value.detach()
-    value, weight = value.reshape(P, n), weight.to(value.dtype)
+    value, weight = value.reshape(P, n), weight.to(value)
     variance = (weight**2 * variance.reshape(P, n)).sum(0) / P**2
-    density = value.detach() / level_rate.to(value.dtype)
+    density = value.detach() / level_rate.to(value)
     return PathIntegral(
         (weight * value).mean(0), level, density, variance, states[-1] if to_end else None
     )
@@ -194,7 +194,7 @@ def _spurious(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, residual: Ten
     """(∇·g²) · r, (n,)."""
     if not diffusion.noise_depends_on_state:
         return residual.new_zeros(len(y))
-    return (diffusion.noise_divergence(y, s) * residual).flatten(1).sum(1)
+    return (noise_divergence(diffusion, y, s) * residual).flatten(1).sum(1)
 
 
 def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Simulation) -> Trace:

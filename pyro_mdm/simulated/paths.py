@@ -7,24 +7,29 @@ is exact at the start time ε, and simulated by torchsde beyond it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
+import pyro_mdm.randomness as randomness
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.paths.base import NoisingLaw, PathKL, gaussian_log_prob, times_text
-from pyro_mdm.paths.density import density_bound
-from pyro_mdm.paths.divergence import path_divergence, shared_diffusion
-from pyro_mdm.paths.generative import GenerativeLaw
-from pyro_mdm.paths.laws import noising_law
+from pyro_mdm.paths.base import (
+    GenerativeLaw,
+    NoisingLaw,
+    PathKL,
+    noising_law,
+    path_divergence,
+    shared_diffusion,
+    times_text,
+)
+from pyro_mdm.paths.density import density_bound, gaussian_log_prob
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_shape
-from pyro_mdm.support.doors import checked_arguments
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -203,7 +208,7 @@ noising_law.register(NonlinearDiffusion, SimulatedPath)
 
 
 @density_bound.register(NonlinearDiffusion)
-def _bound(diffusion: Any, score: Score, y: Tensor) -> Tensor:
+def _bound(diffusion: NonlinearDiffusion, score: Score, y: Tensor) -> Tensor:
     def score_at(y: Tensor, s: Tensor) -> Tensor:
         return score.score(diffusion, y, s)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
@@ -16,8 +17,7 @@ from typing import SupportsFloat, cast
 
 import torch
 from torch import Tensor, nn
-
-from pyro_mdm.support.late_checks import check_all_finite, check_values
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 __all__ = [
     "DataError",
@@ -25,6 +25,7 @@ __all__ = [
     "check_counts",
     "check_data",
     "check_encoded",
+    "check_finite",
     "check_instance",
     "check_mask",
     "check_network",
@@ -33,11 +34,13 @@ __all__ = [
     "check_resolution",
     "check_seed",
     "check_shape",
+    "check_values",
     "check_weights",
     "describe",
     "floating_dtypes",
     "not_a_tensor",
     "real_tensor",
+    "settle",
     "tensor_device",
 ]
 
@@ -249,7 +252,7 @@ def check_data(
         if missing:
             check_values(~x.isinf().any(), report)
         else:
-            check_all_finite(x, report)
+            check_finite(report, x)
 
 
 def _report_data(name: str, x: Tensor, missing: bool) -> None:
@@ -303,9 +306,13 @@ def floating_dtypes(module: object) -> set[torch.dtype]:
 
 
 def tensor_device(module: nn.Module) -> torch.device | None:
-    """The device of a module's tensors; None if it has none."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return next((t.device for t in tensors), None)
+    """The device of a module's tensors, beside those that stay on the host; None if it has none."""
+    device = None
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        device = tensor.device
+        if device.type != "cpu":
+            break
+    return device
 
 
 def check_encoded(
@@ -337,4 +344,86 @@ def check_weights(network: object) -> None:
             f"{name} of {type(network).__name__} holds {bad[0].item()} ({bad.numel()} of "
             f"{parameter.numel()} weights), expected finite weights; load the last good ones, and "
             "lower the learning rate or clip gradients if training led here"
+        )
+
+
+# -- values of tensors, which no step waits for ----------------------------------------------------
+# On the host they are checked at once. The answer of a device is read when it has come, by a later
+# check or by `settle`, where Python reads a number of the device anyway: as clear, a little late.
+Report = Callable[[], object]
+"""A function that raises the error of a failed check, or returns where it finds no mistake."""
+
+
+class _Unread(threading.local):
+    """The answers that a thread has not read: when one comes, itself, and what reports a no."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[torch.cuda.Event, Tensor, Report]] = []
+
+
+_unread = _Unread()
+
+
+def check_values(right: Tensor, report: Report) -> None:
+    """A check of values, of which a compiler and functions of ``torch.func`` make none.
+
+    Args:
+        right: whether the values are as expected, bool, ().
+        report: function that looks at the values and raises the error.
+    """
+    if torch.compiler.is_compiling() or is_functorch_wrapped_tensor(right):
+        return
+    if right.device.type == "cpu":
+        if not right:
+            report()
+    elif not right.is_meta:
+        _later(right, report)
+
+
+def _later(right: Tensor, report: Report) -> None:
+    answer, event = right.to("cpu", non_blocking=True), torch.cuda.Event()
+    event.record(torch.cuda.current_stream(right.device))
+    _unread.answers.append((event, answer, report))
+    while _unread.answers and _unread.answers[0][0].query():
+        _read_first()
+
+
+def settle() -> None:
+    """Read the answers to all checks of this thread."""
+    while _unread.answers:
+        _read_first()
+
+
+def _read_first() -> None:
+    event, answer, report = _unread.answers.pop(0)
+    event.synchronize()
+    if not answer:
+        _unread.answers.clear()  # the rest may follow from it
+        report()
+
+
+def check_finite(name: str | Report, value: Tensor) -> None:
+    """Raises ValueError with the first entry that is NaN or infinite, as :func:`check_values`.
+
+    Args:
+        name: name of the value, or a function that looks for the mistake and raises the error.
+        value: the value.
+    """
+    if torch.compiler.is_compiling() or not value.numel():
+        return
+    if value.is_floating_point() or value.is_complex():
+        right = torch.linalg.vector_norm(value.detach(), math.inf) < math.inf  # the largest size
+        if right.device.type != "cpu" or is_functorch_wrapped_tensor(right) or not right:
+            report = partial(_report_finite, name, value) if isinstance(name, str) else name
+            check_values(right, report)
+
+
+def _report_finite(name: str, value: Tensor) -> None:
+    bad = ~value.isfinite()
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} of shape {tuple(value.shape)} holds {value[where].item()} at {where} "
+            f"({int(bad.sum())} of {value.numel()} values), expected finite numbers; look for the "
+            "data or the sampler's step before"
         )

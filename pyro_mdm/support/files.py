@@ -15,10 +15,10 @@ from typing import Any
 
 __all__ = [
     "DEPTH",
+    "JsonObject",
     "Write",
     "check_content",
     "check_place",
-    "digest_of",
     "json_of",
     "read_file",
     "read_json",
@@ -27,6 +27,9 @@ __all__ = [
     "temporary",
 ]
 
+JsonObject = dict[str, Any]
+"""An object of JSON: values by name."""
+Nested = dict[str, object] | list[object]
 Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 """A function that writes a file in pieces and returns the SHA-256 of its content."""
 
@@ -112,9 +115,9 @@ def check_content(content: object) -> None:
     These are more than :data:`DEPTH` lists and dicts within each other, more than ``MOST`` of
     them, where YAML repeats one by its name, and whole numbers of more than 64 bits.
     """
-    level: dict[int, tuple[Any, int]] = {0: ([content], 1)}
+    level: dict[int, tuple[Nested, int]] = {0: ([content], 1)}
     for _ in range(DEPTH + 2):
-        inner: dict[int, tuple[Any, int]] = {}
+        inner: dict[int, tuple[Nested, int]] = {}
         for outer, times in level.values():
             for value in outer.values() if isinstance(outer, dict) else outer:
                 if isinstance(value, dict | list):
@@ -150,11 +153,6 @@ def _too_large(text: str) -> str:
         f"a number of {len(text)} characters, {text[:12]}…, is beyond what is computed with; "
         "expected whole numbers of 64 bits, and others up to 1.8e308"
     )
-
-
-def digest_of(content: object) -> str:
-    """The SHA-256 of the JSON of a content, whatever the order of its names."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

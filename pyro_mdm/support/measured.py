@@ -34,11 +34,7 @@ class Measured(NamedTuple):
 
     @classmethod
     def from_values(cls, values: Tensor) -> Measured:
-        """The mean of independent values, with its standard error by Student's t; NaN for one.
-
-        Args:
-            values: values, (n,).
-        """
+        """The mean of independent values (n,), with its error by Student's t; NaN for one."""
         values = values.detach().double()
         n = len(values)
         error = values.std() * student_factor(n - 1) / math.sqrt(n) if n > 1 else math.nan
@@ -68,10 +64,8 @@ class Measured(NamedTuple):
 def student_factor(degrees: Tensor | float) -> Tensor:
     """The factor that makes an estimated s/√n a standard error, of which ±1.96 hold 95%, float64.
 
-    It is the ratio of the 97.5% quantiles of Student's t and of the normal distribution.
-
-    Args:
-        degrees: degrees of freedom of the error's variance; NaN where there is none.
+    It is the ratio of the 97.5% quantiles of Student's t, with the degrees of freedom of the
+    error's variance, and of the normal distribution.
     """
     from scipy.special import stdtrit  # loads in a tenth of the time of torch
 

@@ -1,17 +1,32 @@
-"""Modules that keep their precision, copies that share parameters, and evaluation mode."""
+"""Modules that keep their precision, copies of them, evaluation mode, compiled functions, and
+what is computed once for a tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace"]
+__all__ = [
+    "CompiledFunction",
+    "Exact",
+    "ExactBuffers",
+    "cached_on",
+    "evaluating",
+    "in_eval_mode",
+    "of_part",
+    "replace",
+    "writes",
+]
 
+F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 E = TypeVar("E", bound="Exact")
 M = TypeVar("M", bound="ExactBuffers")
 N = TypeVar("N", bound=nn.Module)
@@ -67,13 +82,12 @@ class _OfPart:
         self.owner = owner
 
     def __set_name__(self, whole: type, name: str) -> None:
-        owner = attrgetter(self.owner)
+        owner, read = self.owner, attrgetter(f"{self.owner}.{name}")
 
         def write(whole: object, value: object) -> None:
-            setattr(owner(whole), name, value)
+            setattr(getattr(whole, owner), name, value)
 
-        # the getter of operator is no call of Python: members are read in every step
-        setattr(whole, name, property(attrgetter(f"{self.owner}.{name}"), write))
+        setattr(whole, name, property(read, write))
 
 
 def of_part(owner: str) -> Any:
@@ -90,13 +104,8 @@ def of_part(owner: str) -> Any:
 @contextmanager
 def in_eval_mode(*programs: object) -> Iterator[None]:
     """A context with ``programs`` that are modules in evaluation mode; their mode is restored."""
-    training = [
-        submodule
-        for program in programs
-        if isinstance(program, nn.Module)
-        for submodule in program.modules()
-        if submodule.training
-    ]
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    training = [m for module in modules for m in module.modules() if m.training]
     for submodule in training:
         submodule.training = False
     try:
@@ -111,3 +120,65 @@ def evaluating(*programs: object) -> Iterator[None]:
     """A context like :func:`in_eval_mode`, and without gradients."""
     with in_eval_mode(*programs), torch.no_grad():
         yield
+
+
+class CompiledFunction(Generic[F]):
+    """A function that is compiled whole, once for each shape of data.
+
+    torch counts how often the code of a function was compiled in the whole process, and raises an
+    error after eight times. So each shape has a copy of the code.
+
+    Args:
+        function: function of tensors, without a closure.
+        backend: backend of ``torch.compile``.
+        options: further arguments of ``torch.compile``.
+    """
+
+    def __init__(self, function: F, backend: str, options: Mapping[str, Any]) -> None:
+        self._function, self._backend, self._options = function, backend, options
+        self._by_shape: dict[torch.Size, F] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """The state without what was compiled, which a copy compiles again."""
+        return self.__dict__ | {"_by_shape": {}}
+
+    def at(self, shape: torch.Size) -> F:
+        """The function for data of a shape."""
+        if shape not in self._by_shape:
+            f = cast(FunctionType, self._function)
+            copied = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__)
+            compiled = torch.compile(
+                copied, backend=self._backend, fullgraph=True, dynamic=False, **self._options
+            )
+            self._by_shape[shape] = cast(F, compiled)
+        return self._by_shape[shape]
+
+
+_cache = WeakTensorKeyDictionary()
+"""By tensor, for as long as it lives: its writes, and what was computed from it, by name."""
+
+
+def writes(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Which tensors these are and how often each was written to, but for writes to its ``data``.
+
+    It is known without waiting for a device.
+    """
+    return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
+
+
+def cached_on(tensor: Tensor, name: str, compute: Callable[[Tensor], T]) -> T:
+    """``compute(tensor)``, by its name, computed again where the tensor was written to.
+
+    It is for buffers, whose numbers Python needs: a device is asked for these once.
+    """
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return compute(tensor)
+    written, values = _cache.get(tensor, (None, {}))
+    if written != (now := writes((tensor,))):
+        values = {}
+        _cache[tensor] = now, values
+    if name not in values:
+        with torch.inference_mode(False), torch.no_grad():
+            values[name] = compute(tensor)
+    value: T = values[name]
+    return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TextIO
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol
 
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
@@ -87,22 +88,15 @@ def progress_bar(
     delay: float = 0.0,
     shown: bool = True,
 ) -> Progress:
-    """A count on standard error of how many of ``total`` units of work are done.
+    """A count on standard error of how many of ``total`` units (None: unknown) of work are done.
 
-    Args:
-        total: number of units; None: it is not known.
-        what: name of the work, in a word.
-        units: name of the units, in the plural.
-        initial: number of units that were done before.
-        leave: whether the last state stays on a terminal; a log then has the time of short work
-            too.
-        delay: time before a terminal shows the count, in seconds.
-        shown: whether the count is shown.
+    A terminal shows it after ``delay`` seconds; ``leave`` keeps its last state, and the time of
+    short work in a log.
     """
     shown = shown and not is_hidden()
     in_notebook = tqdm is not tqdm_asyncio
     if shown and not in_notebook and not sys.stderr.isatty():
-        return LogProgress(total, what, units, initial=initial, leave=leave)
+        return LogProgress(total, what, units, initial, leave)
     return tqdm(
         total=total,
         desc=what,
@@ -114,50 +108,33 @@ def progress_bar(
     )
 
 
+@dataclass
 class LogProgress:
-    """A line after ``FIRST_LINE`` seconds, then at most every ``NEXT_LINE``, and at the end.
+    """A line on standard error after ``FIRST_LINE`` seconds, then at most every ``NEXT_LINE``, and
+    at the end if there was one before or if ``leave``."""
 
-    Args:
-        total: number of units; None: it is not known.
-        what: name of the work, in a word.
-        units: name of the units, in the plural.
-        initial: number of units that were done before.
-        leave: whether short work has a line too.
-        file: stream of the lines; standard error by default.
-        clock: function that returns the time in seconds, from any origin.
-    """
+    total: int | None
+    what: str
+    units: str
+    initial: int = 0
+    leave: bool = False
 
-    def __init__(
-        self,
-        total: int | None,
-        what: str,
-        units: str,
-        *,
-        initial: int = 0,
-        leave: bool = False,
-        file: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.total, self.what, self.units = total, what, units
-        self.done = self._initial = initial
-        self._file = sys.stderr if file is None else file
-        self._clock, self._began = clock, clock()
-        self._due = self._began + FIRST_LINE
-        self._says_end, self._closed = leave, False
-        self._postfix = ""
+    def __post_init__(self) -> None:
+        self.done, self._file, self._began = self.initial, sys.stderr, monotonic()
+        self._due, self._postfix = self._began + FIRST_LINE, ""
 
     def update(self, n: int = 1) -> None:
         self.done += n
-        if (now := self._clock()) < self._due or self.done == self._initial:
+        if (now := monotonic()) < self._due or self.done == self.initial:
             return
-        text = self._times(now)
+        to_go = ""
         if self.total is not None:
             if self.done >= self.total:
                 return
-            left = (now - self._began) * (self.total - self.done) / (self.done - self._initial)
-            text += f", {tqdm.format_interval(left)} to go"
-        self._write(text)
-        self._due, self._says_end = now + NEXT_LINE, True
+            left = (now - self._began) * (self.total - self.done) / (self.done - self.initial)
+            to_go = f", {tqdm.format_interval(left)} to go"
+        self._write_count(to_go)
+        self._due, self.leave = now + NEXT_LINE, True
 
     def write(self, text: str) -> None:
         """Write a line about the work now."""
@@ -168,10 +145,10 @@ class LogProgress:
         self._postfix = s
 
     def close(self) -> None:
-        """Write the last line, if there was one before or if ``leave``."""
-        if self._says_end and not self._closed:
-            self._write(self._times(self._clock()))
-        self._closed = True
+        """Write the last line, once."""
+        if self.leave:
+            self._write_count()
+        self.leave = False
 
     def __enter__(self) -> LogProgress:
         return self
@@ -179,10 +156,8 @@ class LogProgress:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _times(self, now: float) -> str:
+    def _write_count(self, to_go: str = "") -> None:
         of_all = "" if self.total is None else f" of {self.total:,}"
-        count = f"{self.done:,}{of_all} {self.units}"
-        return f"{count} in {tqdm.format_interval(now - self._began)}"
-
-    def _write(self, text: str) -> None:
-        self.write(text + (f", {self._postfix}" if self._postfix else ""))
+        time = tqdm.format_interval(monotonic() - self._began)
+        postfix = f", {self._postfix}" if self._postfix else ""
+        self.write(f"{self.done:,}{of_all} {self.units} in {time}{to_go}{postfix}")

@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pyro_mdm.support.files import json_of, read_file, regular, replacing
+from pyro_mdm.support.files import JsonObject, json_of, read_file, regular, replacing
 
 __all__ = ["FORMAT", "PretrainedError", "Saved", "damage_of", "digest_of_tensors", "peek"]
 __all__ += ["read_saved", "write_saved"]
@@ -39,23 +39,16 @@ class PretrainedError(ValueError):
 class Saved(NamedTuple):
     """The content of a file that :func:`write_saved` wrote."""
 
-    content: dict[str, Any]
+    content: JsonObject
     tensors: dict[str, Tensor]
 
 
 def write_saved(
-    path: Path, kind: str, content: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    path: Path, kind: str, content: Mapping[str, object], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write a file, whose folder is made if there is none.
+    """Write a file that is replaced as a whole; its folder is made if there is none.
 
-    Args:
-        path: the path of the file, which is replaced as a whole.
-        kind: the kind of what is saved, in words, such as "a model".
-        content: what JSON can hold.
-        tensors: tensors by name, on any device.
-
-    Raises:
-        OSError: the file cannot be written, and an earlier one is as it was.
+    The kind is in words, such as "a model"; the content is what JSON can hold.
     """
     # one text, as safetensors writes several in an order by chance
     text = json.dumps({"format": FORMAT, "kind": kind, "content": content})
@@ -76,12 +69,7 @@ def write_saved(
 def read_saved(path: Path, kind: str) -> Saved:
     """What :func:`write_saved` wrote, after a comparison with its seal.
 
-    Args:
-        path: the path of the file.
-        kind: the kind that is expected.
-
-    Raises:
-        PretrainedError: no such file, one that is damaged, or one of another kind.
+    Raises PretrainedError for no file, one that is damaged, or one of another kind.
     """
     if not path.exists():
         raise PretrainedError(f"{path} is missing, expected {kind} that was saved there")
@@ -108,38 +96,20 @@ def read_saved(path: Path, kind: str) -> Saved:
         return Saved(dict(described["content"]), safetensors.torch.load(data))
 
 
-def peek(path: Path) -> dict[str, Any]:
-    """The content of a file, without its tensors and a comparison with its seal.
-
-    Args:
-        path: the path of the file.
-
-    Raises:
-        PretrainedError: a file that is damaged.
-    """
+def peek(path: Path) -> JsonObject:
+    """The content of a file, without its tensors and a comparison with its seal."""
     with damage_of(path), safe_open(regular(path), "pt") as file:
         return dict(json_of(file.metadata()["pyro_mdm"])["content"])
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors by name.
-
-    Args:
-        tensors: the tensors, on any device.
-    """
+    """The SHA-256 of tensors by name."""
     return hashlib.sha256(safetensors.torch.save(_unshared(tensors))).hexdigest()
 
 
 @contextmanager
 def damage_of(path: Path) -> Iterator[None]:
-    """A context in which errors of reading a file are raised as :class:`PretrainedError`.
-
-    Args:
-        path: the file, for the message.
-
-    Raises:
-        PretrainedError: the content of the file is damaged.
-    """
+    """A context in which errors of reading a file are raised as :class:`PretrainedError`."""
     try:
         yield
     except PretrainedError:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.tables.columns import Column, Mixed, encode
 from pyro_mdm.tables.columns.skipped import ABSENT, Skipped
@@ -91,8 +92,8 @@ class Agreement:
     pairs: list[Distance]
     rules: int
     broken: float
-    rows: Mapping[str, Any]
-    samples: Mapping[str, Any]
+    rows: Mapping[str, object]
+    samples: Mapping[str, object]
 
     @property
     def differs(self) -> list[str]:
@@ -164,7 +165,7 @@ def agreement(
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
     chosen = torch.randperm(len(table.train), generator=generator)[:ROWS]
     x = table.to_model_space(table.train[chosen], generator)
-    x = x.to(model.diffusion.start_time.device)
+    x = x.to(tensor_device(model.score_function))
     with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
         if seconds is not None:
             began = monotonic()
@@ -251,8 +252,7 @@ def _scores(column: Column, codes: Values) -> Values:
         return centred / max(float(np.linalg.norm(centred)), 1e-12)
     scores = (codes[:, None] == np.arange(column.levels)).astype(float)
     basis, sizes, _ = np.linalg.svd(scores - scores.mean(0), full_matrices=False)
-    kept: Values = basis[:, sizes > 1e-9 * math.sqrt(len(codes))]
-    return kept
+    return basis[:, sizes > 1e-9 * math.sqrt(len(codes))]
 
 
 def _correlation(one: Values, other: Values, ranked: bool) -> float:

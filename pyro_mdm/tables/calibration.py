@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.conditioning.imputation import impute
+from pyro_mdm.conditioning.maps import RandomMaps
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.tables.columns import encode
 from pyro_mdm.tables.columns.skipped import HIDDEN, Skipped
@@ -137,7 +138,7 @@ def table_calibration(
     rows = rows.masked_fill(rows == HIDDEN, math.nan)
     hidden = torch.rand(rows.shape, generator=generator) < 0.5
     observed = torch.cat([rows.masked_fill(half, math.nan) for half in (hidden, ~hidden)])
-    x = table.to_model_space(observed, generator).to(model.diffusion.start_time.device)
+    x = table.to_model_space(observed, generator).to(tensor_device(model.score_function))
     completed = impute(model, x, num=draws, seed=seed, progress=progress)
     drawn = encode(table.columns, table.to_table(completed.flatten(0, 1)))
     first, second = drawn.unflatten(0, (draws, 2, len(rows))).unbind(1)

@@ -9,18 +9,17 @@ values are those of the other group, and a model that begins with these leaves t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_mdm.tables.columns.base import Values
 from pyro_mdm.tables.covariance import drawn_rows
 
 __all__ = ["Block", "chained_completions"]
 
-Values = NDArray[Any]
 Block = tuple[slice, bool]
 """The dimensions of a column, or of a part of one, and whether they are of levels."""
 

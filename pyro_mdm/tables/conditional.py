@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.support.measured import student_factor
 from pyro_mdm.tables import density
+from pyro_mdm.tables.columns.base import Values
 from pyro_mdm.tables.columns.dates import days_of
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.skipped import Skipped
-from pyro_mdm.tables.completion import draws
+from pyro_mdm.tables.completion import DrawOptions, draws
 from pyro_mdm.tables.density import ERROR
 from pyro_mdm.tables.frames import in_pieces
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["Conditional"]
 
@@ -59,39 +58,34 @@ class Conditional:
 
     def sample(self) -> pd.DataFrame:
         """Draws of the column, (n, num)."""
-        import pandas as pd
-
         if self._draws is None:
             pieces, table = [], self.table
-            options: dict[str, Any] = {"batch_size": self._batch_size, "only": self.name}
-            options |= {"hidden": [self.name], "seed": table.seed, "unknown": table.unknown}
+            how = DrawOptions(self.name, self._batch_size, table.seed, table.unknown, (self.name,))
             for k, rows in enumerate(in_pieces(self.rows)):
-                drawn = draws(table.rows, table.model, rows, self._num, piece=k, **options)
+                drawn = draws(table.rows, table.model, rows, self._num, how, piece=k)
                 values = [one[self.name].to_numpy() for one in drawn]
                 pieces.append(pd.DataFrame(dict(enumerate(values))))
             self._draws = pd.concat(pieces).set_axis(self.rows.index)
         return self._draws
 
-    def exists(self) -> pd.Series[Any]:
+    def exists(self) -> pd.Series:
         """The probability that the column exists, (n,), by the draws: 1 where it is never absent.
 
         :meth:`mean`, :meth:`quantile` and :meth:`interval` are those of the draws where it does.
         """
         return self.sample().notna().mean(axis=1).rename(self.name)
 
-    def mean(self) -> pd.Series[Any]:
+    def mean(self) -> pd.Series:
         """The mean of the draws of a column of numbers or dates, (n,); missing where none is.
 
         Draws where the column does not exist count for nothing, which a warning says, with the
         share of the others; :meth:`exists` has it for each row.
         """
-        import pandas as pd
-
         means = self._values(self._numbers().mean(axis=1).to_numpy())
         return pd.Series(means, self.rows.index, name=self.name)
 
     @checked_arguments
-    def quantile(self, q: float | Sequence[float]) -> pd.Series[Any] | pd.DataFrame:
+    def quantile(self, q: float | Sequence[float]) -> pd.Series | pd.DataFrame:
         """Quantiles of the draws of a column of numbers or dates.
 
         The k-th of S ordered draws is the quantile of k/(S + 1), and quantiles between are linear.
@@ -103,8 +97,6 @@ class Conditional:
         Returns:
             (n,) for one q, or (n, len(q)).
         """
-        import pandas as pd
-
         if not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
             raise ValueError(f"q is {describe(q)}, expected probabilities from 0 to 1")
         numbers = self._numbers().to_numpy()
@@ -159,8 +151,6 @@ class Conditional:
         Raises:
             ValueError: a column without levels.
         """
-        import pandas as pd
-
         column = self.table.column(self.name)
         if column.levels is None:
             raise ValueError(
@@ -184,12 +174,10 @@ class Conditional:
         return (tables[0], tables[1]) if return_errors else tables[0]
 
     def _bounds(
-        self, levels: Sequence[Any], rows: NDArray[np.bool_], draws: int, done: int
+        self, levels: Sequence[object], rows: NDArray[np.bool_], draws: int, done: int
     ) -> NDArray[np.float64]:
         """Independent bounds on log P of each level, at the same noise, (:data:`BATCHES`, rows,
         levels)."""
-        import pandas as pd
-
         several = pd.concat([self.rows[rows]] * BATCHES)
         seed = seed_from(self.table.seed, "probabilities", done)
         bounds = [
@@ -200,7 +188,7 @@ class Conditional:
 
     @checked_arguments
     def log_prob(
-        self, values: Collection[Any], draws: int | None = None, *, error: float = ERROR
+        self, values: Collection[object], draws: int | None = None, *, error: float = ERROR
     ) -> pd.DataFrame:
         """A lower bound on log p of a value in each row, given its other entries, nats.
 
@@ -217,11 +205,19 @@ class Conditional:
         return self._measured(self.rows, values, draws, error=error)
 
     def _measured(
-        self, rows: pd.DataFrame, values: Collection[Any], draws: int | None, **options: Any
+        self,
+        rows: pd.DataFrame,
+        values: Collection[object],
+        draws: int | None,
+        *,
+        error: float = ERROR,
+        seed: int | None = None,
     ) -> pd.DataFrame:
         rows = rows.assign(**{self.name: np.asarray(values, dtype=object)})
         bounds: density.RowBounds = self.table.bounds(self._batch_size, self.name)
-        return bounds.measured(rows, draws, **{"seed": self.table.seed} | options)
+        return bounds.measured(
+            rows, draws, error=error, seed=self.table.seed if seed is None else seed
+        )
 
     def _numbers(self) -> pd.DataFrame:
         """The draws as numbers; those of dates are days since 1970."""
@@ -243,7 +239,7 @@ class Conditional:
         draws = self.sample()
         return draws.apply(days_of) if column.kind == "date" else draws.astype(np.float64)
 
-    def _values(self, numbers: NDArray[np.float64]) -> Any:
+    def _values(self, numbers: NDArray[np.float64]) -> Values | pd.Index:
         """Values of the column for numbers as in :meth:`_numbers`, (n,)."""
         column = self.table.column(self.name)
         return column.values(numbers) if column.kind == "date" else numbers

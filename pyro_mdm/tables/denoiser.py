@@ -9,27 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import likelihoods
+import pyro_mdm.likelihoods as likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.diffusions.memory import of_tensor
-from pyro_mdm.likelihoods import discrete
+from pyro_mdm.levels import discrete
+from pyro_mdm.levels.denoiser import DiscreteDenoiser
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
-from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.modules import cached_on
 from pyro_mdm.support.settings import Recorded
-from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.likelihood import MixedLikelihood, Parts
 from pyro_mdm.tables.network import LevelLogits, MapMLP
-from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
+from pyro_mdm.tables.one_hot import Levels, OneHot, OneHotDenoiser
+from pyro_mdm.tables.splits import spread
 
 __all__ = ["GAUSSIAN_ROWS", "Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
-
-Levels = int | Sequence[float] | Tensor | OneHot | None
-"""The levels of a column in model space: their number n, for ``linspace(-1, 1, n)``, or their
-values; :class:`OneHot` for categories without an order, which have a dimension each; None:
-continuous."""
 
 GAUSSIAN_ROWS, PRODUCTS = 10_000, 10**9
 """The most rows that the Gaussian distribution is fitted to, spread evenly over all, and the most
@@ -108,7 +103,7 @@ class MixedDenoiser(DenoiserScore):
                     f"maps={denoiser.maps}, expected ({len(dims)},) and maps={maps} as part_of and "
                     "maps say; make the parts by MixedDenoiser.fit"
                 )
-        self._groups = self._joined_groups()
+        self.groups = self._joined_groups()
         for name in ("data_mean", "data_variance"):
             self.register_buffer(name, self._dims.join([getattr(p, name) for p in parts]))
 
@@ -235,7 +230,7 @@ class MixedDenoiser(DenoiserScore):
         others."""
         return sum(len(kind) if isinstance(kind, tuple) else 1 for kind in _by_dimension(levels))
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         state = {"parts": list(self.parts), "part_of": self.part_of, "maps": self.maps}
         return {"network": self.network} | state
 
@@ -249,17 +244,13 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def _dims(self) -> Parts:
-        return of_tensor(self.part_of, "parts", Parts)
+        return cached_on(self.part_of, "parts", Parts)
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)
         fix = "use a diffusion of the data on one clock"
         needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
-
-    @property
-    def groups(self) -> Tensor | None:
-        return self._groups
 
     def _joined_groups(self) -> Tensor | None:
         """The column of each dimension, (d,), in the order of first dimensions; None: one each."""
@@ -272,7 +263,7 @@ class MixedDenoiser(DenoiserScore):
                 first[here] = here[torch.searchsorted(columns, columns)]
         return first.unique(return_inverse=True)[1]
 
-    def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
+    def _split(self, x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """Each part with its dimensions of x (…, d), and of others like x; scalars and None as
         is."""
         for denoiser, dims in zip(self.parts, self._dims.dims, strict=True):
@@ -285,8 +276,7 @@ class MixedDenoiser(DenoiserScore):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        batch_dim, lam = self._values("z", z, log_snr)
-        self.check_log_snr(lam)
+        batch_dim, lam = self._values("z", z, log_snr, trained=True)
         F = self.call_network(self.inputs(z, lam), lam, batch_dim, channels=self.channels)
         return self.read(z, lam, F)
 

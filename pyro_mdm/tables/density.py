@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +16,11 @@ from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
-from pyro_mdm.support.checks import check_number
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import check_number, tensor_device
+from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.frames import in_pieces
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["ERROR", "RowBounds"]
 
@@ -75,8 +73,6 @@ class RowBounds(NamedTuple):
         Returns:
             What :meth:`~pyro_mdm.tables.Table.log_prob` returns.
         """
-        import pandas as pd
-
         pieces = []
         for k, chunk in enumerate(in_pieces(rows), piece):
             if len(chunk):
@@ -111,7 +107,7 @@ class RowBounds(NamedTuple):
         others = [] if only is None else [name for name in table.names if name != only]
         fresh = min(FRESH, draws)
         generator = torch.Generator().manual_seed(seed)
-        device = model.diffusion.start_time.device
+        device = tensor_device(model.score_function)
 
         def in_model_space(hidden: Sequence[str]) -> tuple[Tensor, Tensor]:
             codes = table.codes(rows.assign(**dict.fromkeys(hidden)), self.unknown, hidden)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns import Column
-
-if TYPE_CHECKING:
-    import pandas as pd
+from pyro_mdm.tables.columns.lazy import pd
 
 __all__ = [
     "PIECE",
@@ -36,8 +34,6 @@ PIECE = 4096
 
 def as_frame(X: Frame) -> pd.DataFrame:
     """X as a DataFrame whose labels are text; the columns of an array are x0, x1, …"""
-    import pandas as pd
-
     if isinstance(X, pd.DataFrame):
         return named(X, "the table")
     values: NDArray[Any] = np.asarray(X)
@@ -80,15 +76,13 @@ def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield frame.iloc[first : first + PIECE]
 
 
-def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
+def with_levels(types: Mapping[str, object], columns: Sequence[Column]) -> dict[str, object]:
     """Types of a table's columns, with categories that hold all levels, so that draws keep them.
 
     Args:
         types: types by the names of columns.
         columns: columns whose levels are added.
     """
-    import pandas as pd
-
     whole = dict(types)
     for column in columns:
         dtype = whole.get(column.name)
@@ -99,11 +93,9 @@ def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str
     return whole
 
 
-def dtype_of(values: pd.Series[Any]) -> str | tuple[Any, ...] | None:
+def dtype_of(values: pd.Series) -> str | tuple[object, ...] | None:
     """The type of a column as JSON holds it: its name, or that of categories with these, and
     whether they are ordered. None: objects, or numbers that may be floats as some are missing."""
-    import pandas as pd
-
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
         return "category", kind.categories.tolist(), bool(kind.ordered)
@@ -113,8 +105,6 @@ def dtype_of(values: pd.Series[Any]) -> str | tuple[Any, ...] | None:
 
 def typed(table: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """A table with the types that its columns have in the training table."""
-    import pandas as pd
-
     types = {}
     for column in columns:
         match column.dtype:
@@ -136,8 +126,6 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
         table: the table.
         values: a table of as many rows, of some of its columns.
     """
-    import pandas as pd
-
     whole = table.copy()
     for name in values.columns:
         column, empty = whole[name], whole[name].isna().to_numpy()
@@ -159,8 +147,7 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 def _holds(dtype: object, new: object) -> bool:
     """Whether a type of numbers holds those of another one."""
-    from pandas.api import types
-
+    types = pd.api.types
     numbers = all(
         types.is_numeric_dtype(one) and not types.is_bool_dtype(one) for one in (dtype, new)
     )

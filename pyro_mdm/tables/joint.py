@@ -1,10 +1,11 @@
 r"""Every conditional of a simulator that is a Pyro program: any of θ and x given any others.
 
 One diffusion model of parameters and data together is trained at random maps of log SNR
-(:class:`~pyro_mdm.scores.RandomMaps`), at which some numbers are given, some are drawn and others
-are integrated out. It starts as the conditionals of a Gaussian distribution, which are exact for
-every pattern, and learns the difference from them. It answers for the posterior, the likelihood,
-the posterior given a part of the data or of the parameters, and new data given old ones.
+(:class:`~pyro_mdm.conditioning.RandomMaps`), at which some numbers are given, some are drawn and
+others are integrated out. It starts as the conditionals of a Gaussian distribution, which are exact
+for every pattern, and learns the difference from them. It answers for the posterior, the
+likelihood, the posterior given a part of the data or of the parameters, and new data given old
+ones.
 
 Source of the task: Gloeckler, Deistler, Weilbach, Wood & Macke, "All-in-one simulation-based
 inference", ICML 2024. The network and its training are those of tables here.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.distributions.transforms import IndependentTransform
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.conditioning.imputation import impute
+from pyro_mdm.conditioning.maps import RandomMaps
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.guide import DiffusionGuide
@@ -30,9 +31,8 @@ from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
 from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
-from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.denoiser import MixedDenoiser
 
 __all__ = ["AmortizedJoint"]
@@ -81,7 +81,7 @@ class AmortizedJoint(nn.Module):
     @checked_arguments
     def __init__(
         self,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         draws: Draws,
@@ -128,7 +128,7 @@ class AmortizedJoint(nn.Module):
     @classmethod
     def fit(
         cls,
-        program: Callable[..., Any],
+        program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         *,
@@ -178,8 +178,7 @@ class AmortizedJoint(nn.Module):
             options = options.for_simulations(len(z))
 
             def loss(rows: Tensor) -> Tensor:
-                mean: Tensor = elbo(z[rows]) / len(rows)
-                return mean
+                return elbo(z[rows]) / len(rows)
 
             size = float(z.shape[1])
             joint.outcome = train(elbo, loss, len(z), options, largest_gradient=size)
@@ -192,8 +191,7 @@ class AmortizedJoint(nn.Module):
 
     def _standardized(self, numbers: Tensor) -> Tensor:
         """Numbers (n, d) of about unit scale, those with heavy tails by asinh."""
-        z: Tensor = self.tails((numbers - self.center) / self.unit)[0]
-        return z
+        return self.tails((numbers - self.center) / self.unit)[0]
 
     @torch.no_grad()
     def sample(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.diffusions.memory import of_tensor
+from pyro_mdm.levels.discrete import LevelSupport
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
     Likelihood,
     StateScore,
     log_prob_by_dimension,
 )
-from pyro_mdm.likelihoods.discrete import LevelSupport
-from pyro_mdm.support.doors import checked_arguments
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.modules import cached_on
 
 __all__ = ["MixedDecoder", "MixedLikelihood", "Parts"]
 
@@ -92,7 +92,7 @@ class MixedLikelihood(Likelihood):
         self.parts = nn.ModuleList(parts)
         self.register_buffer("part_of", Parts.checked(part_of, len(self.parts)))
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         return {"parts": list(self.parts), "part_of": self.part_of}
 
     def forward(
@@ -101,8 +101,10 @@ class MixedLikelihood(Likelihood):
         fix = "use a diffusion of the data on one clock"
         needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
-        dims = of_tensor(self.part_of, "parts", Parts)
-        pieces = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
+        dims = cached_on(self.part_of, "parts", Parts)
+        pieces = zip(
+            self.parts, dims.split(diffusion.paths.without_displacement(y, 1)), strict=True
+        )
         base = diffusion.reference  # without a displacement by the data
         return MixedDecoder([decoder(base, score, x.to(y), 1) for decoder, x in pieces], dims)
 
@@ -115,7 +117,7 @@ class MixedDecoder(DecoderDistribution):
         dims: the dimensions of each part.
     """
 
-    def __init__(self, laws: Sequence[Any], dims: Parts) -> None:
+    def __init__(self, laws: Sequence[TorchDistribution], dims: Parts) -> None:
         self._laws, self._dims = list(laws), dims
         shape = torch.Size((dims.number,))
         super().__init__(self._laws[0].batch_shape, shape, validate_args=False)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
-from pyro_mdm.support.doors import Count, checked_arguments
-from pyro_mdm.support.late_checks import check_values
+from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.modules import cached_on
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["FEW", "LevelLogits", "MapMLP"]
@@ -162,7 +162,7 @@ class MapMLP(MLP):
     def _waves(self, values: Tensor, mask: Tensor) -> Tensor:
         """Sines and cosines of values, (n, 2 · frequencies · dimensions with an F), 0 off the
         mask."""
-        has = of_tensor(self.direct, "dimensions", _with_outputs)
+        has = cached_on(self.direct, "dimensions", _with_outputs)
         angles = values[:, has] * mask[:, has]
         angles = torch.cat([2 * math.pi * f * angles for f in self.frequencies], 1)
         shown = mask[:, has].repeat(1, len(self.frequencies))
@@ -207,7 +207,7 @@ class MapMLP(MLP):
         # observed dimensions have q = 0, and F = 0 below
         F = (offset + mean - a * i) / q.clamp_min(1e-12).sqrt()
         F = torch.where(observed, 0, F)
-        has = of_tensor(self.direct, "dimensions", _with_outputs)
+        has = cached_on(self.direct, "dimensions", _with_outputs)
         start = F.new_zeros(len(F), self.outlet.out_features)
         start[:, self.direct[has]] = F[:, has]
         chances = F.new_zeros(len(F), 0)
@@ -407,7 +407,7 @@ class LevelLogits(Recorded, nn.Module):
         a, q = torch.where(generated, a, 1), torch.where(generated, q, 1)
         odds = self.prior.log() + (a * i / q) @ self.codes.mT
         odds = odds - 0.5 * (a.square() / q) @ self.codes.square().mT
-        columns = of_tensor(self.of_levels, "columns", lambda of_levels: int(of_levels.max()) + 1)
+        columns = cached_on(self.of_levels, "columns", lambda of_levels: int(of_levels.max()) + 1)
         shape, index = (len(i), columns), self.of_levels.expand_as(odds)
         most = odds.new_full(shape, -math.inf).scatter_reduce(1, index, odds, "amax")
         weight = (odds - most[:, self.of_levels]).exp()
@@ -422,8 +422,7 @@ def _inverse(A: Tensor) -> Tensor:
     """The inverse of matrices, (*batch, w, w)."""
     if A.shape[-1] == 1:
         return 1 / A
-    inverse: Tensor = torch.linalg.inv_ex(A).inverse
-    return inverse
+    return torch.linalg.inv_ex(A).inverse
 
 
 def _with_outputs(direct: Tensor) -> Tensor:

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, constraints
 
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.diffusions.matrices import full_precision, of_counted, with_event_dims
-from pyro_mdm.diffusions.memory import of_tensor
-from pyro_mdm.likelihoods import discrete
+from pyro_mdm.diffusions.base import Cap, Diffusion, full_precision, require, with_event_dims
+from pyro_mdm.diffusions.matrices import of_counted
+from pyro_mdm.levels import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.doors import Several, checked_arguments
-from pyro_mdm.support.late_checks import check_values
+from pyro_mdm.support.argument_types import Several, checked_arguments
+from pyro_mdm.support.checks import check_count, check_values
+from pyro_mdm.support.modules import cached_on
 
 __all__ = [
+    "Levels",
     "OneHot",
     "OneHotDecoder",
     "OneHotDenoiser",
@@ -74,6 +74,12 @@ class OneHot:
 
     def __post_init__(self) -> None:
         check_count("number", self.number, "the number of categories", 2)
+
+
+Levels = int | Sequence[float] | Tensor | OneHot | None
+"""The levels of a column in model space: their number n, for ``linspace(-1, 1, n)``, or their
+values; :class:`OneHot` for categories without an order, which have a dimension each; None:
+continuous."""
 
 
 def one_hot_index(x: Tensor, number: int) -> Tensor:
@@ -140,6 +146,7 @@ class OneHotDenoiser(DenoiserScore):
         tensor([0, 1, 2, 2])
     """
 
+    groups: Tensor
     log_prior: Tensor
 
     @checked_arguments
@@ -147,6 +154,7 @@ class OneHotDenoiser(DenoiserScore):
         log_prior = discrete.check_log_prior(log_prior, log_prior.shape[-1])
         super().__init__(network, (log_prior.numel(),), maps)
         self.number = log_prior.shape[-1]
+        self.groups = torch.arange(len(log_prior)).repeat_interleave(self.number)
         self.register_buffer("log_prior", log_prior)
         mean = log_prior.exp().flatten()
         variance = mean * (1 - mean)
@@ -186,10 +194,6 @@ class OneHotDenoiser(DenoiserScore):
         priors = [discrete.smoothed_histogram(column, levels) for column in codes]
         return cls(network, torch.cat(priors), maps=maps)
 
-    @property
-    def groups(self) -> Tensor:
-        return torch.arange(len(self.log_prior)).repeat_interleave(self.number)
-
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)
         fix = "use a diffusion of the data on one clock"
@@ -199,8 +203,7 @@ class OneHotDenoiser(DenoiserScore):
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """The probabilities p_θ(k | z, λ) of each column, like z."""
-        batch_dim, lam = self._values("z", z, log_snr)
-        self.check_log_snr(lam)
+        batch_dim, lam = self._values("z", z, log_snr, trained=True)
         return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
@@ -273,7 +276,7 @@ class OneHotDenoiser(DenoiserScore):
 
     def _kl_table(self, log_snr: float) -> Tensor:
         """The divergence of each category, (m, C), nats, kept for later calls."""
-        tables: dict[float, Tensor] = of_tensor(self.log_prior, "divergences", lambda _: {})
+        tables: dict[float, Tensor] = cached_on(self.log_prior, "divergences", lambda _: {})
         if log_snr not in tables:
             if len(tables) >= TABLES:
                 tables.clear()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.doors import checked_arguments
-
-if TYPE_CHECKING:
-    import pandas as pd
+from pyro_mdm.tables.columns.lazy import pd
 
 __all__ = ["pooled"]
 
@@ -61,7 +59,6 @@ def pooled(
         >>> pooled(tables, lambda table: ([table.age.mean()], [table.age.sem()])).estimate.item()
         37.0
     """
-    import pandas as pd
     from scipy.special import stdtrit
 
     if not 0 < level < 1:
@@ -97,8 +94,6 @@ def pooled(
 
 def _checked(tables: pd.DataFrame | Iterable[pd.DataFrame]) -> list[pd.DataFrame]:
     """The tables, each with the index that it had before it was completed."""
-    import pandas as pd
-
     if isinstance(tables, pd.DataFrame):
         if tables.index.nlevels < 2:
             raise ValueError(
@@ -132,8 +127,6 @@ class Fit(NamedTuple):
 
 def _fit_of(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Any]) -> Fit:
     """The fit to one table."""
-    import pandas as pd
-
     result, df = fit(table), np.inf
     if hasattr(result, "coef_"):
         group = np.random.default_rng(0).permutation(np.arange(len(table)) % GROUPS)
@@ -163,8 +156,6 @@ class LinearModel(Protocol):
 
 def _coefficients(model: LinearModel) -> pd.Series[float]:
     """The coefficients of one response by name, the intercept first."""
-    import pandas as pd
-
     values = np.atleast_2d(model.coef_)
     if len(values) > 1:
         raise ValueError(

@@ -7,16 +7,16 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.levels.dequantization import Dequantized
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.support.doors import checked_arguments
-from pyro_mdm.support.splits import Rows, split_rows
+from pyro_mdm.support.files import JsonObject
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
@@ -31,7 +31,6 @@ from pyro_mdm.tables.columns.base import as_written, rows_in_words
 from pyro_mdm.tables.columns.dates import DAY, days_of
 from pyro_mdm.tables.columns.doubts import doubts_of
 from pyro_mdm.tables.columns.fitting import Unknown, completed_rows, unknown_in, without_unknown
-from pyro_mdm.tables.columns.gaps import never_together, patterns, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     DROP,
     FindKind,
@@ -41,14 +40,14 @@ from pyro_mdm.tables.columns.kinds import (
     left_out,
     parse_spec,
 )
-from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped
+from pyro_mdm.tables.columns.lazy import pd
+from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Skipped
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
+from pyro_mdm.tables.gaps import SHOWN, TableGaps
+from pyro_mdm.tables.splits import Rows, split_rows
 from pyro_mdm.tables.words import Kinds, in_python, parse_kinds
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
 
@@ -56,21 +55,13 @@ FEWEST = 20
 """The fewest rows that a model is trained on."""
 TABLES = 4
 """The number of completed tables that the Gaussian of the denoiser is fitted to."""
-SHOWN = 12
-"""The most patterns of gaps, or doubts, that are printed."""
 FAR = 6.0
 """The distance in model space beyond which a number is far outside."""
 UnknownPolicy = Literal["missing", "refuse"]
 """The treatment of values that a column cannot have: missing entries with a warning, or an
 error."""
-NETWORK: dict[str, Any] = {
-    "hidden": 64,
-    "depth": 2,
-    "frequencies": (0.25, 0.5, 1.0, 2.0),
-    "members": 4,
-    "dropout": 0.1,
-}
-"""The network of the denoiser."""
+FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
+"""Of the network of the denoiser."""
 WINDOW = (-3.0, 3.0)
 """The log SNRs between which most training maps are drawn."""
 
@@ -123,7 +114,7 @@ class TableRows:
     max_log_snr: float = 9.0
     """The log SNR λ at ε, where the decoder takes over."""
     window: tuple[float, float] | None = WINDOW
-    """The window of training maps, see :class:`~pyro_mdm.scores.RandomMaps`."""
+    """The window of training maps, see :class:`~pyro_mdm.conditioning.RandomMaps`."""
     steps: int = 1500
     batch_size: int = 512
     learning_rate: float = 5e-3
@@ -132,7 +123,7 @@ class TableRows:
     keeps_best: bool = True
     """Whether the weights with the best bound on validation data are kept; False: the last ones."""
     split_seed: int | None = 0
-    facts: Mapping[str, Any] | None = None
+    facts: JsonObject | None = None
     refusing: str = 'unknown="refuse"'
     """The argument or option that refuses values that a column cannot have, for messages."""
     event_shape: tuple[int, ...]
@@ -144,7 +135,7 @@ class TableRows:
     @checked_arguments
     def __init__(
         self,
-        table: DataFrame,
+        table: pd.DataFrame,
         *,
         columns: Kinds = None,
         holdout: bool = True,
@@ -155,7 +146,7 @@ class TableRows:
         self.train, self.validation, self.test = self.divided(table, holdout=holdout)
 
     @classmethod
-    def from_facts(cls: type[R], facts: Mapping[str, Any], train: Tensor) -> R:
+    def from_facts(cls: type[R], facts: JsonObject, train: Tensor) -> R:
         """The rows with the columns of facts.
 
         Args:
@@ -189,7 +180,7 @@ class TableRows:
         self.columns: list[Column] = []
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
-        self._rows_with_gaps: tuple[list[Column], DataFrame] | None = None
+        self.gaps = TableGaps([], None)
         self.rows = None
 
     @property
@@ -197,7 +188,7 @@ class TableRows:
         """Whether the table was a DataFrame, without rows that are test data alone."""
         return True
 
-    def strata_of(self, table: DataFrame) -> Tensor | None:
+    def strata_of(self, table: pd.DataFrame) -> Tensor | None:
         """The strata that are split evenly, (n,); None: no strata."""
         return None
 
@@ -238,49 +229,7 @@ class TableRows:
         other distribution."""
         return not bool(self.train.isfinite().all())
 
-    @functools.cached_property
-    def patterns(self) -> list[str]:
-        """The gaps of the columns of a new run in words, computed at the first access, which takes
-        seconds."""
-        if self._rows_with_gaps is None:
-            return []
-        return patterns(*self._rows_with_gaps, self._unseen)
-
-    @functools.cached_property
-    def _unseen(self) -> dict[str, Rule]:
-        """The rules by which no row has columns that are taken to exist in all."""
-        return {} if self._rows_with_gaps is None else skip_rules(*self._rows_with_gaps)
-
-    @property
-    def gaps_in_words(self) -> str:
-        """The gaps of columns, a line each; empty without gaps."""
-        if not self.patterns:
-            return ""
-        lines = [f"  {pattern}" for pattern in self.patterns]
-        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
-
-    def warn_of_gaps(self) -> None:
-        """Warn of columns, and pairs of them, that no row has where a model extrapolates them."""
-        if self._rows_with_gaps is None:
-            return
-        columns, rows = self._rows_with_gaps
-        names = [column.name for column in columns if not isinstance(column, Skipped)]
-        without = [
-            f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
-            f"can say whether rightly; say {name}=absent if it does not exist there"
-            for name, rule in self._unseen.items()
-        ]
-        without += [
-            f"no row has both {one!r} and {other!r}: how they depend on each other, given the "
-            "rest, is not in the data"
-            for one, other in never_together(rows, names)
-        ]
-        if without:
-            more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
-            warnings.warn("; ".join(without[:SHOWN]) + more, stacklevel=2)
-
-    def divided(self, table: DataFrame, *, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def divided(self, table: pd.DataFrame, *, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The codes of a table's rows by part of the data.
 
         Columns are fitted to the training rows, unless :attr:`facts` have them.
@@ -311,14 +260,18 @@ class TableRows:
             for column in self.columns:
                 column.dtype = types[column.name]
             self.event_shape = (sum(column.width for column in self.columns),)
-            self.facts = self._facts
+            self.facts = _facts_of(self.columns)
         self.left_out = left_out(table, train, self._kinds)
         unknown = unknown_in(self.columns, table)
-        self._doubt(table, unknown)
+        inferred = {c.name: c.kind for c in self.columns}
+        inferred |= dict.fromkeys(self.left_out, Categorical.kind)
+        if OTHERS not in self._kinds:
+            asked = {n: kind for n, kind in inferred.items() if n not in self._kinds}
+            self.doubts |= _doubts(asked, table, unknown)
         rest = without_unknown(table, unknown)
         codes = encode(self.columns, rest)
         if is_new:
-            self._rows_with_gaps = self.columns, rest
+            self.gaps = TableGaps(self.columns, rest)
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(
@@ -326,23 +279,7 @@ class TableRows:
             )
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
-    @property
-    def _facts(self) -> dict[str, Any] | None:
-        """The columns as JSON; None where it cannot hold their levels."""
-        facts = []
-        for column in self.columns:
-            try:
-                facts.append(column_facts(column))
-            except TypeError as error:
-                if is_name(column.kind):
-                    raise DataError(
-                        f"a run cannot keep column {column.name!r} of {column.kind}: {error}; its "
-                        "attributes must be numbers, text, tensors, lists, tuples or other columns"
-                    ) from error
-                return None
-        return {"columns": facts}
-
-    def take_columns(self, facts: Mapping[str, Any]) -> None:
+    def take_columns(self, facts: JsonObject) -> None:
         """Take the columns from facts.
 
         Args:
@@ -362,24 +299,6 @@ class TableRows:
         kinds = [parse_spec(column, text).kind or "" for column, text in self._kinds.items()]
         moved = {kind.rpartition("/")[2]: kind for kind in kinds if is_name(kind)}
         return class_of(moved.get(name.rpartition("/")[2], name), self._find_kind)
-
-    def _doubt(self, table: DataFrame, unknown: Mapping[str, Unknown]) -> None:
-        """Set :attr:`doubts`, on values, inferred kinds, and categories that count as missing."""
-        inferred = {c.name: c.kind for c in self.columns}
-        inferred |= dict.fromkeys(self.left_out, Categorical.kind)
-        for name, kind in inferred.items():
-            if name in self._kinds or OTHERS in self._kinds:
-                continue
-            doubts = doubts_of(name, table[name], kind)
-            if name in unknown:
-                what = unknown[name]
-                doubts.append(
-                    f"{what.values} {what.are} no category of the training rows, or {what.are} "
-                    f"not one of the {Categorical.most_levels} most frequent; missing in "
-                    f"{what.rows}"
-                )
-            if doubts:
-                self.doubts[name] = doubts
 
     def warn_of_doubts(self) -> None:
         """Warn of columns that are left out without being named, and of all :attr:`doubts`."""
@@ -425,7 +344,15 @@ class TableRows:
     def new_denoiser(self) -> MixedDenoiser:
         """An untrained denoiser of the rows: that of their Gaussian, and a network."""
         levels = [levels for column in self.columns for levels in column.denoiser_levels]
-        return MixedDenoiser.from_gaussian(self.fit_x(), levels, **NETWORK)
+        return MixedDenoiser.from_gaussian(
+            self.fit_x(),
+            levels,
+            hidden=64,
+            depth=2,
+            frequencies=FREQUENCIES,
+            members=4,
+            dropout=0.1,
+        )
 
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Stored rows in model space, (n, d), NaN where an entry is missing; see
@@ -455,7 +382,7 @@ class TableRows:
 
     @checked_arguments
     def codes(
-        self, table: DataFrame, unknown: UnknownPolicy = "missing", hidden: Sequence[str] = ()
+        self, table: pd.DataFrame, unknown: UnknownPolicy = "missing", hidden: Sequence[str] = ()
     ) -> Tensor:
         """The codes of another table, (n, columns), float64, NaN where an entry is missing.
 
@@ -485,35 +412,8 @@ class TableRows:
             table = without_unknown(table, masks)
         codes = encode(self.columns, table)
         codes[:, [column.name in hidden for column in self.columns]] = math.nan
-        self._warn_of_impossible(table, codes)
+        _warn_of_impossible(self.columns, table, codes)
         return codes
-
-    def _warn_of_impossible(self, table: DataFrame, codes: Tensor) -> None:
-        """Warn of entries that do not exist by the rules of the rows, and of numbers far outside,
-        of a table and its codes, (n, columns)."""
-        for column, entries in zip(self.columns, codes.unbind(-1), strict=True):
-            there = entries.isfinite().numpy()
-            if isinstance(column, Skipped) and there.any() and column.rule.conditions:
-                wrong = there & (column.rule.holds(table) == 1)
-                if wrong.any():
-                    warnings.warn(
-                        f"column {column.name!r} has a value in {rows_in_words(wrong)} "
-                        f"{column.rule.in_words}, where the training rows never have one; what is "
-                        "drawn given it is extrapolated, so leave the entry empty",
-                        stacklevel=3,
-                    )
-            numbers = column.column if isinstance(column, Skipped) else column
-            far, ends = _far(numbers, torch.where(entries.isfinite(), entries, math.nan))
-            if far.any():
-                first, low, high = map(
-                    str, numbers.values(torch.cat([entries[far][:1], ends]).numpy())
-                )
-                warnings.warn(
-                    f"column {column.name!r} holds {first} in {rows_in_words(far.numpy())}, "
-                    f"expected values like those of the training rows, {low} to {high}; what is "
-                    "drawn given it is extrapolated, so check the entry",
-                    stacklevel=3,
-                )
 
     def with_absences(self, codes: Tensor, name: str) -> Tensor:
         """Codes in which the missing entries of a column are absent, if they may be.
@@ -528,19 +428,17 @@ class TableRows:
                 codes[:, j] = codes[:, j].masked_fill(empty, ABSENT)
         return codes
 
-    def to_table(self, x: Tensor) -> DataFrame:
+    def to_table(self, x: Tensor) -> pd.DataFrame:
         """The table, in its units and categories, of data x in model space, (n, d)."""
         return decode(self.columns, x)
 
-    def as_columns(self, x: Tensor) -> Mapping[str, Any]:
+    def as_columns(self, x: Tensor) -> Mapping[str, object]:
         """The columns by name of data x in model space, (n, d), for figures.
 
         Categories have the order of the model, and dates of any form are datetime64.
         """
-        import pandas as pd
-
         table = self.to_table(x)
-        series: dict[str, pd.Series[Any]] = {c.name: table[c.name] for c in self.columns}
+        series: dict[str, pd.Series] = {c.name: table[c.name] for c in self.columns}
         for column in self.columns:
             values = series[column.name]
             if column.kind == "date":
@@ -563,7 +461,7 @@ def _far(column: Column, codes: Tensor) -> tuple[Tensor, Tensor]:
     return (x.abs() > FAR) & (beyond > (ends[1] - ends[0]) / 4), ends
 
 
-def without_dropped(table: DataFrame, columns: Kinds) -> DataFrame:
+def without_dropped(table: pd.DataFrame, columns: Kinds) -> pd.DataFrame:
     """A table without the values of dropped columns, which may have any type.
 
     Args:
@@ -578,3 +476,60 @@ def without_dropped(table: DataFrame, columns: Kinds) -> DataFrame:
     others = kinds.get(OTHERS)
     dropped = [name for name in table if kinds.get(name, others) == DROP]
     return table.assign(**dict.fromkeys(dropped))
+
+
+def _facts_of(columns: Sequence[Column]) -> dict[str, object] | None:
+    """The columns as JSON; None where it cannot hold their levels."""
+    facts = []
+    for column in columns:
+        try:
+            facts.append(column_facts(column))
+        except TypeError as error:
+            if is_name(column.kind):
+                raise DataError(
+                    f"a run cannot keep column {column.name!r} of {column.kind}: {error}; its "
+                    "attributes must be numbers, text, tensors, lists, tuples or other columns"
+                ) from error
+            return None
+    return {"columns": facts}
+
+
+def _doubts(
+    kinds: Mapping[str, str], table: pd.DataFrame, unknown: Mapping[str, Unknown]
+) -> dict[str, list[str]]:
+    """Doubts on the values of columns of inferred kinds by name, and on categories that count as
+    missing, in words."""
+    doubts = {name: doubts_of(name, table[name], kind) for name, kind in kinds.items()}
+    for name in doubts.keys() & unknown.keys():
+        what = unknown[name]
+        doubts[name].append(
+            f"{what.values} {what.are} no category of the training rows, or {what.are} not one of "
+            f"the {Categorical.most_levels} most frequent; missing in {what.rows}"
+        )
+    return {name: words for name, words in doubts.items() if words}
+
+
+def _warn_of_impossible(columns: Sequence[Column], table: pd.DataFrame, codes: Tensor) -> None:
+    """Warn of entries that do not exist by the rules of the rows, and of numbers far outside,
+    of a table and its codes, (n, columns)."""
+    for column, entries in zip(columns, codes.unbind(-1), strict=True):
+        there = entries.isfinite().numpy()
+        if isinstance(column, Skipped) and there.any() and column.rule.conditions:
+            wrong = there & (column.rule.holds(table) == 1)
+            if wrong.any():
+                warnings.warn(
+                    f"column {column.name!r} has a value in {rows_in_words(wrong)} "
+                    f"{column.rule.in_words}, where the training rows never have one; what is "
+                    "drawn given it is extrapolated, so leave the entry empty",
+                    stacklevel=4,
+                )
+        numbers = column.column if isinstance(column, Skipped) else column
+        far, ends = _far(numbers, torch.where(entries.isfinite(), entries, math.nan))
+        if far.any():
+            first, low, high = map(str, numbers.values(torch.cat([entries[far][:1], ends]).numpy()))
+            warnings.warn(
+                f"column {column.name!r} holds {first} in {rows_in_words(far.numpy())}, "
+                f"expected values like those of the training rows, {low} to {high}; what is "
+                "drawn given it is extrapolated, so check the entry",
+                stacklevel=4,
+            )

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.budgets import Budget, Outcome
+from pyro_mdm.conditioning.maps import RandomMaps
 from pyro_mdm.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder, trained_folder
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.saved import damage_of
 from pyro_mdm.tables.agreement import Agreement, agreement
 from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
 from pyro_mdm.tables.columns import Center, Column
-from pyro_mdm.tables.completion import DRAW_STEPS, bootstrapped, draws, draws_given
+from pyro_mdm.tables.columns.lazy import pd
+from pyro_mdm.tables.completion import (
+    DRAW_STEPS,
+    DrawOptions,
+    bootstrapped,
+    draws,
+    draws_given,
+    middle,
+)
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
+from pyro_mdm.tables.estimator import TableEstimator
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 from pyro_mdm.tables.training import Schedule, Trained, train_rows
 from pyro_mdm.tables.words import Kinds, in_python
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["NotFittedError", "Table"]
 
@@ -56,7 +62,7 @@ class NotFittedError(RuntimeError):
     """
 
 
-class Table:
+class Table(TableEstimator):
     """A joint distribution of the columns of a table, of any kinds, learned from incomplete rows.
 
     An estimator in the manner of scikit-learn: the settings are those of :meth:`get_params`,
@@ -162,14 +168,21 @@ class Table:
         rows = TableRows(frame, columns=self.columns, holdout=self.holdout)
         if self.progress:
             print(in_python(rows.columns_in_words))
-            if words := rows.gaps_in_words:
+            if words := rows.gaps.in_words:
                 print(words)
         rows.warn_of_doubts()
-        rows.warn_of_gaps()
+        rows.gaps.warn()
         usual = "cuda" if torch.cuda.is_available() else "cpu"
-        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
-        options |= {"device": self.device or usual, "progress": self.progress}
-        self._take(train_rows(rows, schedule, budget=budget, **options), [*frame.columns])
+        programs = train_rows(
+            rows,
+            schedule,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            device=self.device or usual,
+            progress=self.progress,
+            budget=budget,
+        )
+        self._take(programs, [*frame.columns])
         self.model.sampler = ExponentialIntegrator(DRAW_STEPS)
         compared = agreement(self.rows, self.model, seed=self.seed, seconds=budget.left())
         if compared is None:
@@ -204,7 +217,7 @@ class Table:
                 "columns have levels that JSON cannot hold, expected numbers, text, dates or truth "
                 "values; fit to such columns, or pickle the table"
             )
-        settings = {name: getattr(self, name) for name in Table._setting_names()}
+        settings = {name: getattr(self, name) for name in Table.setting_names()}
         del settings["device"]
         content = {"facts": dict(facts), "names": self._names_in, "settings": settings}
         save_folder(self.model, folder, {NOTE: content}, {"rows": rows.train})
@@ -348,15 +361,16 @@ class Table:
         Raises:
             ValueError: ``proper`` without training rows, as of a trained model by its name.
         """
-        import pandas as pd
-
-        frame, table, seed = self._to_fill(X), self.rows, self.seed if seed is None else seed
+        frame, table, seed = (
+            _to_fill(X, self.rows.columns),
+            self.rows,
+            self.seed if seed is None else seed,
+        )
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         models = bootstrapped(table, self.model, num, seed=seed) if proper else self.model
-        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unknown": self.unknown}
-        options["progress"] = bool(self.progress)
+        how = DrawOptions(None, batch_size, seed, self.unknown, progress=bool(self.progress))
         for k, rows in enumerate(in_pieces(frame)):
-            drawn = draws(table, models, rows, num, piece=k, **options)
+            drawn = draws(table, models, rows, num, how, piece=k)
             for pieces, new in zip(by_draw, drawn, strict=True):
                 pieces.append(filled(rows, new))
         wholes = [pd.concat(pieces) for pieces in by_draw]
@@ -376,51 +390,20 @@ class Table:
         Returns:
             A DataFrame, or an array for an array.
         """
-        import pandas as pd
-
-        options: dict[str, Any] = {"seed": self.seed, "unknown": self.unknown}
-        wholes = []
-        for k, rows in enumerate(in_pieces(self._to_fill(X))):
-            drawn = draws(self.rows, self.model, rows, self.num, piece=k, **options)
-            wholes.append(filled(rows, self.middle(drawn)))
+        how, wholes = DrawOptions(seed=self.seed, unknown=self.unknown), []
+        for k, rows in enumerate(in_pieces(_to_fill(X, self.rows.columns))):
+            drawn = draws(self.rows, self.model, rows, self.num, how, piece=k)
+            wholes.append(filled(rows, middle(self.rows.columns, drawn, self.center)))
         whole = pd.concat(wholes)
         if isinstance(X, pd.DataFrame):
             return whole.set_axis(X.columns, axis=1)
         return whole.to_numpy(np.asarray(X).dtype)
 
-    def _to_fill(self, X: Frame) -> pd.DataFrame:
-        """X as a DataFrame, whose pandas categories have all levels that draws may have."""
-        frame = as_frame(X)
-        incomplete = [c for c in self.rows.columns if c.name in frame and frame[c.name].hasnans]
-        types = dict(frame.dtypes)
-        wider = with_levels(types, incomplete)
-        return frame.astype(
-            {name: dtype for name, dtype in wider.items() if dtype is not types[name]}
-        )
-
-    def middle(self, draws: list[pd.DataFrame], center: Center | None = None) -> pd.DataFrame:
-        """The centre of each entry over draws.
-
-        Args:
-            draws: completed rows, as :func:`~pyro_mdm.tables.completion.draws` returns them.
-            center: mean or median for numbers; None: the object's.
-        """
-        import pandas as pd
-
-        return pd.DataFrame(
-            {
-                column.name: column.center(
-                    np.stack([frame[column.name] for frame in draws]), center or self.center
-                )
-                for column in self.rows.columns
-            }
-        )
-
     @checked_arguments
     def sample(
         self,
         n: int,
-        given: Mapping[str, Any] | None = None,
+        given: Mapping[str, object] | None = None,
         *,
         batch_size: int = 1024,
         seed: int | None = None,
@@ -433,12 +416,12 @@ class Table:
             batch_size: the number of rows simulated together.
             seed: the seed of the draws; None: the object's.
         """
-        rows, model = self.rows, self.model
-        options: dict[str, Any] = {"batch_size": batch_size}
-        options["seed"] = self.seed if seed is None else seed
+        rows, model, seed = self.rows, self.model, self.seed if seed is None else seed
         if given:
-            return typed(draws_given(rows, model, n, given, **options), rows.columns)
-        x = torch.cat([batch for _, batch in draw_batches(model, n, **options)])
+            drawn = draws_given(rows, model, n, given, batch_size=batch_size, seed=seed)
+            return typed(drawn, rows.columns)
+        batches = draw_batches(model, n, batch_size=batch_size, seed=seed)
+        x = torch.cat([batch for _, batch in batches])
         return typed(rows.to_table(x), rows.columns)
 
     @checked_arguments
@@ -505,36 +488,12 @@ class Table:
 
     # -- the conventions of scikit-learn -----------------------------------------------------------
 
-    @classmethod
-    def _setting_names(cls) -> list[str]:
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All settings by name, as they were given."""
-        return {name: getattr(self, name) for name in self._setting_names()}
-
-    def set_params(self: T, **params: Any) -> T:
-        """The object, with settings changed by name, for the next ``fit``."""
-        for name, value in params.items():
-            if name not in self._setting_names():
-                raise ValueError(
-                    f"there is no setting {name!r}, expected one of "
-                    f"{', '.join(self._setting_names())}"
-                )
-            setattr(self, name, value)
-        return self
-
-    def fit_transform(self, X: Frame, y: object = None) -> Frame:
-        """``fit(X).transform(X)``."""
-        return self.fit(X, y).transform(X)
-
-    def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """The names of the columns that ``transform`` returns, those of the training table."""
         return np.asarray(self.feature_names_in_, dtype=object)
 
     @property
-    def feature_names_in_(self) -> NDArray[Any]:
+    def feature_names_in_(self) -> NDArray[np.object_]:
         """The names of the columns of the training table, those that are left out too."""
         _ = self._fitted  # or an error
         return np.asarray(self._names_in, dtype=object)
@@ -542,26 +501,19 @@ class Table:
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_programs")
 
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
 
-        inputs = InputTags(allow_nan=True, categorical=True, string=True)
-        target, transformer = TargetTags(required=False), TransformerTags(preserves_dtype=[])
-        return Tags(None, target, transformer, input_tags=inputs)
-
-    def __repr__(self) -> str:
-        usual = type(self)().get_params()
-        settings = [
-            f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if name not in usual or value != usual[name]
-        ]
-        return f"{type(self).__name__}({', '.join(settings)})"
+def _to_fill(X: Frame, columns: Sequence[Column]) -> pd.DataFrame:
+    """X as a DataFrame, whose pandas categories have all levels that draws may have."""
+    frame = as_frame(X)
+    incomplete = [c for c in columns if c.name in frame and frame[c.name].hasnans]
+    types = dict(frame.dtypes)
+    wider = with_levels(types, incomplete)
+    return frame.astype({name: dtype for name, dtype in wider.items() if dtype is not types[name]})
 
 
 def _read_folder(
     folder: str | os.PathLike[str],
-) -> tuple[TableRows, DiffusionModel, dict[str, Any]]:
+) -> tuple[TableRows, DiffusionModel, JsonObject]:
     """The rows, the model, and the note of a folder of a table or of a run."""
     model, notes, beside = DiffusionModel.opened(folder, {})
     folder = trained_folder(folder)
@@ -580,7 +532,7 @@ def _read_folder(
     return rows, model, {"names": rows.names, **content}
 
 
-def _of_run(notes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _of_run(notes: JsonObject, folder: Path) -> JsonObject:
     """The columns of a training run, whose rows are elsewhere."""
     run = notes.get(RUN_NOTE, {})
     facts = run.get("data", {}).get("facts")

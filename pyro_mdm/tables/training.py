@@ -10,6 +10,7 @@ import torch
 
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, steps_within
 from pyro_mdm.conditioning.filling import Filling
+from pyro_mdm.conditioning.maps import RandomMaps
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
@@ -18,13 +19,12 @@ from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import piece, seed_from
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.maps import RandomMaps
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import check_count, check_number, tensor_device
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import say
-from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.network import FEW, MapMLP
 from pyro_mdm.tables.rows import TableRows
+from pyro_mdm.tables.splits import spread
 from pyro_mdm.training import FALL, MovingAverage, Trainer, indices
 
 __all__ = ["Schedule", "Trained", "train_rows"]
@@ -197,7 +197,8 @@ def _train(
     seed: int,
     progress: bool | None,
 ) -> Outcome:
-    device, numbers = model.diffusion.start_time.device, batch_size * model.num_dims
+    device = tensor_device(model.score_function) or torch.device("cpu")
+    numbers = batch_size * model.num_dims
     data, steps = rows.train.to(device), schedule.steps
     expected = STEPS if steps == ANY_STEPS else steps
     filled = rows.is_incomplete
@@ -270,7 +271,7 @@ def validation_bound(
     if len(codes) > VALIDATED:
         codes = codes[spread(len(codes), VALIDATED)]
     x, log_det = rows.transform(codes, torch.Generator().manual_seed(seed))
-    x = x.to(model.diffusion.start_time.device)
+    x = x.to(tensor_device(model.score_function))
     with evaluating(model):
         estimate = evidence_lower_bound(model, guide, x, draws=DRAWS, seed=seed)
     bits = bits_per_dim(estimate.per_datum, estimate.num_dims, log_det=log_det)

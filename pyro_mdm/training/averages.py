@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_number
-from pyro_mdm.support.doors import Count, checked_arguments
 
 __all__ = ["MovingAverage", "assign"]
 
@@ -31,8 +31,7 @@ class MovingAverage:
             object, which begin with the current weights.
 
     Attributes:
-        weights: the weights that are averaged.
-        averages: the averages, in the same order.
+        weights, averages: the weights that are averaged, and the averages in the same order.
         number: number of updates so far.
 
     Raises:
@@ -58,17 +57,15 @@ class MovingAverage:
         forgetting: Count = 20,
         copy: nn.Module | None = None,
     ) -> None:
-        check_number("decay", decay, "a decay in [0, 1), such as 0.999")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}, expected a decay in [0, 1), such as 0.999")
+        expected = "a decay in [0, 1), such as 0.999"
+        if not 0 <= check_number("decay", decay, expected) < 1:
+            raise ValueError(f"decay is {decay}, expected {expected}")
         self.decay, self.forgetting, self.number = decay, forgetting, 0
         self._starts_late = copy is not None
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        if isinstance(weights, nn.Module):
-            if copy is not None:
-                self._buffers = [*zip(copy.buffers(), weights.buffers(), strict=True)]
-            weights = weights.parameters()
-        self.weights = list(weights)
+        if isinstance(weights, nn.Module) and copy is not None:
+            self._buffers = [*zip(copy.buffers(), weights.buffers(), strict=True)]
+        self.weights = [*(weights.parameters() if isinstance(weights, nn.Module) else weights)]
         values = [w.clone() for w in self.weights] if copy is None else [*copy.parameters()]
         self.averages = [value.detach() for value in values]
 
@@ -84,8 +81,11 @@ class MovingAverage:
         if self._starts_late and self.number == 0:
             assign(self.averages, weights)
         elif weights:
-            move = get_ema_multi_avg_fn(self.decay_at(self.number))  # all weights by one call
-            move(self.averages, weights, self.number)
+            move = get_ema_multi_avg_fn(self.decay_at(self.number))
+            both = list(zip(self.averages, weights, strict=True))
+            for device in {weight.device for weight in weights}:  # a diffusion's are on the host
+                there = [pair for pair in both if pair[1].device == device]
+                move([average for average, _ in there], [w for _, w in there], self.number)
         for following, buffer in self._buffers:
             following.copy_(buffer)
         self.number += 1

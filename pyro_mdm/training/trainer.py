@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,38 +16,38 @@ from torch import Tensor, nn
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_instance, check_number, check_real, describe
-from pyro_mdm.support.doors import Count, checked_arguments
+from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import (
+    check_count,
+    check_instance,
+    check_number,
+    check_real,
+    describe,
+    settle,
+)
 from pyro_mdm.support.files import check_place
-from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar, say, show_estimate
 from pyro_mdm.support.saved import read_saved, write_saved
 from pyro_mdm.training.averages import MovingAverage, assign
-from pyro_mdm.training.patience import Patience
-from pyro_mdm.training.rates import WARMUP, Decay, schedule, schedule_within
+from pyro_mdm.training.schedules import WARMUP, Decay, Patience, schedule
 
 __all__ = ["Trainer"]
 
 Precision = Literal["32-true", "bf16-mixed"]
-KIND = "the state of a training"
-"""The kind of a checkpoint's file, in words."""
-LOOKS = 40
-"""The default number of looks at validation data."""
-EVERY = 200
-"""The number of steps between looks where only seconds limit the steps."""
+KIND = "the state of a training"  # of a checkpoint's file, in words
+NUMBERS = ("step_number", "skipped", "best", "best_step")  # of a checkpoint, by attributes
+LOOKS = 40  # the default number of looks at validation data
+EVERY = 200  # the number of steps between looks where only seconds limit the steps
 
 
 class Trainer:
     r"""The training of a module: an optimizer with its schedule, averages and checkpoints.
 
-    A step takes the gradient of a loss, clips it, updates the weights by Adam, or another
-    optimizer, at a rate that warms up and decays, and updates averaged weights. Iterate over a
-    trainer for the indices of its steps: it counts them, stops when its time is over, and leaves
-    the module in evaluation mode with its averaged weights, or with the best of them, where some
-    were validated (:meth:`look`). After a ``break`` call :meth:`end`. :meth:`fit` is that loop. No
-    step waits for the device. :attr:`outcome` says why training ended and what it kept.
-    :class:`pyro.infer.SVI` is the other way to train.
+    Iterate over a trainer for the indices of its steps: it counts them, stops when its time is
+    over, and leaves the module in evaluation mode with its averaged weights, or with the best of
+    them, where some were validated (:meth:`look`). After a ``break`` call :meth:`end`. :meth:`fit`
+    is that loop. No step waits for the device. :class:`pyro.infer.SVI` is the other way to train.
 
     Args:
         module: the module that is trained, such as ``MDM_ELBO()(model, guide)``, or its weights.
@@ -67,18 +67,17 @@ class Trainer:
             it is better if it is lower by its standard error too. None: only validations count.
         cool_down: part of the steps taken when patience has run out that follow before training
             stops, in which rates fall to 0; 0: it stops at once.
-        seconds: time after which training stops, at the end of a step, in seconds; None: no limit.
-            Rates fall with the share of steps or of seconds that has passed, whichever is larger.
-            The time of a training that goes on from a checkpoint counts up to that checkpoint.
+        seconds: time after which training stops, at the end of a step, in seconds, with that
+            before a checkpoint; None: no limit. Rates fall with the larger share of steps or
+            seconds.
         precision: precision of the networks of scores in training, "32-true" or "bf16-mixed";
             None: as they are.
         compile: name of a backend of ``torch.compile``, for the whole loss where
             :meth:`MDM_ELBO.compile` allows that, and for the networks of scores; None: none.
-        checkpoint: path of a file that is written as a whole at each validation, by :meth:`fit` or
-            :meth:`look`, and at the end. Where it exists, training goes on from it, with its random
-            numbers. None: no file.
+        checkpoint: path of a file that is written at each :meth:`look` and at the end. Where it
+            exists, training goes on from it, with its random numbers. None: no file.
         progress: whether progress is shown, with the outcome at the end, or the name of the work
-            beside the bar. After five steps it says about how long all will take.
+            beside the bar.
 
     Attributes:
         step_number: number of steps taken.
@@ -95,8 +94,6 @@ class Trainer:
             train; a checkpoint that is damaged, or of another module.
 
     Example:
-        A loop, and the same by :meth:`fit`:
-
         >>> from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel
         >>> from pyro_mdm.networks import MLP
         >>> x = torch.randn(200, 2)
@@ -143,37 +140,22 @@ class Trainer:
         if clip is not None:
             check_number("clip", clip, "a positive number, or None", positive=True)
         self._patience = Patience(patience, least_gain, window, cool_down)
-        self._module = module if isinstance(module, nn.Module) else None
-        if self._module is None and (precision, compile) != (None, None):
-            raise ValueError(
-                "precision and compile are of the networks of a module, and weights alone are "
-                "given; give the module, such as MDM_ELBO()(model, guide)"
-            )
-        parameters = module.parameters() if isinstance(module, nn.Module) else module
-        check_instance("module", module, (nn.Module, Iterable), "nn.Linear(2, 2), or weights")
-        if optimizer is not None:
-            parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
-        parameters = list(parameters)
-        for weight in parameters:
-            check_instance("a weight", weight, Tensor, "model.parameters()")
-        self.weights = [weight for weight in parameters if weight.requires_grad]
-        if not self.weights:
-            raise ValueError(
-                "the module has no weights that require a gradient, expected one at least; "
-                "requires_grad_(True) sets them free"
-            )
+        self.weights = _trained(module, optimizer)
         self.steps, self.warmup, self.decay, self.clip, self.skip = steps, warmup, decay, clip, skip
-        self.progress = progress
         self.optimizer = optimizer or torch.optim.Adam(self.weights, lr=learning_rate)
         groups = self.optimizer.param_groups
         self.rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
-        if isinstance(average, MovingAverage) or average is None:
-            self.average = average
-        else:
-            self.average = MovingAverage(self.weights, average)
+        if average is not None and not isinstance(average, MovingAverage):
+            average = MovingAverage(self.weights, average)
+        self.average = average
+        # what is validated and kept: the weights, or averages that stand in for them
+        self._kept = self.weights if self.average is None else self.average.weights
+        self._averages = self.weights if self.average is None else self.average.averages
         self.step_number, self.skipped, self.best = 0, 0, math.inf
         self.best_step: int | None = None
         self.unit, self.quiet, self.last_loss = "nats", 0.0, torch.tensor(math.nan)
+        self.progress = progress
+        self._work = progress if isinstance(progress, str) else "training"
         self._best: list[Tensor] = []  # averaged weights and buffers
         self._late = (-1, False)  # a step, and whether time was over after it
         self._looked = 0.0  # the share of time at the last look
@@ -181,17 +163,8 @@ class Trainer:
         self._ended = False
         self._bar: Progress | None = None
         self._random: list[Tensor] = []  # states that the next loop begins with
-        self._dtypes: list[tuple[Score, torch.dtype | None]] = []  # before this training
-        for score in self._module.modules() if self._module is not None else ():
-            if isinstance(score, Score):
-                if precision is not None:
-                    self._dtypes.append((score, score.autocast_dtype))
-                    score.autocast_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
-                if compile is not None:
-                    score.network.compile(backend=compile)
-        objective = getattr(self._module, "elbo", None)
-        if compile is not None and isinstance(objective, MDM_ELBO):
-            objective.compile(compile)
+        self._module = module if isinstance(module, nn.Module) else None
+        self._dtypes = self._set_up(precision, compile)  # of scores, before this training
         self._file = None if checkpoint is None else Path(checkpoint)
         if self._file is not None:
             check_place(self._file)
@@ -200,6 +173,27 @@ class Trainer:
                 content = io.BytesIO(state.numpy().tobytes())
                 self.load_state_dict(torch.load(content, "cpu", weights_only=True))
 
+    def _set_up(
+        self, precision: Precision | None, compile: str | None
+    ) -> list[tuple[Score, torch.dtype | None]]:
+        """Set the precision of scores and compile; returns the dtypes that scores had."""
+        if self._module is None and (precision is not None or compile is not None):
+            raise ValueError(
+                "precision and compile are of the networks of a module, and weights alone are "
+                "given; give the module, such as MDM_ELBO()(model, guide)"
+            )
+        modules = [] if self._module is None else self._module.modules()
+        scores = [module for module in modules if isinstance(module, Score)]
+        dtypes = [] if precision is None else [(score, score.autocast_dtype) for score in scores]
+        for score, _ in dtypes:
+            score.autocast_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+        if compile is not None:
+            for score in scores:
+                score.network.compile(backend=compile)
+            if isinstance(objective := getattr(self._module, "elbo", None), MDM_ELBO):
+                objective.compile(compile)
+        return dtypes
+
     # -- steps -------------------------------------------------------------------------------------
 
     @checked_arguments
@@ -207,8 +201,8 @@ class Trainer:
         """Take a step on a loss, (); returns the norm of its gradient before clipping, ().
 
         Args:
-            loss: the loss, or the terms of its sum one after another, such as those of a generator,
-                for a batch whose graph is larger than the memory.
+            loss: the loss, or an iterator of the terms of its sum, for a batch whose graph is
+                larger than the memory.
         """
         self.begin()
         terms = []
@@ -223,32 +217,22 @@ class Trainer:
             terms.append(term.detach())
         self.last_loss = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
         self._patience.add(self.last_loss)
-        return self.update()
-
-    def begin(self) -> None:
-        """Set learning rates and clear gradients: the first half of :meth:`step`."""
-        factor = schedule_within(
-            self.share_of_time, self.step_number, self.steps, self.warmup, self.decay
-        )
-        if self._patience.cooling is not None:
-            first, number = self._patience.cooling
-            factor *= schedule(self.step_number - first, number)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def update(self) -> Tensor:
-        """Update weights by their gradients: the second half of :meth:`step`.
-
-        Returns:
-            The norm of the gradients before clipping, ().
-        """
         norm = self.clip_gradients()
         if self.skip and not bool(norm.isfinite()):
             self.skipped += 1
             self.optimizer.zero_grad(set_to_none=True)
         self.advance()
         return norm
+
+    def begin(self) -> None:
+        """Set learning rates and clear gradients, as :meth:`step` does before its loss."""
+        factor = schedule(self.step_number, self.steps, self.warmup, self.decay, self.share_of_time)
+        if self._patience.cooling is not None:
+            first, number = self._patience.cooling
+            factor *= schedule(self.step_number - first, number)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
 
     def clip_gradients(self) -> Tensor:
         """Clip the gradients; returns their norm before, ()."""
@@ -273,7 +257,11 @@ class Trainer:
                 f"the training ended after {self.step_number} of {self.steps} steps; another "
                 "trainer with the checkpoint of this one goes on"
             )
-        self._set_random(self._random)
+        if self._random:
+            torch.set_rng_state(self._random[0])
+        # a machine of other devices goes on with other numbers
+        for device, state in zip(self._devices, self._random[1:], strict=False):
+            torch.cuda.set_rng_state(state, device)
         self._random = []
         self.budget.start()
         if self._module is not None:
@@ -281,9 +269,9 @@ class Trainer:
         total = None if self.steps == ANY_STEPS else self.steps
         done, shown = self.step_number, bool(self.progress)
         pace = Pace(self.budget, done, self.steps)
-        options: dict[str, Any] = {"initial": done, "delay": self.quiet, "shown": shown}
-        with progress_bar(total, self._work, "steps", **options) as self._bar:
-            while not self._is_over_after_losses():
+        bar = progress_bar(total, self._work, "steps", initial=done, delay=self.quiet, shown=shown)
+        with bar as self._bar:
+            while not self.is_over:
                 before = self.step_number
                 yield before
                 if self.step_number == before:
@@ -295,10 +283,6 @@ class Trainer:
                 if shown and (whole := pace.whole(self.step_number)) is not None:
                     show_estimate(self._bar, whole)
         self.end()
-
-    @property
-    def _work(self) -> str:
-        return self.progress if isinstance(self.progress, str) else "training"
 
     @property
     def share_of_time(self) -> float:
@@ -328,23 +312,17 @@ class Trainer:
 
     @checked_arguments
     def is_due(self, every: Count, looks: int = LOOKS) -> bool:
-        """Whether a look at validation data is due after a step: after every so many steps, after a
-        part of the seconds since the last time, and at the end.
+        """Whether a look at validation data is due after a step, and at the end.
 
         Args:
             every: number of steps between looks.
-            looks: number of parts of the seconds.
+            looks: number of parts of the seconds, after which one is due too.
         """
         share = self.share_of_time
         due = self.step_number % every == 0 or share - self._looked >= 1 / looks or self.is_over
         if due:
             self._looked = share
         return due
-
-    def _is_over_after_losses(self) -> bool:
-        """Whether no step is left to take; a whole window of losses is compared first."""
-        self._patience.compare_losses(self.step_number)  # also one that a checkpoint came with
-        return self.is_over
 
     @checked_arguments
     def fit(
@@ -357,13 +335,11 @@ class Trainer:
     ) -> float:
         """Take all steps, with validation in between.
 
-        Without validation, patience counts mean losses of the steps between two looks.
-
         Args:
             loss: function that returns the loss of a new batch, ().
             validate: function that returns a loss of validation data, (). It is called with
                 averaged weights in evaluation mode, without gradients, and its draws change no
-                random number of the training. None: no validation.
+                random number of the training. None: patience counts mean losses between looks.
             looks: number of validations, and of parts of the seconds after which there is one too.
                 Where only seconds limit the steps, there is one every 200 steps.
             unit: unit of the loss, in words.
@@ -376,64 +352,49 @@ class Trainer:
             FloatingPointError: the loss is no number, or that of validation data never was one.
         """
         self.unit = unit
-        if validate is not None and self.step_number == 0:
-            self.look(self._validated(validate))
         every = EVERY if self.steps == ANY_STEPS else max(1, self.steps // looks)
-        patience = self._patience
-        if validate is None and patience.limit is not None and patience.window is None:
-            patience.window = max(2, every)
-        value = torch.tensor(math.nan)
+        last = math.nan
+        if validate is None:
+            self._patience.watch_losses(max(2, every))
+        elif self.step_number == 0:
+            self._validate(validate)
         for step in self:
-            self.step(value := loss())
+            self.step(loss())
             if not self.is_due(every, looks):
                 continue
-            last = float(value.detach())
+            last = float(self.last_loss)
             settle()
             if not math.isfinite(last):
                 raise FloatingPointError(
                     f"the loss is {last} after {step + 1} steps, expected a number; lower "
                     "learning_rate"
                 )
-            if validate is not None:
-                self.look(self._validated(validate))
-            else:
+            if validate is None:
                 self._save()
+            else:
+                self._validate(validate)
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{last if validate is None else self.best:.2f} {unit}")
-        if validate is None:
-            return float(value.detach())
-        if not self._best:
+        if validate is not None and not self._best:
             raise FloatingPointError(
                 f"the loss of validation data was never a number in {self.step_number} steps; "
                 "lower learning_rate, or look at what validate returns"
             )
-        return self.best
+        return last if validate is None else self.best
 
-    def _validated(self, validate: Callable[[], Tensor | float]) -> float:
+    def _validate(self, validate: Callable[[], Tensor | float]) -> None:
         with self.averaged(), evaluating(self._module), torch.random.fork_rng(self._devices):
-            return float(validate())
+            value = float(validate())
+        self.look(value)
 
     @property
     def _devices(self) -> list[torch.device]:
         """Devices whose random numbers a loss may draw, beside the CPU."""
         return sorted({w.device for w in self.weights if w.device.type == "cuda"}, key=str)
 
-    def _set_random(self, states: Sequence[Tensor]) -> None:
-        """Set the random states of the CPU and of the devices; none: as they are."""
-        if states:
-            torch.set_rng_state(states[0])
-        # a machine of other devices goes on with other numbers
-        for device, state in zip(self._devices, states[1:], strict=False):
-            torch.cuda.set_rng_state(state, device)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """A context with averaged weights."""
-        if self.average is None:
-            yield
-        else:
-            with self.average.applied():
-                yield
+        return nullcontext() if self.average is None else self.average.applied()
 
     def look(self, value: Tensor | float) -> bool:
         """Keep the current averaged weights if their value is the least so far.
@@ -452,15 +413,10 @@ class Trainer:
         self._patience.look(value, self.step_number)
         if better:
             self.best, self.best_step = value, self.step_number
-            values = self.weights if self.average is None else self.average.averages
-            self._best = [t.detach().clone() for t in (*values, *self._buffers)]
+            self._best = [t.detach().clone() for t in (*self._averages, *self._buffers)]
         self._save()
         self._looked = self.share_of_time
         return better
-
-    @property
-    def _averaged_weights(self) -> list[Tensor]:
-        return self.weights if self.average is None else self.average.weights
 
     @property
     def _buffers(self) -> list[Tensor]:
@@ -475,10 +431,8 @@ class Trainer:
         self._ended = True
         if self.progress and self.budget.spent >= self.quiet:
             say(f"{self._work}: {self.outcome}")
-        if self._best:
-            assign([*self._averaged_weights, *self._buffers], self._best)
-        elif self.average is not None:
-            assign(self.average.weights, self.average.averages)
+        buffers = self._buffers
+        assign([*self._kept, *buffers], self._best or [*self._averages, *buffers])
         for score, dtype in self._dtypes:
             score.autocast_dtype = dtype
         if self._module is not None:
@@ -487,10 +441,9 @@ class Trainer:
     @property
     def outcome(self) -> Outcome:
         """Why training ended, and what it kept."""
-        taken = self.step_number, self.budget.spent, self._reason or "stopped"
-        if self.best_step is None:
-            return Outcome(*taken)
-        return Outcome(*taken, self.best_step, self.best, self.unit)
+        best = None if self.best_step is None else self.best
+        reason = self._reason or "stopped"
+        return Outcome(self.step_number, self.budget.spent, reason, self.best_step, best, self.unit)
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -500,19 +453,17 @@ class Trainer:
             state = torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
             write_saved(self._file, KIND, {}, {"state": state})
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """A copy of the state of training: weights, averages, optimizer and random numbers."""
-        average = self.average
+        average, patience = self.average, self._patience
         return {
-            "step_number": self.step_number,
-            "skipped": self.skipped,
+            **{name: getattr(self, name) for name in NUMBERS},
+            **{name: getattr(patience, name) for name in patience.NUMBERS},
+            "losses": [t.clone() for t in patience.losses],
             "tensors": [t.detach().clone() for t in (*self.weights, *self._buffers)],
             "averages": [] if average is None else [t.clone() for t in average.averages],
             "averaged": 0 if average is None else average.number,
-            "best": self.best,
             "best_tensors": [t.clone() for t in self._best],
-            "best_step": self.best_step,
-            **self._patience.state_dict(),
             "seconds": self.budget.spent,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "kind": type(self.optimizer).__name__,
@@ -529,37 +480,48 @@ class Trainer:
             ValueError: a state of another module, optimizer or average.
         """
         if "step_number" not in state:
-            raise ValueError(
-                f"the checkpoint has {', '.join(map(str, state)) or 'nothing'}, expected the state "
-                "of a trainer; name another file"
-            )
-        tensors = [*self.weights, *self._buffers]
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        saved = [tuple(tensor.shape) for tensor in state["tensors"]]
-        if shapes != saved:
-            raise ValueError(
-                f"the checkpoint has tensors of shapes {saved}, expected those of the module, "
-                f"{shapes}; name another checkpoint, or delete it"
-            )
-        numbers = 0 if self.average is None else len(self.average.averages)
-        for what, there, expected in (
-            ("an optimizer", state["kind"], type(self.optimizer).__name__),
-            ("a number of averages", len(state["averages"]), numbers),
+            there = ", ".join(map(str, state)) or "nothing"
+            expected = "expected the state of a trainer; name another file"
+            raise ValueError(f"the checkpoint has {there}, {expected}")
+        average, patience = self.average, self._patience
+        tensors, averages = [*self.weights, *self._buffers], average.averages if average else []
+        saved_shapes, shapes = ([tuple(t.shape) for t in ts] for ts in (state["tensors"], tensors))
+        for what, saved, wanted in (
+            ("tensors of shapes", str(saved_shapes), str(shapes)),
+            ("an optimizer of", state["kind"], type(self.optimizer).__name__),
+            ("a number of averages of", str(len(state["averages"])), str(len(averages))),
         ):
-            if there != expected:
+            if saved != wanted:
                 raise ValueError(
-                    f"the checkpoint is of {what} of {there}, expected {expected}; build the "
-                    "trainer as it was"
+                    f"the checkpoint is of {what} {saved}, expected {wanted}; build module and "
+                    "trainer as they were, name another checkpoint, or delete it"
                 )
-        assign(tensors, state["tensors"])
-        self.step_number, self.skipped = state["step_number"], state["skipped"]
-        if self.average is not None:
-            assign(self.average.averages, state["averages"])
-            self.average.number = state["averaged"]
-        self.best, self._best = state["best"], state["best_tensors"]
-        self.best_step = state["best_step"]
-        self._patience.load_state_dict(state, self.weights[0].device)
+        assign([*tensors, *averages], [*state["tensors"], *state["averages"]])
+        for owner, names in ((self, NUMBERS), (patience, patience.NUMBERS)):
+            for name in names:
+                setattr(owner, name, state[name])
+        if average is not None:
+            average.number = state["averaged"]
+        patience.losses = [loss.to(self.weights[0].device) for loss in state["losses"]]
+        self._best, self._random = state["best_tensors"], state["random"]
         self.budget = Budget(self.budget.seconds, spent=state["seconds"])
         self._looked = self.budget.share
         self.optimizer.load_state_dict(state["optimizer"])
-        self._random = state["random"]
+
+
+def _trained(
+    module: nn.Module | Iterable[Tensor], optimizer: torch.optim.Optimizer | None
+) -> list[Tensor]:
+    """The weights that an optimizer, or Adam, trains."""
+    check_instance("module", module, (nn.Module, Iterable), "nn.Linear(2, 2), or weights")
+    parameters = [*(module.parameters() if isinstance(module, nn.Module) else module)]
+    if optimizer is not None:
+        parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight in parameters:
+        check_instance("a weight", weight, Tensor, "model.parameters()")
+    if weights := [weight for weight in parameters if weight.requires_grad]:
+        return weights
+    raise ValueError(
+        "the module has no weights that require a gradient, expected one at least; "
+        "requires_grad_(True) sets them free"
+    )

@@ -11,15 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Times, UnreachableError
-from pyro_mdm.diffusions.learned import REMEDY, LearnedFamily
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.linear_sde import LinearSDE
-from pyro_mdm.diffusions.matrices import Matrices, check_semidefinite, check_skew
-from pyro_mdm.diffusions.presets import LearnedDiffusion
+from pyro_mdm.diffusions.base import Times, UnreachableError, kept
+from pyro_mdm.diffusions.clocks import as_times, times_within
+from pyro_mdm.diffusions.ends import (
+    LOG_SNR,
+    check_controllable,
+    clock_at,
+    shown,
+    targets,
+    unscaled_end,
+)
+from pyro_mdm.diffusions.kernels import Propagator
+from pyro_mdm.diffusions.linear import LinearDiffusion, LinearSDE, options_of
+from pyro_mdm.diffusions.linear_matrices import (
+    REMEDY,
+    GivenPrior,
+    Matrices,
+    PriorPart,
+    StationaryPrior,
+)
+from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew, semidefinite_cholesky
+from pyro_mdm.diffusions.presets import LearnedDiffusion, learn_more
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import described
-from pyro_mdm.varying.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
+from pyro_mdm.varying.cells import MAX_CELLS, REACH, MatrixCells, MovedCells
+from pyro_mdm.varying.magnus import MagnusPropagator
 
 __all__ = [
     "MatrixFunction",
@@ -60,6 +76,7 @@ class Varying(Matrices, ABC):
     """
 
     searched = 1
+    prior_kind: type[PriorPart] = StationaryPrior
 
     def __init__(self, cells: int) -> None:
         check_count("cells", cells, "the number of Magnus cells between 0 and T")
@@ -72,7 +89,7 @@ class Varying(Matrices, ABC):
     @property
     def check_times(self) -> Tensor:
         s = torch.linspace(0.0, self.linear.horizon, 65, dtype=torch.float64)
-        return self.linear.as_tensor(s)
+        return as_times(s)
 
     @property
     def when(self) -> str:
@@ -94,11 +111,16 @@ class Varying(Matrices, ABC):
 
     # -- matrices ----------------------------------------------------------------------------------
 
-    def constant(self, name: str) -> NoReturn:
-        raise self.no_constant(name, f"{name}_at(s)")
+    @property
+    def Q(self) -> NoReturn:
+        raise self.no_constant("Q", "Q_at(s)")
+
+    @property
+    def D(self) -> NoReturn:
+        raise self.no_constant("D", "D_at(s)")
 
     def at(self, name: str, s: Times) -> Tensor:
-        return self.evaluate(name, self.linear.checked_time("s", s))
+        return self.evaluate(name, times_within(self.linear.horizon, "s", s))
 
     def drift(self, s: Times | None = None) -> Tensor:
         return self.drift_at(self._times("A", s))
@@ -113,13 +135,12 @@ class Varying(Matrices, ABC):
         """Times in float64; raises TypeError for those of a constant matrix of this name."""
         if s is None:
             raise self.no_constant(name)
-        time: Tensor = self.linear.checked_time("s", s)
-        return time
+        return times_within(self.linear.horizon, "s", s)
 
     def drift_at(self, s: Tensor) -> Tensor:
         """A per unit of clock time at times s in float64, (*s.shape, K, K)."""
-        Sigma: Tensor = self.linear.stationary_covariance
-        return -(self.evaluate("Q", s) + self.evaluate("D", s)) @ torch.linalg.inv(Sigma)
+        precision = torch.linalg.inv(self.linear.prior_covariance)
+        return -(self.evaluate("Q", s) + self.evaluate("D", s)) @ precision
 
     def noise_at(self, s: Tensor) -> Tensor:
         """g² per unit of clock time at times s in float64, (*s.shape, K, K)."""
@@ -127,43 +148,41 @@ class Varying(Matrices, ABC):
 
     def root_at(self, s: Tensor) -> Tensor:
         """A root of g²(s), (*s.shape, K, K), differentiable."""
-        return kernels.semidefinite_cholesky(self.noise_at(s))
+        return semidefinite_cholesky(self.noise_at(s))
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"cells": self._num_cells}
 
     # -- the grid ----------------------------------------------------------------------------------
 
+    @property
     def propagator(self) -> MagnusPropagator:
-        scale = self.linear.clock_scale()
-        move = self.propagator_at(scale)
+        scale = self.linear.clock_scale
+        move = self.grid(scale).slowed(scale)
         if scale.requires_grad and self.linear.min_log_snr is not None:
-            move = move.with_moved(self._near(scale.detach()).at(scale))
+            moved = _ClockEnd(self).near(scale.detach()).at(scale)
+            move = MagnusPropagator(move.cells, moved)
         if not torch.is_grad_enabled():
             bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
             self._check_values(bounds)
         return move
 
-    def propagator_at(self, scale: Tensor) -> MagnusPropagator:
-        """The propagator with the clock multiplied by ``scale``, 0-dim."""
-        return self._grid(scale).slowed(scale)
-
-    def _grid(self, scale: Tensor) -> MagnusPropagator:
+    def grid(self, scale: Tensor) -> MagnusPropagator:
         """The propagator with β unscaled, on cells short enough for β times ``scale``."""
         with torch.no_grad():
             s, uncut = self._bounds(scale)
         return (
-            self.linear.kept("uncut grid", lambda: self._unscaled(s))
-            if uncut
-            else self._unscaled(s)
+            kept(self.linear, "uncut grid", lambda: self.unscaled(s)) if uncut else self.unscaled(s)
         )
 
-    def _unscaled(self, s: Tensor) -> MagnusPropagator:
+    def unscaled(self, s: Tensor) -> MagnusPropagator:
+        """The propagator with β unscaled, on cells with bounds s (n + 1,)."""
+
         def time(tau: Tensor) -> Tensor:
             s = self.linear.beta.inverse(tau)
             return s - (s.detach() - self.linear.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
-        return MagnusPropagator(
+        cells = MatrixCells(
             lambda tau: self.drift_at(time(tau)),
             lambda tau: self.noise_at(time(tau)),
             lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ self.precision()),
@@ -171,10 +190,11 @@ class Varying(Matrices, ABC):
             lambda tau: self.root_at(time(tau)),
             self.linear.num_variables,
         )
+        return MagnusPropagator(cells)
 
     def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
         """Times of the cells' bounds, (n + 1,), and whether no cell was cut."""
-        s, tau, norm = self.linear.kept("bounds", self._uncut_bounds)
+        s, tau, norm = kept(self.linear, "bounds", self.uncut_bounds)
         pieces = norm * scale / REACH
         total = pieces.sum().item()
         if not total < MAX_CELLS:
@@ -192,15 +212,10 @@ class Varying(Matrices, ABC):
         cut = torch.where(place == 0, s[first], cut)
         return torch.cat([cut, s[-1:]]), False
 
-    def _uncut_bounds(self) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def uncut_bounds(self) -> tuple[Tensor, Tensor, Tensor]:
         """Times of the bounds, the integral of β there, and ‖A‖ times the length of each cell."""
-        x = torch.linspace(
-            0,
-            1,
-            self._num_cells + 1,
-            dtype=torch.float64,
-            device=self.linear.initial_covariance.device,
-        )
+        x = torch.linspace(0, 1, self._num_cells + 1, dtype=torch.float64, device="cpu")
         s = self.linear.horizon * x**4 * (1 + EARLY**3) / (x**3 + EARLY**3)
         kinks = self.linear.beta.kinks().to(s)
         s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.linear.horizon)]]).unique()
@@ -211,31 +226,37 @@ class Varying(Matrices, ABC):
 
     # -- the ends ----------------------------------------------------------------------------------
 
-    def unscaled_end(self) -> Tensor:
-        """The clock time of T for the unscaled β, 0-dim."""
-        end: Tensor = self.linear.beta.integral(self.linear.as_tensor(self.linear.horizon))
-        return end
+    def clocks(self, targets: Tensor) -> Tensor:
+        start = clock_at(self.linear, targets[:1], LOG_SNR)
+        if len(targets) == 1:
+            return start
+        return torch.cat([start, self.linear.clock(self.linear.horizon).reshape(1)])
 
-    def last_clock(self) -> float:
-        return (
-            self.linear.clock(self.linear.horizon).log().item() + 1e-6
-        )  # later times are taken for T
+    def scale(self) -> Tensor:
+        end = unscaled_end(self.linear)
+        if self.linear.given_ends.low is None:
+            return torch.ones_like(end)
+        search = _ClockEnd(self)
+        root = kept(self.linear, "end root", search.searched)
+        return (search.with_gradient(root) if self.linear.has_graph else root) / end
 
-    def end_clock(self) -> Tensor:
-        def compute() -> Tensor:
-            with torch.no_grad():
-                root = self.linear.kept("end root", self._find_end)
-            learned = self.linear.is_learned()
-            return self._end_gradient(root) if learned and torch.is_grad_enabled() else root
+    def search_range(self, move: Propagator) -> tuple[float, float]:
+        last = self.linear.clock(self.linear.horizon).log().item()
+        return math.log(max(move.speed, 1e-300)), last + 1e-6  # later times are taken for T
 
-        return self.linear.kept("end_clock", compute)
 
-    def _end_gradient(self, root: Tensor) -> Tensor:
+class _ClockEnd:
+    """The search for the clock time of T, over the cells of matrices that vary."""
+
+    def __init__(self, matrices: Varying) -> None:
+        self.matrices, self.linear = matrices, matrices.linear
+
+    def with_gradient(self, root: Tensor) -> Tensor:
         """The end of the clock, with the gradient carried by one Newton step at ``root``."""
-        end = self.unscaled_end()
-        near = self._near((root / end).detach())
+        end = unscaled_end(self.linear)
+        near = self.near((root / end).detach())
         leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
-        log_snr = self._terminal_of(near.move.with_moved(leaves))
+        log_snr = self._log_snr(MagnusPropagator(near.move.cells, leaves))
         slopes = torch.autograd.grad(log_snr, leaves, allow_unused=True)
         slope, moved = torch.zeros_like(end), log_snr.detach()
         for by, cells, rate in zip(slopes, near.move.moved, near.rates, strict=True):
@@ -243,38 +264,43 @@ class Varying(Matrices, ABC):
                 slope = slope + (by * rate).sum()
                 moved = moved + (by * (cells - cells.detach())).sum()
         if not bool(slope.isfinite()) or slope.item() == 0:
-            raise self._end_unreachable(root.item(), log_snr.item())
-        more = (self.linear.terminal_log_snr - moved) / slope
+            raise self._unreachable(root.item(), log_snr.item())
+        more = (targets(self.linear)[1] - moved) / slope
         return near.scale * (1 + more) * end
 
-    def _near(self, scale: Tensor) -> _Near:
+    def near(self, scale: Tensor) -> _Near:
         """Cells for a scale of the clock, with derivatives for scales beside it."""
 
         def compute() -> _Near:
-            move = self._grid(scale).slowed(scale)
-            return _Near(scale, move, move.moved_rates())
+            move = self.matrices.grid(scale).slowed(scale)
+            return _Near(scale, move, move.cells.rates())
 
-        return self.linear.kept("near", compute)
+        return kept(self.linear, "near", compute)
 
-    def _terminal_of(self, move: MagnusPropagator) -> Tensor:
+    def _log_snr(self, move: MagnusPropagator) -> Tensor:
         """λ(T), 0-dim, of cells alone."""
         M, P = move.whole()
-        factor = kernels.direct_factor(P + M @ self.linear.initial_covariance @ M.mT, M[..., 0])
+        initial = self.linear.initial_covariance
+        Sigma = P + M @ initial @ M.mT
+        (factor,) = kernels.factors(Sigma, M)
         if factor.amplification.item() > 1e3 and move.travelled(move.bounds[-1]).item() < 20.0:
             W, pulled = move.whole_pulled_back()  # T is near the data still
-            near = kernels.pulled_back_factor(M, W, pulled, self.linear.initial_covariance)
-            factor = near if near.amplification < factor.amplification else factor
-        return factor.log_snr
+            back = (W[None], pulled[None])
+            _, near = kernels.factors(Sigma[None], M[None], back, initial)
+            factor = near if near.amplification.item() < factor.amplification.item() else factor
+        return factor.log_snr.reshape(())
 
-    def _find_end(self) -> Tensor:
+    @torch.no_grad()
+    def searched(self) -> Tensor:
         """The clock time of T by secants in log τ, within a bracket as soon as there is one."""
-        target = float(self.linear.min_log_snr or 0.0)
-        x, per_error = self._about_end(self.unscaled_end().log().item(), target)
+        target = float(targets(self.linear)[1])
+        x, per_error = self._about(unscaled_end(self.linear).log().item(), target)
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
-                scale = self.linear.as_tensor(x).exp() / self.unscaled_end()
-                error = self._terminal_of(self.propagator_at(scale)).item() - target
+                scale = as_times(x).exp() / unscaled_end(self.linear)
+                move = self.matrices.grid(scale).slowed(scale)
+                error = self._log_snr(move).item() - target
             except kernels.KernelPrecisionError:
                 error = -math.inf if math.isfinite(low) else math.nan
             if not math.isfinite(error):
@@ -284,31 +310,31 @@ class Varying(Matrices, ABC):
                 per_error = -(x - last[0]) / (error - last[1])
             step = min(max(per_error * error, -1.5), 1.5)
             if abs(error) < 1e-11 or abs(step) < 1e-15:
-                return self.linear.as_tensor(x).exp()
+                return as_times(x).exp()
             if abs(error) < 1e-7 and last is not None and abs(x - last[0]) < 1e-3:
-                return self.linear.as_tensor(x + step).exp()  # converged: the secant is short
+                return as_times(x + step).exp()  # converged: the secant is short
             last, moved = (x, error), x + step
             if not low < moved < high:
                 moved = (
                     (low + high) / 2 if math.isfinite(low + high) else x + math.copysign(1, error)
                 )
             if moved == x:
-                return self.linear.as_tensor(x).exp()
+                return as_times(x).exp()
             x = moved
-        raise self._end_unreachable(math.exp(min(x, 700.0)), error + target)
+        raise self._unreachable(math.exp(min(x, 700.0)), error + target)
 
-    def _about_end(self, x: float, target: float) -> tuple[float, float]:
+    def _about(self, x: float, target: float) -> tuple[float, float]:
         """Estimates of the log end of the clock with λ(T) = ``target``, and of -1 over its slope.
 
         From few cells, at many clocks around the log end ``x``.
         """
-        s = self.linear.kept("bounds", self._uncut_bounds)[0]
-        grid = self._unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
+        s = kept(self.linear, "bounds", self.matrices.uncut_bounds)[0]
+        grid = self.matrices.unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
         per_error = 0.1
         for width in (1.2, 0.1):
             ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
-            M, P = grid.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
-            factor = kernels.direct_factor(P + M @ self.linear.initial_covariance @ M.mT, M[..., 0])
+            M, P = grid.cells.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
+            (factor,) = kernels.factors(P + M @ self.linear.initial_covariance @ M.mT, M)
             log_snr = factor.log_snr.tolist()
             above = sum(value > target for value in log_snr)
             i = min(max(above, 2), len(log_snr) - 2)
@@ -320,14 +346,14 @@ class Varying(Matrices, ABC):
             per_error = (lower - x) / 1e-3
         return x, per_error
 
-    def _end_unreachable(self, end: float, log_snr: float) -> UnreachableError:
-        self.linear.check_controllable()
+    def _unreachable(self, end: float, log_snr: float) -> UnreachableError:
+        check_controllable(self.linear)
         name = type(self.linear).__name__
         return UnreachableError(
-            f"{name}: min_log_snr {self.linear.min_log_snr:g} is out of reach of float64, "
-            f"whatever the clock: with {self.linear.shown()} log SNR is {log_snr:.4g} where the "
+            f"{name}: min_log_snr {float(targets(self.linear)[1]):g} is out of reach of float64, "
+            f"whatever the clock: with {shown(self.linear)} log SNR is {log_snr:.4g} where the "
             f"clock ends at {end:.4g}; ask for a higher log SNR, or bring the time scales of Q "
-            f"and D together{self.remedy}"
+            f"and D together{self.matrices.remedy}"
         )
 
 
@@ -400,7 +426,7 @@ class Functions(Varying):
     def evaluate(self, name: str, s: Tensor) -> Tensor:
         return self._checked(name, getattr(self.linear, f"{name}_function"), s)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         functions = {name: getattr(self.linear, f"{name}_function") for name in self.names}
         return super().settings() | {name: described(f) for name, f in functions.items()}
 
@@ -410,11 +436,12 @@ class DriftAndDispersionFunctions(Functions):
 
     names = ("A", "G")
     for_constants = "LinearSDE"
+    prior_kind = GivenPrior
 
     def _check_values(self, s: Tensor) -> None:
         """Nothing to check: any A and G will do."""
 
-    constant, at = Matrices.constant, Matrices.at  # type: ignore[assignment]
+    Q, D, at = Matrices.Q, Matrices.D, Matrices.at  # type: ignore[assignment]
 
     def drift_at(self, s: Tensor) -> Tensor:
         return self.evaluate("A", s)
@@ -428,9 +455,9 @@ class DriftAndDispersionFunctions(Functions):
         K, m = G.shape[-2:]
         return super().root_at(s) if m > K else nn.functional.pad(G, (0, K - m))
 
-    def fast(self) -> float:
+    def search_range(self, move: Propagator) -> tuple[float, float]:
         noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.check_times).detach(), ord=2)
-        return math.log(max(self.linear.propagator.speed.item(), noise.max().item()))
+        return math.log(max(move.speed, noise.max().item())), super().search_range(move)[1]
 
 
 class Polynomials(Varying):
@@ -488,7 +515,7 @@ class Polynomials(Varying):
         B = self._entries("B", s)
         return math.sqrt(2) * nn.functional.pad(B, (0, self.linear.num_variables - B.shape[-1]))
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return super().settings() | {"degree": self._degree}
 
 
@@ -569,7 +596,7 @@ class TimeVaryingSDE(LinearSDE):
         super().__init__(DriftAndDispersionFunctions(A, G, cells), **options)
 
 
-class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
+class TimeVaryingLearnedDiffusion(LinearDiffusion):
     r"""A :class:`~pyro_mdm.LearnedDiffusion` whose W and B are learned polynomials of time.
 
     Q(s) = W(s) - W(s)ᵀ and D(s) = B(s) B(s)ᵀ. Every entry of the strictly lower triangular W and of
@@ -588,6 +615,9 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         options: options of :class:`LinearDiffusion`.
     """
 
+    lower: nn.Parameter
+    B: nn.Parameter
+
     def __init__(
         self,
         num_variables: int = 2,
@@ -603,8 +633,8 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         check_count("degree", degree, "the degree of polynomials of time", 0)
         start = LearnedDiffusion(num_variables, rank, learn_beta, **options)
         options["beta"] = start.beta
-        options |= {"learn_ends": learn_ends, "learn_stationary": learn_stationary}
-        LearnedFamily.__init__(self, Polynomials(start, degree, cells), **options)
+        super().__init__(Polynomials(start, degree, cells), **options)
+        learn_more(self, learn_ends, learn_stationary)
 
     @classmethod
     def from_diffusion(
@@ -626,7 +656,7 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         names = ("learn_ends", "learn_stationary")
         learned = {name: options.pop(name) for name in names if name in options}
         constant = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **options)
-        settings = constant.options() | learned
+        settings = options_of(constant) | learned
         if "cut_time" in settings:
             del settings["max_log_snr"]
         K, rank = constant.B.shape

@@ -4,9 +4,9 @@
 
 Trains CLD and learned diffusions of two and three variables on digits, with noise predictions and
 with denoisers, as in the table ``digits`` of :mod:`inference.experiment`, where runs that are
-finished are kept. Then it measures what :func:`pyro_mdm.evaluation.auxiliary_use` defines on the
+finished are kept. Then it measures what :func:`pyro_mdm.auxiliary.auxiliary_use` defines on the
 test images, for a law of Gaussian data with the mean and covariance of the training images, and
-what :func:`pyro_mdm.evaluation.auxiliary_information` says of the diffusions themselves.
+what :func:`pyro_mdm.auxiliary.auxiliary_information` says of the diffusions themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from inference.experiment import TABLES, Cell, train_all
 from inference.folders.loading import load_trained
 from pyro_mdm import ALDA, CLD, MALDA, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.evaluation import (
+from pyro_mdm.auxiliary import (
     AuxiliaryUse,
     GaussianPosterior,
     auxiliary_information,

@@ -30,8 +30,9 @@ from tqdm.auto import tqdm
 
 from inference.folders.loading import load_trained
 from pyro_mdm import VPSDE, LearnedDiffusion, LinearDiffusion
+from pyro_mdm.diffusions.clocks import as_times
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
-from pyro_mdm.paths.generative import BoundScore
+from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.samplers import ExponentialIntegrator, quadratic_grid
 from pyro_mdm.samplers.base import Questions
 from pyro_mdm.scores.base import rotated
@@ -107,22 +108,22 @@ class Candidate(nn.Module):
         self.shares = nn.Parameter((-kappa.diff()).log())
 
     def times(self, diffusion: Any, steps: int) -> Tensor:
-        low, high = diffusion.log_volume_ends
+        low, high = diffusion.log_volume.ends
         part = self.shares.softmax(0).cumsum(0)[:-1]
-        inner = diffusion.time_at_log_volume(high - part * (high - low))
-        ends = diffusion.as_tensor(diffusion.horizon)[None], diffusion.start_time[None]
+        inner = diffusion.log_volume.inverse(high - part * (high - low))
+        ends = as_times(diffusion.horizon)[None], diffusion.start_time[None]
         return torch.cat([ends[0], inner, ends[1]])
 
 
 def generate(problem: Problem, one: Candidate, noise: Tensor, usual: bool = False) -> Tensor:
     """x̂ at ε from noise (n, ≥ K, *event_shape), whose first variable is that of z at T."""
     diffusion, steps = one.diffusion, len(one.shares)
-    end = diffusion.marginal(diffusion.as_tensor(diffusion.horizon)[None])
+    end = diffusion.marginal(as_times(diffusion.horizon)[None])
     y = apply_matrix(end.scale_tril[0], rotated(end, noise))
     sampler = ExponentialIntegrator(steps)
     times = sampler.times(diffusion) if usual else one.times(diffusion, steps)
     ask = Questions(diffusion, problem.denoiser(diffusion), problem.dtype)
-    plan = sampler.plan(diffusion, times)
+    plan = sampler.planned(ask, times, y)
     for i in range(steps):
         y = sampler.step(plan, i, y, ask, _none)
     return ask.denoise(y, diffusion.start_time)

@@ -22,8 +22,7 @@ from inference.folders.loading import load_trained
 from inference.measuring.bounds import baseline
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import compare
-from pyro_mdm.likelihoods.base import Likelihood
-from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.likelihoods.base import Gaussian, Likelihood
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.measured import Z95
 
@@ -39,10 +38,10 @@ class Lognormal(Score):
         super().__init__(lambda inputs, log_snr: inputs)
         self.sigma = sigma
 
-    def score(self, diffusion, y, s):  # type: ignore[no-untyped-def]
+    def score_at(self, diffusion, y, at):  # type: ignore[no-untyped-def]
         return torch.zeros_like(y)
 
-    def denoise(self, diffusion, y, s):  # type: ignore[no-untyped-def]
+    def denoise_at(self, diffusion, y, at, noise=1.0):  # type: ignore[no-untyped-def]
         return y[..., 0, :]
 
     def default_likelihood(self) -> Likelihood:

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.automatic import AutoMDM
-from pyro_mdm.evaluation.defensive import Scored, defended
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.posteriors.defensive import Scored, defended
 from pyro_mdm.support.measured import Z95, Measured
 from tests.benchmarks.documented import write
 
@@ -214,7 +215,7 @@ def _of_programs(options: argparse.Namespace) -> Iterator[Row]:
             for n in options.draws:
 
                 def estimate(guide: AutoMDM = guide, n: int = n) -> Measured:
-                    return guide.weighed(n, (), {})[1].log_evidence
+                    return Weighing(guide).weighed(n)[1].log_evidence
 
                 yield name, d, n, *covered(estimate, truth, options.runs).cells
 

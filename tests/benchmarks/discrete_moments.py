@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_mdm.likelihoods import discrete
-from pyro_mdm.likelihoods.even_levels import EvenLevels
+from pyro_mdm.levels import discrete
+from pyro_mdm.levels.even_levels import EvenLevels
 
 
 def timed(run: Callable[[], object], repeat: int, device: torch.device) -> str:
@@ -75,10 +75,10 @@ def main() -> None:
     even = EvenLevels(log_prior, levels) if serves else None
 
     def library(a: Tensor, b: Tensor) -> Tensor:
-        return discrete.posterior_mean(prior, values, c, a, b, even).sum()
+        return discrete.posterior_mean(discrete.LogOdds(prior, values, c, a, b), even).sum()
 
     def blocks(a: Tensor, b: Tensor) -> Tensor:
-        return discrete.posterior_mean(prior, values, c, a, b).sum()
+        return discrete.posterior_mean(discrete.LogOdds(prior, values, c, a, b)).sum()
 
     def plain(a: Tensor, b: Tensor) -> Tensor:
         delta = values - c.unsqueeze(-1)

@@ -45,6 +45,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation, init_to_median
 from torch import Tensor
 
 from pyro_mdm import AutoMDM
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from tests.benchmarks import documented, runs
 from tests.benchmarks.densities.answers import PROGRAMS, start_of, truth
@@ -135,7 +136,10 @@ def fit(target: Target, job: runs.Row, clock: str) -> runs.Row:
     row = {"wall": time.monotonic() - began, "processor": runs.processor_seconds() - spent}
     pyro.set_rng_seed(seed + OTHER)
     if way.startswith("auto_mdm"):
-        log_weights, (_, weights) = guide.weighted(DRAWS)[1], guide.weighed(DRAWS, (), {})
+        log_weights, (_, weights) = (
+            Weighing(guide).weighted(DRAWS)[1],
+            Weighing(guide).weighed(DRAWS),
+        )
     else:
         log_weights = fitted.draw(DRAWS, seed + OTHER).log_weights
         weights = ImportanceWeights(log_weights)

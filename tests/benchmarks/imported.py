@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from models.digits import Digits
 from pyro_mdm import CLD, VPSDE, Bound, DiffusionGuide, DiffusionModel, LinearDiffusion, bound
 from pyro_mdm.imported import ImportedDenoiser, check_import, from_diffusers
-from pyro_mdm.likelihoods import DiscretizedGaussian
+from pyro_mdm.levels import DiscretizedGaussian
 from tests.benchmarks import runs
 from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
 from tests.test_imported import whole

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.digits import Digits
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel, bound
 from pyro_mdm.imported import from_diffusers
-from pyro_mdm.likelihoods import DiscretizedGaussian
+from pyro_mdm.levels import DiscretizedGaussian
 from tests.benchmarks.documented import mean_and_error, write
 from tests.benchmarks.imported import loss_of, network_of, train
 

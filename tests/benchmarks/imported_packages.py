@@ -44,7 +44,7 @@ from pyro_mdm.imported import (
     from_sigma_denoiser,
     from_velocity,
 )
-from pyro_mdm.likelihoods import DiscretizedGaussian
+from pyro_mdm.levels import DiscretizedGaussian
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.paths.flow import Solver
 from tests.benchmarks import runs

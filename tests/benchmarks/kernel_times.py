@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion
+from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.kernels import inverse_tril
 from tests.benchmarks.documented import write
 
@@ -98,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     vpsde, cld = VPSDE(max_log_snr=9.0), CLD(max_log_snr=9.0)
-    s = vpsde.log_snr_grid(BATCH).detach()
+    s = log_snr_times(vpsde, BATCH).detach()
     runs: dict[tuple[str, str], Callable[[], object]] = {
         ("VPSDE", "by hand"): lambda: vpsde_by_hand(vpsde.clock(s)),
         ("VPSDE", "automatic"): lambda: automatic(vpsde, s),

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import AutoMDM
+from pyro_mdm.automatic.weighing import Weighing
 from tests.benchmarks import runs
 from tests.benchmarks.densities.base import Draws, Modes, Target
 from tests.benchmarks.densities.laplace import evidence
@@ -247,7 +248,7 @@ def modes_of(target: Target, guide: AutoMDM, seed: int) -> runs.Row:
     if target.modes is None:
         return {"modes": 1, "missed": 0}
     pyro.set_rng_seed(seed)
-    x = resampled(Draws(*guide.weighted(DRAWS)), seed)
+    x = resampled(Draws(*Weighing(guide).weighted(DRAWS)), seed)
     scores, number = of_modes(target.modes, x), len(target.modes.probabilities)
     missed = round(number * (1 - scores["modes"]))
     return {"modes": number, "missed": missed, "mode_distance": scores["mode_distance"]}

@@ -55,10 +55,12 @@ from pyro_mdm import (
     bound,
     randomness,
 )
-from pyro_mdm.diffusions.divergence import divergence
+from pyro_mdm.diffusions.closed import volume_growth
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.diffusions.simulation import Simulation, divergence
+from pyro_mdm.paths.base import BoundScore
+from pyro_mdm.paths.flow import with_divergence
 from pyro_mdm.scores.base import Score, call_on_state
 from tests.benchmarks.documented import interval, mean_and_error, write
 from tests.problems import ExactNoise, GaussianMixture
@@ -80,7 +82,7 @@ class Times(NamedTuple):
     @classmethod
     @torch.no_grad()
     def of(cls, diffusion: LinearDiffusion, function: Callable[[Tensor], Tensor]) -> Times:
-        s = diffusion.time_on_the_way(torch.linspace(0, 1, 2001, dtype=torch.float64))
+        s = diffusion.way.time_at(torch.linspace(0, 1, 2001, dtype=torch.float64))
         return cls(s, function(s))
 
     def drawn(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -102,13 +104,13 @@ def even_times(diffusion: LinearDiffusion) -> Times:
 def times_given_start(diffusion: LinearDiffusion) -> tuple[Times, Tensor]:
     """Times uniform in log volume given x and v_0, and by how much more it rises than given x."""
     times = Times.of(diffusion, lambda s: volume_given_start(diffusion, s))
-    ends = times.values[[0, -1]] - diffusion.log_volume_ends.detach()
+    ends = times.values[[0, -1]] - diffusion.log_volume.ends.detach()
     return times, ends.diff()
 
 
 def volume_given_start(diffusion: LinearDiffusion, s: Tensor) -> Tensor:
     """log det P - 2 ∫ tr A, like s: the log volume given x and v_0."""
-    return diffusion.transition(s).log_det - 2 * diffusion.divergence(s, torch.zeros_like(s))
+    return diffusion.transition(s).log_det - 2 * volume_growth(diffusion, s, torch.zeros_like(s))
 
 
 def half_square(diffusion: LinearDiffusion, error: Tensor, s: Tensor) -> Tensor:
@@ -162,19 +164,19 @@ def implicit(
     plain: bool = False,
 ) -> Tensor:
     """The implicit objective at closed-form draws, less its constant."""
-    s = diffusion.time_on_the_way(randomness.low_discrepancy(len(x), x.device))
+    s = diffusion.way.time_at(randomness.low_discrepancy(len(x), x.device))
     law = diffusion.marginal(s)
     noise = randomness.normal((len(x), diffusion.num_variables, *x.shape[1:]), x.dtype, x.device)
     with torch.enable_grad():
         y = (outer(law.mean, x) + apply_matrix(law.scale_tril, noise)).detach().requires_grad_()
         if plain:
-            theta, G = score.score(diffusion, y, s), diffusion.dispersion_matrix(s).unsqueeze(1)
+            theta, G = score.score(diffusion, y, s), diffusion.dispersion(None, s).unsqueeze(1)
             spread = divergence(theta.double(), y, G, how).value
         else:
-            theta, spread = score.with_divergence(diffusion, y, s, how)
-    volume = diffusion.log_volume_ends.diff()
+            theta, spread = with_divergence(BoundScore(diffusion, score), y, s, how)
+    volume = diffusion.log_volume.ends.diff()
     value = half_square(diffusion, theta.double(), s) + spread
-    return diffusion.speed_on_the_way(s) * value + 0.5 * x[0].numel() * volume
+    return diffusion.way.speed(s) * value + 0.5 * x[0].numel() * volume
 
 
 def implicit_plain(score: Score, diffusion: LinearDiffusion, x: Tensor) -> Tensor:

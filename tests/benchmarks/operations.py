@@ -6,9 +6,10 @@
 Operations are those that torch dispatches, forward and backward, in the second step or later. Those
 of the network are counted by calling it again for the inputs that it had. A *wait* is an operation
 after which a GPU has to be asked before Python can go on: a number that Python reads, a comparison
-of tensors, a shape that depends on values, the check of a factorization. It is counted on the CPU;
-copies of numbers from Python to a device are not seen here. A *call* of a sampler is the difference
-between runs of 25 and of 20 steps, without what is done once for a grid.
+of tensors, a shape that depends on values, the check of a factorization. Both are counted of
+tensors of a device that every machine has (:mod:`tests.elsewhere`): what is on the host, as a
+diffusion is, waits for nothing. A *call* of a sampler is the difference between runs of 25 and of
+20 steps, without what is done once for a grid.
 
 ``--who`` prints the lines that wait, and those that the most operations come from.
 """
@@ -52,10 +53,11 @@ from pyro_mdm import (
     condition,
 )
 from pyro_mdm.automatic import AutoMDM
+from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.measurements import Mask, condition_on_measurements
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.samplers import ExponentialIntegrator
-from pyro_mdm.scores import RandomMaps
+from tests.elsewhere import Elsewhere, tensors
 
 WAITS = {
     "aten::_local_scalar_dense": "number",
@@ -113,9 +115,9 @@ class Counts:
 class _Operations(TorchDispatchMode):
     """Counts what torch dispatches."""
 
-    def __init__(self, counts: Counts, lines: bool) -> None:
+    def __init__(self, counts: Counts, lines: bool, device: Elsewhere | None) -> None:
         super().__init__()
-        self.counts, self.lines = counts, lines
+        self.counts, self.lines, self.device = counts, lines, device
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: Any = (), kwargs: Any = None
@@ -126,6 +128,8 @@ class _Operations(TorchDispatchMode):
             index is not None and index.dtype == torch.bool for index in args[1]
         ):
             kind = "nonzero"
+        if self.device is not None and not any(map(self.device.has, tensors((args, kwargs)))):
+            return func(*args, **kwargs or {})
         self.counts.operations += 1
         if kind is not None:
             self.counts.waits[kind] += 1
@@ -140,14 +144,16 @@ class _Operations(TorchDispatchMode):
 class _Reads(TorchFunctionMode):
     """Counts lists of numbers, which are no operation on the CPU."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Counts, device: Elsewhere | None) -> None:
         super().__init__()
-        self.counts = counts
+        self.counts, self.device = counts, device
 
     def __torch_function__(
         self, func: Any, types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy):
+        if func in (Tensor.tolist, Tensor.numpy) and (
+            self.device is None or self.device.has(args[0])
+        ):
             self.counts.waits["number"] += 1
             self.counts.waiting[f"{'number':14s} {_line()}"] += 1
         return func(*args, **kwargs or {})
@@ -180,22 +186,29 @@ def _recorded(network: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
         handle.remove()
 
 
-def counted(step: Callable[[], object], network: nn.Module, *, lines: bool = False) -> Counts:
+def counted(
+    step: Callable[[], object],
+    network: nn.Module,
+    *,
+    lines: bool = False,
+    device: Elsewhere | None = None,
+) -> Counts:
     """Counts of a step and of the network's calls in it.
 
     Args:
         step: a function that takes a step, with its backward pass where it has one.
         lines: whether to count lines too, which takes longer.
+        device: the device whose tensors count; None: those of all.
     """
     counts, alone = Counts(), Counts()
-    with _recorded(network) as calls, _Reads(counts), _Operations(counts, lines):
+    with _recorded(network) as calls, _Reads(counts, device), _Operations(counts, lines, device):
         step()
     for with_gradients, *given in calls:
         args = [a.detach().requires_grad_(a.requires_grad) for a in given]
-        with torch.set_grad_enabled(with_gradients), _Operations(alone, False):
+        with torch.set_grad_enabled(with_gradients), _Operations(alone, False, device):
             out = network(*args)
         if with_gradients:
-            with _Operations(alone, False):
+            with _Operations(alone, False, device):
                 out.backward(out)
     counts.network = alone.operations
     return counts
@@ -346,28 +359,32 @@ MODELS: dict[str, Callable[[], DiffusionModel]] = {
 
 def step_counts(name: str, *, lines: bool = False) -> Counts:
     """Counts of a step by its name, once caches are filled and parameters have moved."""
-    torch.manual_seed(0)
-    step, network, trained = STEPS[name]()
-    for _ in range(2):
-        step()
-        moved(trained)
-    return counted(step, network, lines=lines)
+    with Elsewhere() as device:
+        torch.manual_seed(0)
+        with torch.device("cuda"):
+            step, network, trained = STEPS[name]()
+        for _ in range(2):
+            step()
+            moved(trained)
+        return counted(step, network, lines=lines, device=device)
 
 
 def sampler_counts(
     name: str, short: int = SHORT, long: int = LONG, *, lines: bool = False
 ) -> tuple[Counts, Counts]:
     """Counts of a long run of the exponential sampler, and of a call in it."""
-    torch.manual_seed(0)
-    model = MODELS[name]().eval()
-    network = next(m for m in model.modules() if isinstance(m, UNet))
+    with Elsewhere() as device:
+        torch.manual_seed(0)
+        with torch.device("cuda"):
+            model = MODELS[name]().eval()
+        network = next(m for m in model.modules() if isinstance(m, UNet))
 
-    def run(steps: int) -> Counts:
-        model.sampler = ExponentialIntegrator(steps)
-        return counted(lambda: model(batch_size=16), network, lines=lines)
+        def run(steps: int) -> Counts:
+            model.sampler = ExponentialIntegrator(steps)
+            return counted(lambda: model(batch_size=16), network, lines=lines, device=device)
 
-    model(batch_size=2)
-    shorter, longer = run(short), run(long)
+        model(batch_size=2)
+        shorter, longer = run(short), run(long)
     return longer, longer.a_call(shorter, long - short)
 
 

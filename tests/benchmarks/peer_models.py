@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.base import ImageProblem
 from pyro_mdm import Diffusion, NoisePrediction
-from pyro_mdm.likelihoods.discrete import smoothed_histogram
+from pyro_mdm.levels.discrete import smoothed_histogram
 
 __all__ = [
     "VAE",

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, Simulated, Simulation, randomness
-from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
+from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.simulated.path_integral import PathIntegral, path_integral
 from pyro_mdm.simulated.paths import SimulatedPath
 from tests.problems import learned
@@ -39,7 +39,7 @@ def score(y: Tensor, s: Tensor) -> Tensor:
 @torch.no_grad()
 def closed_form(diffusion: LinearDiffusion, x: Tensor, num_times: int = 20_000) -> Tensor:
     """KL of the path laws for :func:`score`, (n,), by quadrature over s of exact expectations."""
-    s = diffusion.log_snr_grid(num_times)
+    s = log_snr_times(diffusion, num_times)
     marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
     slope = torch.linalg.inv(marginal.covariance)
     slope = slope - 0.8 * torch.eye(slope.shape[-1], dtype=torch.float64)

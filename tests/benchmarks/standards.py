@@ -34,6 +34,7 @@ from pyro.infer.autoguide import init_to_uniform
 
 from pyro_mdm import AutoMDM
 from pyro_mdm.automatic.chain import Chain
+from pyro_mdm.automatic.weighing import Weighing
 from tests.benchmarks import runs
 from tests.benchmarks.densities import references
 from tests.benchmarks.densities.base import Draws, Target
@@ -74,7 +75,7 @@ def scores(target: Target, method: str, seconds: float, seed: int) -> runs.Row:
             guide.fit(seconds=seconds, progress=False)
         made: runs.Row = {"fit_seconds": time.process_time() - began}
         pyro.set_rng_seed(seed + OTHER)
-        drawn = Draws(*guide.weighted(DRAWS))
+        drawn = Draws(*Weighing(guide).weighted(DRAWS))
         assert drawn.log_weights is not None
         made |= of_weights(drawn.log_weights)
         made["log_z_se"] = ((1 / made["ess"] - 1) / DRAWS) ** 0.5

@@ -47,7 +47,7 @@ from inference.training.trainee import Trainee
 from models.base import ImageProblem
 from models.cifar10 import CIFAR10
 from pyro_mdm import CLD, DiffusionGuide
-from pyro_mdm.likelihoods.even_levels import EvenLevels
+from pyro_mdm.levels.even_levels import EvenLevels
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},

@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 
 from pyro_mdm import LearnedDiffusion, LinearDiffusion, TimeVaryingLearnedDiffusion
-from pyro_mdm.diffusions.memory import shared_ends
+from pyro_mdm.diffusions.ends import unscaled_end
 
 TIMES = torch.tensor([0.05, 0.3, 1.0], dtype=torch.float64)
 
@@ -45,27 +45,26 @@ def moved(variables: int, cells: int, **options: float) -> TimeVaryingLearnedDif
 
 def step(diffusion: LinearDiffusion) -> None:
     s = torch.linspace(0.02, 0.98, 64, dtype=torch.float64)
-    with shared_ends():
-        value = diffusion.marginal(s).log_snr.sum()
-        value = value + diffusion.start.log_det + diffusion.terminal.log_det
+    solved = diffusion.solved()
+    value = solved.marginal(s).log_snr.sum()
+    value = value + solved.start.log_det + solved.terminal.log_det
     value.backward()
 
 
 def grid(diffusion: TimeVaryingLearnedDiffusion, gradients: bool) -> None:
     end = diffusion.clock(diffusion.horizon).detach()
-    scale = end / diffusion.matrices.unscaled_end()
+    scale = end / unscaled_end(diffusion)
     with torch.set_grad_enabled(gradients):
         move = diffusion.matrices.propagator_at(scale)
         tau = torch.stack([end / 1000, end])
-        _, Sigma, factor = move.factorization(tau, diffusion.initial_covariance, diffusion.units())
+        _, Sigma, factor = move.factorized(tau, diffusion.initial_covariance)
         if gradients:
             (Sigma.sum() + factor.log_snr.sum()).backward()
 
 
 def moments(diffusion: TimeVaryingLearnedDiffusion) -> None:
-    with shared_ends():
-        end = diffusion.clock(diffusion.horizon)
-        M, P = diffusion.propagator.moments(None, end[None])
+    solved = diffusion.solved()
+    M, P = solved.propagator.moments(None, solved.clock(solved.horizon)[None])
     (M.sum() + P.sum()).backward()
 
 

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.lazy import pd
+from pyro_mdm.tables.columns.scales import Values
 from pyro_mdm.tables.columns.spec import ColumnSpec, range_in_words
-from pyro_mdm.tables.one_hot import OneHot
+from pyro_mdm.tables.one_hot import Levels, OneHot
 
 __all__ = [
     "Center",
@@ -48,8 +49,6 @@ __all__ = [
     "rows_in_words",
 ]
 
-Values = NDArray[Any]
-"""Values or codes of a column."""
 Mask = NDArray[np.bool_]
 """Whether each row is meant."""
 Center = Literal["mean", "median"]
@@ -88,7 +87,7 @@ class Column(ABC):
     levels: int | None = None
     width: int = 1
     noisy: bool = False
-    dtype: str | tuple[Any, ...] | None = None
+    dtype: str | tuple[object, ...] | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -96,7 +95,7 @@ class Column(ABC):
     # -- the kind ----------------------------------------------------------------------------------
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         """Whether values are inferred to be of this kind.
 
         It is asked where the kind is not given, in the order of
@@ -105,7 +104,7 @@ class Column(ABC):
         return False
 
     @classmethod  # noqa: B027  many kinds check nothing
-    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
+    def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
         """Raise DataError unless a column may be of this kind.
 
         Args:
@@ -116,7 +115,7 @@ class Column(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         """A column of this kind, fitted to values.
 
         Args:
@@ -127,7 +126,7 @@ class Column(ABC):
         """
 
     @classmethod
-    def doubts(cls, name: str, values: pd.Series[Any]) -> list[str]:
+    def doubts(cls, name: str, values: pd.Series) -> list[str]:
         """Doubts that values are of this kind, in words, with a remedy each.
 
         Args:
@@ -138,7 +137,7 @@ class Column(ABC):
 
     # -- the column --------------------------------------------------------------------------------
 
-    def codes(self, values: pd.Series[Any]) -> Values:
+    def codes(self, values: pd.Series) -> Values:
         """The codes of values, (n,) float64, NaN where missing.
 
         Raises:
@@ -154,12 +153,12 @@ class Column(ABC):
         """The codes of the column in a table, as :meth:`codes`."""
         return self.codes(table[self.name])
 
-    def unknown(self, values: pd.Series[Any]) -> Mask:
+    def unknown(self, values: pd.Series) -> Mask:
         """The mask of values that the column cannot have, (n,)."""
         return np.isnan(self.read(values)) & values.notna().to_numpy()
 
     @abstractmethod
-    def read(self, values: pd.Series[Any]) -> Values:
+    def read(self, values: pd.Series) -> Values:
         """The codes of values, (n,) float64, NaN where missing or not possible in the column."""
 
     @abstractmethod
@@ -167,7 +166,7 @@ class Column(ABC):
         """The message for a value that the column cannot have, with a remedy."""
 
     @abstractmethod
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         """The values of codes in the table, (n,).
 
         Args:
@@ -210,7 +209,7 @@ class Column(ABC):
         return self.levels
 
     @property
-    def denoiser_levels(self) -> list[Any]:
+    def denoiser_levels(self) -> list[Levels]:
         """The levels of the column's dimensions in model space, as for MixedDenoiser."""
         if self.levels is None:
             return [self.places] * self.width
@@ -241,7 +240,7 @@ WHOLE = 2.0**53
 """The whole number beyond which float64 does not represent all."""
 
 
-def numbers_of(values: pd.Series[Any]) -> Values:
+def numbers_of(values: pd.Series) -> Values:
     """Values as float64, NaN where missing or not a number."""
     try:
         numbers = pd.to_numeric(values, errors="coerce")
@@ -250,7 +249,7 @@ def numbers_of(values: pd.Series[Any]) -> Values:
     return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
 
 
-def check_sizes(name: str, values: pd.Series[Any]) -> None:
+def check_sizes(name: str, values: pd.Series) -> None:
     """Raise DataError for numbers that float64 cannot compute with.
 
     They are complex, or their squares would be infinite or zero, or whole ones that differ would be
@@ -309,7 +308,7 @@ def as_written(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def check_numbers(name: str, values: pd.Series[Any], spec: ColumnSpec, advice: str = "") -> None:
+def check_numbers(name: str, values: pd.Series, spec: ColumnSpec, advice: str = "") -> None:
     """Raise DataError unless values are numbers, in the given range if there is one.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -31,7 +31,7 @@ REACH = 106_000
 """The most days from 1970 that nanoseconds hold in 64 bits, rounded down."""
 
 
-def days_of(values: pd.Series[Any]) -> Values:
+def days_of(values: pd.Series) -> Values:
     """Days since 1970 of dates, (n,) float64, NaN where missing or not a date."""
     stamps = values
     if pd.api.types.infer_dtype(values, skipna=True) in ("date", "datetime"):
@@ -55,7 +55,7 @@ class DateForm(NamedTuple):
     step: int  # the number of microseconds that all dates are multiples of
 
     @classmethod
-    def from_values(cls, values: pd.Series[Any]) -> DateForm:
+    def from_values(cls, values: pd.Series) -> DateForm:
         """The form of a column of dates."""
         there = values.dropna()
         micros = np.round(days_of(there) * DAY)
@@ -70,7 +70,7 @@ class DateForm(NamedTuple):
             pattern += longest[10] + "%H:%M" + (":%S" if len(longest) > 16 else "")
         return cls(None, pattern + (".%f" if len(longest) > 19 else ""), step)
 
-    def dates(self, days: Values) -> Any:
+    def dates(self, days: Values) -> Values | pd.Index:
         """Dates in this form, (n,), rounded to the step.
 
         Args:
@@ -115,7 +115,7 @@ class Dates(Column):
     kind = "date"
     noisy = True
 
-    def __init__(self, name: str, values: pd.Series[Any], train: Mask) -> None:
+    def __init__(self, name: str, values: pd.Series, train: Mask) -> None:
         super().__init__(name)
         days = days_of(values)
         if (wrong := np.isnan(days) & values.notna().to_numpy()).any():
@@ -133,7 +133,7 @@ class Dates(Column):
         )
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         """Whether values are dates by their type, or each by itself, an object or ISO text."""
         if pd.api.types.infer_dtype(values, skipna=True) in ("date", "datetime", "datetime64"):
             return True
@@ -145,10 +145,10 @@ class Dates(Column):
         return is_iso and not np.isnan(days_of(there)).any()
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         return cls(name, values, train)
 
-    def read(self, values: pd.Series[Any]) -> Values:
+    def read(self, values: pd.Series) -> Values:
         days = days_of(values)
         if self._form.step == DAY and getattr(values.dtype, "tz", None) is not None:
             days = np.floor(days)  # a day whose clock was put forward at midnight begins later
@@ -161,7 +161,7 @@ class Dates(Column):
             f"{day}; correct it, or leave the entry empty"
         )
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         return self._form.dates(codes)
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

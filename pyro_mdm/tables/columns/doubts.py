@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,7 @@ FORMATS += ["%H:%M", "%H:%M:%S"]
 """Forms of dates and times in text."""
 
 
-def doubts_of(name: str, values: pd.Series[Any], kind: str) -> list[str]:
+def doubts_of(name: str, values: pd.Series, kind: str) -> list[str]:
     """Doubts on the values of a column and on its inferred kind.
 
     Args:
@@ -109,7 +108,7 @@ def _doubts_of_codes(name: str, numbers: Values, kind: str) -> list[str]:
     return []
 
 
-def _text_doubts(values: pd.Series[Any]) -> list[str]:
+def _text_doubts(values: pd.Series) -> list[str]:
     """Doubts on values that are no numbers."""
     written = values.astype(str)
     text = written.str.strip()
@@ -143,12 +142,12 @@ def _text_doubts(values: pd.Series[Any]) -> list[str]:
     return doubts
 
 
-def _share_read(text: pd.Series[Any], form: str) -> float:
+def _share_read(text: pd.Series, form: str) -> float:
     """The fraction of texts that are dates or times of a form."""
     return float(pd.to_datetime(text, format=form, errors="coerce").notna().mean())
 
 
-def _some(values: pd.Series[Any]) -> str:
+def _some(values: pd.Series) -> str:
     """Some distinct values in words."""
     distinct = [*map(repr, values.unique()[:4])]
     return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ FEWEST, SHARP = 100, 0.4
 """The fewest values of which an end is inferred, and the least density there, of the largest."""
 
 
-def finite_of(values: pd.Series[Any]) -> Values:
+def finite_of(values: pd.Series) -> Values:
     """The present numbers of a column, float64; empty if it has other values, or infinite ones."""
     none = np.empty(0)
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):

@@ -14,7 +14,7 @@ these as they are, and ``{kind: content}`` of other kinds::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.files import JsonObject
 from pyro_mdm.tables.columns.base import Column
 from pyro_mdm.tables.columns.dates import DateForm
 from pyro_mdm.tables.columns.kinds import BUILT_IN, KINDS, FindKind, class_of
@@ -29,11 +30,13 @@ from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 
 __all__ = ["column_facts", "column_of_facts"]
 
-RECORDS: dict[str, Any] = {record.__name__: record for record in (Condition, DateForm, Rule)}
+RECORDS: dict[str, Callable[..., object]] = {
+    record.__name__: record for record in (Condition, DateForm, Rule)
+}
 """The named tuples among attributes."""
 
 
-def column_facts(column: Column) -> dict[str, Any]:
+def column_facts(column: Column) -> dict[str, object]:
     """A column as JSON.
 
     Args:
@@ -54,7 +57,7 @@ def column_facts(column: Column) -> dict[str, Any]:
     return {"class": name if ours else column.kind, "attributes": attributes}
 
 
-def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None) -> Column:
+def column_of_facts(facts: JsonObject, find_kind: FindKind | None = None) -> Column:
     """The column of :func:`column_facts`.
 
     Args:
@@ -96,7 +99,7 @@ def _classes() -> dict[str, type[Column]]:
     return {cls.__name__: cls for cls in classes}
 
 
-def _encoded(value: object) -> Any:
+def _encoded(value: object) -> object:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
-from pyro_mdm.likelihoods.dequantization import Dequantized
+import pyro_mdm.randomness as randomness
+from pyro_mdm.levels.dequantization import Dequantized
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.chained import Block, chained_completions
 from pyro_mdm.tables.columns.base import Column, Mask, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
@@ -156,8 +156,6 @@ def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Te
         codes: codes of rows, (n, d), NaN where an entry is missing.
         num: the number of completed tables.
     """
-    import pandas as pd
-
     there = codes.isfinite().numpy()
     present = {
         column.name: pd.Series(column.values(np.where(here, code, 0.0))).where(here)
@@ -215,7 +213,7 @@ def _check_values(
     cls: type[Column],
     kind: str,
     spec: ColumnSpec,
-    values: pd.Series[Any],
+    values: pd.Series,
     train: Mask,
 ) -> None:
     distinct, drop = values[train].dropna().unique(), f"--columns {name}=drop"

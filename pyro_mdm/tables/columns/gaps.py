@@ -138,7 +138,7 @@ class _Codes(NamedTuple):
     places: NDArray[np.intp]  # the place of each row among them, (n,); k where it is missing
 
     @classmethod
-    def from_values(cls, column: Column, values: pd.Series[Any]) -> _Codes:
+    def from_values(cls, column: Column, values: pd.Series) -> _Codes:
         codes = column.read(values)
         distinct, places = np.unique(codes, return_inverse=True)
         distinct = distinct[~np.isnan(distinct)]

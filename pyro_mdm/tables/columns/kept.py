@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import datetime
 import json
-from typing import Any
 
 import numpy as np
 
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.support.files import json_of
+from pyro_mdm.support.files import JsonObject, json_of
 from pyro_mdm.tables.columns.lazy import pd
 
 __all__ = ["table_bytes", "table_of"]
@@ -49,7 +48,7 @@ def table_of(content: bytes) -> pd.DataFrame:
     return table.set_axis([name for name, _ in columns], axis=1)
 
 
-def _column(name: str, values: pd.Series[Any]) -> dict[str, Any]:
+def _column(name: str, values: pd.Series) -> dict[str, object]:
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
         codes = [None if code < 0 else int(code) for code in values.cat.codes]
@@ -61,7 +60,7 @@ def _column(name: str, values: pd.Series[Any]) -> dict[str, Any]:
     if pd.api.types.infer_dtype(values) == "date" and pd.api.types.is_object_dtype(kind):
         days = [None if day is None else day.isoformat() for day in values.where(~missing, None)]
         return {"dtype": "date", "values": days}
-    items: list[Any] = []
+    items: list[object] = []
     for value, gone in zip(values.astype(object), missing, strict=True):
         value = value.item() if isinstance(value, np.generic) else value
         if not gone and type(value) not in SCALARS:
@@ -74,7 +73,7 @@ def _column(name: str, values: pd.Series[Any]) -> dict[str, Any]:
     return {"dtype": str(kind), "values": items}
 
 
-def _values(column: dict[str, Any]) -> pd.Series[Any]:
+def _values(column: JsonObject) -> pd.Series:
     if column["dtype"] == "category":
         dtype = pd.CategoricalDtype(_values(column["of"]), column["ordered"])
         codes = [-1 if code is None else code for code in column["values"]]

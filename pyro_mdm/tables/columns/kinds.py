@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
+from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.support.doors import checked_arguments
 from pyro_mdm.tables.columns.base import Column, Mask
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW, finite_of
@@ -214,7 +214,7 @@ def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> dic
 # -- inference from values -------------------------------------------------------------------------
 
 
-def kind_of(values: pd.Series[Any]) -> str:
+def kind_of(values: pd.Series) -> str:
     """The kind of a column by its values, the first of :data:`KINDS` that recognizes them.
 
     Date if each is one; boolean if each is true or false; ordinal if pandas has an order of its
@@ -235,7 +235,7 @@ def kind_of(values: pd.Series[Any]) -> str:
     return _kind_of(values)
 
 
-def _kind_of(values: pd.Series[Any], without: str = "") -> str:
+def _kind_of(values: pd.Series, without: str = "") -> str:
     """The inferred kind of a column, other than one."""
     asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind) and name != without)
     return next(name for name in asked if KINDS[name].recognizes(values))
@@ -270,7 +270,7 @@ def left_out(
     return reasons
 
 
-def _key(name: str, values: pd.Series[Any]) -> str | None:
+def _key(name: str, values: pd.Series) -> str | None:
     """The reason in words to infer that a column is a key, with a name for each row, if there is
     one."""
     there = values.dropna()

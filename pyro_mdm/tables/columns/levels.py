@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ __all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
 class _Levels(Column):
     """A column of levels k = 0 … n - 1, at linspace(-1, 1, n) unless :attr:`places` differ."""
 
-    _known: Sequence[Any]
+    _known: Sequence[object]
 
-    def read(self, values: pd.Series[Any]) -> Values:
+    def read(self, values: pd.Series) -> Values:
         place = {value: k for k, value in enumerate(self._known)}
         levels = values.astype(object).map(place)
         return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
@@ -45,7 +45,7 @@ class _Levels(Column):
             f"drop the column: --columns {self.name}=drop"
         )
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         return np.asarray(self._known, dtype=object)[codes.astype(int)]
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -87,15 +87,15 @@ class Boolean(_Levels):
     _known = (False, True)
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
 
     @classmethod
-    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
+    def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
         cls(name).codes(values)
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         return cls(name)
 
     def refusal(self, value: object) -> str:
@@ -104,7 +104,7 @@ class Boolean(_Levels):
             f"say --columns {self.name}=categorical"
         )
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         return codes.astype(bool)
 
     def center(self, draws: Values, center: Center) -> Values:
@@ -142,7 +142,7 @@ class Ordinal(_Levels):
         self,
         name: str,
         values: Values,
-        order: Sequence[Any] | None = None,
+        order: Sequence[object] | None = None,
         said: bool = False,
         *,
         ends: Ends | None = None,
@@ -157,7 +157,7 @@ class Ordinal(_Levels):
         self.levels = len(levels)
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         """Whether values are ordered categories of pandas, at most 20 whole numbers, or two
         numbers."""
         if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
@@ -165,7 +165,7 @@ class Ordinal(_Levels):
         return not Categorical.recognizes(values) and _are_few(values)
 
     @classmethod
-    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
+    def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
         distinct = values.dropna().unique()
         number = len(distinct)
         if spec.ends is not None:
@@ -182,7 +182,7 @@ class Ordinal(_Levels):
             check_numbers(name, values, spec, advice)
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         if (order := _order(name, spec.order, values)) is not None:
             return cls(name, np.empty(0), order, said=spec.order is not None)
         said = spec.ends is not None or spec.kind == cls.kind
@@ -199,12 +199,12 @@ class Ordinal(_Levels):
             return self._count
         return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
 
-    def read(self, values: pd.Series[Any]) -> Values:
+    def read(self, values: pd.Series) -> Values:
         if self._of_numbers:
             values = pd.Series(numbers_of(values).tolist())
         return super().read(values)
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         if not self._of_numbers:
             return super().values(codes)
         numbers = np.asarray(self._known)
@@ -252,7 +252,7 @@ class Categorical(_Levels):
     kind = "categorical"
     most_levels: ClassVar[int | None] = 100
 
-    def __init__(self, name: str, values: pd.Series[Any]) -> None:
+    def __init__(self, name: str, values: pd.Series) -> None:
         super().__init__(name)
         levels = values.dropna().astype(object).value_counts().index.tolist()
         self._known = levels[: self.most_levels]
@@ -260,11 +260,11 @@ class Categorical(_Levels):
         self.width = self.levels if self.levels > 2 else 1
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         return pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values)
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         return cls(name, values[train])
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -302,14 +302,14 @@ def _plain(level: object) -> str:
     return f"{level:.15g}" if isinstance(level, float) else str(level)
 
 
-def _are_few(values: pd.Series[Any]) -> bool:
+def _are_few(values: pd.Series) -> bool:
     """Whether numbers are at most :data:`FEW` distinct whole ones, or two."""
     distinct = values.dropna().unique()
     whole = all(float(value).is_integer() for value in distinct)
     return len(distinct) <= 2 or (whole and len(distinct) <= FEW)
 
 
-def _whole_ends(values: pd.Series[Any]) -> Ends | None:
+def _whole_ends(values: pd.Series) -> Ends | None:
     """The ends of whole numbers of which at least half between are present; None: other numbers."""
     numbers = np.unique(numbers_of(values.dropna()))
     low, high = float(numbers[0]), float(numbers[-1])
@@ -317,7 +317,7 @@ def _whole_ends(values: pd.Series[Any]) -> Ends | None:
     return (low, high) if whole and high - low < 2 * len(numbers) else None
 
 
-def _order(name: str, order: Sequence[str] | None, values: pd.Series[Any]) -> list[Any] | None:
+def _order(name: str, order: Sequence[str] | None, values: pd.Series) -> Sequence[object] | None:
     """The levels of an ordinal column, lowest first, as in the table; None: numbers in their order.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -107,15 +107,15 @@ class Continuous(Column):
             self._set_line(knots, share.clip(0.5 / len(there), 1 - 0.5 / len(there)))
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         return True
 
     @classmethod
-    def check(cls, name: str, values: pd.Series[Any], spec: ColumnSpec) -> None:
+    def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
         check_numbers(name, values, spec)
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         numbers = finite_numbers(name, values)
         if spec.ends is not None:
             return Bounded(name, numbers[train], numbers, spec.ends)
@@ -146,7 +146,7 @@ class Continuous(Column):
         self._w = torch.cat([w[:1] - start, w, w[-1:] + end])
         self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
 
-    def read(self, values: pd.Series[Any]) -> Values:
+    def read(self, values: pd.Series) -> Values:
         codes = finite_numbers(self.name, values)
         return np.where(self._impossible(codes), math.nan, codes)
 
@@ -166,7 +166,7 @@ class Continuous(Column):
             f"--columns {self.name}=continuous"
         )
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         return codes
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -265,11 +265,11 @@ class Mixed(Continuous):
         self._set_tails(self._lower not in atoms, self._upper not in atoms)
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         return len(atoms_of(finite_of(values))) > 0
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         numbers = finite_numbers(name, values)
         return cls(name, numbers[train], numbers, spec.ends)
 
@@ -377,7 +377,7 @@ class Nonnegative(Bounded):
         super().__init__(name, values, everything, ends)
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         numbers = finite_of(values)
         return len(numbers) > 0 and bool((numbers >= 0).all())
 
@@ -436,7 +436,7 @@ class Rounded(Continuous):
         self._set_tails()
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         numbers = finite_of(values)
         decimals = decimals_of(numbers)
         if len(numbers) == 0 or decimals is None:
@@ -448,7 +448,7 @@ class Rounded(Continuous):
         return bool(2 * len(rare) <= rare.sum()) and not len(atoms_of(numbers))
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         numbers = finite_numbers(name, values)
         return cls(name, numbers[train], numbers, spec.ends)
 
@@ -486,7 +486,7 @@ class Rounded(Continuous):
             )
         return super().refusal(value)
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         return np.round(codes, self._decimals)
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -548,18 +548,18 @@ class Integer(Rounded):
     kind = "integer"
 
     @classmethod
-    def recognizes(cls, values: pd.Series[Any]) -> bool:
+    def recognizes(cls, values: pd.Series) -> bool:
         numbers = finite_of(values)
         return len(numbers) > 0 and decimals_of(numbers) == 0
 
     def _digits(self, numbers: Values) -> int:
         return 0
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         return codes.round().astype(np.int64)
 
 
-def finite_numbers(name: str, values: pd.Series[Any]) -> Values:
+def finite_numbers(name: str, values: pd.Series) -> Values:
     """Values as float64, finite, or NaN where missing or not a number.
 
     Raises:

@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "KNOTS",
     "MARGIN",
+    "Values",
     "along",
     "fewest_bends",
     "quantiles",
@@ -35,6 +36,7 @@ MARGIN = 1e-6
 """The fraction of an interval that is left out at each end, so that a rounded x stays inside."""
 
 Values = NDArray[Any]
+"""Values or codes of a column."""
 
 
 def shares(values: Values) -> tuple[Values, Values]:

@@ -7,7 +7,7 @@ such gaps too, completions leave them, and densities have their probability.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from pyro_mdm.tables.columns.base import Center, Column, Mask, Values
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import shown
 from pyro_mdm.tables.columns.spec import ColumnSpec
+from pyro_mdm.tables.one_hot import Levels
 
 __all__ = ["ABSENT", "HIDDEN", "Condition", "Rule", "Skipped"]
 
@@ -112,7 +113,7 @@ class Skipped(Column):
         self.rule = rule
 
     @classmethod
-    def fit(cls, name: str, values: pd.Series[Any], train: Mask, spec: ColumnSpec) -> Column:
+    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
         raise TypeError(f"a {cls.__name__} is made of a fitted column, by Skipped(column, rule)")
 
     def codes_in(self, table: pd.DataFrame) -> Values:
@@ -120,13 +121,13 @@ class Skipped(Column):
         empty = np.isnan(codes)
         return np.where(empty, self.rule.codes(empty, table), codes)
 
-    def read(self, values: pd.Series[Any]) -> Values:
+    def read(self, values: pd.Series) -> Values:
         return self.column.read(values)
 
     def refusal(self, value: object) -> str:
         return self.column.refusal(value)
 
-    def values(self, codes: Values) -> Any:
+    def values(self, codes: Values) -> Values | pd.Index:
         there = np.isfinite(codes)
         values = pd.Series(self.column.values(np.where(there, codes, 0.0)))
         return (values if there.all() else values.where(there)).to_numpy()
@@ -156,7 +157,7 @@ class Skipped(Column):
         return np.asarray(pd.Series(middle).infer_objects().to_numpy())
 
     @property
-    def denoiser_levels(self) -> list[Any]:
+    def denoiser_levels(self) -> list[Levels]:
         return [2, *self.column.denoiser_levels]
 
     @property

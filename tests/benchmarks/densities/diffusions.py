@@ -17,6 +17,7 @@ from unittest import mock
 import pyro
 
 from pyro_mdm import AutoMDM
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.diffusions import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 
@@ -46,7 +47,7 @@ def auto_mdm(
 
     def draw(n: int, seed: int) -> Draws:
         pyro.set_rng_seed(seed)
-        return Draws(*guide.weighted(n))
+        return Draws(*Weighing(guide).weighted(n))
 
     return Fitted(draw, updates, time.process_time() - began)
 

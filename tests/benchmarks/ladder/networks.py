@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.base import ImageProblem
 from pyro_mdm import DiscreteDenoiser, randomness
-from pyro_mdm.likelihoods import LevelCategorical, LevelDistribution
+from pyro_mdm.levels import LevelCategorical, LevelDistribution
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Number
 from pyro_mdm.support.settings import Recorded

@@ -28,6 +28,7 @@ from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_mdm import AutoMDM
+from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.posteriors import ImportanceWeights
 from tests.benchmarks import documented, environments, runs
 from tests.benchmarks.minibatches.programs import HIERARCHIES, Hierarchy
@@ -52,7 +53,7 @@ def by_auto_mdm(hierarchy: Hierarchy, options: Any, draws: int, *args: Any) -> r
     began = time.process_time()
     guide.fit(*args, updates=options.updates, start_updates=options.updates, progress=False)
     seconds = time.process_time() - began
-    x, log_weights = guide.weighted(draws, *args)
+    x, log_weights = Weighing(guide, args).weighted(draws)
     weights = ImportanceWeights(log_weights)
     first = guide.program_density.by_site(x)
     values = next(iter(first.values())).reshape(draws, -1)[:, 0].double()
