@@ -450,12 +450,11 @@ class DiffusionModel(Registered):
                 f"x is {x.dtype} and the network's weights are {dtype}, expected one precision; "
                 f"pass x.to({dtype}), or cast the network: model.to({x.dtype})"
             )
-        start_log_snr = self.diffusion.start_log_snr.item()
         with torch.no_grad():
             square = (torch.where(x.isnan(), 0, x) if missing else x).square().mean()
             precision = torch.finfo(x.dtype)
             # the rounding of x, its root mean square times eps, must stay below the noise e^{-λ/2}
-            most = min(precision.eps**-2 * math.exp(-start_log_snr), precision.max)
+            most = min(precision.eps**-2 * math.exp(-self.diffusion.max_log_snr), precision.max)
             check_values(square <= most, partial(_report_data, self, x))  # false for NaN too
             if self.context is not None or self.score_function.network_context is not None:
                 self.check_given(x)

@@ -17,7 +17,7 @@ from mpmath import mp, mpf
 from torch import Tensor, nn
 
 from pyro_mdm import NoisePrediction, RawScore, randomness
-from pyro_mdm.diffusions.ends import ends_of, marginal_at
+from pyro_mdm.diffusions.ends import marginal_at
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.scores.base import Score, log_snr_at
@@ -144,7 +144,7 @@ def gauss(n: int) -> tuple[Tensor, Tensor]:
 def closed_form(diffusion: LinearDiffusion, kind: str, network: Linear) -> Tensor:
     """½ ∫ E‖s_θ - ∇log q‖²_{g²} dτ over clock time, by quadrature in log τ."""
     nodes, weights = gauss(400)
-    ends = ends_of(diffusion).clocks.log()
+    ends = diffusion.ends.clocks.log()
     x = ends[0] + (ends[1] - ends[0]) * nodes
     tau, weight = x.exp(), weights * (ends[1] - ends[0]) * x.exp()
     marginal = marginal_at(diffusion, tau)

@@ -39,7 +39,6 @@ __all__ = [
     "clocks_of_targets",
     "differentiable_once",
     "end_of_clock",
-    "ends_of",
     "find_ends",
     "ClockTable",
     "reach_of",
@@ -218,7 +217,7 @@ class LinearProcess(Protocol):
     @property
     def terminal(self) -> Marginal: ...
     @property
-    def clock_scale(self) -> Tensor: ...
+    def ends(self) -> Ends: ...
     def clock(self, s: Times) -> Tensor: ...
     def rate(self, s: Times) -> Tensor: ...
     def time_at_clock(self, tau: Tensor) -> Tensor: ...
@@ -312,16 +311,8 @@ def shown(linear: LinearProcess) -> str:
 # -- both ends -------------------------------------------------------------------------------------
 
 
-def ends_of(linear: LinearProcess) -> Ends:
-    """The ends of a linear diffusion, differentiable in its parameters, found once.
-
-    Raises as :func:`find_ends` does.
-    """
-    return kept(linear, "ends", partial(find_ends, linear.solved()))
-
-
 def find_ends(linear: LinearProcess) -> Ends:
-    """The ends of a linear diffusion at its parameters.
+    """The ends of a linear diffusion at its parameters, differentiable in these.
 
     Raises:
         UnreachableError: a log SNR that is not reached, or a start that is not before T.
@@ -340,8 +331,13 @@ def find_ends(linear: LinearProcess) -> Ends:
         check_precision(linear, factor.amplification, clocks, "the marginal covariance")
     L = kernels.lower_triangular(factor.root)
     fields = (mean, covariance, L, factor.readout, factor.log_snr, factor.log_det)
-    first, last = zip(*map(torch.unbind, fields), strict=True)
-    return Ends(clocks, Marginal(*first), Marginal(*last))
+    first, last = map(Marginal._make, zip(*map(torch.unbind, fields), strict=True))
+    wanted = targets(linear)  # λ is what was asked for, without the rounding of its search
+    if cut is None:
+        first = first._replace(log_snr=wanted[0])
+    if len(wanted) > 1:
+        last = last._replace(log_snr=wanted[1])
+    return Ends(clocks, first, last)
 
 
 def _learned_ends(linear: LinearProcess) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
@@ -396,7 +392,7 @@ def clocks_of_targets(linear: LinearProcess) -> Tensor:
     """Clock times of :func:`targets`, (1,) or (2,). Raises UnreachableError."""
     linear, wanted = linear.solved(), targets(linear)
     if linear.has_graph and linear.matrices.searched is None:
-        return ends_of(linear).clocks[: len(wanted)]
+        return linear.ends.clocks[: len(wanted)]
     return kept(linear, "clocks", partial(linear.matrices.clocks, torch.stack(wanted)))
 
 
@@ -501,7 +497,7 @@ def table_of(linear: LinearProcess, name: str) -> ClockTable:
         # a table that stays is the finest; one that a step of training makes is not
         constant = isinstance(move, ConstantPropagator)
         learned = any(p.requires_grad for p in linear.parameters())
-        first, last = ends_of(linear).clocks.log()
+        first, last = linear.ends.clocks.log()
         way = torch.linspace(0, 1, FINE if constant and not learned else COARSE, device="cpu")
         x = torch.lerp(first, last, way.to(first))
     else:

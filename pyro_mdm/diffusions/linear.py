@@ -51,8 +51,8 @@ from pyro_mdm.diffusions.ends import (
     check_precision,
     clocks_of_targets,
     end_of_clock,
-    ends_of,
     factorization,
+    find_ends,
     marginal_at,
     positive_clock,
     targets,
@@ -255,19 +255,19 @@ class LinearDiffusion(Kernels):
 
     def clock(self, s: Times) -> Tensor:
         """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
-        return self.clock_scale * self.beta.integral(times_within(self.horizon, "s", s))
+        return self._clock_scale * self.beta.integral(times_within(self.horizon, "s", s))
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
-        s = self.beta.inverse(tau / self.clock_scale)
+        s = self.beta.inverse(tau / self._clock_scale)
         return s - (s.detach() - self.horizon).clamp_min(0)  # not past T, by rounding
 
     @FromParameters
-    def clock_scale(self) -> Tensor:
+    def _clock_scale(self) -> Tensor:
         """The number that β is multiplied by, 0-dim."""
         return self.matrices.scale()
 
     def rate(self, s: Times) -> Tensor:
-        return self.clock_scale * self.beta.rate(times_within(self.horizon, "s", s))
+        return self._clock_scale * self.beta.rate(times_within(self.horizon, "s", s))
 
     def drift_matrix(self, s: Times) -> Tensor:
         return self.matrices.drift_by_time(times_within(self.horizon, "s", s))
@@ -333,14 +333,15 @@ class LinearDiffusion(Kernels):
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
-    _ends = FromParameters(ends_of)
-    start = FromParameters[Marginal](attrgetter("_ends.start"))
-    terminal = FromParameters[Marginal](attrgetter("_ends.terminal"))
+    ends = FromParameters(find_ends)
+    """Clock times of ε and T, and the distributions there."""
+    start = FromParameters[Marginal](attrgetter("ends.start"))
+    terminal = FromParameters[Marginal](attrgetter("ends.terminal"))
 
     @FromParameters
     def start_time(self) -> Tensor:
         """ε, 0-dim."""
-        return self.time_at_clock(self._ends.clocks[0])
+        return self.time_at_clock(self.ends.clocks[0])
 
     def _set_ends(self, high: float, low: float | None) -> None:
         """Set both ends by λ; learned ones start anew there."""
@@ -379,18 +380,13 @@ class LinearDiffusion(Kernels):
         """ε, if it was given as a time; None once an end is set by its log SNR."""
         return self.given_ends.cut_time
 
-    @FromParameters
-    def start_log_snr(self) -> Tensor:
-        """λ(ε), 0-dim."""
-        return targets(self)[0] if self.given_ends.cut_time is None else self.start.log_snr
+    start_log_snr = FromParameters[Tensor](attrgetter("start.log_snr"))
+    """λ(ε), 0-dim."""
+    terminal_log_snr = FromParameters[Tensor](attrgetter("terminal.log_snr"))
+    """λ(T), 0-dim: the information about the data that is left at the prior.
 
-    @FromParameters
-    def terminal_log_snr(self) -> Tensor:
-        """λ(T), 0-dim: the information about the data that is left at the prior.
-
-        A constant where ``min_log_snr`` is given and not learned.
-        """
-        return self.terminal.log_snr if self.given_ends.low is None else targets(self)[1]
+    A constant where ``min_log_snr`` is given and not learned.
+    """
 
     def time_at_log_snr(self, value: Times) -> Tensor:
         """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
@@ -522,7 +518,7 @@ class LogVolume(TimeChange):
     def ends(self) -> Tensor:
         linear = self.linear.solved()
         log_det = torch.stack([linear.start.log_det, linear.terminal.log_det])
-        return log_det - 2 * linear.propagator.trace(None, ends_of(linear).clocks)
+        return log_det - 2 * linear.propagator.trace(None, linear.ends.clocks)
 
     def rate_by_clock(self, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
         return mean_volume_rate(s, whitener, g2)

@@ -367,7 +367,7 @@ class Matrices(ABC):
 
     def end_clock(self) -> Tensor:
         """The clock time of T, 0-dim."""
-        return self.linear.clock_scale * unscaled_end(self.linear)
+        return self.linear.clock(self.linear.horizon)
 
     def set_ends(self, ends: EndSettings) -> None:  # noqa: B027
         """Take over ends, or refuse them."""

@@ -157,7 +157,7 @@ class Varying(Matrices, ABC):
 
     @property
     def propagator(self) -> MagnusPropagator:
-        scale = self.linear.clock_scale
+        scale = self.scale()
         move = self.grid(scale).slowed(scale)
         if scale.requires_grad and self.linear.min_log_snr is not None:
             moved = _ClockEnd(self).near(scale.detach()).at(scale)
