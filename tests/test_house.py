@@ -60,7 +60,7 @@ FLOORS = (
     ("samplers",),
     ("pretrained", "guide"),
     ("model",),
-    ("compiled", "drawing"),
+    ("compiled",),
     ("elbo", "distribution"),
     ("evaluation",),
     ("training",),
