@@ -19,7 +19,7 @@ from pyro_mdm import (
     bound,
     condition,
 )
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
