@@ -62,7 +62,7 @@ test = [
 
 
 class BuildWithPrograms(build_py):
-    """The build of the library, with the programs where `pyro_mdm.support.places` finds them."""
+    """The build of the library, with the programs where `pyro_mdm.support.files` finds them."""
 
     def run(self) -> None:
         super().run()

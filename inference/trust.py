@@ -27,7 +27,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyro_mdm.support import places
+from pyro_mdm.support import files
 
 FOLDER = "PYRO_MDM_TRUSTED"
 """The environment variable that puts :func:`folder` elsewhere."""
@@ -40,8 +40,8 @@ LIBRARY = ["automatic", "auxiliary", "by_dimension", "conditioning", "diffusions
 LIBRARY += ["imported", "levels", "likelihoods", "measurements", "paths", "plots", "posteriors"]
 LIBRARY += ["samplers", "scores", "seeing", "simulated", "support", "tables", "tables/columns"]
 LIBRARY += ["training", "varying"]
-ROOMS = {places.ROOT / "models", *(places.ROOT / "inference" / name for name in EXAMPLES)}
-ROOMS |= {places.LIBRARY, *(places.LIBRARY / name for name in LIBRARY)}
+ROOMS = {files.ROOT / "models", *(files.ROOT / "inference" / name for name in EXAMPLES)}
+ROOMS |= {files.LIBRARY, *(files.LIBRARY / name for name in LIBRARY)}
 """Folders whose files are ours, without subfolders, which may be run folders."""
 
 
@@ -189,7 +189,7 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
 
 def _is_ours(path: Path) -> bool:
     """Whether a file is one of this checkout that is safe to import, which programs are not."""
-    if path == places.ROOT / "inference" / "__init__.py":
+    if path == files.ROOT / "inference" / "__init__.py":
         return True
     return path.parent in ROOMS and path.name != "__main__.py"
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from models.checks import as_tensor, check_numbers, check_shape
 from models.files import DataError
-from pyro_mdm.contexts import GivenContext, Labels, Vectors
+from pyro_mdm.conditioning import Labels, Vectors
+from pyro_mdm.contexts import GivenContext
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.tables.splits import EVERY, Rows, split_rows
 

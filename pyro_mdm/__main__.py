@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import NoReturn
 
-from pyro_mdm.support.places import ROOT, installing
+from pyro_mdm.support.files import ROOT, installing
 from pyro_mdm.support.text import shown
 
 __all__ = ["main"]

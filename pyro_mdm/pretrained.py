@@ -33,8 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_mdm.networks as networks  # noqa: F401  its classes are known by name
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.support.files import JsonObject
-from pyro_mdm.support.places import LIBRARY, ROOT
+from pyro_mdm.support.files import LIBRARY, ROOT, JsonObject
 from pyro_mdm.support.saved import (
     PretrainedError,
     Saved,

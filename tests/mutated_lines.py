@@ -117,6 +117,9 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/evaluation/weights.py": {
+        "test_gaps.py::test_both_sides_are_those_in_closed_form[vpsde]": [
+            "Measured.from_values(upper - lower)⟨→.scaled(0.5)⟩",
+        ],
         "test_evidence.py::test_weights_that_hardly_differ_have_an_error_whatever_their_tail": [
             "(is_level ⟨|→&⟩ ~(k.to(value)"
         ],
@@ -583,10 +586,9 @@ LINES: dict[str, dict[str, list[str]]] = {
             "spread = error / ⟨self.num_draws**0.5→1⟩"
         ],
     },
-    "pyro_mdm/evaluation/looseness.py": {
+    "pyro_mdm/measurements/looseness.py": {
         "test_gaps.py::test_both_sides_are_those_in_closed_form[vpsde]": [
             "chain.times), x⟨, path→⟩).cpu()",
-            "Measured.from_values(upper - lower)⟨→.scaled(0.5)⟩",
         ],
         "test_gaps.py::test_more_weights_close_the_gap_around_the_evidence": [
             "torch.cat([exact[None], ⟨→exact[None] + 0 * ⟩noised[1:]])"

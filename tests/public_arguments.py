@@ -389,6 +389,12 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         num_dims=2,
         network_calls=4,
     ),
+    "EncodedContext": {
+        "encoder": lambda: nn.Linear(2, 3),
+        **values(size=3, shape=(2,), dropout=0.1, whole=False),
+    },
+    "Labels": values(num_classes=3, dropout=0.1),
+    "Vectors": values(mean=torch.zeros(2), scale=torch.ones(2), dropout=0.1),
     "Completions": {"x": lambda: X.where(SEEN, math.nan)},
     "ConditionedDenoiser": {
         "denoiser": lambda: mapped().score_function,

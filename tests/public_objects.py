@@ -43,8 +43,8 @@ from pyro_mdm import (
 from pyro_mdm.conditioning import (
     ClassPosterior,
     Completions,
+    Labels,
 )
-from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import (
     ConstantBeta,
     GaussianPrior,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import CLD, VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.imported import ImportedDenoiser, NoiseSchedule, Prediction, best_ends
 from pyro_mdm.levels import DiscretizedGaussian
 from pyro_mdm.networks import MLP

@@ -28,7 +28,7 @@ from inference.training import report
 from models import Problem, Toy
 from models.base import Part
 from pyro_mdm import DiffusionModel, condition
-from pyro_mdm.contexts import Labels, Vectors
+from pyro_mdm.conditioning import Labels, Vectors
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
 

@@ -52,7 +52,7 @@ from models.files import (
     unpickle_arrays,
 )
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.tables.splits import spread
 from tests.mistakes import Bomb, refused
 

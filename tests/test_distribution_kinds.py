@@ -38,7 +38,7 @@ from pyro_mdm import (
     condition,
 )
 from pyro_mdm.by_dimension import Frequencies, LearnedClocks
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.measurements import condition_on_measurements
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver

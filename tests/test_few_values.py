@@ -13,8 +13,7 @@ from inference.training.recipe import LossWindow
 from pyro_mdm import VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
 from pyro_mdm.evaluation.estimates import Difference, Noise, population_error
 from pyro_mdm.evaluation.importance import weighted
-from pyro_mdm.evaluation.looseness import Gap
-from pyro_mdm.evaluation.weights import of_repeats
+from pyro_mdm.evaluation.weights import Gap, of_repeats
 from pyro_mdm.measurements import Particles
 from pyro_mdm.networks import MLP
 from pyro_mdm.posteriors.amortized import LogDensity

@@ -19,14 +19,14 @@ from pyro_mdm import (
     bound,
     condition,
 )
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.evaluation import bound_gap
 from pyro_mdm.likelihoods import Likelihood
 from pyro_mdm.measurements import (
     Mask,
+    bound_gap,
     condition_on_measurements,
     twisted_smc_gap,
 )

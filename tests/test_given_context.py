@@ -29,8 +29,15 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.conditioning import ClassPosterior, Guided, class_posterior
-from pyro_mdm.contexts import EncodedContext, GivenContext, Labels, Vectors
+from pyro_mdm.conditioning import (
+    ClassPosterior,
+    EncodedContext,
+    Guided,
+    Labels,
+    Vectors,
+    class_posterior,
+)
+from pyro_mdm.contexts import GivenContext
 from pyro_mdm.evaluation import evidence_lower_bound, importance_weighted
 from pyro_mdm.evaluation import probability_flow as flow
 from pyro_mdm.networks import MLP
@@ -467,7 +474,18 @@ def test_vectors_are_told_in_units_of_their_spread() -> None:
         (lambda: context.encode(torch.zeros(4, 3)), r"shape \(4, 3\), expected \(\*batch, 2\)"),
         (lambda: context.encode(torch.tensor([[1.0, math.nan]])), "1 contexts have .* not finite"),
         (lambda: Vectors.fit(torch.zeros(4)), r"shape \(4,\), expected \(n, m\)"),
-        (lambda: Vectors([0.0], [0.0]), "mean has shape"),
+        (
+            lambda: Vectors([0.0], [1.0, 1.0]),
+            r"mean has shape \(1,\) and scale \(2,\), expected",
+        ),
+        (lambda: Vectors([0.0], [0.0]), r"scale\[0\] is 0, .* finite and above 0 .* Vectors.fit"),
+        (lambda: Vectors([0.0, 1.0], [1.0, -2.0]), r"scale\[1\] is -2, expected a number"),
+        (lambda: Vectors([0.0], [math.nan]), r"scale\[0\] is nan, expected a number"),
+        (lambda: Vectors([0.0], [math.inf]), r"scale\[0\] is inf, expected a number"),
+        (lambda: Vectors([0.0], [1e-60]), r"scale\[0\] is 1e-60, .* above 0 in float32"),
+        (lambda: Vectors([0.0, math.nan], [1.0, 1.0]), r"mean\[1\] is nan, .* finite in float32"),
+        (lambda: Vectors([-math.inf], [1.0]), r"mean\[0\] is -inf, expected a number"),
+        (lambda: Vectors([1e60], [1.0]), r"mean\[0\] is 1e\+60, .* finite in float32; Vectors.fit"),
     )
 
 
@@ -493,6 +511,28 @@ def test_an_encoder_of_ones_own_is_trained_with_the_model() -> None:
     wrong = EncodedContext(nn.Linear(2, 3), 4, (2,))
     with pytest.raises(ValueError, match=r"has shape \(5, 4\), expected \(5, 5\)"):
         wrong.encode(torch.zeros(5, 2))
+
+
+def test_a_shape_of_contexts_is_of_whole_numbers_from_1_on() -> None:
+    def of_shape(shape: Any, **options: Any) -> EncodedContext:
+        return EncodedContext(nn.Linear(2, 3), 3, shape, **options)
+
+    fix = r"a size of one context; give tuple\(contexts.shape\[1:\]\)"
+    refused(
+        ValueError,
+        (lambda: of_shape((3, -1)), rf"shape\[1\] is -1, expected at least 1; it is {fix}"),
+        (lambda: of_shape([0]), rf"shape\[0\] is 0, expected at least 1; it is {fix}"),
+    )
+    refused(
+        TypeError,
+        (lambda: of_shape((2.5,)), rf"shape\[0\] is 2.5, expected a whole number, {fix}"),
+        (lambda: of_shape((2, True)), rf"shape\[1\] is True, expected a whole number, {fix}"),
+        (lambda: of_shape((None,)), rf"shape\[0\] is None, expected a whole number, {fix}"),
+        (lambda: of_shape(2), r"shape is 2, expected a tuple or list; give tuple\(contexts"),
+        (lambda: of_shape("2"), r"shape is '2', expected a tuple or list; give tuple\(contexts"),
+        (lambda: of_shape((2,), whole=None), "whole is None, expected a bool; True for whole"),
+    )
+    assert of_shape(torch.zeros(5, 2).shape[1:]).shape == (2,) and of_shape(()).shape == ()
 
 
 @pytest.mark.parametrize("made", [lambda: Labels(3, 0.1), lambda: Vectors([1.0], [2.0])])

@@ -40,6 +40,7 @@ WINGS = {
 BETWEEN_WINGS = {
     ("conditioning", "levels"),
     ("plots", "simulated"),
+    ("posteriors", "conditioning"),
     ("seeing", "by_dimension"),
     ("tables", "conditioning"),
     ("tables", "levels"),
@@ -47,8 +48,9 @@ BETWEEN_WINGS = {
     ("tables", "posteriors"),
 }
 """Who imports another wing after all: data with levels may be given in part, pictures of simulated
-paths name the kind of diffusion, a context chooses clocks of dimensions, and a table has columns
-with levels, and is completed, drawn, and calibrated by ranks."""
+paths name the kind of diffusion, a posterior is of parameters given data, a context chooses clocks
+of dimensions, and a table has columns with levels, and is completed, drawn, and calibrated by
+ranks."""
 FLOORS = (
     ("support", "randomness"),
     ("budgets",),
@@ -60,7 +62,7 @@ FLOORS = (
     ("samplers",),
     ("pretrained", "guide"),
     ("model",),
-    ("compiled", "drawing"),
+    ("compiled",),
     ("elbo", "distribution"),
     ("evaluation",),
     ("training",),

@@ -26,8 +26,7 @@ from pyro_mdm import (
     RawScore,
     bound,
 )
-from pyro_mdm.conditioning import class_posterior
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels, class_posterior
 from pyro_mdm.imported import (
     EDMPreconditioned,
     ImportedDenoiser,

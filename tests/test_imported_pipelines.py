@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import VPSDE, Denoiser, DiffusionGuide, DiffusionModel, RawScore, bound, condition
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.imported import (
     ImportedDenoiser,
     Labelled,

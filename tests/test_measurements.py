@@ -24,8 +24,7 @@ from pyro_mdm import (
     condition,
 )
 from pyro_mdm.by_dimension import Frequencies
-from pyro_mdm.conditioning import Replacement
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels, Replacement
 from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.measurements import (
     Blur,

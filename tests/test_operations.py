@@ -19,8 +19,7 @@ from pyro_mdm import (
     bound,
     condition,
 )
-from pyro_mdm.conditioning import Guided
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Guided, Labels
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Sampler
 from pyro_mdm.support.checks import check_finite, check_values, settle

@@ -30,7 +30,6 @@ from pyro_mdm import (
     DiffusionGuide,
     DiffusionModel,
     NoisePrediction,
-    drawing,
     randomness,
 )
 from pyro_mdm.diffusions.priors import DistributionPrior
@@ -43,6 +42,7 @@ from pyro_mdm.samplers import (
     default_sampler,
 )
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.tables import drawing
 from tests.processes import Program, together
 from tests.programs import run_program
 

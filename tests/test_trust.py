@@ -34,8 +34,7 @@ from inference.settings.options import Decided
 from inference.train import train
 from inference.training import report, workers
 from pyro_mdm import __main__, __version__
-from pyro_mdm.support.files import temporary
-from pyro_mdm.support.places import LIBRARY, ROOT
+from pyro_mdm.support.files import LIBRARY, ROOT, temporary
 from tests.brief import SHORT, be_brief
 from tests.mistakes import Bomb
 from tests.programs import run_program

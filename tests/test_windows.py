@@ -20,9 +20,8 @@ from pyro_mdm import (
     PerDimensionDiffusion,
     condition,
 )
-from pyro_mdm.conditioning import windowed
+from pyro_mdm.conditioning import Labels, windowed
 from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows
-from pyro_mdm.contexts import Labels
 from pyro_mdm.levels import DiscretizedGaussian
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
 from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance, reference

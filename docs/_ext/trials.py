@@ -42,8 +42,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.auxiliary import auxiliary_use
 from pyro_mdm.by_dimension import Frequencies
-from pyro_mdm.conditioning import Replacement
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels, Replacement
 from pyro_mdm.diffusions.base import Cap, coordinates
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.levels import DiscretizedGaussian, NetworkPosterior

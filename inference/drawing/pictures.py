@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models import Problem, Tabular
 from models.data import SHOWN_CLASSES
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from inference.folders.runs import RunError
 from inference.settings.plan import Programs
 from models import ImageProblem, Problem
 from pyro_mdm import DiffusionModel
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.support.files import check_place
 
 LEARNED_FROM = 2048

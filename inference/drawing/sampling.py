@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from inference.settings.names import SAMPLERS, accepted, call, find, takes, wrong_kind
-from pyro_mdm import Diffusion, DiffusionModel, drawing, samplers
+from pyro_mdm import Diffusion, DiffusionModel, samplers
 from pyro_mdm.conditioning import Guided
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.tables import drawing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

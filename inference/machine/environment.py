@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_mdm.support.places import ROOT
+from pyro_mdm.support.files import ROOT
 
 LOOK = 0.5
 """The seconds for which the load is measured."""

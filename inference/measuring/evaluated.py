@@ -22,8 +22,8 @@ from models.base import Part
 from models.csv_files import text_columns
 from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
-from pyro_mdm.contexts import Labels
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Estimate, Weighted
 from pyro_mdm.paths.flow import Solver

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from inference.folders.config import load_yaml
-from pyro_mdm.support.places import ROOT
+from pyro_mdm.support.files import ROOT
 
 RECIPES = ROOT / "models"
 

@@ -19,7 +19,7 @@ from inference.folders.config import PENDING, read_settings
 from inference.folders.locks import is_written, refuse_links
 from inference.folders.runs import RunError, has_checkpoint
 from inference.measuring.experiment_tables import Cell
-from pyro_mdm.support.places import ROOT
+from pyro_mdm.support.files import ROOT
 from pyro_mdm.support.progress import progress_bar
 
 POLL = 20.0

@@ -28,7 +28,7 @@ from pyro_mdm.automatic.chain_guide import ChainGuide, parameters
 from pyro_mdm.automatic.density import run
 from pyro_mdm.automatic.draws import warn_of_same
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.evaluation.looseness import Gap
+from pyro_mdm.evaluation.weights import Gap
 from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.posteriors.traces import sample_sites
 from pyro_mdm.support.checks import check_count

@@ -3,6 +3,7 @@
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.conditioning.completions import Completions
 from pyro_mdm.conditioning.conditioned import condition
+from pyro_mdm.conditioning.contexts import EncodedContext, Labels, Vectors
 from pyro_mdm.conditioning.denoiser import (
     ConditionedDecoder,
     ConditionedDenoiser,
@@ -22,9 +23,12 @@ __all__ = [
     "ConditionedDenoiser",
     "ConditionedLikelihood",
     "DerivedDenoiser",
+    "EncodedContext",
     "Guided",
+    "Labels",
     "RandomMaps",
     "Replacement",
+    "Vectors",
     "WindowedDenoiser",
     "class_posterior",
     "condition",

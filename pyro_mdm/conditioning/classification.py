@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pyro_mdm.contexts import Labels
+from pyro_mdm.conditioning.contexts import Labels
 from pyro_mdm.evaluation.comparison import EstimateOptions, compare
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
@@ -152,7 +152,7 @@ def class_posterior(
     """The probabilities p(c | x) of the classes of data, from bounds on log p(x | c).
 
     Args:
-        model: generative program whose context is :class:`~pyro_mdm.contexts.Labels`.
+        model: generative program whose context is :class:`~pyro_mdm.conditioning.Labels`.
         guide: noising program over the same diffusion.
         x: data in model space, (n, *event_shape), n ≥ 8.
         prior: probabilities p(c), (classes,), positive with sum 1; by default uniform.

@@ -46,8 +46,7 @@ class Guided(Recorded):
     Example:
         >>> import torch
         >>> from pyro_mdm import VPSDE, Denoiser, DiffusionModel, condition
-        >>> from pyro_mdm.conditioning import Guided
-        >>> from pyro_mdm.contexts import Labels
+        >>> from pyro_mdm.conditioning import Guided, Labels
         >>> from pyro_mdm.networks import MLP
         >>> from pyro_mdm.samplers import ExponentialIntegrator
         >>> score = Denoiser.fit(MLP(3 + 4, out_features=3), torch.randn(100, 3))

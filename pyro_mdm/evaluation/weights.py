@@ -28,7 +28,7 @@ from torch import Tensor
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.support.measured import Measured, student_factor
 
-__all__ = ["LARGEST", "LEVEL", "Evidence", "effective_samples", "evidence", "of_repeats"]
+__all__ = ["LARGEST", "LEVEL", "Evidence", "Gap", "effective_samples", "evidence", "of_repeats"]
 __all__ += ["pareto_k", "pareto_limit", "spread_of"]
 
 LARGEST = 0.1
@@ -46,6 +46,27 @@ class Evidence(NamedTuple):
     value: Tensor  # (n,) log mean weight, nats
     error: Tensor  # (n,) its standard error, nats; NaN where too few weights count
     pareto_k: Tensor  # (n,) tail index, see pareto_k
+
+
+class Gap(NamedTuple):
+    """Bounds on log p(data) from both sides, nats, and what is between them."""
+
+    lower: Measured  # by draws of the guide
+    upper: Measured  # by draws of the posterior
+    gap: Measured  # upper - lower, paired by data set where data are simulated
+    data_sets: int  # number of simulated data sets; 0: the program's data, by draws handed over
+
+    @classmethod
+    def of_simulated(cls, lower: Tensor, upper: Tensor) -> Gap:
+        """The gap by the bounds of simulated data sets, (n,) each, nats."""
+        below, above = Measured.from_values(lower), Measured.from_values(upper)
+        return cls(below, above, Measured.from_values(upper - lower), len(lower))
+
+    def __repr__(self) -> str:
+        by = "if the draws are exact: an estimate, no bound"
+        if self.data_sets:
+            by = f"in the mean of {self.data_sets} simulated data sets"
+        return f"{self.lower} ≤ log p(data) ≤ {self.upper} nats, {self.gap} between, {by}"
 
 
 def evidence(log_weights: Tensor) -> Evidence:

@@ -2,7 +2,7 @@
 
 from pyro_mdm.measurements.denoiser import MeasuredDenoiser, condition_on_measurements
 from pyro_mdm.measurements.laws import Clipped, Quantized
-from pyro_mdm.measurements.looseness import twisted_smc_gap
+from pyro_mdm.measurements.looseness import bound_gap, twisted_smc_gap
 from pyro_mdm.measurements.measurement import Measurement
 from pyro_mdm.measurements.operators import (
     Blur,
@@ -28,6 +28,7 @@ __all__ = [
     "NonlinearOperator",
     "Particles",
     "Quantized",
+    "bound_gap",
     "condition_on_measurements",
     "twisted_smc",
     "twisted_smc_gap",

@@ -1,6 +1,6 @@
 """Pictures of diffusions, bounds and data, alone and in TensorBoard."""
 
-from pyro_mdm.support.places import installing
+from pyro_mdm.support.files import installing
 
 try:
     import matplotlib as matplotlib

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.budgets import Outcome
-from pyro_mdm.contexts import EncodedContext, GivenContext, Vectors
+from pyro_mdm.conditioning.contexts import EncodedContext, Vectors
+from pyro_mdm.contexts import GivenContext
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO

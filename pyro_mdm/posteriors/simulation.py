@@ -28,7 +28,7 @@ from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.posteriors.traces import Site, is_subsample, sample_sites
 from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.places import installing
+from pyro_mdm.support.files import installing
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["shuffled", "simulate", "warn_of_failures", "without_gaps"]

@@ -21,9 +21,9 @@ from pyro_mdm.diffusions.closed import GaussianPaths
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_encoded, check_instance
+from pyro_mdm.support.checks import check_instance
 
-__all__ = ["EncodedDiffusion"]
+__all__ = ["EncodedDiffusion", "check_encoded"]
 
 
 class EncodedPaths(GaussianPaths):
@@ -142,3 +142,20 @@ class EncodedDiffusion(WrappedDiffusion):
                 "data have no event dimension, which an encoder needs; give scalars the event "
                 "shape (1,)"
             )
+
+
+def check_encoded(
+    encoder: nn.Module, x: Tensor, out: object, expected: tuple[int, ...], why: str = ""
+) -> None:
+    """Raises ValueError unless an encoder's output for data x is finite, and of this shape."""
+    name = type(encoder).__name__
+    if not isinstance(out, Tensor) or out.shape != expected:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"the encoder {name} returned {got} for data {tuple(x.shape)}, expected {expected}{why}"
+        )
+    if not bool(out.isfinite().all()):
+        raise ValueError(
+            f"the encoder {name} returned values that are not finite; lower "
+            "--diffusion_learning_rate, at which it is trained"
+        )

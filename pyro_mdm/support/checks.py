@@ -24,7 +24,6 @@ __all__ = [
     "check_count",
     "check_counts",
     "check_data",
-    "check_encoded",
     "check_finite",
     "check_instance",
     "check_mask",
@@ -313,23 +312,6 @@ def tensor_device(module: nn.Module) -> torch.device | None:
         if device.type != "cpu":
             break
     return device
-
-
-def check_encoded(
-    encoder: nn.Module, x: Tensor, out: object, expected: tuple[int, ...], why: str = ""
-) -> None:
-    """Raises ValueError unless an encoder's output for data x is finite, and of this shape."""
-    name = type(encoder).__name__
-    if not isinstance(out, Tensor) or out.shape != expected:
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(
-            f"the encoder {name} returned {got} for data {tuple(x.shape)}, expected {expected}{why}"
-        )
-    if not bool(out.isfinite().all()):
-        raise ValueError(
-            f"the encoder {name} returned values that are not finite; lower "
-            "--diffusion_learning_rate, at which it is trained"
-        )
 
 
 def check_weights(network: object) -> None:

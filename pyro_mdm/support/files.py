@@ -1,4 +1,7 @@
-"""Files that are replaced as a whole or not at all, even if the process is killed."""
+"""Files that are replaced as a whole or not at all, even if the process is killed.
+
+And where the programs, the data sets and the trained models are: in a checkout, or in a wheel.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,13 @@ from typing import Any
 
 __all__ = [
     "DEPTH",
+    "LIBRARY",
+    "ROOT",
     "JsonObject",
     "Write",
     "check_content",
     "check_place",
+    "installing",
     "json_of",
     "read_file",
     "read_json",
@@ -27,11 +33,24 @@ __all__ = [
     "temporary",
 ]
 
+LIBRARY = Path(__file__).resolve().parent.parent
+"""The folder of ``pyro_mdm``."""
+COPY = LIBRARY / "_checkout"
+"""The copy that a wheel has, in a folder that is no package: nothing imports from it but programs
+in processes of their own."""
+ROOT = COPY if COPY.is_dir() else LIBRARY.parent
+"""The folder of ``inference`` and ``models``."""
+
 JsonObject = dict[str, Any]
 """An object of JSON: values by name."""
 Nested = dict[str, object] | list[object]
 Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 """A function that writes a file in pieces and returns the SHA-256 of its content."""
+
+
+def installing(extra: str) -> str:
+    """How packages of an extra are installed, for the end of a message."""
+    return f'in a checkout of the repository, run pip install -e ".[{extra}]"'
 
 
 def temporary(path: Path) -> Path:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel, bound, condition
-from pyro_mdm.contexts import Vectors
+from pyro_mdm.conditioning import Vectors
 from pyro_mdm.imported import check_import, from_sigma_denoiser
 from tests.benchmarks.documented import mean_and_error, write
 from tests.benchmarks.imported_packages import ENVIRONMENT, enter
