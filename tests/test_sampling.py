@@ -33,7 +33,6 @@ from pyro_mdm import (
     drawing,
     randomness,
 )
-from pyro_mdm.diffusions.priors import DistributionPrior
 from pyro_mdm.evaluation import importance_weighted
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import (
@@ -42,6 +41,7 @@ from pyro_mdm.samplers import (
     StochasticExponentialIntegrator,
     default_sampler,
 )
+from pyro_mdm.simulated.priors import DistributionPrior
 from pyro_mdm.support.measured import Measured
 from tests.processes import Program, together
 from tests.programs import run_program
