@@ -22,7 +22,7 @@ from torch import Tensor
 
 import pyro_mdm.likelihoods as likelihoods
 import pyro_mdm.randomness as randomness
-from pyro_mdm.diffusions.base import Marginal, coordinates, kept
+from pyro_mdm.diffusions.base import Marginal, apply_vector, coordinates, kept
 from pyro_mdm.diffusions.closed import (
     Kernels,
     denoising_error,
@@ -31,7 +31,6 @@ from pyro_mdm.diffusions.closed import (
     prior_constants,
 )
 from pyro_mdm.diffusions.linear import clock_noise
-from pyro_mdm.diffusions.matrices import apply_vector
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.likelihoods.base import normal_log_prob, posterior
 from pyro_mdm.model import DiffusionModel

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.base import given as given_contexts
 from pyro_mdm.diffusions.clocks import log_snr_times
-from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import NoisingLaw, PathLaw, noising_law, shared_diffusion
 from pyro_mdm.support.checks import check_count, check_instance
 from pyro_mdm.support.files import JsonObject
@@ -257,7 +256,8 @@ class DiffusionGuide(Registered):
         diffusion: the noising diffusion, the same object as the model's.
         times: times of the path, as the model's: a number N of times or the times from ε to T,
             (N,), for a grid; None for the state at ε alone.
-        simulation: settings for simulating a nonlinear diffusion; the diffusion's by default.
+        simulation: settings for simulating a nonlinear diffusion, a :class:`~pyro_mdm.Simulation`;
+            None: the diffusion's.
         plate: name of the plate over the batch, the same as the model's.
         event_dim: number of dimensions of a datum, for data with sizes of outer plates before the
             batch's; by default all of x's but the first.
@@ -282,7 +282,7 @@ class DiffusionGuide(Registered):
         diffusion: Diffusion,
         times: int | Tensor | None = None,
         *,
-        simulation: Simulation | None = None,
+        simulation: object = None,
         plate: str = "data",
         event_dim: int | None = None,
     ) -> None:
@@ -293,12 +293,13 @@ class DiffusionGuide(Registered):
         check_diffusion(diffusion)
         check_times(times)
         if simulation is not None:
-            check_instance("simulation", simulation, Simulation, "e.g. Simulation(step_size=0.02)")
             fix = "leave it out, or simulate with Simulated(diffusion)"
             require(diffusion, Cap.SIMULATED, who="simulation", fix=fix)
+            kind, fix = type(diffusion.simulation), "e.g. Simulation(step_size=0.02)"
+            check_instance("simulation", simulation, kind, fix)
         self.diffusion = diffusion
         self.times = times
-        self.simulation = simulation
+        self.simulation: Any = simulation
         self.plate = plate
         self.event_dim = event_dim
 
@@ -308,7 +309,8 @@ class DiffusionGuide(Registered):
 
     def restore(self, saved: JsonObject) -> None:
         self.times, simulation = restored_times(saved["times"]), saved["simulation"]
-        self.simulation = None if simulation is None else Simulation(**simulation)
+        kind = None if simulation is None else type(self.diffusion.simulation)
+        self.simulation = None if kind is None else kind(**simulation)
 
     def forward(
         self,

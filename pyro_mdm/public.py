@@ -15,7 +15,6 @@ from pyro_mdm.diffusions.presets import (
     LearnedDiffusion,
     MomentumVE,
 )
-from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.distribution import MDM
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
 from pyro_mdm.evaluation.bounds import Bound, bound
@@ -35,6 +34,7 @@ from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath
 from pyro_mdm.simulated.residual import ResidualScore
+from pyro_mdm.simulated.simulation import Simulation
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.one_hot import OneHot
 from pyro_mdm.varying.interpolants import VE, Cosine, Interpolant, RectifiedFlow, SubVP

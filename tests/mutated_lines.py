@@ -396,6 +396,9 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_learned_ends.py::test_no_value_of_parameters_outlives_them[to data]": [
             "and same⟨ and all(map(torch.equal, held.parameters, parameters))→⟩:"
         ],
+        "test_priors.py::test_gaussian_against_pytorch": [
+            "⟨0.5 * →⟩num_dims * (log_det + K * math.log(2 * math.pi * math.e))"
+        ],
     },
     "pyro_mdm/diffusions/kernels.py": {
         (
@@ -437,15 +440,12 @@ LINES: dict[str, dict[str, list[str]]] = {
             "s: Times, power: float = ⟨1→0⟩.0\n",
         ],
     },
-    "pyro_mdm/diffusions/priors.py": {
-        "test_priors.py::test_gaussian_against_pytorch": [
-            "⟨0.5 * →⟩num_dims * (log_det + K * math.log(2 * math.pi * math.e))"
-        ],
+    "pyro_mdm/simulated/priors.py": {
         "test_priors.py::test_samples_are_quantiles[normal]": ["u = ⟨→-⟩_inverse(nodes)\n"],
     },
-    "pyro_mdm/diffusions/sde.py": {
+    "pyro_mdm/simulated/sde.py": {
         "test_nonlinear.py::test_a_step_of_the_sampler_is_that_of_the_reverse_sde": [
-            "self._drift(y, s)⟨ - noise_divergence(self.diffusion, y, s.expand(len(y)))→⟩"
+            "drift = drift ⟨-→+⟩ cast(StateNoise, self.diffusion)"
         ],
         "test_sde.py::test_drift_and_noise_are_those_of_the_diffusion[vpsde]": [
             "return ⟨→0.5 * ⟩(G @ white).squeeze(-1) - fold(drift.to(u.dtype))",
@@ -851,7 +851,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "kernel.mean_coefficient.unsqueeze(-1), ⟨→1.1 * ⟩kernel.scale_tril]"
         ],
         "test_nonlinear.py::test_a_step_of_the_sampler_is_that_of_the_reverse_sde": [
-            "drift = diffusion.drift(y, s)⟨ - noise_divergence(diffusion, y, s)→⟩"
+            "ask.diffusion.paths.velocity(y, s, ⟨1→0⟩.0, ask)"
         ],
         "test_sampler_orders.py::test_every_sampler_has_its_weak_order[euler_maruyama-vpsde]": [
             "root = ⟨→2**0.5 * ⟩h.sqrt() * diffusion.dispersion(None, s)"
@@ -942,6 +942,11 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_encoded.py::test_paths_are_those_of_the_base_from_an_encoding[cld]": [
             "return M[..., ⟨1:→:-1⟩]"
         ]
+    },
+    "pyro_mdm/simulated/nonlinear.py": {
+        "test_nonlinear.py::test_a_step_of_the_sampler_is_that_of_the_reverse_sde": [
+            "ask.score(y, at))⟨ + diffusion.noise_divergence(y, at).double()→⟩"
+        ],
     },
     "pyro_mdm/simulated/hamiltonian.py": {
         "test_hamiltonian.py::test_noise_divergence_is_that_of_the_root[state_noise_1]": [

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.diffusions.base import apply_vector
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta, as_times, log_snr_times
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, MomentumVE
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MAP_UNIT

@@ -48,7 +48,6 @@ from pyro_mdm.conditioning import (
 from pyro_mdm.diffusions import (
     ConstantBeta,
     GaussianPrior,
-    QuadraturePrior,
 )
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.imported import (
@@ -83,6 +82,7 @@ from pyro_mdm.samplers import Ancestral, EulerMaruyama, ExponentialIntegrator, P
 from pyro_mdm.seeing import (
     GaussianContext,
 )
+from pyro_mdm.simulated import QuadraturePrior
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.tables import (
     Table,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import UnreachableError
+from pyro_mdm.diffusions.base import UnreachableError, apply_vector
 from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta, log_snr_times
 from pyro_mdm.diffusions.ends import clocks_of_targets
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_matrices import GivenPrior
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from tests.mistakes import refused
 from tests.problems import (

@@ -26,7 +26,6 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.diffusions.sde import ForwardSDE
 from pyro_mdm.evaluation import evidence_lower_bound
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import (
@@ -42,6 +41,7 @@ from pyro_mdm.scores.base import Score
 from pyro_mdm.seeing import path_information_gap
 from pyro_mdm.seeing.volatility import Volatility
 from pyro_mdm.simulated import TorchSDE
+from pyro_mdm.simulated.sde import ForwardSDE
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
 from tests.problems import generator, normal

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import semidefinite_cholesky
-from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
-from pyro_mdm.diffusions.sde import check_dispersion, noise_divergence
-from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.diffusions.linear import GaussianPrior, LinearDiffusion
+from pyro_mdm.diffusions.matrices import check_dispersion, semidefinite_cholesky
+from pyro_mdm.simulated import Simulation
 from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import DIFFUSIONS, generator, normal
@@ -159,7 +158,7 @@ def test_quadratic_energies_make_the_linear_diffusion(name):
             torch.testing.assert_close(diffusion.drift(y, s), drift, rtol=1e-12, atol=1e-12)
             G = diffusion.dispersion(y, s)
             torch.testing.assert_close(G, linear.dispersion(y, s))
-            assert not noise_divergence(diffusion, y, s).any()
+            assert not diffusion.noise_divergence(y, s).any()
 
 
 # -- shapes and dtypes -----------------------------------------------------------------------------
@@ -175,13 +174,13 @@ def test_data_dimensions_are_alone(name, event_shape):
     s = torch.tensor([0.0, 0.2, 0.5, 1.0]).double()
     whole = {
         "drift": diffusion.drift(y, s).reshape(4, K, -1),
-        "divergence": noise_divergence(diffusion, y, s).reshape(4, K, -1),
+        "divergence": diffusion.noise_divergence(y, s).reshape(4, K, -1),
     }
     G = check_dispersion(diffusion, diffusion.dispersion(y, s), y)
     for j, column in enumerate(y.reshape(4, K, -1).unbind(-1)):
         torch.testing.assert_close(whole["drift"][..., j], diffusion.drift(column, s))
         torch.testing.assert_close(
-            whole["divergence"][..., j], noise_divergence(diffusion, column, s)
+            whole["divergence"][..., j], diffusion.noise_divergence(column, s)
         )
         alone = check_dispersion(diffusion, diffusion.dispersion(column, s), column)
         torch.testing.assert_close(G[:, j if G.shape[1] > 1 else 0], alone[:, 0])
@@ -199,7 +198,7 @@ def test_the_state_keeps_its_precision(name):
     f = diffusion.drift(y.float(), 0.5)
     assert f.dtype == torch.float32 and not f.requires_grad
     torch.testing.assert_close(f.double(), diffusion.drift(y, 0.5), rtol=1e-5, atol=1e-5)
-    assert noise_divergence(diffusion, y.float(), 0.5).dtype == torch.float32
+    assert diffusion.noise_divergence(y.float(), 0.5).dtype == torch.float32
     assert diffusion.drift(y.requires_grad_(), 0.5).requires_grad
     with torch.no_grad():
         assert not diffusion.drift(y, 0.5).requires_grad
@@ -225,7 +224,7 @@ def test_noise_divergence_is_that_of_the_root(name):
     diffusion = PROBLEMS[name]()
     y, s = normal(0, 4, diffusion.num_variables, 2), torch.rand(4).double()
     expected = NonlinearDiffusion.noise_divergence(diffusion, y, s)
-    torch.testing.assert_close(noise_divergence(diffusion, y, s), expected)
+    torch.testing.assert_close(diffusion.noise_divergence(y, s), expected)
     assert bool(expected.any()) == diffusion.noise_depends_on_state
 
 
@@ -240,7 +239,7 @@ def test_correction_by_hand():
     expected = torch.stack([2 * slope, 2 * (-x - D * slope + gamma)], 1)
     torch.testing.assert_close(diffusion.drift(y, 0.5), expected)
     torch.testing.assert_close(
-        noise_divergence(diffusion, y, 0.5), torch.stack([torch.zeros_like(v), 4 * gamma], 1)
+        diffusion.noise_divergence(y, 0.5), torch.stack([torch.zeros_like(v), 4 * gamma], 1)
     )
 
     def Q(y: Tensor) -> Tensor:
@@ -429,7 +428,7 @@ def values(diffusion: HamiltonianDiffusion, y: Tensor, s: Tensor) -> dict[str, T
     return {
         "drift": (diffusion.drift(y, s) * normal(8, *shape)).sum(),
         "dispersion": (diffusion.dispersion(y, s) * normal(9, 2, 2)).sum(),
-        "divergence": (noise_divergence(diffusion, y, s) * normal(7, *shape)).sum(),
+        "divergence": (diffusion.noise_divergence(y, s) * normal(7, *shape)).sum(),
     }
 
 

@@ -26,13 +26,13 @@ from pyro_mdm import (
     likelihoods,
     randomness,
 )
+from pyro_mdm.diffusions.base import own_node
 from pyro_mdm.diffusions.clocks import LinearBeta, log_snr_times
-from pyro_mdm.diffusions.simulation import divergence, own_node
 from pyro_mdm.evaluation import Estimate, Weighted, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.importance import importance_weighted, probability_flow
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import BoundScore
-from pyro_mdm.paths.flow import Solver, flow_log_prob, with_divergence
+from pyro_mdm.paths.flow import Solver, divergence, flow_log_prob, with_divergence
 from pyro_mdm.paths.likelihood import chain_of
 from tests import problems
 from tests.gradients import assert_gradients
@@ -273,7 +273,7 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(
     bound = BoundScore(diffusion, score)
     s = torch.tensor([0.01, 0.2, 0.5, 0.9]).double()
     y = own_node(torch.randn(4, K, d).double())
-    theta, found = with_divergence(bound, y, s, Simulation(probes="exact"))
+    theta, found = with_divergence(bound, y, s, "exact")
     torch.testing.assert_close(theta, bound(y, s))
     g2 = diffusion.noise_covariance(s).detach()
     for i in range(4):
@@ -290,10 +290,10 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(
         return signs.reshape(shape).to(like)
 
     # each vector of signs is as probable as any other, and over all of them the mean is exact
-    monkeypatch.setattr("pyro_mdm.diffusions.simulation._probe", every_sign)
+    monkeypatch.setattr("pyro_mdm.paths.flow._probe", every_sign)
     number = 2 ** (K * d)
     many = own_node(y.detach().repeat(number, 1, 1))
-    by_probe = with_divergence(bound, many, s.repeat(number), Simulation(probes=1))[1]
+    by_probe = with_divergence(bound, many, s.repeat(number), 1)[1]
     torch.testing.assert_close(by_probe.reshape(number, 4).mean(0), found)
 
 
@@ -328,7 +328,7 @@ def test_a_derivative_that_takes_no_batch_is_taken_by_rows_and_other_errors_are_
     y = own_node(torch.randn(3, 2, 6).double())
     field: Any = Failing.apply(y)
     with pytest.raises(RuntimeError, match=raised) if raised else nullcontext():
-        found = divergence(field, y, None, Simulation(probes="exact"), create_graph=False)
+        found = divergence(field, y, None, "exact", create_graph=False)
         torch.testing.assert_close(found.value, torch.full((3,), 24.0).double())
     assert not Failing.errors
 
@@ -344,9 +344,9 @@ def test_near_the_data_probes_leave_what_is_known_alone() -> None:
     y = own_node(DiffusionGuide(diffusion).law(x.double()).rsample()[:, 0])
     bound, G = BoundScore(diffusion, score), diffusion.dispersion(None, s).unsqueeze(1).detach()
     spread = []
-    for simulation in (Simulation(probes=1), Simulation(probes="exact")):
-        found = with_divergence(bound, y, s, simulation)[1].detach()
-        plain = divergence(bound(y, s), y, G, simulation).value.detach()
+    for probes in (1, "exact"):
+        found = with_divergence(bound, y, s, probes)[1].detach()
+        plain = divergence(bound(y, s), y, G, probes).value.detach()
         spread.append((found, plain))
     (found, plain), (exact, same) = spread
     torch.testing.assert_close(exact, same)

@@ -36,8 +36,7 @@ from pyro_mdm import (
     randomness,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
-from pyro_mdm.diffusions.priors import GaussianPrior
-from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE, fold, noise_divergence, unfold
+from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.likelihoods.base import Gaussian
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import prior_kl
@@ -45,6 +44,7 @@ from pyro_mdm.samplers.grids import simulation_grid
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting
 from pyro_mdm.simulated import paths as simulated_module
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.simulated.sde import ForwardSDE, ReverseSDE, fold, unfold
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import TYPICAL, learned, normal
@@ -532,7 +532,7 @@ def test_a_step_of_the_sampler_is_that_of_the_reverse_sde():
     s = times[1].expand(5)
     g2 = diffusion.dispersion(y, s) @ diffusion.dispersion(y, s).mT
     drift = (g2 @ theta(y, s).movedim(1, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 1)
-    drift = drift + noise_divergence(diffusion, y, s) - diffusion.drift(y, s)
+    drift = drift + diffusion.noise_divergence(y, s) - diffusion.drift(y, s)
     torch.testing.assert_close(unfold(sde.f(t, fold(y)), (D,)), drift, rtol=1e-9, atol=1e-9)
     forward = ForwardSDE(diffusion, (D,))
     assert sde.noise_type == forward.noise_type == "general"

@@ -38,7 +38,7 @@ from pyro_mdm import (
     Simulation,
     randomness,
 )
-from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.diffusions.base import SimulationError
 from pyro_mdm.levels.likelihoods import DiscretizedGaussian
 from pyro_mdm.likelihoods.base import Gaussian, Tweedie
 from pyro_mdm.plots import figures
@@ -58,7 +58,7 @@ import torch
 from pyro_mdm import CLD, LearnedDrift, NonlinearDiffusion, Simulated, Simulation
 from pyro_mdm import HamiltonianDiffusion
 from pyro_mdm.networks import MLP
-from pyro_mdm.diffusions import QuadraturePrior
+from pyro_mdm.simulated import QuadraturePrior
 
 COARSE = Simulation(step_size=0.25)
 

@@ -23,7 +23,7 @@ from pyro_mdm import (
     Simulation,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
-from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.networks import MLP
 from pyro_mdm.simulated.evaluation import step_size_bias

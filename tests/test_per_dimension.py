@@ -36,7 +36,6 @@ from pyro_mdm.by_dimension.cells import (
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.diffusions.sde import ForwardSDE, fold, unfold
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.density import density_bound
 from pyro_mdm.paths.flow import Solver, flow_log_prob
@@ -53,6 +52,7 @@ from pyro_mdm.samplers import (
 from pyro_mdm.samplers.base import Questions
 from pyro_mdm.samplers.exponential import transport
 from pyro_mdm.simulated import TorchSDE
+from pyro_mdm.simulated.sde import ForwardSDE, fold, unfold
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import Silent, fixed, learned, learned_in_time, normal

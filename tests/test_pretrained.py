@@ -44,7 +44,7 @@ from pyro_mdm import (
 from pyro_mdm import pretrained as pretrained_module
 from pyro_mdm.by_dimension import LearnedClocks
 from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
-from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
+from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.levels.likelihoods import DiscretizedGaussian, NetworkPosterior
 from pyro_mdm.likelihoods.base import Gaussian, JointTweedie, Likelihood, Tweedie
 from pyro_mdm.networks import MLP, UNet
@@ -61,6 +61,7 @@ from pyro_mdm.samplers import (
 )
 from pyro_mdm.seeing import ContextClocks, ContextDiffusion, DiscreteContext, GaussianContext
 from pyro_mdm.simulated import TorchSDE
+from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
 from pyro_mdm.support import saved as saved_module
 from pyro_mdm.support.settings import Recorded
 from tests.problems import DIFFUSIONS, less_data, more_noise, normal, rubbing, turning

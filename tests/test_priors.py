@@ -18,7 +18,9 @@ from torch.distributions import (
     StudentT,
 )
 
-from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, Prior, QuadraturePrior
+from pyro_mdm.diffusions.base import Prior
+from pyro_mdm.diffusions.linear import GaussianPrior
+from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
 from tests.gradients import assert_gradients
 from tests.problems import generator, normal
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import ALDA, CLD, VPSDE, HamiltonianDiffusion, NonlinearDiffusion, Simulated
+from pyro_mdm.diffusions.base import SimulationError
 from pyro_mdm.diffusions.clocks import as_times
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.samplers.base import Questions, Sampler
 from pyro_mdm.samplers.exponential import (
     ExponentialIntegrator,

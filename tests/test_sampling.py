@@ -32,7 +32,6 @@ from pyro_mdm import (
     NoisePrediction,
     randomness,
 )
-from pyro_mdm.diffusions.priors import DistributionPrior
 from pyro_mdm.evaluation import importance_weighted
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import (
@@ -41,6 +40,7 @@ from pyro_mdm.samplers import (
     StochasticExponentialIntegrator,
     default_sampler,
 )
+from pyro_mdm.simulated.priors import DistributionPrior
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.tables import drawing
 from tests.processes import Program, together

@@ -13,8 +13,9 @@ from scipy import integrate
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from pyro_mdm.diffusions.base import apply_vector
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.levels import discrete, even_levels
 from pyro_mdm.levels.denoiser import DiscreteDenoiser

@@ -9,7 +9,7 @@ import torchsde
 from torch import Tensor
 
 from pyro_mdm import CLD
-from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE, fold, unfold
+from pyro_mdm.simulated.sde import ForwardSDE, ReverseSDE, fold, unfold
 from tests.problems import TYPICAL, GaussianMixture, learned, normal
 
 pytestmark = pytest.mark.quick

@@ -41,9 +41,10 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta, log_snr_times
-from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
+from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.likelihoods.base import JointTweedie, Tweedie
 from pyro_mdm.networks import MLP, UNet
+from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
 from pyro_mdm.support.settings import EXTRA_STATE, Recorded, arguments_of
 from tests.problems import normal
 

@@ -32,13 +32,15 @@ from pyro_mdm import (
     Simulation,
     randomness,
 )
+from pyro_mdm.diffusions.base import Prior, SimulationError
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta, log_snr_times
-from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
-from pyro_mdm.diffusions.sde import fold, noise_divergence
-from pyro_mdm.diffusions.simulation import SimulationError, divergence
+from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.paths.base import prior_kl
+from pyro_mdm.paths.flow import divergence
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.simulated.priors import QuadraturePrior
+from pyro_mdm.simulated.sde import fold
 from tests.gradients import assert_gradients
 from tests.problems import DIFFUSIONS, learned, normal
 
@@ -280,7 +282,7 @@ def test_pieces_of_the_integrand_against_finite_differences(make):
         G = G if diffusion.noise_depends_on_state else G[:, None]
         return (G @ G.mT).expand(n, d, K, K)
 
-    found = noise_divergence(diffusion, y, s)
+    found = diffusion.noise_divergence(y, s)
     expected = torch.zeros(n, K, d, dtype=torch.float64)
     for j in range(K):
         step = torch.zeros(K, 1, dtype=torch.float64)
@@ -292,7 +294,7 @@ def test_pieces_of_the_integrand_against_finite_differences(make):
     F = diffusion.drift(y, s) - 0.5 * (pulled + expected)
     torch.testing.assert_close(diffusion.prior_current(y, s), F, rtol=1e-8, atol=1e-8)
     with torch.no_grad():
-        assert not noise_divergence(diffusion, y, s).requires_grad
+        assert not diffusion.noise_divergence(y, s).requires_grad
 
 
 # -- divergences -----------------------------------------------------------------------------------
@@ -332,22 +334,22 @@ def pushed(y: Tensor, G: Tensor | None) -> Tensor:
 def test_the_exact_divergence_is_the_trace_of_the_jacobian(G):
     y = normal(8, 4, 3, 2).requires_grad_()
     expected = pushed(y.detach(), G).diagonal(dim1=1, dim2=2).sum(-1)
-    found = divergence(field(y), y, G, EXACT)
+    found = divergence(field(y), y, G, "exact")
     torch.testing.assert_close(found.value, expected, rtol=1e-10, atol=1e-10)
     assert not found.variance.any()
-    by_default = divergence(field(y), y, G, Simulation())
+    by_default = divergence(field(y), y, G, None)
     torch.testing.assert_close(by_default.value, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_few_derivatives_are_exact_by_default_and_many_are_probed():
     small, large = normal(9, 2, 2, 4).requires_grad_(), normal(9, 2, 3, 3).requires_grad_()
-    assert not divergence(field(small), small, None, Simulation()).variance.any()
-    assert bool(divergence(field(large), large, None, Simulation()).variance.isnan().all())
+    assert not divergence(field(small), small, None, None).variance.any()
+    assert bool(divergence(field(large), large, None, None).variance.isnan().all())
     ranged = torch.zeros(2, 1, 3, 3, dtype=torch.float64)
     ranged[..., 2] = 1.0  # of rank 1: three derivatives
-    assert not divergence(field(large), large, ranged, Simulation()).variance.any()
+    assert not divergence(field(large), large, ranged, None).variance.any()
     constant = torch.ones_like(large).detach()
-    assert not divergence(constant, large, None, Simulation(probes=1)).value.any()
+    assert not divergence(constant, large, None, 1).value.any()
 
 
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])
@@ -364,7 +366,7 @@ def test_probes_are_unbiased_and_know_their_variance(G, law):
     root = None if G is None else G.repeat_interleave(repeats, 0)
     for probes in (1, 3):
         torch.manual_seed(probes)
-        found = divergence(field(many), many, root, Simulation(probes=probes, probe_law=law))
+        found = divergence(field(many), many, root, probes, law=law)
         values = found.value.detach().reshape(n, repeats)
         trace = M.diagonal(dim1=1, dim2=2).sum(-1)
         error = (variance / probes / repeats).sqrt() + 1e-12

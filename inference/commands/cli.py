@@ -36,8 +36,8 @@ from inference.machine.processes import Stopped, raised_signals
 from inference.settings.kinds import INTEGER, SEVERAL, in_words, kinds_of
 from inference.settings.names import ASKED, NAMED, NameNotFoundError, kinds_named
 from models import DataError
+from pyro_mdm.diffusions.base import SimulationError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
-from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.files import regular
 from pyro_mdm.support.text import shown
 

@@ -27,9 +27,8 @@ from inference.settings.plan import Programs
 from inference.training import recipe
 from inference.training.trainee import RunProgress, Step, Trainee
 from pyro_mdm.budgets import ANY_STEPS, Outcome, Pace, Reason
-from pyro_mdm.diffusions.base import UnreachableError
+from pyro_mdm.diffusions.base import SimulationError, UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
-from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.progress import Progress as Bar
 from pyro_mdm.support.progress import progress_bar, show_estimate
 from pyro_mdm.training import FALL

@@ -51,7 +51,7 @@ from pyro_mdm.diffusions.clocks import (
 )
 from pyro_mdm.diffusions.closed import Denoise, GaussianPaths, Kernels, error_on_the_way
 from pyro_mdm.diffusions.ends import differentiable_once
-from pyro_mdm.diffusions.linear import LinearDiffusion, mean_volume_rate
+from pyro_mdm.diffusions.linear import GaussianPrior, LinearDiffusion, mean_volume_rate
 from pyro_mdm.samplers.grids import even_in_information, interpolated
 from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_count
@@ -243,6 +243,10 @@ class PerDimensionDiffusion(Kernels):
     start: Marginal = _of_blocks("start")
     prior_covariance: Tensor = _of_blocks("prior_covariance")
     initial_covariance: Tensor = _of_blocks("initial_covariance")
+
+    @property
+    def prior(self) -> GaussianPrior:
+        return GaussianPrior(self.prior_covariance)
 
     def rated(
         self, rate: Callable[[LinearDiffusion, Tensor], Tensor], s: Times, power: float = 1.0

@@ -20,9 +20,12 @@ from pyro_mdm.diffusions.base import (
     Cap,
     Diffusion,
     Marginal,
+    Prior,
+    SimulationError,
     Transition,
     UnreachableError,
     UnsupportedDiffusionError,
+    apply_vector,
     require,
 )
 from pyro_mdm.diffusions.clocks import (
@@ -33,11 +36,9 @@ from pyro_mdm.diffusions.clocks import (
     LinearBeta,
 )
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.linear import LinearDiffusion, LinearSDE
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.linear import GaussianPrior, LinearDiffusion, LinearSDE
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion, MomentumVE
-from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
-from pyro_mdm.diffusions.simulation import Simulation, SimulationError
 
 __all__ = [
     "Cap",
@@ -50,8 +51,6 @@ __all__ = [
     "LearnedBeta",
     "LinearBeta",
     "Prior",
-    "QuadraturePrior",
-    "Simulation",
     "SimulationError",
     "apply_matrix",
     "apply_vector",

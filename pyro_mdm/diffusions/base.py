@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from enum import Enum
 from functools import cached_property
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_mdm.diffusions.clocks import Clock, LogSNR, TimeChange, Times
-from pyro_mdm.diffusions.priors import Prior
-from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.checks import check_instance, check_number, check_shape
 from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import (
+    Recorded,
     arguments_of,
     packed_settings,
     plain_settings,
@@ -36,10 +38,13 @@ __all__ = [
     "Marginal",
     "Matrix",
     "Noised",
+    "Prior",
+    "SimulationError",
     "Times",
     "Transition",
     "UnreachableError",
     "UnsupportedDiffusionError",
+    "apply_vector",
     "check_clock",
     "check_horizon",
     "coordinates",
@@ -49,6 +54,8 @@ __all__ = [
     "full_precision",
     "given",
     "kept",
+    "own_node",
+    "report_variables",
     "typical",
     "place",
     "remade",
@@ -68,6 +75,10 @@ class UnreachableError(ValueError):
 
     For given matrices it is a mistake in the input; for learned ones, training has led there.
     """
+
+
+class SimulationError(ArithmeticError):
+    """A simulated path whose values overflow or are not finite."""
 
 
 class UnsupportedDiffusionError(TypeError, ValueError):
@@ -191,6 +202,86 @@ def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
 def full_precision(like: Tensor) -> torch.autocast:
     """A context without autocast on the device of ``like``, for algebra outside the network."""
     return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)
+
+
+def own_node(y: Tensor) -> Tensor:
+    """A graph node of its own for y: derivatives with respect to it ignore y's other uses."""
+    return y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
+
+
+def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
+    """The inner product of ``vector`` (*batch, K) with the variables of y: (*batch, *event_shape).
+
+    One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
+    vectors per data dimension, (batch or 1, *event_shape, K).
+    """
+    if not (isinstance(vector, Tensor) and vector.is_floating_point()):
+        check_shape("vector", vector, ())
+    if not (isinstance(y, Tensor) and y.is_floating_point()):
+        check_shape("y", y, ())
+    by_dimension = vector.dim() == y.dim() > 2
+    lead = 1 if by_dimension else max(vector.dim() - 1, 1)
+    if not lead < y.dim() or y.shape[lead] != vector.shape[-1]:
+        report_variables(y, vector, lead)
+    if by_dimension:
+        for n, m in zip(vector.shape[:-1], (len(y), *y.shape[2:]), strict=True):
+            if n not in (1, m):
+                report_variables(y, vector, lead)
+        return (vector.to(y).movedim(-1, 1) * y).sum(1)
+    if vector.dim() > 1 and vector.shape[:-1] != y.shape[:lead]:
+        report_variables(y, vector, lead)
+    flat = y.reshape(*y.shape[: lead + 1], math.prod(y.shape[lead + 1 :]))
+    # autocast leaves float64 as it is
+    with full_precision(y) if y.dtype != torch.float64 else nullcontext():
+        return (vector.to(y).unsqueeze(-2) @ flat).reshape(*y.shape[:lead], *y.shape[lead + 1 :])
+
+
+def report_variables(y: Tensor, factor: Tensor, batch_dim: int) -> NoReturn:
+    """Raises ValueError: states do not have the variables that a factor is of."""
+    raise ValueError(
+        f"y has shape {tuple(y.shape)}, expected (*batch, {factor.shape[-1]}, *event_shape) with "
+        f"{batch_dim} batch dimensions, for a factor of shape {tuple(factor.shape)}"
+    )
+
+
+class Prior(Recorded, ABC):
+    """A prior π(y) = Π_j π_1(y_j) over data dimensions j, with π_1 a distribution of K variables.
+
+    Raises:
+        ValueError: a y that is not (batch, K, *event_shape).
+    """
+
+    num_variables: int
+
+    @abstractmethod
+    def log_prob(self, y: Tensor) -> Tensor:
+        """log π(y), (batch,), nats, for y (batch, K, *event_shape)."""
+
+    @abstractmethod
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """y of ``shape`` (batch, K, *event_shape), float64, on the generator's device."""
+
+    @abstractmethod
+    def entropy(self, num_dims: int = 1) -> Tensor:
+        """The entropy -E log π(y) of ``num_dims`` data dimensions, 0-dim, nats."""
+
+    def score(self, y: Tensor) -> Tensor:
+        """∇ log π(y), like y (batch, K, *event_shape); differentiable in y."""
+        self._check(y)
+        with torch.enable_grad():
+            point = own_node(y)
+            (gradient,) = torch.autograd.grad(self.log_prob(point).sum(), point, create_graph=True)
+        return gradient if torch.is_grad_enabled() else gradient.detach()
+
+    def _check(self, y: Tensor) -> int:
+        """The number of data dimensions."""
+        check_shape("y", y, ())
+        if y.dim() < 2 or y.shape[1] != self.num_variables:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}, expected (batch, K, *event_shape) with "
+                f"K = {self.num_variables}"
+            )
+        return math.prod(y.shape[2:])
 
 
 # -- what follows from parameters ------------------------------------------------------------------

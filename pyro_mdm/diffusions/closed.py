@@ -29,7 +29,6 @@ from pyro_mdm.diffusions.base import (
 from pyro_mdm.diffusions.clocks import TimeChange, as_times
 from pyro_mdm.diffusions.kernels import Propagator, inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, of_counted, outer
-from pyro_mdm.diffusions.priors import GaussianPrior
 
 __all__ = [
     "Denoise",
@@ -147,10 +146,6 @@ class Kernels(Diffusion):
     @abstractmethod
     def prior_covariance(self) -> Tensor:
         """Σ_π (K, K) of the prior N(0, Σ_π)."""
-
-    @property
-    def prior(self) -> GaussianPrior:
-        return GaussianPrior(self.prior_covariance)
 
     @abstractmethod
     def drift_matrix(self, s: Times) -> Tensor:

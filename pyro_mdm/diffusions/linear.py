@@ -14,6 +14,7 @@ A linear diffusion consists of its :class:`Matrices`, and its
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar, cast
@@ -27,6 +28,7 @@ from pyro_mdm.diffusions.base import (
     FromParameters,
     Marginal,
     Matrix,
+    Prior,
     Times,
     Transition,
     check_clock,
@@ -64,11 +66,13 @@ from pyro_mdm.diffusions.linear_matrices import (
     Matrices,
     SkewAndSemidefinite,
 )
-from pyro_mdm.diffusions.matrices import covariance_matrix
-from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.diffusions.matrices import apply_to_dimensions, covariance_matrix
+from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.settings import described
 
 __all__ = [
+    "GaussianPrior",
     "LinearDiffusion",
     "LinearSDE",
     "LogVolume",
@@ -84,6 +88,65 @@ __all__ = [
 L = TypeVar("L", bound="LinearDiffusion")
 T = TypeVar("T")
 _REQUIRES_GRAD = attrgetter("requires_grad")
+
+
+class GaussianPrior(Prior):
+    """A Gaussian prior N(0, Σ_π) per data dimension.
+
+    Args:
+        covariance: Σ_π (K, K) float64, positive definite, or one for each data dimension, (1,
+            *event_shape, K, K) with sizes of 1 where they share.
+
+    Raises:
+        ValueError: a covariance that is not square.
+
+    Example:
+        >>> GaussianPrior(torch.eye(2)).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
+
+    @checked_arguments
+    def __init__(self, covariance: Tensor) -> None:
+        if covariance.dim() < 2 or covariance.shape[-2] != covariance.shape[-1]:
+            raise ValueError(f"covariance has shape {tuple(covariance.shape)}, expected (K, K)")
+        self.covariance = covariance
+        self.num_variables = covariance.shape[-1]
+
+    def settings(self) -> dict[str, Any]:
+        return {"covariance": self.covariance.tolist()}
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        d = self._check(y)
+        log_det = torch.logdet(self.covariance).mean()
+        constant = d * (log_det + self.num_variables * math.log(2 * math.pi))
+        return 0.5 * ((y * self.score(y)).flatten(1).sum(1) - constant.to(y))
+
+    def score(self, y: Tensor) -> Tensor:
+        """-Σ_π^{-1} y."""
+        self._check(y)
+        precision: Tensor = torch.linalg.inv_ex(self.covariance).inverse.to(y)
+        with torch.autocast(y.device.type, enabled=False):
+            if precision.dim() > 2:
+                return -apply_to_dimensions(precision, y, y.dim() - 2)
+            pull: Tensor = y @ precision if y.dim() == 2 else precision @ y.flatten(2)
+            return -pull.reshape(y.shape)
+
+    @checked_arguments
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        check_count("len(shape)", len(shape), "the number of dimensions of states", 2)
+        root: Tensor = torch.linalg.cholesky_ex(self.covariance).L
+        device = root.device if generator is None else generator.device
+        noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+        if root.dim() > 2:
+            return apply_to_dimensions(root.to(noise), noise, noise.dim() - 2)
+        return (root.to(noise) @ noise.reshape(*shape[:2], math.prod(shape[2:]))).reshape(
+            noise.shape
+        )
+
+    def entropy(self, num_dims: int = 1) -> Tensor:
+        K = self.num_variables
+        log_det = torch.logdet(self.covariance).mean()
+        return 0.5 * num_dims * (log_det + K * math.log(2 * math.pi * math.e))
 
 
 class _Held(NamedTuple):

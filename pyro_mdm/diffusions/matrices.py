@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Matrix, full_precision
-from pyro_mdm.diffusions.priors import apply_to_dimensions
+from pyro_mdm.diffusions.base import Diffusion, Matrix, full_precision, report_variables
 from pyro_mdm.support.checks import check_shape, real_tensor
 
 __all__ = [
     "MAX_AMPLIFICATION",
     "apply_matrix",
     "apply_noise",
+    "apply_to_dimensions",
     "apply_to_rows",
-    "apply_vector",
     "as_rows",
+    "check_dispersion",
     "check_semidefinite",
     "check_skew",
     "covariance_matrix",
     "hides_noise",
+    "noise_root",
     "of_counted",
     "of_rows",
     "outer",
@@ -61,7 +60,7 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     if matrix.dim() > 2 and not by_dimension:
         lead = matrix.dim() - 2
     if not 0 <= lead < y.dim() or y.shape[lead] != matrix.shape[-1]:
-        _report_variables(y, matrix, lead)
+        report_variables(y, matrix, lead)
     if by_dimension:
         dims = matrix.dim() - 3 if event_dim is None else event_dim
         with full_precision(y):
@@ -71,7 +70,7 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
         (*y.shape[:lead], y.shape[lead]),
         (y.shape[lead],),
     ):
-        _report_variables(y, matrix, lead)
+        report_variables(y, matrix, lead)
     with full_precision(y):
         if not several:  # in as few operations as can be
             flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)
@@ -81,38 +80,11 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
         return (matrix.to(y) @ flat).reshape(y.shape)
 
 
-def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
-    """The inner product of ``vector`` (*batch, K) with the variables of y: (*batch, *event_shape).
-
-    One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
-    vectors per data dimension, (batch or 1, *event_shape, K).
-    """
-    if not (isinstance(vector, Tensor) and vector.is_floating_point()):
-        check_shape("vector", vector, ())
-    if not (isinstance(y, Tensor) and y.is_floating_point()):
-        check_shape("y", y, ())
-    by_dimension = vector.dim() == y.dim() > 2
-    lead = 1 if by_dimension else max(vector.dim() - 1, 1)
-    if not lead < y.dim() or y.shape[lead] != vector.shape[-1]:
-        _report_variables(y, vector, lead)
-    if by_dimension:
-        for n, m in zip(vector.shape[:-1], (len(y), *y.shape[2:]), strict=True):
-            if n not in (1, m):
-                _report_variables(y, vector, lead)
-        return (vector.to(y).movedim(-1, 1) * y).sum(1)
-    if vector.dim() > 1 and vector.shape[:-1] != y.shape[:lead]:
-        _report_variables(y, vector, lead)
-    flat = y.reshape(*y.shape[: lead + 1], math.prod(y.shape[lead + 1 :]))
-    # autocast leaves float64 as it is
-    with full_precision(y) if y.dtype != torch.float64 else nullcontext():
-        return (vector.to(y).unsqueeze(-2) @ flat).reshape(*y.shape[:lead], *y.shape[lead + 1 :])
-
-
-def _report_variables(y: Tensor, factor: Tensor, batch_dim: int) -> NoReturn:
-    raise ValueError(
-        f"y has shape {tuple(y.shape)}, expected (*batch, {factor.shape[-1]}, *event_shape) with "
-        f"{batch_dim} batch dimensions, for a factor of shape {tuple(factor.shape)}"
-    )
+def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
+    """``matrix`` (*batch or 1, *event_shape, K, K) times y (*batch, K, *event_shape)."""
+    at = y.dim() - event_dim - 1
+    rows = y.movedim(at, -1).unsqueeze(-2)  # (*batch, *event_shape, 1, K)
+    return (matrix * rows).sum(-1).movedim(-1, at)
 
 
 def scale_variables(vector: Tensor, y: Tensor) -> Tensor:
@@ -157,6 +129,34 @@ def apply_to_rows(matrix: Tensor, rows: Tensor) -> Tensor:
 def apply_noise(G: Tensor, y: Tensor) -> Tensor:
     """g² y, like y (n, K, *event_shape), for roots G (n, d or 1, K, K) of g² = G Gᵀ."""
     return apply_to_rows(G, apply_to_rows(G.mT, as_rows(y))).mT.reshape(y.shape)
+
+
+def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
+    """G(y, s) as (batch, d or 1, K, K), checked against the shape that its diffusion declares.
+
+    Raises:
+        ValueError: another shape.
+    """
+    n, K, event = len(y), diffusion.num_variables, y.shape[2:]
+    if diffusion.noise_depends_on_state:
+        if G.shape == (n, *event, K, K):
+            return G.reshape(n, -1, K, K)
+        expected = f"({', '.join(map(str, (n, *event, K, K)))}), a K×K block per data dimension"
+    else:
+        if G.shape in ((K, K), (n, K, K)):
+            return G.expand(n, K, K).unsqueeze(1)
+        if diffusion.maps and G.dim() == y.dim() + 1:
+            return G.expand(n, *event, K, K).reshape(n, -1, K, K)
+        expected = f"({n}, {K}, {K}) or ({K}, {K}), one block for all data dimensions"
+    raise ValueError(
+        f"the dispersion of {type(diffusion).__name__} has shape {tuple(G.shape)}, expected "
+        f"{expected}, as noise_depends_on_state is {diffusion.noise_depends_on_state}"
+    )
+
+
+def noise_root(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
+    """G(y, s) as (n, d or 1, K, K) in y's dtype, checked by :func:`check_dispersion`."""
+    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y)
 
 
 def check_skew(name: str, Q: Tensor, tolerance: float) -> None:

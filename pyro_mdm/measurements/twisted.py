@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
+from pyro_mdm.diffusions.base import apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.evaluation.weights import of_repeats
 from pyro_mdm.likelihoods.base import log_prob_by_dimension

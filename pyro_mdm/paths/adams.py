@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pyro_mdm.diffusions.simulation import own_node
+from pyro_mdm.diffusions.base import own_node
 
 __all__ = ["Divergences", "VelocityField", "walk"]
 

@@ -415,6 +415,8 @@ class BoundScore:
         """s_θ(y, s), like y."""
         return self.parameterization.score(self.diffusion, y.to(self.dtype), s).to(y.dtype)
 
+    score = __call__
+
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
         """x̂, (*batch, *event_shape), in y's dtype, for the backward process with noise η g².
 

@@ -16,19 +16,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 import pyro_mdm.randomness as randomness
-from pyro_mdm.diffusions.base import Cap, Diffusion, from_coordinates, full_precision, require
+from pyro_mdm.diffusions.base import (
+    Cap,
+    Diffusion,
+    apply_vector,
+    from_coordinates,
+    full_precision,
+    own_node,
+    require,
+)
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_noise, apply_vector
-from pyro_mdm.diffusions.sde import check_dispersion, noise_divergence, noise_root
-from pyro_mdm.diffusions.simulation import AT_ONCE, Simulation, divergence, jacobian, own_node
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows, check_dispersion
 from pyro_mdm.paths.adams import Divergences, walk
 from pyro_mdm.paths.base import BoundScore, NoisingPath
 from pyro_mdm.paths.density import check_counts_all
@@ -37,7 +43,7 @@ from pyro_mdm.support.checks import check_count, check_finite, check_number
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
 
-__all__ = ["FlowDensity", "Solver", "flow_log_prob"]
+__all__ = ["FlowDensity", "ProbeLaw", "Probes", "Solver", "Trace", "divergence", "flow_log_prob"]
 
 FIXED = ("euler", "midpoint", "heun3", "rk4")
 ADAMS = "adams"
@@ -156,7 +162,7 @@ class _Flow(ABC):
     def __init__(self, diffusion: Diffusion, score: Score, solver: Solver, seed: int) -> None:
         self.diffusion = diffusion
         self.seed, self.score = seed, BoundScore(diffusion, score)
-        self.trace = Simulation(probes=solver.probes or "exact")
+        self.probes: Probes = solver.probes or "exact"
         self.calls = 0
         parameters = *diffusion.parameters(), *score.parameters()
         self.learned = any(parameter.requires_grad for parameter in parameters)
@@ -198,22 +204,18 @@ class _StateFlow(_Flow):
         self.calls += 1
         way = self.diffusion.way
         s = way.time_at(u)
-        speed, at = way.speed(s), s.expand(len(y))
-        by_time = self._linear if isinstance(self.diffusion, Kernels) else self._simulated
-        v, change = by_time(y, at, graph)
+        speed = way.speed(s)
+        if isinstance(self.diffusion, Kernels):
+            v, change = self._linear(y, s.expand(len(y)), graph)
+        else:
+            v = self.diffusion.paths.velocity(y, s, 0.0, self.score)
+            change = divergence(v, y, None, self.probes, create_graph=graph).value
         return speed * v, speed * change
 
-    def _simulated(self, y: Tensor, s: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        """f - ½ (g² s_θ + ∇·g²), like y, and its divergence, (n,), at times s (n,)."""
-        G = noise_root(self.diffusion, y, s)
-        pulled = apply_noise(G, self.score(y, s)) + noise_divergence(self.diffusion, y, s)
-        v = self.diffusion.drift(y, s) - 0.5 * pulled
-        return v, divergence(v, y, None, self.trace, create_graph=graph).value
-
     def _linear(self, y: Tensor, s: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        """A y - ½ g² s_θ and its divergence, as above."""
+        """A y - ½ g² s_θ, like y, and its divergence, (n,), at times s (n,)."""
         diffusion = cast(Kernels, self.diffusion)
-        theta, of_score = with_divergence(self.score, y, s, self.trace, create_graph=graph)
+        theta, of_score = with_divergence(self.score, y, s, self.probes, create_graph=graph)
         A = diffusion.drift_matrix(s)
         v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
         trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -222,7 +224,7 @@ class _StateFlow(_Flow):
 
 
 def with_divergence(
-    score: BoundScore, y: Tensor, s: Tensor, how: Simulation, *, create_graph: bool = True
+    score: BoundScore, y: Tensor, s: Tensor, probes: Probes, *, create_graph: bool = True
 ) -> tuple[Tensor, Tensor]:
     """s_θ, like y (batch, K, *event_shape), and ∇·(g² s_θ), (batch,), of closed-form kernels.
 
@@ -237,7 +239,7 @@ def with_divergence(
         W = at.whitener
         added = theta.double() + apply_matrix(W.mT @ W, y.double())
         G = check_dispersion(diffusion, diffusion.dispersion(None, s), y).to(y.device)
-        of_added = divergence(added, y, G, how, create_graph=create_graph).value
+        of_added = divergence(added, y, G, probes, create_graph=create_graph).value
     of_score = of_added - y[0, 0].numel() * diffusion.log_volume.rate(s).to(of_added)
     return theta.to(dtype), of_score.to(dtype)
 
@@ -294,7 +296,7 @@ class _DenoiserFlow(_Flow):
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         state = y.unsqueeze(1)  # as if K were 1
         v = _DenoiserField(self, u.reshape(1), y).velocity(0, state.squeeze(1))
-        return v, divergence(v.unsqueeze(1), state, None, self.trace, create_graph=graph).value
+        return v, divergence(v.unsqueeze(1), state, None, self.probes, create_graph=graph).value
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
         log_snr = self.level(y.new_ones(1))[0][0]
@@ -314,7 +316,7 @@ class _DenoiserField:
 
     def __init__(self, flow: _DenoiserFlow, u: Tensor, w: Tensor) -> None:
         self.flow = flow
-        self.has_jacobian = flow.trace.probes == "exact"
+        self.has_jacobian = flow.probes == "exact"
         self.dtype, self.event_dim = flow.score.dtype, w.dim() - 1
         self.level, speed = flow.level(u)
         # broadcast with states (S + 1, n, *event_shape)
@@ -362,8 +364,8 @@ class _DenoiserField:
             at = log_snr, self.scale[nodes], self.pull[nodes]
             field = (factor * self._departure(y.reshape(w.shape), *at)).reshape(y.shape)
             if not self.has_jacobian:
-                how = self.flow.trace
-                values = [divergence(field, y, None, how, create_graph=recorded).value]
+                probes = self.flow.probes
+                values = [divergence(field, y, None, probes, create_graph=recorded).value]
             else:
                 J = jacobian(field, y, create_graph=recorded or slopes)
                 trace = J.diagonal(dim1=1, dim2=2).sum(1)
@@ -374,3 +376,131 @@ class _DenoiserField:
                     (slope,) = torch.autograd.grad(trace.sum(), y)
                 values += [J, slope.flatten(1)]
         return tuple((v if recorded else v.detach()).unflatten(0, lead) for v in values)
+
+
+# -- divergences -----------------------------------------------------------------------------------
+
+Probes = int | Literal["exact"] | None
+ProbeLaw = Literal["rademacher", "gaussian"]
+EXACT = 8
+"""The most derivatives for which a divergence is exact by default."""
+AT_ONCE = 2**16
+"""The most numbers in a batch of derivatives, of all data together."""
+
+
+class Trace(NamedTuple):
+    """An estimate of a divergence for each of n data."""
+
+    value: Tensor  # (n,)
+    variance: Tensor  # (n,) of the value, by its probes; 0 if exact, NaN for a single probe
+
+
+def divergence(
+    field: Tensor,
+    y: Tensor,
+    G: Tensor | None,
+    probes: Probes,
+    *,
+    law: ProbeLaw = "rademacher",
+    create_graph: bool = True,
+) -> Trace:
+    r"""The trace tr(Gᵀ J G) of a field's Jacobian J at y; tr J for G = None.
+
+    Args:
+        field: (n, K, *event_shape), computed from y, which requires gradients.
+        G: (n, d or 1, K, K), held fixed.
+        probes: number of Hutchinson probes, or ``exact``; None: exact for up to 8 derivatives and
+            otherwise 1.
+        law: distribution of the probes.
+        create_graph: whether the divergence has derivatives itself.
+    """
+    n, K = y.shape[:2]
+    d = y[0, 0].numel()
+    rows = as_rows(field)
+    if not field.requires_grad:
+        return Trace(y.new_zeros(n), y.new_zeros(n))
+    # The graph is needed if anything else carries gradients; the caller detaches if not.
+    along = rows if G is None else apply_to_rows(G.mT, rows)
+    used = list(range(K))
+    if G is not None:
+        used = G.detach().abs().amax((0, 1, 2)).nonzero().squeeze(1).tolist()
+    if probes is None:
+        probes = "exact" if d * len(used) <= EXACT else 1
+    if probes == "exact" and G is None and d * K > EXACT:
+        return Trace(_batched(rows, y, create_graph), y.new_zeros(n))
+    if probes == "exact":
+        total = y.new_zeros(n)
+        for j in range(d):
+            for k in used:
+                grad = _gradient(along[:, j, k].sum(), y, create_graph)[:, j]
+                total = total + (grad[:, k] if G is None else (grad * _column(G, j, k)).sum(-1))
+        return Trace(total, y.new_zeros(n))
+    estimates = []
+    for _ in range(probes):
+        xi = _probe((n, d, K), law, y)
+        grad = _gradient((along * xi).sum(), y, create_graph)
+        moved = xi if G is None else apply_to_rows(G.to(xi.dtype), xi)
+        estimates.append((grad * moved).flatten(1).sum(1))
+    values = torch.stack(estimates)
+    variance = values.detach().var(0) / probes if probes > 1 else values[0].detach() * math.nan
+    return Trace(values.mean(0), variance)
+
+
+def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
+    """tr J, (n,), of a field (n, d, K) at y, by batches of derivatives."""
+    total = rows.new_zeros(len(rows))
+    for chunk, grad in _derivatives(rows, y, create_graph):
+        total = total + grad[torch.arange(len(chunk)), :, chunk].sum(0)
+    return total
+
+
+def jacobian(field: Tensor, y: Tensor, *, create_graph: bool = True) -> Tensor:
+    """The Jacobian of each datum, (n, K·d, K·d), by batches of derivatives.
+
+    Args:
+        field: values (n, K, *event_shape), computed from y, which requires gradients.
+        y: states, (n, K, *event_shape).
+        create_graph: whether the Jacobian has derivatives itself.
+    """
+    batches = [grad for _, grad in _derivatives(as_rows(field), y, create_graph)]
+    return torch.cat(batches).movedim(0, 1)
+
+
+def _derivatives(rows: Tensor, y: Tensor, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices (m,) of the numbers of a field (n, d, K), and their derivatives, (m, n, d·K).
+
+    Where a batch fails, its derivatives are taken one by one, and an error in these is raised. A
+    batch that exhausts the memory fails at once.
+    """
+    n, d, K = rows.shape
+    unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device)
+    options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True}
+    for chunk in torch.arange(d * K, device=rows.device).split(max(1, AT_ONCE // (n * d * K))):
+        if not rows.requires_grad:  # it does not depend on y
+            yield chunk, rows.new_zeros(len(chunk), n, d * K)
+            continue
+        along = unit[chunk].reshape(-1, 1, d, K).expand(-1, n, d, K)
+        try:
+            (grad,) = torch.autograd.grad(rows, y, along, is_grads_batched=True, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a network whose derivative takes no batch
+            grad = torch.stack([torch.autograd.grad(rows, y, one, **options)[0] for one in along])
+        yield chunk, grad.flatten(3).mT.reshape(len(chunk), n, d * K)  # (…, K, d) -> (…, d, K)
+
+
+def _column(G: Tensor, j: int, k: int) -> Tensor:
+    return G[:, j if G.shape[1] > 1 else 0, :, k]
+
+
+def _gradient(value: Tensor, y: Tensor, create_graph: bool) -> Tensor:
+    (grad,) = torch.autograd.grad(
+        value, y, create_graph=create_graph, retain_graph=True, allow_unused=True
+    )
+    return as_rows(torch.zeros_like(y) if grad is None else grad)
+
+
+def _probe(shape: tuple[int, ...], law: str, like: Tensor) -> Tensor:
+    if law == "gaussian":
+        return randomness.normal(shape, like.dtype, like.device)
+    return 2.0 * (randomness.uniform(shape, like.dtype, like.device) < 0.5).to(like.dtype) - 1.0

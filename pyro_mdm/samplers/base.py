@@ -13,10 +13,15 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
+from pyro_mdm.diffusions.base import (
+    Cap,
+    Diffusion,
+    SimulationError,
+    UnsupportedDiffusionError,
+    require,
+)
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
 from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import GRIDS, NEED, Grid, check_grid, check_need, given_times
@@ -38,6 +43,7 @@ from pyro_mdm.support.settings import Recorded
 
 __all__ = [
     "At",
+    "LIMIT",
     "LinearSampler",
     "LinearSteps",
     "Noise",
@@ -48,6 +54,9 @@ __all__ = [
     "combined",
 ]
 
+
+LIMIT = 1e6
+"""A state beyond this has exploded."""
 
 L = TypeVar("L", bound="LinearSampler[Any]")
 Plan = TypeVar("Plan", bound=tuple[Any, ...])

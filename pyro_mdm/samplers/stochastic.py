@@ -13,9 +13,8 @@ from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.ends import check_precision
 from pyro_mdm.diffusions.linear import clock_noise, linear_of
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows, noise_root
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.diffusions.sde import noise_divergence, noise_root
 from pyro_mdm.samplers.base import (
     At,
     LinearSampler,
@@ -81,20 +80,20 @@ class EulerMaruyama(LinearSampler[LinearSteps]):
         self, plan: Sequence[LinearSteps] | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
         if isinstance(plan, Tensor):
-            return self._general(plan, i, y, ask, noise())
+            s, h = plan[i], plan[i] - plan[i + 1]
+            check_size(y, s, i, len(plan) - 1)
+            velocity: Tensor = ask.diffusion.paths.velocity(y, s, 1.0, ask)
+            return y - h * velocity + _kick(ask.diffusion, y, s, h.sqrt() * noise())
         at = plan[i]
         return combined(at.matrix, y, ask.score(y, at.s), noise())
 
-    @staticmethod
-    def _general(times: Tensor, i: int, y: Tensor, ask: Questions, noise: Tensor) -> Tensor:
-        diffusion, s, h = ask.diffusion, times[i].expand(len(y)), times[i] - times[i + 1]
-        check_size(y, times[i], i, len(times) - 1)
-        G = noise_root(diffusion, y, s)
-        white = G.mT @ as_rows(ask.score(y, s[0])).unsqueeze(-1)
-        moved = (G @ (h * white + h.sqrt() * as_rows(noise).unsqueeze(-1))).squeeze(-1)
-        drift = diffusion.drift(y, s) - noise_divergence(diffusion, y, s)
-        value: Tensor = y - h * drift.double() + moved.mT.reshape(y.shape)
-        return value
+
+def _kick(diffusion: Diffusion, y: Tensor, s: Tensor, xi: Tensor) -> Tensor:
+    """G(y, s) ξ, like y."""
+    G = noise_root(diffusion, y, s.expand(len(y)))  # (n, d or 1, K, K)
+    if G.shape[1] == 1:
+        return apply_matrix(G[:, 0], xi)
+    return apply_to_rows(G, as_rows(xi)).mT.reshape(xi.shape)
 
 
 @singledispatch
@@ -138,17 +137,10 @@ class StochasticHeun(Sampler):
         h = s - later
         check_size(y, s, i, len(plan) - 1)
         xi = h.sqrt() * noise()
-        kick, kick_later = (self._kick(ask.diffusion, y, t, xi) for t in (s, later))
+        kick, kick_later = (_kick(ask.diffusion, y, t, xi) for t in (s, later))
         here = ask.velocity(y, s, noise=1.0)
         there = ask.velocity(y - h * here + kick, later, noise=1.0)
         return y - h / 2 * (here + there) + (kick + kick_later) / 2
-
-    @staticmethod
-    def _kick(diffusion: Diffusion, y: Tensor, s: Tensor, xi: Tensor) -> Tensor:
-        G = noise_root(diffusion, y, s.expand(len(y)))  # (n, d or 1, K, K)
-        if G.shape[1] == 1:
-            return apply_matrix(G[:, 0], xi)
-        return apply_to_rows(G, as_rows(xi)).mT.reshape(xi.shape)
 
 
 class _SplittingPlan(NamedTuple):

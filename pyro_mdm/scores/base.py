@@ -18,13 +18,14 @@ from pyro_mdm.diffusions.base import (
     Diffusion,
     Marginal,
     UnsupportedDiffusionError,
+    apply_vector,
     full_precision,
     require,
 )
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import at_rest, clock_noise
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
 from pyro_mdm.scores.density import AdaptiveDensity, watching
 from pyro_mdm.support.checks import (

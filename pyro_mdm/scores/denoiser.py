@@ -14,9 +14,16 @@ from torch import Tensor, nn
 
 import pyro_mdm.likelihoods as likelihoods
 import pyro_mdm.randomness as randomness
-from pyro_mdm.diffusions.base import Cap, Diffusion, full_precision, require, with_event_dims
+from pyro_mdm.diffusions.base import (
+    Cap,
+    Diffusion,
+    apply_vector,
+    full_precision,
+    require,
+    with_event_dims,
+)
 from pyro_mdm.diffusions.closed import Kernels, denoising_error
-from pyro_mdm.diffusions.matrices import apply_vector, of_counted
+from pyro_mdm.diffusions.matrices import of_counted
 from pyro_mdm.scores.base import Coefficients, Number, Score, check_fit
 from pyro_mdm.scores.density import watching
 from pyro_mdm.support.argument_types import checked_arguments

@@ -40,10 +40,17 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Diffusion, Marginal, Noised, ScoreAndDenoiser, Times
+from pyro_mdm.diffusions.base import (
+    Diffusion,
+    Marginal,
+    Noised,
+    ScoreAndDenoiser,
+    Times,
+    apply_vector,
+)
 from pyro_mdm.diffusions.closed import Denoise, GaussianPaths
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_vector, outer
+from pyro_mdm.diffusions.matrices import outer
 from pyro_mdm.seeing.volatility import Volatility
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.argument_types import checked_arguments

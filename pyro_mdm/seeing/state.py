@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap, Diffusion, full_precision
+from pyro_mdm.diffusions.base import Cap, Diffusion, apply_vector, full_precision
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.scores.base import Coefficients, Number, coefficients, rotated
 from pyro_mdm.seeing.wrapping import WrappedDenoiser
 

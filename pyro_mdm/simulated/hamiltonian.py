@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Matrix, Times, with_event_dims
+from pyro_mdm.diffusions.base import Matrix, Prior, Times, own_node, with_event_dims
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.matrices import (
     apply_to_rows,
@@ -30,9 +30,9 @@ from pyro_mdm.diffusions.matrices import (
     square_matrix,
     symmetric_root,
 )
-from pyro_mdm.diffusions.priors import Prior, QuadraturePrior
-from pyro_mdm.diffusions.simulation import Simulation, own_node
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion, matrix_divergence
+from pyro_mdm.simulated.priors import QuadraturePrior
+from pyro_mdm.simulated.simulation import Simulation
 from pyro_mdm.support.settings import arguments_of, described
 
 __all__ = ["HamiltonianDiffusion"]
@@ -55,7 +55,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
 
     Args:
         H: the energy: K functions of one variable each, applied elementwise, whose prior is
-            :class:`~pyro_mdm.diffusions.priors.QuadraturePrior`; or one function of the state
+            :class:`~pyro_mdm.simulated.QuadraturePrior`; or one function of the state
             (batch, K, *event_shape) that returns (batch, *event_shape), with a ``prior``.
         Q: the skew-symmetric matrix, (K, K), which moves mass between variables; or a function of
             the state that returns (batch, *event_shape, K, K).

@@ -12,9 +12,11 @@ import torchsde
 from torch import Tensor, nn
 
 import pyro_mdm.randomness as randomness
-from pyro_mdm.diffusions.base import Diffusion, full_precision
-from pyro_mdm.diffusions.sde import fold, noise_root, unfold
-from pyro_mdm.diffusions.simulation import LIMIT, Simulation, SimulationError
+from pyro_mdm.diffusions.base import Diffusion, SimulationError, full_precision
+from pyro_mdm.diffusions.matrices import noise_root
+from pyro_mdm.samplers.base import LIMIT
+from pyro_mdm.simulated.sde import fold, noise_type, unfold
+from pyro_mdm.simulated.simulation import Simulation
 
 __all__ = ["advance"]
 
@@ -43,7 +45,7 @@ class _TimedSDE(nn.Module):
     ) -> None:
         super().__init__()
         self.diffusion = diffusion
-        self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
+        self.noise_type = noise_type(diffusion)
         self.begin, self.low = begin, interval[0]
         self.speed = (end - begin) / (interval[1] - interval[0])  # ds/du
         self.end, self.event_shape, self.steps = end, event_shape, steps

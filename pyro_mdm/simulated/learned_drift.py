@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, remade
 from pyro_mdm.diffusions.clocks import as_times, times_within
 from pyro_mdm.diffusions.linear import LinearDiffusion, at_rest
-from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.simulated.simulation import Simulation
 from pyro_mdm.support.checks import check_instance, check_network, check_number
 from pyro_mdm.support.modules import of_part
 

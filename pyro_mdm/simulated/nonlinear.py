@@ -3,7 +3,7 @@ r"""Noising diffusions without a closed form, given by a drift and a dispersion.
     dy = f(y, s) ds + G(y, s) dB_s        from ε to T
 
 The distribution of y_ε given x is exact and Gaussian, so that decoders serve as for linear
-diffusions. Later states are simulated (:mod:`pyro_mdm.diffusions.simulation`).
+diffusions. Later states are simulated (:mod:`pyro_mdm.simulated.integration`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,25 @@ from pyro_mdm.diffusions.base import (
     DataPaths,
     Diffusion,
     Marginal,
+    Prior,
     ScoreAndDenoiser,
     Times,
     check_clock,
     check_horizon,
     full_precision,
+    own_node,
 )
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, times_within
-from pyro_mdm.diffusions.matrices import apply_noise, covariance_matrix
-from pyro_mdm.diffusions.priors import GaussianPrior, Prior
-from pyro_mdm.diffusions.sde import check_dispersion, noise_divergence, noise_root
-from pyro_mdm.diffusions.simulation import Simulation, divergence, own_node
+from pyro_mdm.diffusions.linear import GaussianPrior
+from pyro_mdm.diffusions.matrices import (
+    apply_noise,
+    check_dispersion,
+    covariance_matrix,
+    noise_root,
+)
+from pyro_mdm.paths.flow import Probes, divergence
 from pyro_mdm.simulated.integration import advance
+from pyro_mdm.simulated.simulation import Simulation
 from pyro_mdm.support.checks import check_count, check_instance, check_number, check_real
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.settings import described
@@ -50,10 +57,12 @@ MISMATCH = 1e-4
 
 
 class _SimulatedPaths(DataPaths):
+    diffusion: NonlinearDiffusion
+
     def velocity(self, y: Tensor, s: Tensor, noise: float, ask: ScoreAndDenoiser) -> Tensor:
-        diffusion, at, score = self.diffusion, s.expand(len(y)), ask.score(y, s)
+        diffusion, at = self.diffusion, s.expand(len(y))
         G = noise_root(diffusion, y, at)
-        pull = apply_noise(G, score) + noise_divergence(diffusion, y, at).double()
+        pull = apply_noise(G, ask.score(y, at)) + diffusion.noise_divergence(y, at).double()
         return diffusion.drift(y, at).double() - (1 + noise) / 2 * pull
 
 
@@ -90,7 +99,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             declared, a prior declared stationary that is not.
 
     Example:
-        >>> from pyro_mdm.diffusions import QuadraturePrior
+        >>> from pyro_mdm.simulated import QuadraturePrior
         >>> class Cubic(NonlinearDiffusion):
         ...     "Over-damped motion in the potential y⁴/4, stationary at π ∝ exp(-y⁴/4)."
         ...     stationary_prior = True
@@ -131,7 +140,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         if not min_log_snr < max_log_snr:
             raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
         if prior is not None:
-            check_instance("prior", prior, Prior, "see pyro_mdm.diffusions.priors")
+            check_instance("prior", prior, Prior, "see pyro_mdm.simulated.priors")
         if prior is not None and prior.num_variables != K:
             raise ValueError(f"the prior is of K = {prior.num_variables} variables, expected {K}")
         self.num_variables, self.horizon = K, check_horizon(horizon)
@@ -411,12 +420,12 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def _check_prior(self, y: Tensor, s: Tensor) -> None:
         exact = y[0].numel() <= CHECKED_DERIVATIVES
-        settings = Simulation(probes="exact" if exact else PROBES)
+        probes: Probes = "exact" if exact else PROBES
         with torch.enable_grad():
             point = y.detach().requires_grad_()
             F = self._prior_current(point, s)
             with randomness.piece(0, 1, 0):
-                trace = divergence(F, point, None, settings)
+                trace = divergence(F, point, None, probes)
             along = (F * self.prior.score(point)).flatten(1).sum(1)
             first, second = trace.value.detach(), along.detach()
         scale = float(first.square().mean().sqrt() + second.square().mean().sqrt())

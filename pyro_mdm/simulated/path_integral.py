@@ -37,11 +37,11 @@ import torch
 from torch import Tensor
 
 import pyro_mdm.randomness as randomness
-from pyro_mdm.diffusions.base import full_precision
-from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows
-from pyro_mdm.diffusions.sde import noise_divergence, noise_root
-from pyro_mdm.diffusions.simulation import Simulation, Trace, divergence, own_node
+from pyro_mdm.diffusions.base import full_precision, own_node
+from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows, noise_root
+from pyro_mdm.paths.flow import Trace, divergence
 from pyro_mdm.simulated.integration import advance
+from pyro_mdm.simulated.simulation import Simulation
 
 if TYPE_CHECKING:
     from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
@@ -137,7 +137,7 @@ def _implicit(
         G = noise_root(diffusion, y, s)
         point = own_node(y)
         residual = _residual(diffusion, score, point, s)
-        trace = divergence(residual, point, G, simulation)
+        trace = divergence(residual, point, G, simulation.probes, law=simulation.probe_law)
         value = _products(diffusion, point, residual, G) + trace.value
         value = value + _spurious(diffusion, y, s, residual)
         current = _current(diffusion, y, s, simulation)
@@ -192,9 +192,7 @@ def _products(diffusion: NonlinearDiffusion, y: Tensor, residual: Tensor, G: Ten
 
 def _spurious(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, residual: Tensor) -> Tensor:
     """(∇·g²) · r, (n,)."""
-    if not diffusion.noise_depends_on_state:
-        return residual.new_zeros(len(y))
-    return (noise_divergence(diffusion, y, s) * residual).flatten(1).sum(1)
+    return (diffusion.noise_divergence(y, s) * residual).flatten(1).sum(1)
 
 
 def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Simulation) -> Trace:
@@ -204,6 +202,6 @@ def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Si
         F = diffusion.prior_current(point, s)
         if F is None:
             return Trace(y.new_zeros(()), y.new_zeros(()))
-        of_current = divergence(F, point, None, simulation)
+        of_current = divergence(F, point, None, simulation.probes, law=simulation.probe_law)
         along = (F * diffusion.prior.score(point)).flatten(1).sum(1)
         return Trace(of_current.value + along, of_current.variance)

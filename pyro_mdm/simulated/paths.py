@@ -14,7 +14,6 @@ from torch import Tensor
 
 import pyro_mdm.randomness as randomness
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import (
     GenerativeLaw,
     NoisingLaw,
@@ -28,6 +27,7 @@ from pyro_mdm.paths.density import density_bound, gaussian_log_prob
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.simulated.simulation import Simulation
 from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import check_shape
 

@@ -30,8 +30,9 @@ from tqdm.auto import tqdm
 
 from inference.folders.loading import load_trained
 from pyro_mdm import VPSDE, LearnedDiffusion, LinearDiffusion
+from pyro_mdm.diffusions.base import apply_vector
 from pyro_mdm.diffusions.clocks import as_times
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.samplers import ExponentialIntegrator, quadratic_grid
 from pyro_mdm.samplers.base import Questions

@@ -58,16 +58,14 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.closed import volume_growth
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.simulation import Simulation, divergence
 from pyro_mdm.paths.base import BoundScore
-from pyro_mdm.paths.flow import with_divergence
+from pyro_mdm.paths.flow import Probes, divergence, with_divergence
 from pyro_mdm.scores.base import Score, call_on_state
 from tests.benchmarks.documented import interval, mean_and_error, write
 from tests.problems import ExactNoise, GaussianMixture
 
 __all__ = ["OBJECTIVES", "Times", "half_square", "implicit", "not_hybrid"]
 
-PROBE = Simulation(probes=1)
 BATCH, GROUPS = 128, 8
 Objective = Callable[[Score, LinearDiffusion, Tensor], Tensor]
 """Draws of the diffusion term of each datum, (n,) nats, of x (n, *event_shape)."""
@@ -160,7 +158,7 @@ def implicit(
     score: Score,
     diffusion: LinearDiffusion,
     x: Tensor,
-    how: Simulation = PROBE,
+    probes: Probes = 1,
     plain: bool = False,
 ) -> Tensor:
     """The implicit objective at closed-form draws, less its constant."""
@@ -171,9 +169,9 @@ def implicit(
         y = (outer(law.mean, x) + apply_matrix(law.scale_tril, noise)).detach().requires_grad_()
         if plain:
             theta, G = score.score(diffusion, y, s), diffusion.dispersion(None, s).unsqueeze(1)
-            spread = divergence(theta.double(), y, G, how).value
+            spread = divergence(theta.double(), y, G, probes).value
         else:
-            theta, spread = with_divergence(BoundScore(diffusion, score), y, s, how)
+            theta, spread = with_divergence(BoundScore(diffusion, score), y, s, probes)
     volume = diffusion.log_volume.ends.diff()
     value = half_square(diffusion, theta.double(), s) + spread
     return diffusion.way.speed(s) * value + 0.5 * x[0].numel() * volume

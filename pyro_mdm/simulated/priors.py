@@ -1,13 +1,8 @@
-r"""Priors of the generative process: independent data dimensions, K variables in each.
-
-A prior π has a density, its score ∇ log π, samples and an entropy. All are differentiable in its
-parameters, if it has any.
-"""
+"""Priors that are not Gaussian: of a distribution of PyTorch, or of energies by quadrature."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,17 +11,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
+from pyro_mdm.diffusions.base import Prior, own_node
 from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_count, check_shape
-from pyro_mdm.support.settings import Recorded, described
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.settings import described
 
-__all__ = [
-    "DistributionPrior",
-    "GaussianPrior",
-    "Prior",
-    "QuadraturePrior",
-    "apply_to_dimensions",
-]
+__all__ = ["DistributionPrior", "QuadraturePrior"]
 
 POINTS = 4001
 """Nodes of a quadrature over one variable."""
@@ -36,105 +26,6 @@ FARTHEST = 1e18
 """The farthest place at which a quadrature looks for the end of a distribution."""
 ROUGH = 1e-4
 """The most, in nats, that a normalizer may change if every second node is left out."""
-
-
-class Prior(Recorded, ABC):
-    """A prior π(y) = Π_j π_1(y_j) over data dimensions j, with π_1 a distribution of K variables.
-
-    Raises:
-        ValueError: a y that is not (batch, K, *event_shape).
-    """
-
-    num_variables: int
-
-    @abstractmethod
-    def log_prob(self, y: Tensor) -> Tensor:
-        """log π(y), (batch,), nats, for y (batch, K, *event_shape)."""
-
-    @abstractmethod
-    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """y of ``shape`` (batch, K, *event_shape), float64, on the generator's device."""
-
-    @abstractmethod
-    def entropy(self, num_dims: int = 1) -> Tensor:
-        """The entropy -E log π(y) of ``num_dims`` data dimensions, 0-dim, nats."""
-
-    def score(self, y: Tensor) -> Tensor:
-        """∇ log π(y), like y (batch, K, *event_shape); differentiable in y."""
-        self._check(y)
-        with torch.enable_grad():
-            point = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(point).sum(), point, create_graph=True)
-        return gradient if torch.is_grad_enabled() else gradient.detach()
-
-    def _check(self, y: Tensor) -> int:
-        """The number of data dimensions."""
-        check_shape("y", y, ())
-        if y.dim() < 2 or y.shape[1] != self.num_variables:
-            raise ValueError(
-                f"y has shape {tuple(y.shape)}, expected (batch, K, *event_shape) with "
-                f"K = {self.num_variables}"
-            )
-        return math.prod(y.shape[2:])
-
-
-class GaussianPrior(Prior):
-    """A Gaussian prior N(0, Σ_π) per data dimension.
-
-    Args:
-        covariance: Σ_π (K, K) float64, positive definite, or one for each data dimension, (1,
-            *event_shape, K, K) with sizes of 1 where they share.
-
-    Raises:
-        ValueError: a covariance that is not square.
-
-    Example:
-        >>> GaussianPrior(torch.eye(2)).log_prob(torch.zeros(1, 2))
-        tensor([-1.8379])
-    """
-
-    @checked_arguments
-    def __init__(self, covariance: Tensor) -> None:
-        if covariance.dim() < 2 or covariance.shape[-2] != covariance.shape[-1]:
-            raise ValueError(f"covariance has shape {tuple(covariance.shape)}, expected (K, K)")
-        self.covariance = covariance
-        self.num_variables = covariance.shape[-1]
-
-    def settings(self) -> dict[str, Any]:
-        return {"covariance": self.covariance.tolist()}
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        d = self._check(y)
-        log_det = torch.logdet(self.covariance).mean()
-        constant = d * (log_det + self.num_variables * math.log(2 * math.pi))
-        return 0.5 * ((y * self.score(y)).flatten(1).sum(1) - constant.to(y))
-
-    def score(self, y: Tensor) -> Tensor:
-        """-Σ_π^{-1} y."""
-        self._check(y)
-        precision: Tensor = torch.linalg.inv_ex(self.covariance).inverse.to(y)
-        with torch.autocast(y.device.type, enabled=False):
-            if precision.dim() > 2:
-                return -apply_to_dimensions(precision, y, y.dim() - 2)
-            pull: Tensor = y @ precision if y.dim() == 2 else precision @ y.flatten(2)
-            return -pull.reshape(y.shape)
-
-    @checked_arguments
-    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        check_count("len(shape)", len(shape), "the number of dimensions of states", 2)
-        root: Tensor = torch.linalg.cholesky_ex(self.covariance).L
-        device = root.device if generator is None else generator.device
-        noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
-        if root.dim() > 2:
-            return apply_to_dimensions(root.to(noise), noise, noise.dim() - 2)
-        return (root.to(noise) @ noise.reshape(*shape[:2], math.prod(shape[2:]))).reshape(
-            noise.shape
-        )
-
-    def entropy(self, num_dims: int = 1) -> Tensor:
-        K = self.num_variables
-        log_det = torch.logdet(self.covariance).mean()
-        return 0.5 * num_dims * (log_det + K * math.log(2 * math.pi * math.e))
 
 
 class DistributionPrior(Prior):
@@ -257,7 +148,7 @@ class QuadraturePrior(Prior):
         """-∇H, like y; the normalizer does not enter."""
         self._check(y)
         with torch.enable_grad():
-            point = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
+            point = own_node(y)
             energies = [self._energy(k, point[:, k]).sum() for k in range(self.num_variables)]
             (gradient,) = torch.autograd.grad(torch.stack(energies).sum(), point, create_graph=True)
         return -gradient if torch.is_grad_enabled() else -gradient.detach()
@@ -365,10 +256,3 @@ def _parameters(distribution: Distribution) -> dict[str, Any]:
         elif isinstance(value, Tensor) and not computed:
             parameters[name] = value.tolist()
     return parameters
-
-
-def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
-    """``matrix`` (*batch or 1, *event_shape, K, K) times y (*batch, K, *event_shape)."""
-    at = y.dim() - event_dim - 1
-    rows = y.movedim(at, -1).unsqueeze(-2)  # (*batch, *event_shape, 1, K)
-    return (matrix * rows).sum(-1).movedim(-1, at)

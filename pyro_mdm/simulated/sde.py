@@ -27,14 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, Times, require
+from pyro_mdm.diffusions.matrices import check_dispersion
 
 __all__ = [
     "ForwardSDE",
     "ReverseSDE",
-    "check_dispersion",
     "fold",
-    "noise_divergence",
-    "noise_root",
+    "noise_type",
     "unfold",
 ]
 
@@ -57,29 +56,6 @@ def unfold(states: Tensor, event_shape: Sequence[int]) -> Tensor:
     return states.reshape(-1, *event_shape, states.shape[-1]).movedim(-1, 1)
 
 
-def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
-    """G(y, s) as (batch, d or 1, K, K), checked against the shape that its diffusion declares.
-
-    Raises:
-        ValueError: another shape.
-    """
-    n, K, event = len(y), diffusion.num_variables, y.shape[2:]
-    if diffusion.noise_depends_on_state:
-        if G.shape == (n, *event, K, K):
-            return G.reshape(n, -1, K, K)
-        expected = f"({', '.join(map(str, (n, *event, K, K)))}), a K×K block per data dimension"
-    else:
-        if G.shape in ((K, K), (n, K, K)):
-            return G.expand(n, K, K).unsqueeze(1)
-        if diffusion.maps and G.dim() == y.dim() + 1:
-            return G.expand(n, *event, K, K).reshape(n, -1, K, K)
-        expected = f"({n}, {K}, {K}) or ({K}, {K}), one block for all data dimensions"
-    raise ValueError(
-        f"the dispersion of {type(diffusion).__name__} has shape {tuple(G.shape)}, expected "
-        f"{expected}, as noise_depends_on_state is {diffusion.noise_depends_on_state}"
-    )
-
-
 class StateNoise(Protocol):
     """A diffusion whose noise depends on the state."""
 
@@ -87,16 +63,9 @@ class StateNoise(Protocol):
         """∇·g², like y."""
 
 
-def noise_divergence(diffusion: Diffusion, y: Tensor, s: Times) -> Tensor:
-    """∇·g², like y; 0 where noise does not depend on the state."""
-    if not diffusion.noise_depends_on_state:
-        return torch.zeros_like(y)
-    return cast(StateNoise, diffusion).noise_divergence(y, s)
-
-
-def noise_root(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
-    """G(y, s) as (n, d or 1, K, K) in y's dtype, checked by :func:`check_dispersion`."""
-    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y)
+def noise_type(diffusion: Diffusion) -> str:
+    """torchsde's name of the kind of noise."""
+    return "general" if diffusion.noise_depends_on_state else "additive"
 
 
 class _DiffusionSDE(nn.Module):
@@ -108,14 +77,14 @@ class _DiffusionSDE(nn.Module):
         super().__init__()
         self.diffusion = diffusion
         self.event_shape = torch.Size(event_shape)
-        self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
+        self.noise_type = noise_type(diffusion)
 
     def _state(self, states: Tensor) -> Tensor:
         K = self.diffusion.num_variables
         if states.dim() != 2 or states.shape[1] != K:
             raise ValueError(
                 f"states have shape {tuple(states.shape)}, expected (batch·d, K) with the K = {K} "
-                f"variables of {type(self.diffusion).__name__}; use pyro_mdm.diffusions.sde.fold"
+                f"variables of {type(self.diffusion).__name__}; use pyro_mdm.simulated.sde.fold"
             )
         return unfold(states, self.event_shape)
 
@@ -195,7 +164,9 @@ class ReverseSDE(_DiffusionSDE):
             )
         G = self._dispersion(u, s)
         white = G.mT @ fold(score.to(u.dtype)).unsqueeze(-1)
-        drift = self._drift(y, s) - noise_divergence(self.diffusion, y, s.expand(len(y)))
+        drift = self._drift(y, s)
+        if self.noise_type == "general":
+            drift = drift - cast(StateNoise, self.diffusion).noise_divergence(y, s.expand(len(y)))
         return (G @ white).squeeze(-1) - fold(drift.to(u.dtype))
 
     def g(self, t: Tensor, u: Tensor) -> Tensor:
