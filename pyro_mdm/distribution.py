@@ -23,8 +23,7 @@ from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_shape, describe, tensor_device
+from pyro_mdm.support.checks import check_shape, checked_arguments, describe, tensor_device
 from pyro_mdm.support.inference import Inference, inference_in_use
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode

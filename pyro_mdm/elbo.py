@@ -44,8 +44,7 @@ from pyro_mdm.paths.base import (
     path_divergence,
 )
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_values, describe, settle, tensor_device
+from pyro_mdm.support.checks import check_values, checked_arguments, describe, settle, tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]

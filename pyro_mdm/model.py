@@ -32,12 +32,12 @@ from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.pretrained import OpenedModel, PretrainedError, open_folder, save_folder
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import (
     check_data,
     check_instance,
     check_resolution,
     check_values,
+    checked_arguments,
     describe,
 )
 from pyro_mdm.support.files import JsonObject

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import Count, checked_arguments
 from pyro_mdm.support.settings import Recorded, Restorable
 
 __all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "StridedUNet", "UNet"]

@@ -30,8 +30,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.traces import Site
 from pyro_mdm.posteriors.weights import ImportanceWeights
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.checks import check_count, check_instance, checked_arguments
 
 __all__ = ["COMPARED", "ChainGuide", "name_of_start", "parameters"]
 

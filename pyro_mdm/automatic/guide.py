@@ -16,8 +16,7 @@ from pyro_mdm.automatic.weighing import refuse_subsample
 from pyro_mdm.budgets import Budget
 from pyro_mdm.evaluation.weights import Gap
 from pyro_mdm.posteriors.tempering import GROUPS
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import check_count, check_number, checked_arguments
 
 __all__ = ["AutoMDM"]
 

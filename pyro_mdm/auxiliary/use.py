@@ -64,8 +64,14 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.likelihoods.base import JointTweedie, Tweedie
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Score, coefficients, rotated
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_count, check_data, check_finite, real_tensor
+from pyro_mdm.support.checks import (
+    Count,
+    check_count,
+    check_data,
+    check_finite,
+    checked_arguments,
+    real_tensor,
+)
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar

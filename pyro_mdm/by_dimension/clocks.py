@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_number, real_tensor
+from pyro_mdm.support.checks import Count, check_number, checked_arguments, real_tensor
 from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
 

@@ -31,8 +31,7 @@ from pyro_mdm.conditioning.contexts import Labels
 from pyro_mdm.evaluation.comparison import EstimateOptions, compare
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.argument_types import Several, checked_arguments
-from pyro_mdm.support.checks import describe, real_tensor
+from pyro_mdm.support.checks import Several, checked_arguments, describe, real_tensor
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["ClassPosterior", "class_posterior"]

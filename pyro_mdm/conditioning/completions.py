@@ -12,8 +12,7 @@ from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import moments
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_data, describe
+from pyro_mdm.support.checks import check_data, checked_arguments, describe
 
 __all__ = ["Completions"]
 

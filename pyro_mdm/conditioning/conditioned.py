@@ -31,7 +31,7 @@ from pyro_mdm.conditioning.denoiser import (
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.model import DiffusionModel, model_of_present
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 
 __all__ = ["condition"]
 

@@ -30,11 +30,11 @@ from pyro_mdm.likelihoods.base import (
 )
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
-from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import (
     check_instance,
     check_mask,
     check_values,
+    checked_arguments,
     real_tensor,
     tensor_device,
 )

@@ -12,8 +12,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.samplers.base import At
 from pyro_mdm.scores.base import Coefficients
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_number, describe
+from pyro_mdm.support.checks import check_number, checked_arguments, describe
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["Guided"]

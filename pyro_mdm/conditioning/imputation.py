@@ -7,8 +7,7 @@ from torch import Tensor
 
 from pyro_mdm.conditioning.conditioned import condition
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_data, tensor_device
+from pyro_mdm.support.checks import Count, check_data, checked_arguments, tensor_device
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 

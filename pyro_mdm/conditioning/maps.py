@@ -20,8 +20,7 @@ import pyro_mdm.randomness as randomness
 from pyro_mdm.diffusions.base import Cap, UnsupportedDiffusionError
 from pyro_mdm.diffusions.closed import Kernels, noised_data
 from pyro_mdm.scores.denoiser import DenoiserScore, TrainingMaps
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.checks import Count, check_number, checked_arguments
 from pyro_mdm.support.modules import cached_on
 from pyro_mdm.support.settings import Recorded
 

@@ -9,8 +9,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, of_rows
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_mask, real_tensor
+from pyro_mdm.support.checks import Count, check_mask, checked_arguments, real_tensor
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.progress import Progress
 

@@ -35,8 +35,7 @@ from pyro_mdm.likelihoods.base import (
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import tensor_device
+from pyro_mdm.support.checks import checked_arguments, tensor_device
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_mdm.support.argument_types import Several, checked_arguments
-from pyro_mdm.support.checks import check_number, check_real
+from pyro_mdm.support.checks import Several, check_number, check_real, checked_arguments
 from pyro_mdm.support.settings import Recorded
 
 __all__ = [

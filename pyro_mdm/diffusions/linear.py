@@ -67,8 +67,7 @@ from pyro_mdm.diffusions.linear_matrices import (
     SkewAndSemidefinite,
 )
 from pyro_mdm.diffusions.matrices import apply_to_dimensions, covariance_matrix
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, checked_arguments
 from pyro_mdm.support.settings import described
 
 __all__ = [

@@ -20,8 +20,13 @@ from pyro_mdm.diffusions.clocks import GeometricBeta, LearnedBeta
 from pyro_mdm.diffusions.ends import reach_of
 from pyro_mdm.diffusions.linear import LinearDiffusion, LinearSDE, options_of
 from pyro_mdm.diffusions.linear_matrices import REMEDY, Learned
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.checks import (
+    Count,
+    check_count,
+    check_instance,
+    check_number,
+    checked_arguments,
+)
 
 __all__ = [
     "ALDA",

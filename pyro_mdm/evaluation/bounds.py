@@ -16,8 +16,7 @@ from pyro_mdm.evaluation.estimates import FEWEST, InNats, Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import warn_of_prior
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_data
+from pyro_mdm.support.checks import Count, check_data, checked_arguments
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar

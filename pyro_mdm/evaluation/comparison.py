@@ -22,8 +22,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.likelihood import Method
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.checks import Count, check_number, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = [

@@ -30,7 +30,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.likelihood import chain_of, flow_weight, path_weight
-from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import Count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar

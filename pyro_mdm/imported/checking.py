@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from pyro_mdm.imported.denoiser import Call, ImportedDenoiser, Prediction, tensor_of
 from pyro_mdm.imported.ends import errors_by_level
 from pyro_mdm.imported.schedules import NoiseSchedule
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_data, check_shape
+from pyro_mdm.support.checks import Count, check_data, check_shape, checked_arguments
 from pyro_mdm.support.modules import in_eval_mode
 
 __all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]

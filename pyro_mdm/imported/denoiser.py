@@ -14,8 +14,7 @@ from pyro_mdm.diffusions.base import full_precision, with_event_dims
 from pyro_mdm.imported.schedules import NoiseSchedule, SchedulePoint
 from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import Denoiser, moments
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_data, check_instance, describe
+from pyro_mdm.support.checks import check_data, check_instance, checked_arguments, describe
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [

@@ -13,8 +13,7 @@ from typing_extensions import Unpack
 
 from pyro_mdm.imported.denoiser import ImportedDenoiser, ImportOptions, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import checked_arguments, describe
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [

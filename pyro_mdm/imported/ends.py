@@ -12,8 +12,7 @@ from torch.nn.functional import logsigmoid
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.scores.denoiser import DenoiserScore, moments
-from pyro_mdm.support.argument_types import Several, checked_arguments
-from pyro_mdm.support.checks import check_data, check_shape
+from pyro_mdm.support.checks import Several, check_data, check_shape, checked_arguments
 from pyro_mdm.support.modules import in_eval_mode
 
 __all__ = ["best_ends", "errors_by_level"]

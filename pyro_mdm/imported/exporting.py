@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import with_event_dims
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import checked_arguments, describe
 
 __all__ = ["SigmaDenoiser", "to_azula"]
 

@@ -16,8 +16,7 @@ from pyro_mdm.imported.denoiser import ImportedDenoiser, ImportOptions
 from pyro_mdm.imported.doors import Labelled, from_diffusers
 from pyro_mdm.imported.exporting import SigmaDenoiser
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.argument_types import Several, checked_arguments
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import Several, checked_arguments, describe
 from pyro_mdm.support.files import read_json
 
 __all__ = ["Pipeline", "from_pipeline", "to_pipeline"]

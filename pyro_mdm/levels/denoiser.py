@@ -22,7 +22,7 @@ from pyro_mdm.levels.likelihoods import (
 from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore, posterior_variance
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 from pyro_mdm.support.modules import cached_on
 
 __all__ = ["DiscreteDenoiser", "Form", "outputs_of"]

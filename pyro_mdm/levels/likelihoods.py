@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.levels import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 
 __all__ = [
     "DiscretizedGaussian",

@@ -18,8 +18,16 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, coordinates, from_coordinat
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.support.argument_types import Count, Several, checked_arguments
-from pyro_mdm.support.checks import check_count, check_finite, check_instance, check_shape, describe
+from pyro_mdm.support.checks import (
+    Count,
+    Several,
+    check_count,
+    check_finite,
+    check_instance,
+    check_shape,
+    checked_arguments,
+    describe,
+)
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 

@@ -47,8 +47,9 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
-from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import (
+    Count,
+    checked_arguments,
     tensor_device,
 )
 from pyro_mdm.support.modules import replace, writes

@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_shape, describe
+from pyro_mdm.support.checks import check_shape, checked_arguments, describe
 
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
 

@@ -28,8 +28,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight
 from pyro_mdm.samplers.stochastic import Ancestral
-from pyro_mdm.support.argument_types import Count, Several, checked_arguments
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import Count, Several, check_count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["bound_gap", "simulated_measurement", "twisted_smc_gap"]

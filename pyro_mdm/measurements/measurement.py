@@ -17,8 +17,7 @@ from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
 from pyro_mdm.measurements.twisted import Particles, weighted_particles
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_shape
+from pyro_mdm.support.checks import check_shape, checked_arguments
 
 __all__ = ["Measurement"]
 

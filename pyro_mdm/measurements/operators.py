@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.measurements.derivatives import outside_inference_mode
-from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import (
+    Count,
     check_instance,
     check_mask,
     check_number,
     check_shape,
+    checked_arguments,
     describe,
     real_tensor,
 )

@@ -34,8 +34,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.samplers.stochastic import Ancestral
 from pyro_mdm.scores.base import Coefficients, coefficients
-from pyro_mdm.support.argument_types import Count, Several, checked_arguments
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import Count, Several, check_count, check_number, checked_arguments
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 

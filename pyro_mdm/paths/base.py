@@ -28,7 +28,6 @@ from pyro_mdm.diffusions.linear import at_rest
 from pyro_mdm.diffusions.matrices import apply_matrix, of_counted, outer
 from pyro_mdm.paths.density import density_bound, gaussian_log_prob
 from pyro_mdm.scores.base import Coefficients, Score
-from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import (
     check_count,
     check_data,
@@ -36,6 +35,7 @@ from pyro_mdm.support.checks import (
     check_real,
     check_shape,
     check_values,
+    checked_arguments,
     describe,
     real_tensor,
 )

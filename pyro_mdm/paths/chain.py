@@ -25,8 +25,7 @@ from pyro_mdm.paths.base import (
 from pyro_mdm.paths.density import check_counts_all, gaussian_log_prob, white_log_prob
 from pyro_mdm.randomness import normal, normal_for_data
 from pyro_mdm.scores.base import Score, coefficients
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_shape, tensor_device
+from pyro_mdm.support.checks import check_shape, checked_arguments, tensor_device
 
 __all__ = ["GenerativeChain", "check_chain"]
 

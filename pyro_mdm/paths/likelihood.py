@@ -28,8 +28,7 @@ from pyro_mdm.paths.base import GenerativePath, NoisingLaw, noising_law, path_di
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import settle
+from pyro_mdm.support.checks import Count, checked_arguments, settle
 from pyro_mdm.support.modules import replace
 
 __all__ = [

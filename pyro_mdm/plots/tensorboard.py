@@ -39,8 +39,7 @@ from pyro_mdm.plots import figures, pictures, tables
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support import measured
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import tensor_device
+from pyro_mdm.support.checks import checked_arguments, tensor_device
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -49,8 +49,7 @@ from pyro_mdm.posteriors.reading import (
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder
 from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import Count, check_count, check_number, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.saved import damage_of

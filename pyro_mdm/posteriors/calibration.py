@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.posteriors.simulation import simulate
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 
 __all__ = ["NEW_SEED", "Calibration", "Sampled", "calibrate", "new_simulations", "ranks"]
 

@@ -26,7 +26,7 @@ from pyro_mdm.posteriors.amortized import AmortizedPosterior
 from pyro_mdm.posteriors.calibration import Calibration, new_simulations, ranks
 from pyro_mdm.posteriors.guide import one_row
 from pyro_mdm.posteriors.reading import Draws
-from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import Count, checked_arguments
 
 __all__ = ["Coverage", "calibrate_at", "expected_coverage"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.calibration import new_simulations
 from pyro_mdm.posteriors.reading import Draws, Program, sites_of
-from pyro_mdm.support.argument_types import Several, checked_arguments
+from pyro_mdm.support.checks import Several, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
 

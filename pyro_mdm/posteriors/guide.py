@@ -40,7 +40,7 @@ from pyro_mdm.paths.base import noising_law
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, nodes_of
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
-from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
 __all__ = [

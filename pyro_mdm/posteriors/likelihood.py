@@ -64,8 +64,7 @@ from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_count, check_counts
+from pyro_mdm.support.checks import Count, check_count, check_counts, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode

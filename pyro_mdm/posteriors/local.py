@@ -21,7 +21,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.posteriors.guide import ScoredDraws
 from pyro_mdm.posteriors.reading import Draws, ParameterSite
-from pyro_mdm.support.argument_types import Count, checked_arguments
+from pyro_mdm.support.checks import Count, checked_arguments
 
 __all__ = ["LocalGuide"]
 

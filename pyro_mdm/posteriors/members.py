@@ -32,8 +32,7 @@ from pyro_mdm.posteriors.likelihood import (
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
-from pyro_mdm.support.argument_types import Several, checked_arguments
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import Several, check_count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
 

@@ -44,8 +44,7 @@ from pyro_mdm.posteriors.independence import (
     plates_of,
 )
 from pyro_mdm.posteriors.traces import Site, is_subsample, sample_sites
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import checked_arguments, describe
 
 __all__ = [
     "SUPPORT_RUNS",

@@ -26,8 +26,7 @@ from torch import Tensor
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, check_same, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.posteriors.traces import Site, is_subsample, sample_sites
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import Count, check_count, checked_arguments
 from pyro_mdm.support.files import installing
 from pyro_mdm.support.progress import progress_bar
 

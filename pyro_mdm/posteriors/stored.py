@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws, check_same
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 from pyro_mdm.support.files import JsonObject, temporary
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 

@@ -27,12 +27,12 @@ from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import GRIDS, NEED, Grid, check_grid, check_need, given_times
 from pyro_mdm.scores.base import Coefficients, check_process, coefficients, project
 from pyro_mdm.scores.base import Score as Parameterization
-from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import (
     check_count,
     check_finite,
     check_values,
     check_weights,
+    checked_arguments,
     describe,
     settle,
     tensor_device,

@@ -7,7 +7,7 @@ from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.stochastic import EulerMaruyama
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 
 __all__ = ["default_sampler"]
 

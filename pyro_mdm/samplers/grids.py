@@ -15,8 +15,7 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.ends import factorization
 from pyro_mdm.diffusions.kernels import Factor
 from pyro_mdm.diffusions.linear import LinearDiffusion, linear_of
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_count, real_tensor
+from pyro_mdm.support.checks import Count, check_count, checked_arguments, real_tensor
 
 __all__ = [
     "GRIDS",

@@ -26,13 +26,13 @@ from pyro_mdm.diffusions.closed import Kernels, denoising_error
 from pyro_mdm.diffusions.matrices import of_counted
 from pyro_mdm.scores.base import Coefficients, Number, Score, check_fit
 from pyro_mdm.scores.density import watching
-from pyro_mdm.support.argument_types import checked_arguments
 from pyro_mdm.support.checks import (
     check_finite,
     check_instance,
     check_real,
     check_shape,
     check_values,
+    checked_arguments,
 )
 from pyro_mdm.support.modules import of_part
 

@@ -27,8 +27,13 @@ from pyro_mdm.diffusions.base import Cap, Marginal, remade, typical
 from pyro_mdm.diffusions.clocks import LogSNR, TimeChange
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.seeing.encoded import check_encoded
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.checks import (
+    Count,
+    check_count,
+    check_instance,
+    check_number,
+    checked_arguments,
+)
 from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable, described
 

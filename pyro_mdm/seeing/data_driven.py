@@ -53,8 +53,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import outer
 from pyro_mdm.seeing.volatility import Volatility
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_count, check_network, check_number
+from pyro_mdm.support.checks import check_count, check_network, check_number, checked_arguments
 
 __all__ = ["Aims", "DataDrivenDiffusion", "DataPath"]
 

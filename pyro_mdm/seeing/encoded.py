@@ -20,8 +20,7 @@ from pyro_mdm.diffusions.base import Times, full_precision, remade
 from pyro_mdm.diffusions.closed import GaussianPaths
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.checks import check_instance, checked_arguments
 
 __all__ = ["EncodedDiffusion", "check_encoded"]
 

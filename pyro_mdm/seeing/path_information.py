@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
-from pyro_mdm.support.argument_types import Count, Several, checked_arguments
-from pyro_mdm.support.checks import check_data, tensor_device
+from pyro_mdm.support.checks import Count, Several, check_data, checked_arguments, tensor_device
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 

@@ -37,7 +37,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.paths import SimulatedPath, arrival
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 from pyro_mdm.support.measured import TERMS, Z95, Measured, student_factor
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar

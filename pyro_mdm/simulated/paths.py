@@ -28,8 +28,7 @@ from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.simulation import Simulation
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_shape
+from pyro_mdm.support.checks import check_shape, checked_arguments
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score

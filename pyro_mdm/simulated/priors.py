@@ -12,8 +12,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
 from pyro_mdm.diffusions.base import Prior, own_node
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, checked_arguments
 from pyro_mdm.support.settings import described
 
 __all__ = ["DistributionPrior", "QuadraturePrior"]

@@ -15,8 +15,7 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.scores.base import Coefficients, Score, call_on_state, check_fit
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
-from pyro_mdm.support.argument_types import Count, Several, checked_arguments
-from pyro_mdm.support.checks import check_finite
+from pyro_mdm.support.checks import Count, Several, check_finite, checked_arguments
 
 __all__ = ["ResidualScore", "noised_moments"]
 

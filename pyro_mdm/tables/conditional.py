@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.randomness import seed_from
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import checked_arguments, describe
 from pyro_mdm.support.measured import student_factor
 from pyro_mdm.tables import density
 from pyro_mdm.tables.columns.base import Values

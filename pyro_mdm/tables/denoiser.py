@@ -15,7 +15,7 @@ from pyro_mdm.levels import discrete
 from pyro_mdm.levels.denoiser import DiscreteDenoiser
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 from pyro_mdm.support.modules import cached_on
 from pyro_mdm.support.settings import Recorded
 from pyro_mdm.tables.covariance import joint_moments

@@ -16,8 +16,7 @@ from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_number, tensor_device
+from pyro_mdm.support.checks import Count, check_number, checked_arguments, tensor_device
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.frames import in_pieces
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy

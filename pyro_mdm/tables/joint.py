@@ -31,8 +31,7 @@ from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
 from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, checked_arguments
 from pyro_mdm.tables.denoiser import MixedDenoiser
 
 __all__ = ["AmortizedJoint"]

@@ -17,7 +17,7 @@ from pyro_mdm.likelihoods.base import (
     StateScore,
     log_prob_by_dimension,
 )
-from pyro_mdm.support.argument_types import checked_arguments
+from pyro_mdm.support.checks import checked_arguments
 from pyro_mdm.support.modules import cached_on
 
 __all__ = ["MixedDecoder", "MixedLikelihood", "Parts"]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.checks import Count, check_values, checked_arguments
 from pyro_mdm.support.modules import cached_on
 from pyro_mdm.support.settings import Recorded
 

@@ -25,8 +25,7 @@ from pyro_mdm.levels import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.argument_types import Several, checked_arguments
-from pyro_mdm.support.checks import check_count, check_values
+from pyro_mdm.support.checks import Several, check_count, check_values, checked_arguments
 from pyro_mdm.support.modules import cached_on
 
 __all__ = [

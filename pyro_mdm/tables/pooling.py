@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import checked_arguments, describe
 from pyro_mdm.tables.columns.lazy import pd
 
 __all__ = ["pooled"]

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.levels.dequantization import Dequantized
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.tables.columns import (
     Categorical,

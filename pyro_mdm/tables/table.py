@@ -18,8 +18,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder, trained_folder
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.checks import Count, DataError, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.saved import damage_of
 from pyro_mdm.tables.agreement import Agreement, agreement

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_mdm.support.argument_types import Count, checked_arguments
-from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.checks import Count, check_number, checked_arguments
 
 __all__ = ["MovingAverage", "assign"]
 

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.randomness import seed_from
-from pyro_mdm.support.argument_types import Several, checked_arguments
-from pyro_mdm.support.checks import check_count, check_counts, check_number
+from pyro_mdm.support.checks import (
+    Several,
+    check_count,
+    check_counts,
+    check_number,
+    checked_arguments,
+)
 
 __all__ = ["FALL", "WARMUP", "Decay", "Patience", "indices", "schedule"]
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.argument_types import Count, checked_arguments
 from pyro_mdm.support.checks import (
+    Count,
     check_count,
     check_instance,
     check_number,
     check_real,
+    checked_arguments,
     describe,
     settle,
 )

@@ -13,8 +13,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import check_horizon
 from pyro_mdm.diffusions.clocks import Clock, GeometricBeta
 from pyro_mdm.diffusions.ends import differentiable_once
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import checked_arguments, describe
 from pyro_mdm.support.settings import described
 
 __all__ = [

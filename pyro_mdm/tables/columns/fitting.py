@@ -15,8 +15,7 @@ from torch import Tensor
 
 import pyro_mdm.randomness as randomness
 from pyro_mdm.levels.dequantization import Dequantized
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.tables.chained import Block, chained_completions
 from pyro_mdm.tables.columns.base import Column, Mask, as_written, check_sizes, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar, get_args
 
-from pyro_mdm.support.argument_types import checked_arguments
-from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.tables.columns.base import Column, Mask
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW, finite_of
