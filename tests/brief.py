@@ -40,7 +40,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     from inference.machine import environment
     from inference.training import report
     from pyro_mdm.plots import figures as drawing
-    from pyro_mdm.samplers import grids
+    from pyro_mdm.samplers import base as samplers
     from pyro_mdm.tables import density
     from pyro_mdm.tables import table as library
 
@@ -53,7 +53,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(report, "SAMPLES", 2)
     patch.setattr(report, "SAMPLER_CALLS", (2, 3))
     patch.setattr(drawing, "Figure", _without_layout)
-    patch.setattr(grids, "KNOTS", 32)
+    patch.setattr(samplers, "KNOTS", 32)
     for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64)):
         patch.setattr(density, name, number)
     for module in (table, sample, library):

@@ -40,7 +40,7 @@ from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.likelihoods.base import Gaussian
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import prior_kl
-from pyro_mdm.samplers.grids import simulation_grid
+from pyro_mdm.samplers.base import simulation_grid
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting
 from pyro_mdm.simulated import paths as simulated_module
 from pyro_mdm.simulated.path_integral import path_integral

@@ -21,13 +21,12 @@ from pyro_mdm.diffusions.base import SimulationError
 from pyro_mdm.diffusions.clocks import as_times
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.samplers.base import Questions, Sampler
+from pyro_mdm.samplers.base import GRIDS, Questions, Sampler, log_snr_grid, log_volume_grid
 from pyro_mdm.samplers.exponential import (
     ExponentialIntegrator,
     StochasticExponentialIntegrator,
     transport,
 )
-from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid
 from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 from pyro_mdm.simulated.reference import TorchSDE, increments

@@ -11,8 +11,8 @@ from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.base import apply_vector
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.samplers.base import information_grid, log_snr_grid
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
-from pyro_mdm.samplers.grids import information_grid, log_snr_grid
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 from pyro_mdm.simulated.reference import TorchSDE

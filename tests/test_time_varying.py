@@ -23,8 +23,8 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.samplers import Splitting
+from pyro_mdm.samplers.base import information_grid
 from pyro_mdm.samplers.exponential import transport
-from pyro_mdm.samplers.grids import information_grid
 from pyro_mdm.varying.cells import MatrixCells
 from pyro_mdm.varying.magnus import MagnusPropagator
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyro_mdm.diffusions import Diffusion
 from pyro_mdm.samplers import EulerMaruyama
-from pyro_mdm.samplers.base import LinearSteps, Noise, Questions
-from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.base import Grid, Noise, Questions
+from pyro_mdm.samplers.exponential import LinearSteps
 
 
 def quadratic_from_start(diffusion: Diffusion, steps: int) -> Tensor:

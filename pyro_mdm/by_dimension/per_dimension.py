@@ -52,7 +52,7 @@ from pyro_mdm.diffusions.clocks import (
 from pyro_mdm.diffusions.closed import Denoise, GaussianPaths, Kernels, error_on_the_way
 from pyro_mdm.diffusions.ends import differentiable_once
 from pyro_mdm.diffusions.linear import GaussianPrior, LinearDiffusion, mean_volume_rate
-from pyro_mdm.samplers.grids import even_in_information, interpolated
+from pyro_mdm.samplers.base import even_in_information, interpolated
 from pyro_mdm.support.checks import check_count, checked_arguments
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described

@@ -39,7 +39,7 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion, frozen
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.paths.base import noising_law
-from pyro_mdm.samplers.grids import simulation_grid
+from pyro_mdm.samplers.base import simulation_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support.checks import tensor_device
 

@@ -38,11 +38,9 @@ otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponenti
 :class:`Ancestral` use; without it the denoiser is the projection of the score on g².
 """
 
-from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.samplers.default import default_sampler
-from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
-from pyro_mdm.samplers.grids import (
+from pyro_mdm.samplers.base import (
     GRIDS,
+    Sampler,
     information_grid,
     karras_grid,
     log_snr_grid,
@@ -50,6 +48,8 @@ from pyro_mdm.samplers.grids import (
     quadratic_grid,
     simulation_grid,
 )
+from pyro_mdm.samplers.default import default_sampler
+from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 

@@ -34,25 +34,131 @@ implicit models", ICLR 2023, where an ODE solver computes X.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import kept
+from pyro_mdm.diffusions.base import Diffusion, kept
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.ends import check_precision, factorization
 from pyro_mdm.diffusions.kernels import Propagator
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.samplers.base import LinearSampler, LinearSteps, Noise, Questions, combined
-from pyro_mdm.samplers.grids import Grid, interpolated, tabulated
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.paths.base import BoundScore
+from pyro_mdm.samplers.base import (
+    At,
+    Grid,
+    Noise,
+    Plan,
+    Questions,
+    Sampler,
+    interpolated,
+    tabulated,
+)
 from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.modules import CompiledFunction
 
-__all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator", "Transport", "transport"]
+__all__ = [
+    "ExponentialIntegrator",
+    "LinearSampler",
+    "LinearSteps",
+    "StochasticExponentialIntegrator",
+    "Transport",
+    "combined",
+    "transport",
+]
+
+L = TypeVar("L", bound="LinearSampler[Any]")
+
+
+class LinearSteps(NamedTuple):
+    """Steps after which the state is a matrix times the state before, estimates and noise."""
+
+    s: At  # (steps,), or in a step the diffusion at its time
+    matrix: Tensor  # (steps, K, columns): of the state, of each estimate, of the noise
+
+
+def combined(matrix: Tensor, y: Tensor, *estimates: Tensor) -> Tensor:
+    """The product of a matrix with the variables of y and of estimates, like y in float64.
+
+    Args:
+        matrix: (K, columns), or per data dimension, (1, *event_shape, K, columns).
+        y: states, (n, K, *event_shape).
+        estimates: tensors with variables, like y, or x̂ (n, *event_shape), which counts as one;
+            the noise too.
+    """
+    columns = [y]
+    for estimate in estimates:
+        columns.append(estimate if estimate.dim() == y.dim() else estimate.unsqueeze(1))
+    together = torch.cat(columns, 1)
+    if matrix.dim() > 2:
+        return apply_matrix(matrix, together)
+    flat = together.flatten(2) if y.dim() > 2 else together.unsqueeze(-1)
+    return torch.bmm(matrix.expand(len(y), -1, -1), flat).reshape(y.shape)
+
+
+class LinearSampler(Sampler, Generic[Plan]):
+    """The base class of samplers with such steps."""
+
+    def compile(self: L, backend: str = "inductor", **options: object) -> L:
+        """Compile a whole step, the network included, in place; returns the sampler.
+
+        The first step of a run takes much longer, and so does that of every new shape. Results are
+        the same up to rounding. It is for the score of a model with a linear diffusion of one
+        block, such as a :class:`~pyro_mdm.scores.Denoiser`, conditioned or not,
+        :class:`~pyro_mdm.scores.NoisePrediction` or :class:`~pyro_mdm.scores.RawScore`; for another
+        diffusion a call raises UnsupportedDiffusionError.
+
+        Args:
+            backend: backend of ``torch.compile``.
+            options: further arguments of ``torch.compile``, such as ``mode``.
+
+        Raises:
+            TypeError: a subclass with steps of its own.
+        """
+        if not self._is_whole():
+            raise TypeError(
+                f"{type(self).__name__} has a step of its own, which may depend on more than "
+                "tensors, expected that of the library's sampler; use it without compile()"
+            )
+        self._compiled = CompiledFunction(whole_step, backend, options)
+        return self
+
+    def _is_whole(self) -> bool:
+        """Whether the step is the library's, which depends on tensors alone."""
+        return type(self).step.__module__.startswith("pyro_mdm.samplers.")
+
+
+def whole_step(
+    sampler: LinearSampler[Plan],
+    diffusion: Diffusion,
+    score: BoundScore,
+    at: Plan,
+    y: Tensor,
+    past: list[Tensor],
+    noises: list[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    """The state after a step, and the estimates that the next one uses.
+
+    Args:
+        sampler: the sampler.
+        diffusion: the diffusion that is reversed.
+        score: the score of a model.
+        at: the entries of the plan for the step.
+        y: states before the step, (n, K, *event_shape) in float64.
+        past: estimates of earlier steps, the newest first.
+        noises: standard normal numbers, each like y.
+    """
+    ask, drawn = Questions(diffusion, score, score.dtype), iter(noises)
+    ask.past = deque(past, maxlen=3)
+    y = sampler.step([at], 0, y, ask, lambda: next(drawn))
+    return y, list(ask.past)[: sampler.remembers]
 
 
 class _Exponential(LinearSampler[LinearSteps]):

@@ -18,8 +18,8 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.diffusions.clocks import LogClock, LogSNR, TimeChange
 from pyro_mdm.diffusions.closed import GaussianPaths, Kernels
-from pyro_mdm.samplers.base import At, LinearSampler, Noise, Questions, check_size, combined
-from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.base import At, Grid, Noise, Questions, check_size
+from pyro_mdm.samplers.exponential import LinearSampler, combined
 from pyro_mdm.scores.base import Coefficients
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import Progress

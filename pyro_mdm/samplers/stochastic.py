@@ -15,17 +15,8 @@ from pyro_mdm.diffusions.ends import check_precision
 from pyro_mdm.diffusions.linear import clock_noise, linear_of
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows, noise_root
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.samplers.base import (
-    At,
-    LinearSampler,
-    LinearSteps,
-    Noise,
-    Questions,
-    Sampler,
-    check_size,
-    combined,
-)
-from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.base import At, Grid, Noise, Questions, Sampler, check_size
+from pyro_mdm.samplers.exponential import LinearSampler, LinearSteps, combined
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["Ancestral", "EulerMaruyama", "Splitting", "StochasticHeun"]

@@ -6,8 +6,7 @@ import torchsde
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
-from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.base import Grid, Noise, Questions, Sampler, check_size
 from pyro_mdm.simulated.sde import ReverseSDE, fold, unfold
 from pyro_mdm.support.modules import of_part
 
