@@ -25,16 +25,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torchsde
 from torch import Tensor
-
-from pyro_mdm.support.modules import of_part
 
 __all__ = [
     "BLOCK",
     "alike",
     "blocks",
-    "brownian",
     "for_data",
     "held",
     "low_discrepancy",
@@ -44,6 +40,7 @@ __all__ = [
     "repeatable",
     "rows_asked",
     "seed_from",
+    "seed_of_rows",
     "stream",
     "subset",
     "uniform",
@@ -197,64 +194,15 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     return torch.add(offset, order, alpha=1 / (n * count)) % 1.0
 
 
-def brownian(
-    n: int,
-    num_dims: int,
-    num_variables: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    levy_area_approximation: str = "none",
-) -> torchsde.BaseBrownian:
-    """torchsde's Brownian motion over [0, 1], (n·d, K), for the n data of this piece.
+def seed_of_rows(n: int, device: torch.device) -> tuple[int, int, slice | Tensor | None]:
+    """A seed, drawn like the other numbers, for draws of N data; N; and which these n are, or None.
 
-    It depends on a seed that is drawn like the other numbers, so that a path is the same at other
-    steps.
+    So what is drawn by the seed for all N is the same in every piece, which keeps its rows.
     """
-    by, total, chosen = _current, n, None
-    if by is None:
-        seed = int(torch.randint(2**31, ()))
-    else:
-        seed = int(torch.randint(2**31, (), generator=by.generator(device), device=device))
-        total, chosen = by.rows_of(n, device)
-    whole = torchsde.BrownianInterval(
-        0.0,
-        1.0,
-        size=(total * num_dims, num_variables),
-        dtype=dtype,
-        device=device,
-        entropy=seed,
-        levy_area_approximation=levy_area_approximation,
-    )
-    if chosen is None or (isinstance(chosen, slice) and total == n):
-        return whole
-    rows = torch.arange(total * num_dims, device=device).reshape(total, num_dims)
-    return _Rows(whole, rows[chosen].flatten())
-
-
-class _Rows(torchsde.BaseBrownian):
-    """Some rows of a Brownian motion (rows, K)."""
-
-    def __init__(self, whole: torchsde.BaseBrownian, rows: Tensor) -> None:
-        self._whole, self._rows = whole, rows
-
-    def __call__(
-        self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
-    ) -> Tensor | tuple[Tensor, ...]:
-        drawn = self._whole(ta, tb, return_U=return_U, return_A=return_A)
-        if isinstance(drawn, tuple):
-            return tuple(tensor[self._rows] for tensor in drawn)
-        return drawn[self._rows]
-
-    def __repr__(self) -> str:
-        return f"{len(self._rows)} rows of {self._whole!r}"
-
-    dtype = of_part("_whole")
-    device = of_part("_whole")
-    levy_area_approximation = of_part("_whole")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (len(self._rows), self._whole.shape[1])
+    if _current is None:
+        return int(torch.randint(2**31, ())), n, None
+    seed = int(torch.randint(2**31, (), generator=_current.generator(device), device=device))
+    return seed, *_current.rows_of(n, device)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta, log_snr_times
 from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.paths.flow import divergence
-from pyro_mdm.simulated.integration import advance
+from pyro_mdm.simulated.integration import advance, brownian_motion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.priors import QuadraturePrior
 from pyro_mdm.simulated.sde import fold
@@ -833,7 +833,7 @@ def test_brownian_pieces_are_rows_of_the_whole_and_can_be_asked_again(area):
     rows = []
     for r in range(2):
         with randomness.piece(r, 2, 5):
-            bm = randomness.brownian(n // 2, d, K, torch.float64, torch.device("cpu"), area)
+            bm = brownian_motion(n // 2, d, K, torch.float64, torch.device("cpu"), area)
             assert bm.shape == (n // 2 * d, K) and bm.levy_area_approximation == area
             assert bm.dtype == torch.float64 and bm.device == torch.device("cpu")
             assert "rows" in repr(bm)
@@ -845,13 +845,13 @@ def test_brownian_pieces_are_rows_of_the_whole_and_can_be_asked_again(area):
                 W, U = bm(0.0, 0.5, return_U=True)
                 assert torch.equal(W, halves[0]) and U.shape == W.shape
     torch.manual_seed(5)
-    whole = randomness.brownian(n, d, K, torch.float64, torch.device("cpu"), area)
+    whole = brownian_motion(n, d, K, torch.float64, torch.device("cpu"), area)
     whole(0.0, 0.5), whole(0.5, 1.0)
     expected = whole(0.0, 0.5).reshape(n, d, K)
     assert torch.equal(torch.stack(rows, 1).flatten(0, 1), expected)
-    many = randomness.brownian(20000, 1, 2, torch.float64, torch.device("cpu"), area)
+    many = brownian_motion(20000, 1, 2, torch.float64, torch.device("cpu"), area)
     assert_standard_normal(torch.cat([many(0.0, 0.25), many(0.25, 0.5)], 1) * 2)
-    other = randomness.brownian(n, d, K, torch.float64, torch.device("cpu"), area)
+    other = brownian_motion(n, d, K, torch.float64, torch.device("cpu"), area)
     assert not torch.equal(other(0.0, 0.5).reshape(n, d, K), expected)
 
 

@@ -34,6 +34,7 @@ from pyro_mdm.evaluation.estimates import (
 )
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.simulated.integration import brownian_motion
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.paths import SimulatedPath, arrival
@@ -132,7 +133,7 @@ def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
     n, d, K = len(y), law.num_dims, diffusion.num_variables
     area = "space-time" if settings.solver(diffusion) == "srk" else "none"
     fraction = seeded.low_discrepancy(n, y.device)
-    brownian = seeded.brownian(n, d, K, y.dtype, y.device, area)
+    brownian = brownian_motion(n, d, K, y.dtype, y.device, area)
     noise = seeded.normal((n * settings.points, d, K), y.dtype, y.device)
     steps = settings.steps()
     probes = int(seeded.uniform((1,), torch.float64, y.device) * 2**52)  # the same for both steps

@@ -17,8 +17,9 @@ from pyro_mdm.diffusions.matrices import noise_root
 from pyro_mdm.samplers.base import LIMIT
 from pyro_mdm.simulated.sde import fold, noise_type, unfold
 from pyro_mdm.simulated.simulation import Simulation
+from pyro_mdm.support.modules import of_part
 
-__all__ = ["advance"]
+__all__ = ["advance", "brownian_motion"]
 
 
 class _TimedSDE(nn.Module):
@@ -130,7 +131,7 @@ def advance(
     if brownian is None:
         area = "space-time" if method == "srk" else "none"
         d = event_shape.numel()
-        brownian = randomness.brownian(len(y), d, y.shape[1], dtype, y.device, area)
+        brownian = brownian_motion(len(y), d, y.shape[1], dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
     options: dict[str, object] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
     seen, states = [], fold(y.to(dtype))
@@ -149,3 +150,59 @@ def advance(
         seen.append(unfold(states, event_shape).to(y.dtype))
         sde.check(seen[-1], knots[i + 1])
     return torch.stack(seen)
+
+
+def brownian_motion(
+    n: int,
+    num_dims: int,
+    num_variables: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    levy_area_approximation: str = "none",
+) -> torchsde.BaseBrownian:
+    """torchsde's Brownian motion over [0, 1], (n·d, K), for the n data of this piece.
+
+    It depends on a seed that is drawn like the other numbers, so that a path is the same at other
+    steps.
+    """
+    seed, total, chosen = randomness.seed_of_rows(n, device)
+    whole = torchsde.BrownianInterval(
+        0.0,
+        1.0,
+        size=(total * num_dims, num_variables),
+        dtype=dtype,
+        device=device,
+        entropy=seed,
+        levy_area_approximation=levy_area_approximation,
+    )
+    if chosen is None or (isinstance(chosen, slice) and total == n):
+        return whole
+    rows = torch.arange(total * num_dims, device=device).reshape(total, num_dims)
+    return _Rows(whole, rows[chosen].flatten())
+
+
+class _Rows(torchsde.BaseBrownian):
+    """Some rows of a Brownian motion (rows, K)."""
+
+    def __init__(self, whole: torchsde.BaseBrownian, rows: Tensor) -> None:
+        self._whole, self._rows = whole, rows
+
+    def __call__(
+        self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
+        drawn = self._whole(ta, tb, return_U=return_U, return_A=return_A)
+        if isinstance(drawn, tuple):
+            return tuple(tensor[self._rows] for tensor in drawn)
+        rows: Tensor = drawn[self._rows]
+        return rows
+
+    def __repr__(self) -> str:
+        return f"{len(self._rows)} rows of {self._whole!r}"
+
+    dtype = of_part("_whole")
+    device = of_part("_whole")
+    levy_area_approximation = of_part("_whole")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (len(self._rows), self._whole.shape[1])
