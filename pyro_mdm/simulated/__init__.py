@@ -8,13 +8,12 @@ from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath, arrival, simulated_kl
-from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
+from pyro_mdm.simulated.priors import QuadraturePrior
 from pyro_mdm.simulated.reference import TorchSDE
 from pyro_mdm.simulated.residual import ResidualScore
 from pyro_mdm.simulated.simulation import Simulation
 
 __all__ = [
-    "DistributionPrior",
     "HamiltonianDiffusion",
     "LearnedDrift",
     "NonlinearDiffusion",
