@@ -26,7 +26,7 @@ from pyro_mdm import (
     likelihoods,
     randomness,
 )
-from pyro_mdm.diffusions.base import own_node
+from pyro_mdm.diffusions.base import separate_node
 from pyro_mdm.diffusions.clocks import LinearBeta, log_snr_times
 from pyro_mdm.evaluation import Estimate, Weighted, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.importance import importance_weighted, probability_flow
@@ -272,7 +272,7 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(
         score = NoisePrediction(with_weights(MLP(K * d)))
     bound = BoundScore(diffusion, score)
     s = torch.tensor([0.01, 0.2, 0.5, 0.9]).double()
-    y = own_node(torch.randn(4, K, d).double())
+    y = separate_node(torch.randn(4, K, d).double())
     theta, found = with_divergence(bound, y, s, "exact")
     torch.testing.assert_close(theta, bound(y, s))
     g2 = diffusion.noise_covariance(s).detach()
@@ -292,7 +292,7 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(
     # each vector of signs is as probable as any other, and over all of them the mean is exact
     monkeypatch.setattr("pyro_mdm.paths.flow._probe", every_sign)
     number = 2 ** (K * d)
-    many = own_node(y.detach().repeat(number, 1, 1))
+    many = separate_node(y.detach().repeat(number, 1, 1))
     by_probe = with_divergence(bound, many, s.repeat(number), 1)[1]
     torch.testing.assert_close(by_probe.reshape(number, 4).mean(0), found)
 
@@ -325,7 +325,7 @@ def test_a_derivative_that_takes_no_batch_is_taken_by_rows_and_other_errors_are_
     errors: list[RuntimeError], raised: str | None
 ) -> None:
     Failing.errors = list(errors)
-    y = own_node(torch.randn(3, 2, 6).double())
+    y = separate_node(torch.randn(3, 2, 6).double())
     field: Any = Failing.apply(y)
     with pytest.raises(RuntimeError, match=raised) if raised else nullcontext():
         found = divergence(field, y, None, "exact", create_graph=False)
@@ -341,7 +341,7 @@ def test_near_the_data_probes_leave_what_is_known_alone() -> None:
     network = with_weights(MLP(8, out_features=24), 0.05)
     score = DiscreteDenoiser.fit(network, x.double(), levels=3)
     s = diffusion.start_time.detach().expand(50)
-    y = own_node(DiffusionGuide(diffusion).law(x.double()).rsample()[:, 0])
+    y = separate_node(DiffusionGuide(diffusion).law(x.double()).rsample()[:, 0])
     bound, G = BoundScore(diffusion, score), diffusion.dispersion(None, s).unsqueeze(1).detach()
     spread = []
     for probes in (1, "exact"):

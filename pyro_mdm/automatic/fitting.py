@@ -277,7 +277,7 @@ class Fitting:
             parameters[name].copy_(value)
 
     def _ratio_of_start(self) -> Ratio:
-        """That of the guide, whose Gaussian may be in other units."""
+        """The guide's ratio, with its Gaussian in the program's units."""
         h = self.guide.ratio(*self.args, **self.kwargs)
         if self.units is None:
             return h

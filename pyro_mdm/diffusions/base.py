@@ -54,7 +54,7 @@ __all__ = [
     "full_precision",
     "given",
     "kept",
-    "own_node",
+    "separate_node",
     "report_variables",
     "typical",
     "place",
@@ -204,8 +204,8 @@ def full_precision(like: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)
 
 
-def own_node(y: Tensor) -> Tensor:
-    """A graph node of its own for y: derivatives with respect to it ignore y's other uses."""
+def separate_node(y: Tensor) -> Tensor:
+    """y as another node of the graph: derivatives with respect to it ignore y's other uses."""
     return y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
 
 
@@ -269,7 +269,7 @@ class Prior(Recorded, ABC):
         """∇ log π(y), like y (batch, K, *event_shape); differentiable in y."""
         self._check(y)
         with torch.enable_grad():
-            point = own_node(y)
+            point = separate_node(y)
             (gradient,) = torch.autograd.grad(self.log_prob(point).sum(), point, create_graph=True)
         return gradient if torch.is_grad_enabled() else gradient.detach()
 

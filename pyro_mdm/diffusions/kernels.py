@@ -46,7 +46,7 @@ __all__ = [
     "Root",
     "Propagator",
     "Moved",
-    "Halves",
+    "HalfSteps",
     "ConstantPropagator",
     "Factor",
     "KernelPrecisionError",
@@ -446,7 +446,7 @@ class Moved(NamedTuple):
     travelled: Tensor  # ∫ ‖A‖, (n,), without gradient
 
 
-class Halves(NamedTuple):
+class HalfSteps(NamedTuple):
     """Both halves of a step of the diffusion of B and g², run backwards, the later half first."""
 
     first: Tensor  # M (…, K, K)
@@ -586,7 +586,7 @@ class Propagator(ABC):
         """A root of P̃ for positive durations."""
 
     @abstractmethod
-    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+    def halves(self, start: Tensor, duration: Tensor) -> HalfSteps:
         """Both halves of each step, from its end back to its start, by dy = B y dτ + G dB.
 
         ``B = -(A + g² Σ_π^{-1})``, of the diffusion of (-Q, D) where Σ_π is at rest.
@@ -692,8 +692,8 @@ class ConstantPropagator(Propagator):
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
         return self._rooted(-1, duration)
 
-    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+    def halves(self, start: Tensor, duration: Tensor) -> HalfSteps:
         A, half = -(self._A + self._GG @ self._precision()), duration / 2
         M, _ = transition_moments(A, self._GG, half)
         root, _, _, growth = transition_factor(A, self._GG, half, self._basis)
-        return Halves(M, root, M, root, growth)
+        return HalfSteps(M, root, M, root, growth)

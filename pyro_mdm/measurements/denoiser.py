@@ -369,7 +369,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     def _factors(
         self, covariance: DataCovariance, operator: LinearOperator
     ) -> Factored | Structured | None:
-        """What is alike in the linear systems at all λ; None where nothing is known to be."""
+        """The factors that the linear systems at all λ share; None where none are known."""
         if not isinstance(self.noise, Tensor):
             return None
         kept = self._kept

@@ -30,7 +30,7 @@ identity loses as many digits as this has."""
 def structured(
     covariance: DataCovariance, operator: LinearOperator, noise: Tensor
 ) -> Structured | None:
-    """What is alike in the systems of all noise levels; None where their structure is not known.
+    """The factors that the systems of all noise levels share; None where these are not known.
 
     Args:
         covariance, operator, noise: as for :func:`~pyro_mdm.measurements.factored.factored`.
@@ -52,7 +52,7 @@ def structured(
 
 
 class Structured(NamedTuple):
-    """What is alike in the systems of all noise levels."""
+    """The factors that the systems of all noise levels share."""
 
     operator: LinearOperator
     spectrum: Spectrum  # L and h

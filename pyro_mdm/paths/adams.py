@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pyro_mdm.diffusions.base import own_node
+from pyro_mdm.diffusions.base import separate_node
 
 __all__ = ["Divergences", "VelocityField", "walk"]
 
@@ -155,7 +155,7 @@ class _Walk(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         w, jacobian, slope, weights = ctx.saved_tensors
         if torch.is_grad_enabled():  # derivatives of the gradient: of the recorded steps
-            start = own_node(w)
+            start = separate_node(w)
             both = _recorded(ctx.field, start, ctx.steps)
             (slopes,) = torch.autograd.grad(both, start, (of_end, of_gained), create_graph=True)
             return slopes, None, None, None

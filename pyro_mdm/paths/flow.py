@@ -30,7 +30,7 @@ from pyro_mdm.diffusions.base import (
     apply_vector,
     from_coordinates,
     full_precision,
-    own_node,
+    separate_node,
     require,
 )
 from pyro_mdm.diffusions.closed import Kernels
@@ -172,7 +172,7 @@ class _Flow(ABC):
         graph = torch.is_grad_enabled() and (y.requires_grad or self.learned)
         u = u.clamp(0, 1)  # an adaptive step may look past the end
         with torch.enable_grad(), full_precision(y), randomness.held(self.seed):
-            v, change = self.velocity(u, own_node(y), graph)
+            v, change = self.velocity(u, separate_node(y), graph)
         return (v, change) if graph else (v.detach(), change.detach())
 
     @abstractmethod
@@ -360,7 +360,7 @@ class _DenoiserField:
         log_snr, factor = self.level[nodes].unsqueeze(1), self.factor[nodes].expand_as(w)
         log_snr = log_snr.expand(lead if log_snr.dim() == 2 else w.shape)
         with torch.enable_grad(), full_precision(w), randomness.held(self.flow.seed):
-            y = own_node((w if recorded else w.detach()).flatten(0, 1).unsqueeze(1))
+            y = separate_node((w if recorded else w.detach()).flatten(0, 1).unsqueeze(1))
             at = log_snr, self.scale[nodes], self.pull[nodes]
             field = (factor * self._departure(y.reshape(w.shape), *at)).reshape(y.shape)
             if not self.has_jacobian:

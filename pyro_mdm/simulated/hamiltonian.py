@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Matrix, Prior, Times, own_node, with_event_dims
+from pyro_mdm.diffusions.base import Matrix, Prior, Times, separate_node, with_event_dims
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.matrices import (
     apply_to_rows,
@@ -203,7 +203,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             s: times, (batch,), or one time.
         """
         with torch.enable_grad():
-            state = own_node(y).double()
+            state = separate_node(y).double()
             (gradient,) = torch.autograd.grad(self.energy(state).sum(), state, create_graph=True)
             force = apply_to_rows(self.Q(state) + self.D(state), as_rows(gradient))
             force = force.mT.reshape(y.shape)
@@ -243,7 +243,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         if not self.noise_depends_on_state:
             return torch.zeros_like(y)
         with torch.enable_grad():
-            state = own_node(y).double()
+            state = separate_node(y).double()
             rate = with_event_dims(self.rate(s), y)
             divergences = (2 * rate * matrix_divergence(self.D(state), state)).to(y.dtype)
         return self.released(divergences, y)

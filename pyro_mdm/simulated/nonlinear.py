@@ -29,7 +29,7 @@ from pyro_mdm.diffusions.base import (
     check_clock,
     check_horizon,
     full_precision,
-    own_node,
+    separate_node,
 )
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, times_within
 from pyro_mdm.diffusions.linear import GaussianPrior
@@ -329,7 +329,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         if not self.noise_depends_on_state:
             return torch.zeros_like(y)
         with torch.enable_grad():
-            point = own_node(y)
+            point = separate_node(y)
             G = noise_root(self, point, self.as_tensor(s))
             divergences = matrix_divergence(G @ G.mT, point)
         return self.released(divergences, y)

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 import pyro_mdm.randomness as randomness
-from pyro_mdm.diffusions.base import full_precision, own_node
+from pyro_mdm.diffusions.base import full_precision, separate_node
 from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows, noise_root
 from pyro_mdm.paths.flow import Trace, divergence
 from pyro_mdm.simulated.integration import advance
@@ -135,7 +135,7 @@ def _implicit(
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad(), full_precision(y):
         G = noise_root(diffusion, y, s)
-        point = own_node(y)
+        point = separate_node(y)
         residual = _residual(diffusion, score, point, s)
         trace = divergence(residual, point, G, simulation.probes, law=simulation.probe_law)
         value = _products(diffusion, point, residual, G) + trace.value
@@ -198,7 +198,7 @@ def _spurious(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, residual: Ten
 def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Simulation) -> Trace:
     """c = ∇·F + F·∇ℓ, (n,); 0-dim zeros if π is stationary."""
     with torch.enable_grad():
-        point = own_node(y)
+        point = separate_node(y)
         F = diffusion.prior_current(point, s)
         if F is None:
             return Trace(y.new_zeros(()), y.new_zeros(()))

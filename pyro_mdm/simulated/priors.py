@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
-from pyro_mdm.diffusions.base import Prior, own_node
+from pyro_mdm.diffusions.base import Prior, separate_node
 from pyro_mdm.support.checks import check_count, checked_arguments
 from pyro_mdm.support.settings import described
 
@@ -147,7 +147,7 @@ class QuadraturePrior(Prior):
         """-∇H, like y; the normalizer does not enter."""
         self._check(y)
         with torch.enable_grad():
-            point = own_node(y)
+            point = separate_node(y)
             energies = [self._energy(k, point[:, k]).sum() for k in range(self.num_variables)]
             (gradient,) = torch.autograd.grad(torch.stack(energies).sum(), point, create_graph=True)
         return -gradient if torch.is_grad_enabled() else -gradient.detach()

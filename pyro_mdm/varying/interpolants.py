@@ -23,7 +23,7 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError, check_clock, check_horizon
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta, as_times, times_within
 from pyro_mdm.diffusions.ends import LOG_SNR, EndSettings, clocks_of_targets
-from pyro_mdm.diffusions.kernels import Halves, Propagator, Root
+from pyro_mdm.diffusions.kernels import HalfSteps, Propagator, Root
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_matrices import GivenPrior, Matrices
 from pyro_mdm.diffusions.presets import check_scales
@@ -365,7 +365,7 @@ class InterpolantPropagator(Propagator):
         earlier, _ = self._signals(start, duration)
         return _root(earlier * duration.sqrt())
 
-    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+    def halves(self, start: Tensor, duration: Tensor) -> HalfSteps:
         """Both halves, by quadrature of E = ∫ α² Σ_π^{-1} dτ from a time to the half's end.
 
         In units of the signal B is -α² Σ_π^{-1}: M = e^{-E}, and noise adds ∫ e^{-2 E} dτ. Nodes
@@ -389,7 +389,7 @@ class InterpolantPropagator(Propagator):
         earlier, later = self._signals(begins, half)
         M = _matrix(earlier / later * (-whole).exp())
         root = _matrix(earlier * gained.sqrt())
-        return Halves(M[0], root[0], M[1], root[1], torch.ones_like(half))
+        return HalfSteps(M[0], root[0], M[1], root[1], torch.ones_like(half))
 
 
 def _matrix(value: Tensor) -> Tensor:

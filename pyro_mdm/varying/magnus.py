@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.kernels import TRAVELLED, Halves, Moved, Propagator, Root
+from pyro_mdm.diffusions.kernels import TRAVELLED, HalfSteps, Moved, Propagator, Root
 from pyro_mdm.varying.cells import MatrixCells, MovedCells, MovedStretch, composed, made_once
 
 __all__ = ["MagnusPropagator"]
@@ -193,13 +193,13 @@ class MagnusPropagator(Propagator):
     def _reversed(self) -> MagnusPropagator:
         return MagnusPropagator(self.cells.reversed())
 
-    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+    def halves(self, start: Tensor, duration: Tensor) -> HalfSteps:
         back, half = self._reversed, duration / 2
         first = (self.bounds[-1] - (start + duration)).clamp_min(0)
         begins = torch.stack([first, first + half])
         M, _ = back.moments(begins, half)
         root, _, _, growth = back.root(begins, half)
-        return Halves(M[0], root[0], M[1], root[1], growth.amax(0))
+        return HalfSteps(M[0], root[0], M[1], root[1], growth.amax(0))
 
 
 class _Stretches:
