@@ -30,8 +30,8 @@ from pyro_mdm.diffusions.base import (
     apply_vector,
     from_coordinates,
     full_precision,
-    separate_node,
     require,
+    separate_node,
 )
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows, check_dispersion
