@@ -98,8 +98,11 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["pyro_mdm", "pyro_mdm.*"]),
     cmdclass={"build_py": BuildWithPrograms},
-    entry_points={"console_scripts": ["pyro-mdm = pyro_mdm.__main__:main"]},
-    package_data={"pyro_mdm": ["py.typed"]},
+    entry_points={
+        "console_scripts": ["pyro-mdm = pyro_mdm.__main__:main"],
+        "pyro_mdm.missing_entries": ["conditioning = pyro_mdm.conditioning.conditioned"],
+    },
+    package_data={"pyro_mdm": ["py.typed", "__init__.pyi"]},
     python_requires=">=3.10",
     install_requires=[
         "numpy>=1.26",
@@ -112,6 +115,7 @@ setup(
         "safetensors>=0.4",
         "tensorboard>=2.14",
         "tqdm>=4.65",
+        "lazy_loader>=0.4",
         "typing-extensions>=4.10",
     ],
     extras_require={

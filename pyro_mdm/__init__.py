@@ -3,28 +3,22 @@
 The noising diffusion with its auxiliary variables is a guide, the reverse SDE is a model, and SVI
 maximizes the evidence lower bound over both at once.
 
-PyTorch is loaded at the first use of a name: the command ``pyro-mdm`` needs none.
+The public names are in ``__init__.pyi``; each loads its own module at its first use. The command
+``pyro-mdm`` needs no PyTorch.
 """
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+
+import lazy_loader
 
 __version__ = "0.3.0"
 
-if TYPE_CHECKING:
-    from pyro_mdm.public import *  # noqa: F403
-else:
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-    def __getattr__(name: str) -> Any:
-        """A module of this package, or a name of :mod:`pyro_mdm.public`."""
-        if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
-            return import_module(f"{__name__}.{name}")
-        public = import_module("pyro_mdm.public") if name[0] != "_" or name == "__all__" else None
-        if not hasattr(public, name):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = getattr(public, name)
-        return globals()[name]
 
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *import_module("pyro_mdm.public").__all__})
+def __getattr__(name: str) -> object:
+    """A public name, or a module of this package."""
+    if not name.startswith("_") and name not in __all__ and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    return _public(name)

@@ -19,8 +19,7 @@ from pyro.poutine.runtime import _PYRO_STACK, get_plates
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.diffusions.base import given as given_contexts
+from pyro_mdm.diffusions.base import Cap, Diffusion, given as given_contexts, require
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.paths.base import NoisingLaw, PathLaw, noising_law, shared_diffusion
 from pyro_mdm.support.checks import check_count, check_instance

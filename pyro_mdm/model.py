@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial, singledispatch
+from importlib.metadata import entry_points
 from numbers import Integral
 from typing import Any, cast
 
@@ -492,7 +494,9 @@ def _none_given(context: GivenContext) -> ValueError:
 def model_of_present(score: Score, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
     """The model of the present entries of data, with shared parameters.
 
-    Dispatched on the kind of score; :mod:`pyro_mdm.conditioning` registers it for denoisers.
+    Dispatched on the kind of score, for which a package registers it, such as
+    :mod:`pyro_mdm.conditioning` for denoisers, and says so by an entry point of the group
+    ``pyro_mdm.missing_entries``.
 
     Args:
         score: the model's score.
@@ -502,6 +506,12 @@ def model_of_present(score: Score, model: DiffusionModel, missing: Tensor) -> Di
     Raises:
         TypeError: a score that cannot leave out a dimension.
     """
+    for entry_point in entry_points(group="pyro_mdm.missing_entries"):
+        with suppress(ModuleNotFoundError):
+            entry_point.load()
+    registered = model_of_present.dispatch(type(score))
+    if registered is not model_of_present.dispatch(object):
+        return registered(score, model, missing)
     raise TypeError(
         f"x has {int(missing.sum())} missing entries (NaN), and {type(score).__name__} cannot "
         "leave out a dimension; use a Denoiser or DiscreteDenoiser with maps=True, and import "

@@ -2,7 +2,7 @@
 
 The parts are a tree of objects by class and constructor arguments (:class:`Recorded`)::
 
-    {"class": "CLD", "arguments": {"mass": 0.25}}           a class of this library
+    {"class": "diffusions.presets.CLD", "arguments": {}}    a class of this library, by its module
     {"your_class": "MyNet", "arguments": null}              one of the user's; null: not known
     {"your_function": "friction"}                           likewise
     {"tensor": "score_function.data_mean"}                  in model.safetensors
@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -31,9 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pyro_mdm.networks as networks  # noqa: F401  its classes are known by name
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.support.files import LIBRARY, ROOT, JsonObject
+from pyro_mdm.support.files import ROOT, JsonObject
 from pyro_mdm.support.saved import (
     PretrainedError,
     Saved,
@@ -74,23 +73,26 @@ class OpenedModel(NamedTuple, Generic[Model]):
     beside: dict[str, Tensor]
 
 
-def library_classes() -> dict[str, type]:
-    """The classes of this library that a configuration may name."""
-    for module in pkgutil.iter_modules([str(LIBRARY)]):  # wings may not be loaded yet
-        if module.ispkg and module.name != "plots":  # which has none, and needs matplotlib
-            import_module(f"pyro_mdm.{module.name}")
-    classes: dict[str, type] = {}
-    rest: list[type] = [Recorded, Diffusion]
-    while rest:
-        cls = rest.pop()
-        rest += cls.__subclasses__()
-        if _is_library(cls) and not inspect.isabstract(cls):
-            classes[cls.__name__] = cls
-    return classes
+PACKAGE = __name__.partition(".")[0] + "."
 
 
 def _is_library(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return cls.__module__.startswith(PACKAGE)
+
+
+def _class_at(address: str) -> type | None:
+    """The class of this library at an address, a module and a name; None for nothing that may be
+    built. A file thus loads the modules of its own classes alone."""
+    module, _, name = address.rpartition(".")
+    if not re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)*", module):
+        return None
+    try:
+        cls: object = getattr(import_module(PACKAGE + module), name, None)
+    except ModuleNotFoundError:
+        return None
+    if not isinstance(cls, type) or not issubclass(cls, Recorded | Diffusion):
+        return None
+    return cls if _is_library(cls) and not inspect.isabstract(cls) else None
 
 
 # -- names of trained models -----------------------------------------------------------------------
@@ -187,7 +189,8 @@ class _Writer:
         cls = type(value)
         if isinstance(value, Recorded | Diffusion):
             named = "class" if _is_library(cls) else "your_class"
-            name = cls.__name__ if _is_library(cls) else self._your_name(cls, place)
+            address = f"{cls.__module__.removeprefix(PACKAGE)}.{cls.__name__}"
+            name = address if _is_library(cls) else self._your_name(cls, place)
             return {named: name, "arguments": self._arguments(value, place)}
         if callable(value) and not isinstance(value, nn.Module):
             return {"your_function": self._your_name(value, place)}
@@ -361,7 +364,6 @@ class _Reader:
         self, file: Path, tensors: Mapping[str, Tensor], yours: Mapping[str, object]
     ) -> None:
         self.file, self.tensors, self.yours = file, tensors, yours
-        self.library = library_classes()
         self._built: dict[str, object] = {}
         self._used: set[int] = set()
 
@@ -397,14 +399,16 @@ class _Reader:
         self._built[place] = built
         return built
 
-    def _library(self, name: str, place: str) -> Any:
-        if name not in self.library and name not in self.yours:
+    def _library(self, address: str, place: str) -> Any:
+        name = address.rpartition(".")[2]
+        built = _class_at(address) or self.yours.get(name)
+        if built is None:
             raise PretrainedError(
-                f"{self.file} names the class {name} at {place}, which this version of pyro_mdm "
+                f"{self.file} names the class {address} at {place}, which this version of pyro_mdm "
                 "does not have; install the version that saved the model, or pass a class or "
                 f"function for those arguments, classes={{{name!r}: …}}"
             )
-        return self.library[name] if name in self.library else self.yours[name]
+        return built
 
     def _yours(self, name: str, place: str) -> object:
         if name not in self.yours:

@@ -41,8 +41,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     from inference.training import report
     from pyro_mdm.plots import figures as drawing
     from pyro_mdm.samplers import base as samplers
-    from pyro_mdm.tables import density
-    from pyro_mdm.tables import table as library
+    from pyro_mdm.tables import density, table as library
 
     for name in () if figures else ("draw_training", "draw_end"):
         patch.setattr(report, name, lambda *arguments: None)

@@ -693,7 +693,7 @@ def public_names() -> dict[str, Any]:
     """The functions and classes that a package lists in ``__all__``."""
     packages = [f"pyro_mdm.{m.name}" for m in pkgutil.iter_modules(pyro_mdm.__path__) if m.ispkg]
     names = {}
-    for package in ("pyro_mdm.public", *packages):
+    for package in ("pyro_mdm", *packages):
         module = importlib.import_module(package)
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)

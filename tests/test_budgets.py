@@ -26,11 +26,14 @@ from inference.training import report, trainee
 from pyro_mdm import AutoMDM, budgets, training
 from pyro_mdm.automatic import fitting
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, steps_within
-from pyro_mdm.posteriors import AmortizedLikelihood, AmortizedPosterior, amortized
-from pyro_mdm.posteriors import likelihood as likelihoods
+from pyro_mdm.posteriors import (
+    AmortizedLikelihood,
+    AmortizedPosterior,
+    amortized,
+    likelihood as likelihoods,
+)
 from pyro_mdm.posteriors.members import LikelihoodMembers
-from pyro_mdm.tables import Table
-from pyro_mdm.tables import training as tables
+from pyro_mdm.tables import Table, training as tables
 from pyro_mdm.training import Trainer
 from tests.brief import SHORT, be_brief
 from tests.programs import Stopped

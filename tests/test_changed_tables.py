@@ -23,8 +23,13 @@ from inference.sample import sample
 from inference.table import Table
 from inference.train import train
 from models import DataError, Tabular
-from pyro_mdm.tables.columns import KINDS as KINDS_OF_COLUMNS
-from pyro_mdm.tables.columns import Bounded, Column, column_facts, column_of_facts
+from pyro_mdm.tables.columns import (
+    KINDS as KINDS_OF_COLUMNS,
+    Bounded,
+    Column,
+    column_facts,
+    column_of_facts,
+)
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 

@@ -40,18 +40,18 @@ from tests.mistakes import refused
 from tests.problems import (
     ENDS,
     D,
+    ExactDenoiser as Exact,
     GaussianMixture,
     Silent,
+    bimodal as mixture,
     conditional_log_prob,
+    correlated as gaussian,
+    given_dimensions as posterior,
     masks,
     normal,
     part,
     program,
 )
-from tests.problems import ExactDenoiser as Exact
-from tests.problems import bimodal as mixture
-from tests.problems import correlated as gaussian
-from tests.problems import given_dimensions as posterior
 
 # -- the denoiser ----------------------------------------------------------------------------------
 

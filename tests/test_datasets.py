@@ -40,8 +40,8 @@ from models import (
     Images,
     fashion_mnist,
     imagenet32,
+    mnist as mnist_module,
 )
-from models import mnist as mnist_module
 from models.base import FileImages, ImageProblem
 from models.files import (
     Published,

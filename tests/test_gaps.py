@@ -37,8 +37,15 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.support.measured import Z95
 from tests.chains import affine, chain_law
 from tests.mistakes import refused
-from tests.problems import ENDS, D, GaussianMixture, fixed, given_measurement, program
-from tests.problems import correlated as gaussian
+from tests.problems import (
+    ENDS,
+    D,
+    GaussianMixture,
+    correlated as gaussian,
+    fixed,
+    given_measurement,
+    program,
+)
 
 TIMES = 5
 DIFFUSIONS = {"vpsde": lambda: VPSDE(**ENDS), "cld": lambda: CLD(**ENDS)}

@@ -38,8 +38,7 @@ from pyro_mdm.conditioning import (
     class_posterior,
 )
 from pyro_mdm.contexts import GivenContext
-from pyro_mdm.evaluation import evidence_lower_bound, importance_weighted
-from pyro_mdm.evaluation import probability_flow as flow
+from pyro_mdm.evaluation import evidence_lower_bound, importance_weighted, probability_flow as flow
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.pretrained import PretrainedError

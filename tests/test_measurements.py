@@ -56,7 +56,9 @@ from tests.mistakes import refused
 from tests.problems import (
     ENDS,
     D,
+    ExactDenoiser as Exact,
     GaussianMixture,
+    correlated as gaussian,
     fixed,
     given_measurement,
     normal,
@@ -64,8 +66,6 @@ from tests.problems import (
     program,
     random_linear,
 )
-from tests.problems import ExactDenoiser as Exact
-from tests.problems import correlated as gaussian
 
 OWN: dict[str, Any] = {"covariance_from": -math.inf, "max_iterations": 20}
 H = fixed(1, 2, D)

@@ -28,9 +28,16 @@ from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.evaluation import compare, evidence_lower_bound
 from pyro_mdm.networks import MLP
 from tests.mistakes import refused
-from tests.problems import ENDS, D, Silent, conditional_log_prob, masks, normal
-from tests.problems import ExactDenoiser as Exact
-from tests.problems import correlated as gaussian
+from tests.problems import (
+    ENDS,
+    D,
+    ExactDenoiser as Exact,
+    Silent,
+    conditional_log_prob,
+    correlated as gaussian,
+    masks,
+    normal,
+)
 
 NOTHING = torch.zeros(D, dtype=torch.bool)
 

@@ -33,12 +33,19 @@ from pyro_mdm.levels.discrete import mixture_kl
 from pyro_mdm.networks import MLP
 from pyro_mdm.tables import MapMLP
 from pyro_mdm.tables.covariance import drawn_rows, joint_moments
-from pyro_mdm.tables.denoiser import Elsewhere
+from pyro_mdm.tables.denoiser import NoNetwork
 from pyro_mdm.tables.one_hot import OneHotDenoiser, one_hot_kl
 from tests.mistakes import refused
-from tests.problems import ENDS, D, Silent, fixed, masks, normal
-from tests.problems import ExactDenoiser as Exact
-from tests.problems import correlated as gaussian
+from tests.problems import (
+    ENDS,
+    D,
+    ExactDenoiser as Exact,
+    Silent,
+    correlated as gaussian,
+    fixed,
+    masks,
+    normal,
+)
 
 LEVELS: list[Any] = [None, 3, OneHot(3), 2, None, OneHot(4), [-1.0, 0.5, 1.0], OneHot(3), 2]
 OF_DIMS: list[Any] = [v for v in LEVELS for _ in range(getattr(v, "number", 1))]
@@ -392,7 +399,7 @@ def of_parts(part: Any, *part_of: int) -> MixedDenoiser:
 
 
 def two() -> Denoiser:
-    return Denoiser(Elsewhere(), torch.zeros(2))
+    return Denoiser(NoNetwork(), torch.zeros(2))
 
 
 def told() -> DiffusionModel:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from inference.settings.options import Training
 from inference.settings.plan import build
-from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy
-from models import problem as programs
+from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, problem as programs
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim, elbo_terms
 from pyro_mdm.likelihoods.base import JointTweedie, Tweedie
 from pyro_mdm.networks import UNet

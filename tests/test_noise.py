@@ -38,9 +38,17 @@ from pyro_mdm.samplers import Ancestral
 from tests.chains import chain_law
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
-from tests.problems import ENDS, D, GaussianMixture, fixed, given_measurement, normal, program
-from tests.problems import ExactDenoiser as Exact
-from tests.problems import correlated as gaussian
+from tests.problems import (
+    ENDS,
+    D,
+    ExactDenoiser as Exact,
+    GaussianMixture,
+    correlated as gaussian,
+    fixed,
+    given_measurement,
+    normal,
+    program,
+)
 
 OWN: dict[str, Any] = {"covariance_from": -math.inf, "max_iterations": 20}
 LEVELS = torch.tensor([-1.0, 0.0, 0.5, 2.0], dtype=torch.float64)

@@ -16,8 +16,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from inference.simulators.two_moons import OFFSET, RADIUS, WIDTH, shift
 from pyro_mdm.posteriors import likelihood
-from tests.benchmarks.partial import __main__ as command
-from tests.benchmarks.partial import checks, methods, references, summary
+from tests.benchmarks.partial import __main__ as command, checks, methods, references, summary
 from tests.benchmarks.partial.problem import Problem, load_answer, save_answer
 from tests.benchmarks.partial.references import reference, slcp_means, walk_on_grid
 from tests.benchmarks.partial.scores import c2st

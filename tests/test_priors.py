@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical as Choice
 from torch.distributions import (
+    Categorical as Choice,
     Distribution,
     Independent,
     Laplace,

@@ -16,8 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import infer
-from pyro.infer import SVI, Importance, Predictive, RenyiELBO, Trace_ELBO
-from pyro.infer import autoguide as auto
+from pyro.infer import SVI, Importance, Predictive, RenyiELBO, Trace_ELBO, autoguide as auto
 from pyro.infer.importance import vectorized_importance_weights
 from scipy.stats import t as student
 from torch import Tensor

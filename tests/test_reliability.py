@@ -23,8 +23,7 @@ import pytest
 import torch
 import yaml
 
-from inference.folders import checkpoints as ck
-from inference.folders import runs
+from inference.folders import checkpoints as ck, runs
 from inference.folders.checkpoints import RunError, StorageError
 from inference.folders.records import write_json
 from inference.folders.runs import Run, create_default

@@ -21,8 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from inference.commands.cli import command_line
-from inference.folders import checkpoints as ck
-from inference.folders import fingerprints, runs
+from inference.folders import checkpoints as ck, fingerprints, runs
 from inference.folders.checkpoints import RunError
 from inference.folders.fingerprints import differences, fingerprint, fingerprint_of
 from inference.folders.loading import load_trained

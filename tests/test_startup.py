@@ -75,12 +75,11 @@ def test_the_package_itself_loads_no_torch() -> None:
 
 def test_names_of_the_package_are_loaded_when_they_are_asked_for() -> None:
     import pyro_mdm
-    from pyro_mdm import public
 
     for name in pyro_mdm.__all__:
-        assert getattr(pyro_mdm, name) is getattr(public, name)
+        assert getattr(pyro_mdm, name).__name__ == name
         assert name in dir(pyro_mdm)
-    with pytest.raises(AttributeError, match="module 'pyro_mdm' has no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match="No pyro_mdm attribute Nothing"):
         _ = pyro_mdm.Nothing
     with pytest.raises(ImportError, match="Nothing"):
         from pyro_mdm import Nothing  # noqa: F401
@@ -104,7 +103,6 @@ from pyro_mdm.simulated import NonlinearDiffusion
 functions = (compare_paths, density_bound, noising_law)
 said["registered"] = [NonlinearDiffusion in function.registry for function in functions]
 x = torch.randn(20, 2)
-from pyro_mdm.conditioning import condition
 score = Denoiser.fit(MLP(4, out_features=2), x, maps=True)
 x[3, 1] = torch.nan
 model = DiffusionModel(diffusions.VPSDE(min_log_snr=-9.0), score)

@@ -13,8 +13,7 @@ from tensorboard.plugins.hparams import api_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, ELBOTerms, LearnedDiffusion
-from pyro_mdm.plots import hparams
-from pyro_mdm.plots import tensorboard as tb
+from pyro_mdm.plots import hparams, tensorboard as tb
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.support.measured import student_factor
 

@@ -60,7 +60,7 @@ def test_what_the_user_sets_stays_alone(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_library_sets_nothing() -> None:
-    assert set_by("pyro_mdm.public") == ["torch"]
+    assert set_by("pyro_mdm.elbo") == ["torch"]
 
 
 @pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="no OpenMP")

@@ -29,8 +29,7 @@ from inference.training.trainee import RunProgress, Step, Trainee
 from pyro_mdm.budgets import ANY_STEPS, Outcome, Pace, Reason
 from pyro_mdm.diffusions.base import SimulationError, UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
-from pyro_mdm.support.progress import Progress as Bar
-from pyro_mdm.support.progress import progress_bar, show_estimate
+from pyro_mdm.support.progress import Progress as Bar, progress_bar, show_estimate
 from pyro_mdm.training import FALL
 
 if TYPE_CHECKING:

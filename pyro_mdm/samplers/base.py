@@ -27,8 +27,13 @@ from pyro_mdm.diffusions.kernels import Factor
 from pyro_mdm.diffusions.linear import LinearDiffusion, linear_of
 from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.randomness import for_data, normal_for_data
-from pyro_mdm.scores.base import Coefficients, check_process, coefficients, project
-from pyro_mdm.scores.base import Score as Parameterization
+from pyro_mdm.scores.base import (
+    Coefficients,
+    Score as Parameterization,
+    check_process,
+    coefficients,
+    project,
+)
 from pyro_mdm.support.checks import (
     Count,
     check_count,

@@ -24,7 +24,7 @@ from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import Levels, OneHot, OneHotDenoiser
 from pyro_mdm.tables.splits import spread
 
-__all__ = ["GAUSSIAN_ROWS", "Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
+__all__ = ["GAUSSIAN_ROWS", "NoNetwork", "Levels", "MixedDenoiser", "OneHot"]
 
 GAUSSIAN_ROWS, PRODUCTS = 10_000, 10**9
 """The most rows that the Gaussian distribution is fitted to, spread evenly over all, and the most
@@ -36,7 +36,7 @@ COUPLED = 20
 most frequent ones; what tells the others apart is learned."""
 
 
-class Elsewhere(Recorded, nn.Module):
+class NoNetwork(Recorded, nn.Module):
     """A placeholder for the network of a part of a :class:`MixedDenoiser`, which has one for
     all."""
 
@@ -62,7 +62,7 @@ class MixedDenoiser(DenoiserScore):
         network: the module that is called with ``(z - μ)/sqrt(σ² + e^{-λ})``, (n, d), or (n, 2 d)
             with ``maps``, and log SNRs, (n,). It returns (n, :meth:`num_outputs`): the outputs of
             the first part, arranged outputs × dimensions, then those of the second, and so on.
-        parts: denoisers of vectors, made over :class:`Elsewhere`; :meth:`fit` makes them.
+        parts: denoisers of vectors, made over :class:`NoNetwork`; :meth:`fit` makes them.
         part_of: the index of the part of each dimension, (d,) int64.
         maps: whether log SNRs may differ between dimensions; those of the parts must agree.
 
@@ -142,11 +142,11 @@ class MixedDenoiser(DenoiserScore):
         parts: list[DenoiserScore] = []
         for kind, x in zip(kinds, Parts(part_of).split(train_x), strict=True):
             if kind is None:
-                parts.append(Denoiser.fit(Elsewhere(), x, maps=maps))
+                parts.append(Denoiser.fit(NoNetwork(), x, maps=maps))
             elif isinstance(kind, OneHot):
-                parts.append(OneHotDenoiser.fit(Elsewhere(), x, kind.number, maps=maps))
+                parts.append(OneHotDenoiser.fit(NoNetwork(), x, kind.number, maps=maps))
             else:
-                parts.append(DiscreteDenoiser.fit(Elsewhere(), x, kind, "logits", maps=maps))
+                parts.append(DiscreteDenoiser.fit(NoNetwork(), x, kind, "logits", maps=maps))
         return cls(network, parts, part_of.to(train_x.device), maps=maps)
 
     @classmethod
@@ -176,7 +176,7 @@ class MixedDenoiser(DenoiserScore):
         Raises:
             ValueError: as :meth:`fit`.
         """
-        score = cls.fit(Elsewhere(), train_x, levels, maps=True)
+        score = cls.fit(NoNetwork(), train_x, levels, maps=True)
         before = score.data_mean.double(), score.data_variance.double().diag()
         mean, covariance = _moments(train_x, _coupled(train_x, levels), *before)
         scale = score.data_variance.sqrt()

@@ -22,8 +22,11 @@ from pyro_mdm.support.checks import Count, DataError, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.saved import damage_of
 from pyro_mdm.tables.agreement import Agreement, agreement
-from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
-from pyro_mdm.tables.calibration import TableCalibration, table_calibration
+from pyro_mdm.tables.calibration import (
+    DRAWS as CALIBRATION_DRAWS,
+    TableCalibration,
+    table_calibration,
+)
 from pyro_mdm.tables.columns import Center, Column
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.completion import (

@@ -27,10 +27,14 @@ from pyro_mdm.conditioning import Replacement
 from pyro_mdm.measurements import Mask, Matrix, condition_on_measurements, twisted_smc
 from pyro_mdm.samplers import Ancestral
 from pyro_mdm.support.measured import Measured
-from tests.problems import ExactDenoiser as Exact
-from tests.problems import GaussianMixture, fixed, given_measurement
-from tests.problems import bimodal as mixture
-from tests.problems import correlated as gaussian
+from tests.problems import (
+    ExactDenoiser as Exact,
+    GaussianMixture,
+    bimodal as mixture,
+    correlated as gaussian,
+    fixed,
+    given_measurement,
+)
 from tests.test_conditioning import ENDS, D
 
 __all__ = ["Case", "Found", "METHODS"]

@@ -20,8 +20,7 @@ import numpy as np
 import pandas as pd
 
 from inference import Table
-from pyro_mdm.tables import MapMLP, denoiser
-from pyro_mdm.tables import rows as recipe
+from pyro_mdm.tables import MapMLP, denoiser, rows as recipe
 from tests.benchmarks import runs
 from tests.benchmarks.imputation import SCORES, scores_of
 from tests.benchmarks.tables.data import CHOSEN_ON, ENVIRONMENT, Task, task_of
