@@ -115,7 +115,7 @@ setup(
         "safetensors>=0.4",
         "tensorboard>=2.14",
         "tqdm>=4.65",
-        "lazy_loader>=0.4",
+        "lazy-loader>=0.4",
         "typing-extensions>=4.10",
     ],
     extras_require={

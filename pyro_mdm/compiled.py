@@ -149,11 +149,11 @@ def _draws(score: Score, diffusion: Kernels, x: Tensor) -> LossDraws:
     """The draws in the order of the programs: the path's, the time's, and those of its noise."""
     K = diffusion.num_variables
     noise = randomness.normal((len(x), 1, K, *x.shape[1:]), x.dtype, x.device)[:, 0]
-    u = randomness.low_discrepancy(len(x), x.device)
+    u = randomness.low_discrepancy(len(x), torch.device("cpu"))
     if isinstance(score, Denoiser):
         epsilon = randomness.normal(x.shape, x.dtype, x.device)
         low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
-        return LossDraws(noise, epsilon, torch.lerp(low, high, u), None)
+        return LossDraws(noise, epsilon, torch.lerp(low, high, u).to(x.device), None)
     s = diffusion.way.time_at(u)
     at = coefficients(diffusion, s, noise=clock_noise(diffusion, s))
     epsilon = randomness.normal((len(x), K, *x.shape[1:]), x.dtype, x.device)

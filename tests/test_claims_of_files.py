@@ -188,7 +188,7 @@ def test_a_configuration_of_millions_of_features_takes_no_memory(
     def changed(node: Any) -> Any:
         if isinstance(node, dict):
             own = {key: changed(inner) for key, inner in node.items()}
-            if own.get("class") == "MLP":
+            if own.get("class") == "networks.MLP":
                 own["arguments"] = {**own["arguments"], name: value}
             return own
         return [changed(inner) for inner in node] if isinstance(node, list) else node

@@ -96,7 +96,7 @@ def test_wheel_holds_the_library_and_its_programs_in_one_package(wheel):
     held = {n for n in names if n.startswith("pyro_mdm/")}
     copied = {n for n in held if n.startswith("pyro_mdm/_checkout/")}
     library = {str(path.relative_to(ROOT)) for path in (ROOT / "pyro_mdm").rglob("*.py")}
-    assert library | {"pyro_mdm/py.typed"} == held - copied
+    assert library | {"pyro_mdm/py.typed", "pyro_mdm/__init__.pyi"} == held - copied
     known = subprocess.run(
         ["git", "ls-files", "inference", "models"], cwd=ROOT, capture_output=True, text=True
     )
@@ -120,6 +120,7 @@ def test_metadata(described):
     assert [str(r.specifier) for r in required(described, "plots")] == [">=3.7"]
     assert "matplotlib" in {r.name for r in required(described, "programs")}
     assert sorted(r.name for r in required(described)) == [
+        "lazy-loader",
         "numpy",
         "pyro-ppl",
         "safetensors",

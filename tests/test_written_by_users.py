@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import pyro_mdm as library
+from pyro_mdm.diffusions import Clock, ConstantBeta
 from pyro_mdm.likelihoods import JointTweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import noising_law
-from pyro_mdm.samplers import Sampler
+from pyro_mdm.samplers import ExponentialIntegrator, Sampler
 from tests.problems import generator
 
 ENDS = {"min_log_snr": -8.0}
@@ -173,3 +174,61 @@ def test_a_block_that_no_dimension_uses_has_no_share_of_the_volume() -> None:
     volume, rate = diffusion.log_volume, diffusion.log_volume.rate(s)
     slope = (volume(s + 1e-5) - volume(s - 1e-5)) / 2e-5
     torch.testing.assert_close(rate, slope, rtol=1e-5, atol=0)
+
+
+# -- what is set, asked or switched between two questions ------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["CLD", "VPSDE", "learned"])
+def test_a_mode_of_training_forgets_nothing(kind: str) -> None:
+    diffusion = DIFFUSIONS[kind]()
+    with torch.no_grad():
+        start = diffusion.start.covariance
+        assert diffusion.eval().start.covariance is start
+        assert diffusion.train().start.covariance is start
+
+
+@pytest.mark.parametrize("kind", DIFFUSIONS)
+def test_a_question_in_inference_mode_does_not_spoil_training(kind: str) -> None:
+    diffusion = DIFFUSIONS[kind]()
+    if kind == "learned":
+        diffusion.max_log_snr = 9.0
+    with torch.inference_mode():
+        first = diffusion.start_time.item()
+    value = diffusion.clock(0.5)
+    assert diffusion.start_time.item() == pytest.approx(first, rel=1e-9)
+    if value.requires_grad:
+        value.sum().backward()
+
+
+@pytest.mark.parametrize("kind", DIFFUSIONS)
+def test_log_snrs_in_any_layout_have_times(kind: str) -> None:
+    diffusion = DIFFUSIONS[kind]()
+    values = torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]], dtype=torch.float64)
+    times = diffusion.time_at_log_snr(values.T)
+    torch.testing.assert_close(times, diffusion.time_at_log_snr(values).T)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("beta", [None, ConstantBeta(8.0)])
+def test_the_spread_of_samples_is_that_of_the_data(beta: Clock | None, order: int) -> None:
+    """By the Gaussian's own x̂ and the integrator's own grid, also of steps that get longer."""
+    x = 0.3 * torch.tensor([[-1.0], [1.0]])
+    diffusion = library.VPSDE() if beta is None else library.VPSDE(beta=beta)
+    score = library.Denoiser.fit(MLP(1), x)
+    for parameter in score.network.parameters():
+        torch.nn.init.zeros_(parameter)
+    sampler = ExponentialIntegrator(25, order)
+    model = library.DiffusionModel(diffusion, score, sampler=sampler).eval()
+    with torch.no_grad():
+        ratio = (model(batch_size=20000).std() / 0.3).item()
+    error = 0.3**2 * 5 / 200  # of the sample's spread, generously
+    assert abs(ratio - 1) < (0.03 if beta is None else 0.12) + error
+
+
+def test_a_clock_that_is_set_counts_at_once() -> None:
+    diffusion = library.Simulated(library.VPSDE(beta=ConstantBeta(8.0)))
+    first = diffusion.log_snr(torch.tensor(1.0)).item()
+    diffusion.linear.beta = ConstantBeta(4.0)
+    assert first < diffusion.log_snr(torch.tensor(0.5)).item()
+    torch.testing.assert_close(diffusion.time_at_progress(torch.tensor(1.0)).item(), 1.0)

@@ -70,8 +70,8 @@ __all__ = [
 
 TAYLOR_TERMS = 32
 """Terms of a series in ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads."""
-FACTORIALS = torch.tensor([math.factorial(k) for k in range(TAYLOR_TERMS)], dtype=torch.float64)
-"""k! of the terms."""
+FACTORIALS = torch.from_numpy(np.array([float(math.factorial(k)) for k in range(TAYLOR_TERMS)]))
+"""k! of the terms; on the host, as all that follows, whatever torch's default device is."""
 MAX_DOUBLINGS = 60
 """Doublings of a step at most."""
 
@@ -84,11 +84,11 @@ def gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
 
 
 NODES, WEIGHTS = gauss_legendre(16)
-"""Those of a step on [0, 1]."""
-PLACES = torch.cat([NODES, torch.ones(1, dtype=torch.float64)])  # in a step; its end
-ORDERS = torch.arange(TAYLOR_TERMS, dtype=torch.float64)
+"""The nodes and weights of a step on [0, 1]."""
+PLACES = torch.cat([NODES, NODES.new_ones(1)])  # in a step; its end
+ORDERS = torch.arange(TAYLOR_TERMS, dtype=torch.float64, device="cpu")
 SIGNS = (1.0 - 2.0 * (ORDERS % 2)).unsqueeze(-1)
-_AREAS = torch.cat([WEIGHTS, torch.zeros(1, dtype=torch.float64)])  # no weight at the end
+_AREAS = torch.cat([WEIGHTS, WEIGHTS.new_zeros(1)])  # no weight at the end
 PLACE_POWERS = torch.stack([PLACES ** ORDERS[:, None], _AREAS * PLACES ** ORDERS[:, None]])
 PLACE_POWERS = PLACE_POWERS[:, :, None, :, None]  # (2, TAYLOR_TERMS, 1, places, 1)
 

@@ -239,7 +239,8 @@ class LinearDiffusion(Kernels):
         if held is not None and same and all(map(torch.equal, held.parameters, parameters)):
             return cast(L, held.view)
         if not self.values and next(self.beta.parameters(), None) is None:
-            self.values[CLOCK_END] = end_of_clock(self)  # of a fixed clock, at all parameters
+            with torch.inference_mode(False):  # of a fixed clock, at all parameters
+                self.values[CLOCK_END] = end_of_clock(self)
         view = object.__new__(type(self))
         state = vars(view)
         state.update(vars(self), values=dict(self.values), _held=None)
@@ -261,10 +262,9 @@ class LinearDiffusion(Kernels):
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)  # type: ignore[arg-type]
-        # a clock, a horizon, ends or a parameter of which there are values
-        if isinstance(value, float | int | Tensor | nn.Module | EndSettings) and "_held" in vars(
-            self
-        ):
+        # a clock, a horizon, ends or a parameter of which there are values; no mode of training
+        counts = isinstance(value, float | int | Tensor | nn.Module | EndSettings)
+        if counts and not isinstance(value, bool) and "_held" in vars(self):
             self._forget()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -644,7 +644,7 @@ def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> T
         if len(s) < 2 or (first - start).abs() > 1e-9 * start or abs(last - end) > 1e-9 * end:
             raise ValueError(
                 f"times run from {first:.6g} to {last:.6g}, expected a grid from the start time "
-                f"{start:.6g} (max_log_snr) to T = {end:g}; see LinearDiffusion.log_snr_grid"
+                f"{start:.6g} (max_log_snr) to T = {end:g}; see log_snr_times"
             )
     return s
 

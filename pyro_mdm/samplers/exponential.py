@@ -185,14 +185,17 @@ class _Exponential(LinearSampler[LinearSteps]):
         weights = torch.zeros(*volume.shape, order, held.shape[-1]).to(held)  # of x̂, newest first
         weights[..., 0, :] = held
         if order > 1:  # x̂ in the middle of the step: moved on by half its last rate of change in κ
-            half = (volume[1:] / volume[:-1] / 2)[..., None] * held[1:]
+            # and by no more than half of the step before: x̂ comes to rest in κ
+            half = (volume[1:] / volume[:-1]).clamp(max=1)[..., None] * held[1:] / 2
             weights[1:, ..., 0, :] += half
             weights[1:, ..., 1, :] -= half
         if order > 2:  # the parabola through the x̂ of three steps, at their distances in κ
             ago = torch.stack([0 * volume[2:], volume[1:-1], volume[1:-1] + volume[:-2]], -1)
             nodes = -ago / volume[2:, ..., None]
             inverse = torch.linalg.inv(nodes[..., None] ** torch.arange(3).to(nodes))
-            weights[2:] = inverse.mT @ moments[2:]  # (N, power, node) times (N, power, K)
+            parabola = inverse.mT @ moments[2:]  # (N, power, node) times (N, power, K)
+            short = (volume[2:] <= 2 * volume[1:-1])[..., None, None]  # else it goes too far ahead
+            weights[2:] = torch.where(short, parabola, weights[2:])
         weights = weights.unflatten(-1, (gain.shape[-1], -1))
         columns = weights.movedim(-3, -2).flatten(-2)  # (steps, K, order or order·K)
         parts = [gain, columns] if tril is None else [gain, columns, tril]
@@ -221,8 +224,10 @@ class ExponentialIntegrator(_Exponential):
         y_r = a_r x̂ + R_r R_s^{-1} (y_s - a_s x̂),    R' = (A + ½ g² Σ^{-1}) R,    R Rᵀ = Σ
 
     where x̂ is held over the step (order 1), extrapolated to its middle (2), or a parabola over it
-    (3), in log volume κ, which for K = 1 is -λ. One network call a step at every order. For a score
-    of the raw state x̂ is the projection on g², as for :class:`Ancestral`.
+    (3), in log volume κ, which for K = 1 is -λ. One network call a step at every order. Nothing is
+    extrapolated by more than half of the step before, and a step that is over twice as long as that
+    one has no parabola. For a score of the raw state x̂ is the projection on g², as for
+    :class:`Ancestral`.
 
     Args:
         steps: number of steps, which is the number of calls.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -73,9 +72,6 @@ class _FromLinear(NonlinearDiffusion, ABC):
     @property
     def start(self) -> Marginal:
         return self.linear.marginal(self.start_time)
-
-    def _clock_parameters(self) -> Iterator[nn.Parameter]:
-        return self.linear.parameters()
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
         return self.linear.dispersion(None, s)

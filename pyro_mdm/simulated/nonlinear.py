@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 from abc import ABC
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -156,7 +156,6 @@ class NonlinearDiffusion(Diffusion, ABC):
         initial[0, 0] = math.exp(-max_log_snr)
         self.register_buffer("initial_covariance", initial)
         self._checked: set[torch.Size] = set()
-        self._kept_ends: tuple[Tensor, Tensor, Tensor] | None = None
 
     # -- on the device of its states, as its drift and dispersion are functions of these -----------
 
@@ -268,20 +267,9 @@ class NonlinearDiffusion(Diffusion, ABC):
         return (self.clock(s) - self._ends()[0]).clamp_min(0.0)
 
     def _ends(self) -> tuple[Tensor, Tensor]:
-        """The clock at ε, and its increase from there to T; kept if the clock is not learned."""
-        at = self.start_time
-        kept = self._kept_ends
-        if kept is None or kept[0].device != at.device or not torch.equal(kept[0], at):
-            start = self.clock(at)
-            ends = at, start, self.clock(self.horizon) - start
-            if any(True for _ in self._clock_parameters()):
-                return ends[1:]
-            kept = self._kept_ends = ends
-        return kept[1:]
-
-    def _clock_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the clock depends on."""
-        return self.parameters()
+        """The clock at ε, and its increase from there to T."""
+        start = self.clock(self.start_time)
+        return start, self.clock(self.horizon) - start
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau)
@@ -462,7 +450,6 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._checked.clear()
-        self._kept_ends = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
