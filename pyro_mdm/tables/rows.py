@@ -61,8 +61,6 @@ UnknownPolicy = Literal["missing", "refuse"]
 error."""
 FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
 """Of the network of the denoiser."""
-WINDOW = (-3.0, 3.0)
-"""The log SNRs between which most training maps are drawn."""
 
 R = TypeVar("R", bound="TableRows")
 
@@ -110,17 +108,7 @@ class TableRows:
         (['continuous', 'boolean'], torch.Size([36, 2]))
     """
 
-    max_log_snr: float = 9.0
-    """The log SNR λ at ε, where the decoder takes over."""
-    window: tuple[float, float] | None = WINDOW
-    """The window of training maps, see :class:`~pyro_mdm.conditioning.RandomMaps`."""
-    steps: int = 1500
-    batch_size: int = 512
-    learning_rate: float = 5e-3
     dtype: torch.dtype = torch.float32
-    rough: bool = False
-    keeps_best: bool = True
-    """Whether the weights with the best bound on validation data are kept; False: the last ones."""
     split_seed: int | None = 0
     facts: JsonObject | None = None
     refusing: str = 'unknown="refuse"'

@@ -40,7 +40,7 @@ from pyro_mdm.tables.drawing import draw_batches
 from pyro_mdm.tables.estimator import TableEstimator
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
-from pyro_mdm.tables.training import Schedule, Trained, train_rows
+from pyro_mdm.tables.training import WINDOW, Schedule, Trained, train_rows
 from pyro_mdm.tables.words import Kinds, in_python
 
 __all__ = ["NotFittedError", "Table"]
@@ -527,7 +527,7 @@ def _read_folder(
     score = model.score_function
     if not isinstance(score, DenoiserScore) or model.event_shape != rows.event_shape:
         raise PretrainedError(f"{folder} is damaged: its model is of no such columns")
-    score.training_maps = RandomMaps(window=rows.window)  # which a model does not keep
+    score.training_maps = RandomMaps(window=WINDOW)  # which a model does not keep
     return rows, model, {"names": rows.names, **content}
 
 
