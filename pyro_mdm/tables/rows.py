@@ -46,7 +46,7 @@ from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
 from pyro_mdm.tables.gaps import SHOWN, TableGaps
 from pyro_mdm.tables.splits import Rows, split_rows
-from pyro_mdm.tables.words import Kinds, in_python, parse_kinds
+from pyro_mdm.tables.words import Kinds, parse_kinds
 
 __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
 
@@ -111,8 +111,6 @@ class TableRows:
     dtype: torch.dtype = torch.float32
     split_seed: int | None = 0
     facts: JsonObject | None = None
-    refusing: str = 'unknown="refuse"'
-    """The argument or option that refuses values that a column cannot have, for messages."""
     event_shape: tuple[int, ...]
     rows: Rows | None
     train: Tensor
@@ -202,7 +200,7 @@ class TableRows:
         kinds = ", ".join(kind_names())
         return "\n".join(
             [
-                "columns of the table (say otherwise by --columns NAME=KIND,…, of",
+                'columns of the table (say otherwise by columns="NAME=KIND,…", of',
                 f"{kinds};",
                 'by an order, "NAME=low<middle<high"; or by a range, NAME=0..100):',
                 *lines,
@@ -293,8 +291,8 @@ class TableRows:
         lines += [f"  {name!r}: {doubt}" for name, all_ in self.doubts.items() for doubt in all_]
         if lines:
             more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-            head = "columns to look at; --columns NAME=KIND says that one is right, and ends this:"
-            warnings.warn(in_python("\n".join([head, *lines[:SHOWN], *more])), stacklevel=2)
+            head = 'columns to look at; columns="NAME=KIND" says that one is right, and ends this:'
+            warnings.warn("\n".join([head, *lines[:SHOWN], *more]), stacklevel=2)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Stored rows in model space.
@@ -393,7 +391,7 @@ class TableRows:
                 warnings.warn(
                     f"column {name!r} holds {what.values} in {what.rows}, expected of it "
                     f"{self.column(name).in_words}; there the entry counts as missing, and "
-                    f"{self.refusing} makes this an error",
+                    'unknown="refuse" makes this an error',
                     stacklevel=2,
                 )
             table = without_unknown(table, masks)
