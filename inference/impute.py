@@ -93,7 +93,7 @@ def impute(run: Path, data: str, out: Path, **options: Any) -> None:
     for file in (out, draws_out):
         check_out(file, (".csv", ".parquet"), overwrite=settings.overwrite)
     table = Table.from_run(settings.run, accelerator=settings.accelerator)
-    columns, table.problem.refusing = table.problem.columns, "--unknown refuse"
+    columns = table.problem.columns
     if settings.sampler is not None or settings.steps is not None:
         table.use_sampler(settings.sampler, settings.steps)
     pieces = partial(read_pieces, settings.data, PIECE, text_columns(columns))

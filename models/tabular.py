@@ -24,6 +24,7 @@ from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of, parse_spec
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.frames import named
 from pyro_mdm.tables.rows import FEWEST, TableRows, without_dropped
+from pyro_mdm.tables.training import BATCH_SIZE, GIVEN_RATE, MAX_LOG_SNR, WINDOW
 from pyro_mdm.tables.words import Kinds
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Tabular(TableRows, Problem):
     name = "tabular"
     scores: tuple[str, ...] = ("mixed",)
     default_maps: ClassVar = "mixed"
+    max_log_snr, window = MAX_LOG_SNR, WINDOW
+    steps, batch_size, learning_rate, keeps_best = 1500, BATCH_SIZE, GIVEN_RATE, True
     exact: ClassVar = True  # codes are numbers as they are read, and levels
 
     def __init__(

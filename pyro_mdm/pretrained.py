@@ -312,7 +312,7 @@ def _check_newest(path: Path, checkpoints: Path, weights: str) -> None:
             continue  # a damaged one does not count
         raise PretrainedError(
             f"{path} has not the weights of {file}, the newest checkpoint beside it, as a kill may "
-            "leave it; go on with the run by --resume, which writes the model again"
+            "leave it; go on with the run, which writes the model again"
         )
 
 

@@ -275,10 +275,10 @@ def test_a_number_at_an_end_where_none_was_is_unknown() -> None:
 
 DOUBTS: dict[str, tuple[str, list[Any], str | None]] = {
     "grades": ("grade", [1, 2, 3, 4] * 20, None),
-    "by name": ("zip_code", [1, 2, 3, 4] * 20, "may be names, .*--columns zip_code=categorical"),
-    "by gaps": ("area", [10, 400, 70, 99] * 20, "may be names, which have no order; say --columns"),
+    "by name": ("zip_code", [1, 2, 3, 4] * 20, 'may be names, .*columns="zip_code=categ'),
+    "by gaps": ("area", [10, 400, 70, 99] * 20, "may be names, which have no order; say columns="),
     "ids": ("PatientID", [*rng().permutation(100) * 3], "may be names"),
-    "increasing": ("n", [*range(0, 200, 4)], "increase from row to row.*--columns n=drop"),
+    "increasing": ("n", [*range(0, 200, 4)], "increase from row to row.*columns=.n=drop"),
     "few numbers": ("dose", [0.5, 1.5, 2.25] * 20, None),
     "few rows": ("gdp", [400, 10, 70, 99, 1200, 3] * 3, None),
     "nines": ("age", [*rng().integers(18, 80, 90), *[-999] * 4], "-999, there 4 times, is apart"),
@@ -315,7 +315,7 @@ LEFT_OUT: dict[str, tuple[Any, str | None]] = {
     "empty": ([math.nan] * N, "it has no value in the training rows"),
     "constant": (["a"] * N, "its only value in the training rows is a"),
     "tested alone": (["b" if i == 5 else "a" for i in range(N)], "its only value in the training"),
-    "rows": ([*range(1, N + 1)], r"it counts the rows, 1 to 120; --columns w=integer keeps it"),
+    "rows": ([*range(1, N + 1)], 'it counts the rows, 1 to 120; columns="w=integer" keeps it'),
     "rows in another order": ([*rng().permutation(N)], "it counts the rows, 0 to 119"),
     "names": ([f"n{i}" for i in range(N)], "120 of its 120 values are in one row alone.*categor"),
     "most are names": ([f"n{i % 100}" for i in range(N)], "80 of its 120 values are in one"),

@@ -66,7 +66,7 @@ def test_it_has_densities_laws_and_samples(fitted: Table) -> None:
     new = fitted.sample(5, given={"ward": "east"})
     assert new["ward"].tolist() == ["east"] * 5 and list(new) == fitted.names
     words = fitted.columns_in_words
-    assert 'columns="NAME=KIND"' in words and "--" not in words and "  age " in words
+    assert 'columns="NAME=KIND,…"' in words and "--" not in words and "  age " in words
     pd.testing.assert_frame_equal(fitted.sample(4), fitted.sample(6).head(4))
 
 

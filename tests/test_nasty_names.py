@@ -108,7 +108,7 @@ def test_csv_holds_every_name(name: str, tmp_path: Path) -> None:
 
 
 def test_kinds_of_columns_with_a_line_break_need_quotes() -> None:
-    with pytest.raises(ValueError, match=r"--columns is 'a.nb=drop', which has a line break"):
+    with pytest.raises(ValueError, match=r"columns is 'a.nb=drop', which has a line break"):
         Tabular(data="wine", columns="a\nb=drop")
 
 

@@ -296,6 +296,7 @@ REFUSED: dict[str, str] = {
     f"{POINTS} --test_size 3": "--test_size is 3, expected at least 8 data",
     f"{POINTS} --compile gcc": "--compile is 'gcc', expected one of ",
     f"{POINTS} --accelerator tpux": "--accelerator is 'tpux', expected one of auto",
+    "train --model tabular --data wine --columns ash=boolean": 'say --columns "ash=categorical"',
     # folders
     f"{POINTS} --run {{run}}": "already holds a run; continue it with",
     f"{POINTS} --run {{own}}": "is not a run folder and holds .*; it is",

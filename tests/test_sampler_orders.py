@@ -323,7 +323,8 @@ def published(x: Tensor, lam: Tensor, x_hat: Callable[[Tensor, int], Tensor], or
         r = (lam[i] - lam[i - 1]) / h
         first = (seen[-1] - seen[-2]) / r
         if now == 2:
-            x = kept - alpha[i + 1] * phi_1 * (seen[-1] + first / 2)
+            ahead = (seen[-1] - seen[-2]) * (1 / r).clamp(max=1) / 2  # 1 / r in the paper
+            x = kept - alpha[i + 1] * phi_1 * (seen[-1] + ahead)
             continue
         r_before = (lam[i - 1] - lam[i - 2]) / h
         second = (first - (seen[-2] - seen[-3]) / r_before) / (r + r_before)

@@ -119,9 +119,7 @@ def test_a_seed_is_a_split() -> None:
         often = tests.bincount(minlength=500)  # 20 ± 4.2 each, five standard errors
         assert int(often.min()) > 0 and int(often.max()) < 42
     for seed in (-1, 2**63):
-        with pytest.raises(
-            ValueError, match=f"--split_seed is {seed}, expected a whole number from"
-        ):
+        with pytest.raises(ValueError, match=f"split_seed is {seed}, expected a whole number from"):
             split_rows(10, True, seed)
 
 

@@ -72,7 +72,7 @@ def test_an_exact_model_is_calibrated_and_a_wrong_one_is_not(tmp_path: Path) -> 
     assert choosing.shape == (50, 2) and np.allclose(own.sum(1), 1)
     assert [*np.isnan(known)] == rows[:, -1].isnan().tolist()
     model.score_function.training_maps = RandomMaps(levels=0, subsets=0, independent=1)
-    with pytest.raises(ValueError, match="levels or independent, where no entry is ever observed"):
+    with pytest.raises(ValueError, match="never trained at maps with entries observed"):
         table_calibration(problem, model, rows)
     model.score_function.training_maps = RandomMaps()
     wide = rows.clone()
@@ -151,7 +151,7 @@ def test_mistakes_of_calibration_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the rows have no entry"):
         table_calibration(problem, model, torch.full_like(problem.test, torch.nan))
     model.score_function.training_maps = None
-    with pytest.raises(ValueError, match="trained at --maps levels or independent, where"):
+    with pytest.raises(ValueError, match="never trained at maps with entries observed"):
         table_calibration(problem, model, problem.test)
     with pytest.raises(ValueError, match="--calibration is for runs of --model tabular"):
         evaluate(Path("digits"), calibration=tmp_path / "c.png", accelerator="cpu")

@@ -28,7 +28,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from inference import trust
-from inference.commands.terminal import Terminal
+from inference.commands.terminal import Terminal, in_options
 from inference.folders.checkpoints import FULL, ArchitectureError, CheckpointError
 from inference.folders.config import VERSION, load_yaml
 from inference.folders.runs import RunError
@@ -100,7 +100,7 @@ def command_line(
                 _close_output()
                 raise SystemExit(1) from None
             if not isinstance(error, OptionError):
-                message = shown(f"error: {_in_words(error)}", err.encoding)
+                message = shown(f"error: {in_options(_in_words(error))}", err.encoding)
                 raise SystemExit(message) from error
             print(f"error: {error}\n--help lists the options", file=sys.stderr)
             raise SystemExit(2) from error

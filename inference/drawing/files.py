@@ -49,7 +49,7 @@ def given_values(given: str, problem: Problem, out: Path) -> dict[str, Any]:
             f"--given is {given!r}, which is for rows of a table in a .csv file; give a class or a "
             "vector, or --out rows.csv"
         )
-    words = comma_separated(given, "given")
+    words = comma_separated(given, "--given")
     pairs = [word.partition("=") for word in words]
     if wrong := [word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals]:
         raise ValueError(

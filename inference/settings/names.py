@@ -352,7 +352,7 @@ def _joined(words: Sequence[str]) -> str:
 def _parts(columns: str | None) -> list[str]:
     """The words of ``--columns``; none where they cannot be read, which the table refuses."""
     with contextlib.suppress(ValueError):
-        return comma_separated(columns or "", "columns")
+        return comma_separated(columns or "", "--columns")
     return []
 
 

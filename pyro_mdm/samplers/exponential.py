@@ -239,9 +239,10 @@ class ExponentialIntegrator(_Exponential):
         KernelPrecisionError: on call, float64 cannot hold the diffusion's kernels.
 
     Source: for K = 1 order 1 is DDIM (Song, Meng & Ermon, "Denoising Diffusion Implicit Models",
-    ICLR 2021), order 2 DPM-Solver++(2M) and order 3 their expansion with one more derivative (Lu et
-    al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022,
-    algorithm 2); for K > 1 order 1 is gDDIM (Zhang, Tao & Chen, ICLR 2023).
+    ICLR 2021), order 2 DPM-Solver++(2M), where steps get no longer in λ, and order 3 their
+    expansion with one more derivative (Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of
+    Diffusion Probabilistic Models", 2022, algorithm 2); for K > 1 order 1 is gDDIM (Zhang, Tao &
+    Chen, ICLR 2023).
     """
 
     orders = (1, 2, 3)

@@ -307,8 +307,7 @@ class Score(Restorable, ExactBuffers, ABC):
             why = "the score has no context" if contexts is None else "the network always knew it"
             raise ValueError(
                 f"the score for an unknown context is needed, and {why}; "
-                "train a model with context=Labels(10, dropout=0.1) (--context_dropout 0.1), and "
-                "condition it on a context"
+                "train one with context=Labels(10, dropout=0.1), and condition it on a context"
             )
         return self.given_context(contexts.new_zeros(contexts.shape[-1]), knows_unknown=True)
 

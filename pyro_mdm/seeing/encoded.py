@@ -155,6 +155,6 @@ def check_encoded(
         )
     if not bool(out.isfinite().all()):
         raise ValueError(
-            f"the encoder {name} returned values that are not finite; lower "
-            "--diffusion_learning_rate, at which it is trained"
+            f"the encoder {name} returned values that are not finite; lower the "
+            "learning rate of the diffusion, at which it is trained"
         )

@@ -128,8 +128,8 @@ def table_calibration(
 
     if not observes_entries(model):
         raise ValueError(
-            "the run was trained at --maps levels or independent, where no entry is ever observed, "
-            "expected mixed or subsets; train it at such maps"
+            "the model was never trained at maps with entries observed, expected maps of subsets "
+            "of the entries; train it with score.training_maps = RandomMaps()"
         )
     if bool(rows.isnan().all()):
         raise ValueError("the rows have no entry, expected at least one to predict")

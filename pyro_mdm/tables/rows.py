@@ -46,7 +46,7 @@ from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
 from pyro_mdm.tables.gaps import SHOWN, TableGaps
 from pyro_mdm.tables.splits import Rows, split_rows
-from pyro_mdm.tables.words import Kinds, in_python, parse_kinds
+from pyro_mdm.tables.words import Kinds, parse_kinds
 
 __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
 
@@ -61,8 +61,6 @@ UnknownPolicy = Literal["missing", "refuse"]
 error."""
 FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
 """Of the network of the denoiser."""
-WINDOW = (-3.0, 3.0)
-"""The log SNRs between which most training maps are drawn."""
 
 R = TypeVar("R", bound="TableRows")
 
@@ -110,21 +108,9 @@ class TableRows:
         (['continuous', 'boolean'], torch.Size([36, 2]))
     """
 
-    max_log_snr: float = 9.0
-    """The log SNR λ at ε, where the decoder takes over."""
-    window: tuple[float, float] | None = WINDOW
-    """The window of training maps, see :class:`~pyro_mdm.conditioning.RandomMaps`."""
-    steps: int = 1500
-    batch_size: int = 512
-    learning_rate: float = 5e-3
     dtype: torch.dtype = torch.float32
-    rough: bool = False
-    keeps_best: bool = True
-    """Whether the weights with the best bound on validation data are kept; False: the last ones."""
     split_seed: int | None = 0
     facts: JsonObject | None = None
-    refusing: str = 'unknown="refuse"'
-    """The argument or option that refuses values that a column cannot have, for messages."""
     event_shape: tuple[int, ...]
     rows: Rows | None
     train: Tensor
@@ -214,7 +200,7 @@ class TableRows:
         kinds = ", ".join(kind_names())
         return "\n".join(
             [
-                "columns of the table (say otherwise by --columns NAME=KIND,…, of",
+                'columns of the table (say otherwise by columns="NAME=KIND,…", of',
                 f"{kinds};",
                 'by an order, "NAME=low<middle<high"; or by a range, NAME=0..100):',
                 *lines,
@@ -305,8 +291,8 @@ class TableRows:
         lines += [f"  {name!r}: {doubt}" for name, all_ in self.doubts.items() for doubt in all_]
         if lines:
             more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-            head = "columns to look at; --columns NAME=KIND says that one is right, and ends this:"
-            warnings.warn(in_python("\n".join([head, *lines[:SHOWN], *more])), stacklevel=2)
+            head = 'columns to look at; columns="NAME=KIND" says that one is right, and ends this:'
+            warnings.warn("\n".join([head, *lines[:SHOWN], *more]), stacklevel=2)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Stored rows in model space.
@@ -405,7 +391,7 @@ class TableRows:
                 warnings.warn(
                     f"column {name!r} holds {what.values} in {what.rows}, expected of it "
                     f"{self.column(name).in_words}; there the entry counts as missing, and "
-                    f"{self.refusing} makes this an error",
+                    'unknown="refuse" makes this an error',
                     stacklevel=2,
                 )
             table = without_unknown(table, masks)

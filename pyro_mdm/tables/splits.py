@@ -46,7 +46,7 @@ def split_rows(
         place = torch.arange(n)
         strata, categories = None, ()
     elif not 0 <= seed < 2**63:
-        raise ValueError(f"--split_seed is {seed}, expected a whole number from 0 to 2^63 - 1")
+        raise ValueError(f"split_seed is {seed}, expected a whole number from 0 to 2^63 - 1")
     else:
         generator = Generator().manual_seed(seed)
         order = torch.randperm(n, generator=generator)

@@ -43,8 +43,8 @@ from pyro_mdm.tables.drawing import draw_batches
 from pyro_mdm.tables.estimator import TableEstimator
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
-from pyro_mdm.tables.training import Schedule, Trained, train_rows
-from pyro_mdm.tables.words import Kinds, in_python
+from pyro_mdm.tables.training import WINDOW, Schedule, Trained, train_rows
+from pyro_mdm.tables.words import Kinds
 
 __all__ = ["NotFittedError", "Table"]
 
@@ -156,11 +156,7 @@ class Table(TableEstimator):
             X: rows, a DataFrame or an array.
             y: not used.
         """
-        frame = as_frame(X)
-        try:
-            self.fit_frame(frame)
-        except DataError as error:
-            raise DataError(in_python(str(error))) from error
+        self.fit_frame(as_frame(X))
         return self
 
     def fit_frame(self, frame: pd.DataFrame) -> None:
@@ -169,7 +165,7 @@ class Table(TableEstimator):
         budget = Budget(self.seconds).start()
         rows = TableRows(frame, columns=self.columns, holdout=self.holdout)
         if self.progress:
-            print(in_python(rows.columns_in_words))
+            print(rows.columns_in_words)
             if words := rows.gaps.in_words:
                 print(words)
         rows.warn_of_doubts()
@@ -274,7 +270,7 @@ class Table(TableEstimator):
     @property
     def columns_in_words(self) -> str:
         """The kind of each column, a line each."""
-        return in_python(self.rows.columns_in_words)
+        return self.rows.columns_in_words
 
     @property
     def names(self) -> list[str]:
@@ -530,7 +526,7 @@ def _read_folder(
     score = model.score_function
     if not isinstance(score, DenoiserScore) or model.event_shape != rows.event_shape:
         raise PretrainedError(f"{folder} is damaged: its model is of no such columns")
-    score.training_maps = RandomMaps(window=rows.window)  # which a model does not keep
+    score.training_maps = RandomMaps(window=WINDOW)  # which a model does not keep
     return rows, model, {"names": rows.names, **content}
 
 
@@ -541,11 +537,11 @@ def _of_run(notes: JsonObject, folder: Path) -> JsonObject:
     if not facts or "columns" not in facts:
         raise PretrainedError(
             f"{folder} has a model that is of no table, expected what Table.save_pretrained "
-            "writes, or a run of inference.train --model tabular"
+            "writes, or a training run of a table"
         )
     if (maps := run["config"].get("maps")) in ("levels", "independent"):
         raise PretrainedError(
-            f"{folder} was trained at --maps {maps}, where no entry is ever observed, expected "
+            f"{folder} was trained with maps={maps!r}, where no entry is ever observed, expected "
             "mixed or subsets; train it at such maps"
         )
     return {"facts": facts, "settings": {"seed": run["config"]["seed"]}}

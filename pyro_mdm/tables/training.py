@@ -27,13 +27,18 @@ from pyro_mdm.tables.rows import TableRows
 from pyro_mdm.tables.splits import spread
 from pyro_mdm.training import FALL, MovingAverage, Trainer, indices
 
-__all__ = ["Schedule", "Trained", "train_rows"]
+__all__ = ["BATCH_SIZE", "GIVEN_RATE", "MAX_LOG_SNR", "WINDOW", "Schedule", "Trained", "train_rows"]
 
 STEPS, EVERY, PATIENCE = 800, 100, 3
 """The number of training steps, the steps between measurements of the bound on validation data, and
 the number of measurements without a fall after which training ends."""
 RATE = 2e-3
 """The learning rate of 800 steps: 400 at half of it leave log scores of three tables higher."""
+BATCH_SIZE, GIVEN_RATE = 512, 5e-3
+"""The most rows of a step, and the learning rate where ``steps`` are given."""
+MAX_LOG_SNR, WINDOW = 9.0, (-3.0, 3.0)
+"""The log SNR at ε, where the decoder takes over, and the ones between which most training maps are
+drawn."""
 COOL_DOWN = 0.2
 """The part of the steps so far in which rates fall before training ends within seconds."""
 SELDOM, MEASUREMENTS = 250, 10
@@ -101,7 +106,7 @@ class Schedule(NamedTuple):
         if steps is None:
             rate = usual.learning_rate if learning_rate is None else learning_rate
             return usual._replace(steps=number, learning_rate=rate)
-        rate = TableRows.learning_rate if learning_rate is None else learning_rate
+        rate = GIVEN_RATE if learning_rate is None else learning_rate
         patience = None if seconds is None else PATIENCE
         return cls(number, rate, max(SELDOM, number // MEASUREMENTS), patience, seconds)
 
@@ -139,7 +144,7 @@ def train_rows(
         TypeError, ValueError: a batch size that is no number of rows.
     """
     number = len(rows.train)
-    size = min(rows.batch_size, number) if batch_size is None else batch_size
+    size = min(BATCH_SIZE, number) if batch_size is None else batch_size
     check_count("batch_size", size, "the number of rows of a step")
     if size > number:
         raise ValueError(
@@ -183,8 +188,8 @@ def new_model(rows: TableRows, seed: int = 0) -> DiffusionModel:
     score = rows.new_denoiser()
     coupled = len(score.network.coupled) if isinstance(score.network, MapMLP) else 0
     shared = min(MOST_SHARED, max(1, round((coupled / FEW) ** 3)))
-    score.training_maps = RandomMaps(window=rows.window, missing="skip", shared=shared)
-    diffusion = VPSDE(max_log_snr=rows.max_log_snr)
+    score.training_maps = RandomMaps(window=WINDOW, missing="skip", shared=shared)
+    diffusion = VPSDE(max_log_snr=MAX_LOG_SNR)
     return DiffusionModel(diffusion, score, event_shape=rows.event_shape)
 
 
@@ -205,7 +210,7 @@ def _train(
     loss_of = MDM_ELBO()(model, guide)
     weights = list(loss_of.parameters())
     rate, fused = schedule.learning_rate, device.type in ("cpu", "cuda")
-    keeps = rows.keeps_best and len(rows.validation) >= FEWEST
+    keeps = len(rows.validation) >= FEWEST
     limited = schedule.seconds is not None
     trainer = Trainer(
         loss_of,

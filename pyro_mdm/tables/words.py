@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Kinds", "comma_separated", "in_python", "parse_kinds"]
+__all__ = ["Kinds", "comma_separated", "parse_kinds"]
 
 Kinds = str | Mapping[str, str] | None
 """Kinds of columns, as text or by name; None: all are inferred."""
@@ -31,7 +30,7 @@ def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
         ends = [i for i, sign in enumerate(text) if sign == "=" and text[:i].strip()]
         if text.strip() and not ends:
             raise ValueError(
-                f"--columns has {text.strip()!r}, expected name=kind, with commas between; e.g. "
+                f"columns has {text.strip()!r}, expected name=kind, with commas between; e.g. "
                 "age=continuous,zip=drop"
             )
         if ends:
@@ -42,12 +41,12 @@ def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
     return kinds
 
 
-def comma_separated(text: str, option: str) -> list[str]:
+def comma_separated(text: str, name: str) -> list[str]:
     """The words between commas, quoted as in a CSV file.
 
     Args:
         text: the text.
-        option: the name of the option that it is of, for the message.
+        name: the name of the argument or option that it is of, for the message.
 
     Raises:
         ValueError: a line break outside of quotes.
@@ -56,12 +55,6 @@ def comma_separated(text: str, option: str) -> list[str]:
         return next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:
         raise ValueError(
-            f"--{option} is {text!r}, which has a line break outside of quotes; expected words "
+            f"{name} is {text!r}, which has a line break outside of quotes; expected words "
             'with commas between, quoted as in a CSV file: "a name=kind",other=kind'
         ) from error
-
-
-def in_python(message: str) -> str:
-    """A message with arguments of Python in the place of options of a program."""
-    message = re.sub(r"--columns ([^=;,\n]+=[^\s;,]+)", r'columns="\1"', message)
-    return re.sub(r"--(\w+)", r"\1", message)

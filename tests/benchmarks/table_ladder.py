@@ -15,12 +15,14 @@ import argparse
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 
 from inference import Table
-from pyro_mdm.tables import MapMLP, denoiser, rows as recipe
+from models.tabular import Tabular
+from pyro_mdm.tables import MapMLP, MixedDenoiser, denoiser
 from tests.benchmarks import runs
 from tests.benchmarks.imputation import SCORES, scores_of
 from tests.benchmarks.tables.data import CHOSEN_ON, ENVIRONMENT, Task, task_of
@@ -46,19 +48,16 @@ def without_levels(*arguments: Any) -> MapMLP:
 
 def draws_of(task: Task, variant: dict[str, Any]) -> np.ndarray:
     """Draws (S, n, d) of the test rows by a Table that is trained in another way."""
-    own = dict(variant)
-    rows, network = recipe.TableRows, recipe.NETWORK
-    window, best = rows.window, rows.keeps_best
-    recipe.NETWORK = network | own.pop("network", {})
-    rows.window, rows.keeps_best = own.pop("window", window), own.pop("keeps_best", best)
-    if not own.pop("logits", True):
-        denoiser.MapMLP = without_levels  # type: ignore
-    problem = task.problem
-    try:
+    own, problem, usual = dict(variant), task.problem, MixedDenoiser.from_gaussian
+    network = own.pop("network", {})
+    changed = {name: own.pop(name) for name in ("window", "keeps_best") if name in own}
+    made = MapMLP if own.pop("logits", True) else without_levels
+    with (
+        mock.patch.multiple(Tabular, **(changed or {"keeps_best": True})),
+        mock.patch.object(denoiser, "MapMLP", made),
+        mock.patch.object(MixedDenoiser, "from_gaussian", lambda *a, **k: usual(*a, **k | network)),
+    ):
         table = Table(seed=problem.seed, **own).fit(problem.frame(False))
-    finally:
-        recipe.NETWORK, rows.window, rows.keeps_best = network, window, best
-        denoiser.MapMLP = MapMLP  # type: ignore
     draws = table.impute(problem.frame(True), problem.draws)
     return problem.codes(draws).reshape(problem.draws, -1, len(problem.names))
 

@@ -259,7 +259,7 @@ def check_sizes(name: str, values: pd.Series) -> None:
         name: the name of the column.
         values: the values of all rows; others than numbers are not looked at.
     """
-    fix = f"say --columns {name}=categorical, or leave it out: --columns {name}=drop"
+    fix = f'say columns="{name}=categorical", or leave it out: columns="{name}=drop"'
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind == "complex":
         raise DataError(f"column {name!r} holds complex numbers, expected real ones; {fix}")
@@ -324,15 +324,15 @@ def check_numbers(name: str, values: pd.Series, spec: ColumnSpec, advice: str = 
     if (outside := (numbers < low) | (numbers > high)).any():
         raise DataError(
             f"column {name!r} holds {numbers[outside][0]:g}, expected numbers in the range "
-            f"{range_in_words((low, high))} that --columns says; correct it, or say another range"
+            f"{range_in_words((low, high))} that columns says; correct it, or say another range"
         )
 
 
 def no_number(name: str, value: object) -> str:
     """The message for a value that is no number in a column of numbers."""
     return (
-        f"column {name!r} holds {value!r}, expected a number; correct it, or say --columns "
-        f"{name}=categorical"
+        f"column {name!r} holds {value!r}, expected a number; correct it, or say "
+        f'columns="{name}=categorical"'
     )
 
 

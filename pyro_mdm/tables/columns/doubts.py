@@ -98,12 +98,12 @@ def _doubts_of_codes(name: str, numbers: Values, kind: str) -> list[str]:
     few = 2 < len(distinct) <= min(FEW, len(numbers) / 10)
     if CODES & {word.lower() for word in words} or (few and np.ptp(distinct) > 10 * len(distinct)):
         return [
-            f"its numbers may be names, which have no order; say --columns {name}=categorical, or "
-            f"{name}=drop"
+            "its numbers may be names, which have no order; say "
+            f'columns="{name}=categorical", or "{name}=drop"'
         ]
     if kind == Integer.kind and (np.diff(numbers) > 0).all():
         return [
-            f"its numbers increase from row to row, as in a key; say --columns {name}=drop if so"
+            f'its numbers increase from row to row, as in a key; say columns="{name}=drop" if so'
         ]
     return []
 

@@ -93,7 +93,7 @@ def fit_columns(
     for name, text in kinds.items():
         if name not in table.columns and name != OTHERS:
             raise DataError(
-                f"--columns names {name!r}, and the table has no such column; expected one of "
+                f"columns names {name!r}, and the table has no such column; expected one of "
                 f"{', '.join(map(str, table.columns))}"
             )
         parse_spec(name, text)
@@ -215,7 +215,7 @@ def _check_values(
     values: pd.Series,
     train: Mask,
 ) -> None:
-    distinct, drop = values[train].dropna().unique(), f"--columns {name}=drop"
+    distinct, drop = values[train].dropna().unique(), f'columns="{name}=drop"'
     if len(distinct) == 0:
         raise DataError(
             f"column {name!r} has no value in the training rows, expected two different ones at "
@@ -228,7 +228,7 @@ def _check_values(
         )
     if spec.ends is not None and not cls.ranged:
         raise DataError(
-            f"--columns {name}={range_in_words(spec.ends)} is a range of numbers, and column "
+            f'columns="{name}={range_in_words(spec.ends)}" is a range of numbers, and column '
             f"{name!r} is {kind}; expected a column of numbers"
         )
     cls.check(name, values, spec)

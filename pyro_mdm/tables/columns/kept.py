@@ -66,8 +66,8 @@ def _column(name: str, values: pd.Series) -> dict[str, object]:
         if not gone and type(value) not in SCALARS:
             raise DataError(
                 f"column {name!r} holds {value!r}, a {type(value).__name__}, expected numbers, "
-                "text or times; convert it, as by .astype(str), or leave it out: --columns "
-                f"{name}=drop"
+                "text or times; convert it, as by .astype(str), or leave it out: "
+                f'columns="{name}=drop"'
             )
         items.append(None if gone else value)
     return {"dtype": str(kind), "values": items}

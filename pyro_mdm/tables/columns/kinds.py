@@ -166,7 +166,7 @@ def _parsed(name: str, text: str) -> ColumnSpec:
         order = tuple(level.strip() for level in re.split(r"(?<=[^<\s])\s*<", text))
         if len(set(order)) < max(2, len(order)) or not all(order):
             raise DataError(
-                f"--columns {name}={text}: expected levels that differ, the lowest first, "
+                f'columns="{name}={text}": expected levels that differ, the lowest first, '
                 "such as low<middle<high"
             )
         return ColumnSpec(Ordinal.kind, order)
@@ -180,12 +180,12 @@ def _parsed(name: str, text: str) -> ColumnSpec:
         low, high = -math.inf if math.isnan(low) else low, math.inf if high != high else high
         if not low < high:
             raise DataError(
-                f"--columns {name}={text}: expected a range of numbers, the least first, such "
+                f'columns="{name}={text}": expected a range of numbers, the least first, such '
                 "as 0..100, 0.. or ..1"
             )
         return ColumnSpec(kind or None, None, (low, high))
     raise DataError(
-        f"--columns {name}={text}: expected a kind of {', '.join(kind_names())}; a class of your "
+        f'columns="{name}={text}": expected a kind of {", ".join(kind_names())}; a class of your '
         "own, file.py:Name; an order of levels, low<middle<high; or a range, 0..100, alone or "
         f"after one of {', '.join(ranged)}; and after any, absent or mar, for what is empty"
     )
@@ -280,11 +280,11 @@ def _key(name: str, values: pd.Series) -> str | None:
         counted = most - least + 1 == len(counts) == len(there) > FEW
         if counted and (numbers == numbers.round()).all():
             return (
-                f"it counts the rows, {least:.0f} to {most:.0f}; --columns {name}=integer keeps it"
+                f'it counts the rows, {least:.0f} to {most:.0f}; columns="{name}=integer" keeps it'
             )
     elif 2 * alone > len(there) and kind_of(values) == Categorical.kind:
         return (
             f"{alone} of its {len(there)} values are in one row alone, as in a key or a text; "
-            f"--columns {name}=categorical keeps it"
+            f'columns="{name}=categorical" keeps it'
         )
     return None

@@ -42,7 +42,7 @@ class _Levels(Column):
         return (
             f"column {self.name!r} holds {shown(value)}, which the training rows never have; "
             f"expected one of {levels}. Leave the entry empty, join it with another category, or "
-            f"drop the column: --columns {self.name}=drop"
+            f'drop the column: columns="{self.name}=drop"'
         )
 
     def values(self, codes: Values) -> Values | pd.Index:
@@ -101,7 +101,7 @@ class Boolean(_Levels):
     def refusal(self, value: object) -> str:
         return (
             f"column {self.name!r} holds {shown(value)}, expected true or false; correct it, or "
-            f"say --columns {self.name}=categorical"
+            f'say columns="{self.name}=categorical"'
         )
 
     def values(self, codes: Values) -> Values | pd.Index:
@@ -173,12 +173,12 @@ class Ordinal(_Levels):
         if cls.most_levels is not None and number > cls.most_levels:
             raise DataError(
                 f"column {name!r} has {number} different values, expected at most "
-                f"{cls.most_levels} of an ordinal one; say --columns {name}=continuous, or leave "
-                f"it out: --columns {name}=drop"
+                f'{cls.most_levels} of an ordinal one; say columns="{name}=continuous", or leave '
+                f'it out: columns="{name}=drop"'
             )
         if not isinstance(values.dtype, pd.CategoricalDtype) and spec.order is None:
             order = "<".join(map(str, distinct[:4]))
-            advice = f"; or say its order, such as --columns {name}={order}"
+            advice = f'; or say its order, such as columns="{name}={order}"'
             check_numbers(name, values, spec, advice)
 
     @classmethod
@@ -333,7 +333,7 @@ def _order(name: str, order: Sequence[str] | None, values: pd.Series) -> Sequenc
         wrong = [level for level in order if as_number(level) is None]
         if wrong:
             raise DataError(
-                f"--columns {name}={'<'.join(order)}: column {name!r} holds numbers, and its order "
+                f'columns="{name}={"<".join(order)}": column {name!r} holds numbers, and its order '
                 f"has {wrong[0]!r}; expected numbers"
             )
         levels = [float(level) for level in order]

@@ -163,7 +163,7 @@ class Continuous(Column):
         return (
             f"column {self.name!r} holds {number:g}, and the table of the run has none "
             f"{'at or ' * (number in (low, high))}{where}; leave the entry empty, or train with "
-            f"--columns {self.name}=continuous"
+            f'columns="{self.name}=continuous"'
         )
 
     def values(self, codes: Values) -> Values | pd.Index:
@@ -372,7 +372,7 @@ class Nonnegative(Bounded):
         if least < 0 and ends is None:
             raise DataError(
                 f"column {name!r} holds {least:g}, expected no negative number in a nonnegative "
-                f"one; say --columns {name}=continuous"
+                f'one; say columns="{name}=continuous"'
             )
         super().__init__(name, values, everything, ends)
 
@@ -458,7 +458,7 @@ class Rounded(Continuous):
         if decimals is None:
             raise DataError(
                 f"column {self.name!r} has numbers of more than {DECIMALS} decimals, expected "
-                f"rounded ones; say --columns {self.name}=continuous"
+                f'rounded ones; say columns="{self.name}=continuous"'
             )
         return decimals
 
@@ -482,7 +482,7 @@ class Rounded(Continuous):
             expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
             return (
                 f"column {self.name!r} holds {number:g}, expected {expected}; round it, or train "
-                f"with --columns {self.name}=continuous"
+                f'with columns="{self.name}=continuous"'
             )
         return super().refusal(value)
 
