@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.nn.utils import parameters_to_vector
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Marginal, UnreachableError, kept
@@ -438,7 +439,7 @@ def root(linear: LinearProcess, value: Tensor, name: str = LOG_SNR, near: float 
         FloatingPointError: parameters or values that are not finite.
         UnreachableError: a λ that is not reached.
     """
-    values = torch.cat([t.detach().flatten() for t in (value, *linear.parameters())])
+    values = parameters_to_vector([value.flatten(), *linear.parameters()])
     if not bool(values.isfinite().all()):
         raise FloatingPointError(
             "the matrices, clock or ends of the diffusion have "
