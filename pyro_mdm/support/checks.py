@@ -647,7 +647,8 @@ def check_finite(name: str | Report, value: Tensor) -> None:
     if torch.compiler.is_compiling() or not value.numel():
         return
     if value.is_floating_point() or value.is_complex():
-        right = torch.linalg.vector_norm(value.detach(), math.inf) < math.inf  # the largest size
+        numbers = value.detach() if value.requires_grad else value
+        right = torch.linalg.vector_norm(numbers, math.inf) < math.inf  # the largest size
         if right.device.type != "cpu" or is_functorch_wrapped_tensor(right) or not right:
             report = partial(_report_finite, name, value) if isinstance(name, str) else name
             check_values(right, report)
