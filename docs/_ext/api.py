@@ -27,8 +27,8 @@ from docs._ext.roles import DOORS, ROLES, Role
 __all__ = ["Door", "described", "doors", "names_of", "pages", "setup"]
 
 LIBRARY = "pyro_mdm"
-HIDDEN = (f"{LIBRARY}.__main__", f"{LIBRARY}.public")
-"""Modules whose names are those of others."""
+HIDDEN = (f"{LIBRARY}.__main__",)
+"""Modules without a page."""
 
 
 @dataclass

@@ -381,7 +381,9 @@ class _DenoiserField:
 # -- divergences -----------------------------------------------------------------------------------
 
 Probes = int | Literal["exact"] | None
+"""The number of random probes of a divergence, or ``exact``; None: exact for few derivatives."""
 ProbeLaw = Literal["rademacher", "gaussian"]
+"""The distribution of random probes."""
 EXACT = 8
 """The most derivatives for which a divergence is exact by default."""
 AT_ONCE = 2**16
