@@ -229,6 +229,13 @@ def test_the_spread_of_samples_is_that_of_the_data(
         assert model(batch_size=20000).std().item() == pytest.approx(spread, rel=error)
 
 
+def test_the_score_of_another_diffusion_is_refused() -> None:
+    score = library.Denoiser.fit(MLP(1), torch.tensor([[-1.0], [1.0]]))
+    model = library.DiffusionModel(library.VPSDE(), score)
+    with pytest.raises(ValueError, match=r"diffusion is a CLD, and the score is of another one"):
+        ExponentialIntegrator(2)(library.CLD(), model.bound_score, (3, 2, 1))
+
+
 def test_a_clock_that_is_set_counts_at_once() -> None:
     diffusion = library.Simulated(library.VPSDE(beta=ConstantBeta(8.0)))
     first = diffusion.log_snr(torch.tensor(1.0)).item()
