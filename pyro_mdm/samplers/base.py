@@ -298,17 +298,17 @@ class Sampler(Recorded, ABC):
         if has_a_score or not callable(score):
             what = f"score is {describe(score)}, expected a function score(y, s)"
             raise TypeError(f"{what}; pass model.bound_score")
-        other: Any = score.diffusion if isinstance(score, BoundScore) else diffusion
-        if (other.made_from or other) is not (diffusion.made_from or diffusion):
-            raise ValueError(
-                f"diffusion is a {type(diffusion).__name__}, and the score is of another one, a "
-                f"{type(other).__name__}; pass score.diffusion, or a model over your diffusion"
-            )
         K = diffusion.num_variables
         if len(shape) < 2 or shape[1] != K:
             raise ValueError(
                 f"shape is {tuple(shape)}, expected (batch, K, *event_shape) with the K = {K} "
                 f"variables of {type(diffusion).__name__}"
+            )
+        other: Any = score.diffusion if isinstance(score, BoundScore) else diffusion
+        if (other.made_from or other) is not (diffusion.made_from or diffusion):
+            raise ValueError(
+                f"diffusion is a {type(diffusion).__name__}, and the score is of another one, a "
+                f"{type(other).__name__}; pass score.diffusion, or a model over your diffusion"
             )
         if diffusion.context is not None:
             raise UnsupportedDiffusionError(
