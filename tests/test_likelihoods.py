@@ -80,7 +80,7 @@ def test_a_window_of_levels_is_used_where_it_suffices() -> None:
         diffusion = VPSDE(max_log_snr=lam)
         law = DiscretizedGaussian(256)(diffusion, RawScore(Zero()), torch.zeros(2, 1, *EVENT))
         assert isinstance(law, LevelPosterior)
-        sizes[lam] = None if law.window is None else law.window.size
+        sizes[lam] = None if law.odds.window is None else law.odds.window.size
     assert sizes[0.0] is None
     assert sizes[9.0] is not None and 20 < sizes[9.0] < 60
     assert sizes[13.0] is not None and sizes[13.0] < 10

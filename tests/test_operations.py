@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import (
     CLD,
@@ -16,6 +19,7 @@ from pyro_mdm import (
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
+    DiscreteDenoiser,
     bound,
     condition,
 )
@@ -26,7 +30,7 @@ from pyro_mdm.support.checks import check_finite, check_values, settle
 from pyro_mdm.support.modules import cached_on
 from tests.benchmarks.moves import moves, walks
 from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, step_counts
-from tests.elsewhere import Elsewhere
+from tests.elsewhere import Elsewhere, tensors
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,42 @@ def test_other_steps_wait_a_few_times(name: str, waits: int, beside: int) -> Non
     counts = step_counts(name)
     assert sum(counts.waits.values()) <= waits, counts.waits
     assert counts.beside <= beside
+
+
+class StateSized(TorchDispatchMode):
+    """Counts operations, views too, with results of at least so many numbers."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.count = numbers, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += any(t.numel() >= self.numbers for t in tensors(result))
+        return result
+
+
+@pytest.mark.parametrize(("levels", "most"), [(None, 45), (17, 92)])
+def test_few_operations_of_a_step_are_on_states(levels: int | None, most: int) -> None:
+    """With three or six of a network that multiplies."""
+    x = torch.linspace(-1, 1, 17)[torch.randint(17, (64, 1, 8, 8))]
+    network = Multiplied(levels or 1)
+    score = DiscreteDenoiser.fit(network, x, levels) if levels else Denoiser.fit(network, x)
+    diffusion = CLD(max_log_snr=9.0)
+    loss = MDM_ELBO()(DiffusionModel(diffusion, score), DiffusionGuide(diffusion))
+    loss(x).backward()
+    with StateSized(x.numel()) as operations:
+        loss(x).backward()
+    assert operations.count <= most
+
+
+class Multiplied(nn.Module):
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.outputs = nn.Parameter(torch.ones(1)), outputs
+
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return (z * self.weight).repeat(1, self.outputs, 1, 1)
 
 
 def test_a_flow_waits_for_its_solver_alone() -> None:

@@ -109,11 +109,12 @@ def naive_log_probs(score: DiscreteDenoiser, z: Tensor, lam: Tensor, T: Tensor |
 def odds(levels: Tensor, B: int = 40, d: int = 6) -> tuple[Tensor, ...]:
     lam = torch.linspace(-10, 16, B, dtype=torch.float64)
     z = noised(levels, lam, event=(d,))
-    c, alpha, beta = discrete.noise_odds(z, lam[:, None], levels)
+    log_prior = prior(levels, event=(d,))
+    c, alpha, beta = discrete.noise_odds(log_prior, levels, z, lam[:, None])[2:5]
     # tilts between the noise's own scale and the data's, and convex odds at low λ
     alpha = alpha + normal(5, B, d) * torch.exp(lam / 2)[:, None]
     beta = beta * (1 + 0.3 * normal(6, B, d)) + 0.1 * normal(7, B, d)
-    return prior(levels, event=(d,)), levels, c, alpha, beta
+    return log_prior, levels, c, alpha, beta
 
 
 @pytest.mark.quick
@@ -160,13 +161,14 @@ def peaked_and_flat(
     z = noised(levels, torch.full((B,), log_snr, dtype=torch.float64), event=(d,)).float()
     z[:8] *= 3
     lam = torch.tensor(log_snr, dtype=torch.float64)
-    c, alpha, beta = discrete.noise_odds(z, lam.expand(B, 1), levels)
+    log_prior = prior(levels, event=(d,), sharp=sharp)
+    c, alpha, beta = discrete.noise_odds(log_prior, levels, z, lam.expand(B, 1))[2:5]
     w = max(1 / math.sqrt(3 + math.exp(log_snr)), 1 / n)
     alpha[16:] += 2 * normal(5, B - 16, d).float() / w
     alpha[40:] *= 10
     beta = beta.expand_as(z).clone()
     beta[24:] += 0.5 * normal(6, B - 24, d).float().clamp_max(1) / w**2
-    return prior(levels, event=(d,), sharp=sharp), levels, c, alpha, beta
+    return log_prior, levels, c, alpha, beta
 
 
 @pytest.mark.parametrize("n, sharp", [(256, 0.5), (256, 3.0), (100, 2.0), (64, 1.0)])

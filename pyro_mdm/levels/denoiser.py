@@ -32,13 +32,10 @@ Form = Literal["tilt", "mixture", "logits"]
 
 KLTables = dict[tuple[float, object, object], Tensor]
 """Divergences of some dimensions at their levels, by log SNR and the slice of dimensions."""
-Odds = tuple[Tensor, Tensor, Tensor]
-"""Centre c, α and β of the log-odds log π + α δ + β δ², δ = v_k - c; each like z."""
 COMPONENTS = 3
 """The number of tilts of a mixture."""
 
 KL_TABLES_BYTES = 256 * 2**20  # memory for the tables of baseline_kl
-NIL = -60.0  # log-odds that change no sum; far smaller ones are subnormal in float32, and slow
 VARIANCE_FLOOR = 0.5  # the least variance of a dimension, relative to the average over dimensions
 
 
@@ -170,13 +167,10 @@ class DiscreteDenoiser(DenoiserScore):
 
     def _x_hat(self, z: Tensor, lam: Tensor, F: Tensor) -> Tensor:
         if self.form == "logits":
-            k = z.dim() - len(self.event_shape)
-            centre, delta, odds = self._level_odds(z, lam, F)
-            # softmax does not depend on the shift, so the maximum needs no gradient
-            odds = (odds - odds.detach().amax(k, keepdim=True)).clamp_min(NIL)
-            return centre + (odds.softmax(k) * delta).sum(k)
+            odds = self._logits(z, lam, F)
+            return odds.centre + discrete.mean_terms(*odds.at_levels())[0]
         log_weights, tilts = self._tilts(z, lam, F)
-        means = [self._mean(*tilt) for tilt in tilts]
+        means = [self._mean(tilt) for tilt in tilts]
         if not log_weights:
             return means[0]
         mixed = [weight.exp() * mean for weight, mean in zip(log_weights, means, strict=True)]
@@ -194,12 +188,10 @@ class DiscreteDenoiser(DenoiserScore):
         event_dim = len(self.event_shape)
         with full_precision(z):
             if self.form == "logits":
-                odds = self._level_odds(z, lam, F)[2]
-                log_probs = odds.movedim(z.dim() - event_dim, -1).log_softmax(-1)
+                log_probs = self._logits(z, lam, F).at_levels()[0].log_softmax(-1)
                 return LevelCategorical(self.levels, log_probs, event_dim)
             log_weights, tilts = self._tilts(z, lam, F)
-            prior = self.levels, self.log_prior
-            posteriors = [LevelPosterior(*prior, *tilt, z.dtype) for tilt in tilts]
+            posteriors = [LevelPosterior(tilt, z.dtype) for tilt in tilts]
             if not log_weights:
                 return posteriors[0]
             components = zip(log_weights, posteriors, strict=True)
@@ -218,7 +210,7 @@ class DiscreteDenoiser(DenoiserScore):
         """``Σ_k v_k π_jk N(z_j; v_k, e^{-λ}) / Σ_k π_jk N(z_j; v_k, e^{-λ})``, like z."""
         _, lam = self._values("z", z, log_snr)
         with full_precision(z):
-            return self._mean(*discrete.noise_odds(z, with_event_dims(lam, z), self.levels))
+            return self._mean(self._noise_odds(z, lam))
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """Σ_j log π_jk with x_j = v_k, (*batch), nats."""
@@ -302,36 +294,43 @@ class DiscreteDenoiser(DenoiserScore):
         batch_dim, lam = self._values("z", z, log_snr, trained=True)
         return self.call_network(self.inputs(z, lam), lam, batch_dim, self.outputs), lam
 
-    def _tilts(self, z: Tensor, lam: Tensor, F: Tensor) -> tuple[Sequence[Tensor], list[Odds]]:
+    def _noise_odds(self, z: Tensor, lam: Tensor) -> discrete.LogOdds:
+        return discrete.noise_odds(self.log_prior, self.levels, z, with_event_dims(lam, z))
+
+    def _logits(self, z: Tensor, lam: Tensor, F: Tensor) -> discrete.LogOdds:
+        """The log-odds with the network's outputs as part of the prior."""
+        k = z.dim() - len(self.event_shape)
+        logits = F.unflatten(k, (self.outputs, -1)).movedim(k, -1)
+        odds = self._noise_odds(z, lam)
+        return odds._replace(log_prior=logits + self.log_prior.to(z.dtype))
+
+    def _tilts(
+        self, z: Tensor, lam: Tensor, F: Tensor
+    ) -> tuple[Sequence[Tensor], list[discrete.LogOdds]]:
         """The log-weights of tilts, none for one alone, and the log-odds of each."""
         mu, s2, v = self._scales(z, lam)
         m = mu + s2 / (s2 + v) * (z - mu)
         half_gap = self.levels.diff().min().item() / 2
         w = posterior_variance(s2, v, self.maps).clamp_min(half_gap**2).sqrt()
-        c, alpha, beta = discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
+        noise = self._noise_odds(z, lam)
         k = z.dim() - len(self.event_shape)
         F1, F2, *more = F.unflatten(k, (self.outputs, -1)).chunk(2 + (self.form == "mixture"), k)
         log_weights = more[0].log_softmax(k).unbind(k) if more else ()
         F1 = F1.cumsum(k) if more else F1
         F2 = torch.where(F2 < 0, F2, 0.5 * torch.tanh(2 * F2))
         # u = (δ + c - m)/w; terms that do not depend on k drop out
-        offset, square = c - m, w.square()
-        components = zip(F1.unbind(k), F2.unbind(k), strict=True)
-        odds = [
-            (c, alpha + (f1 + 2 * f2 * offset / w) / w, beta + f2 / square) for f1, f2 in components
-        ]
-        return log_weights, odds
+        offset, square = noise.centre - m, w.square()
+        tilts = []
+        for f1, f2 in zip(F1.unbind(k), F2.unbind(k), strict=True):
+            linear = noise.linear + (f1 + 2 * f2 * offset / w) / w
+            tilts.append(noise._replace(linear=linear, quadratic=noise.quadratic + f2 / square))
+        return log_weights, tilts
 
-    def _mean(self, c: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-        prior = self.log_prior.flatten(0, -2)
-        rows = (-1, len(prior))
-        centre, linear, quadratic = (t.expand_as(c).reshape(rows) for t in (c, alpha, beta))
+    def _mean(self, odds: discrete.LogOdds) -> Tensor:
         even = None
-        if c.dtype == torch.float32 and not torch.compiler.is_compiling():
+        if odds.centre.dtype == torch.float32 and not torch.compiler.is_compiling():
             even = self._even_levels()
-        odds = discrete.LogOdds(prior, self.levels, centre, linear, quadratic)
-        delta = discrete.posterior_mean(odds, even)
-        return c + delta.reshape(c.shape)
+        return odds.centre + discrete.posterior_mean(odds, even)
 
     def _even_levels(self) -> EvenLevels | None:
         """Tables of the current prior; None where they do not serve it."""
@@ -342,18 +341,6 @@ class DiscreteDenoiser(DenoiserScore):
             return EvenLevels(flat, self.levels) if serves else None
 
         return cached_on(self.log_prior, "even levels", tables)
-
-    def _level_odds(self, z: Tensor, lam: Tensor, F: Tensor) -> tuple[Tensor, ...]:
-        """The centre, like z; δ and log-odds with the levels on the axis after the batch's."""
-        k = z.dim() - len(self.event_shape)
-        c, alpha, beta = (
-            t.unsqueeze(k) for t in discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
-        )
-        levels = self.levels.to(z.dtype).reshape(-1, *[1] * (z.dim() - k))
-        delta = levels - c
-        prior = self.log_prior.to(z.dtype).movedim(-1, 0)
-        F = F.unflatten(k, (self.outputs, -1))
-        return c.squeeze(k), delta, F + prior + (alpha + beta * delta) * delta
 
 
 def outputs_of(form: Form, levels: int) -> int:

@@ -20,7 +20,7 @@ over even levels on a CPU are faster by :mod:`~pyro_mdm.levels.even_levels`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -43,6 +43,7 @@ __all__ = [
     "level_values",
     "level_window",
     "log_normalizer",
+    "mean_terms",
     "mixture_kl",
     "noise_odds",
     "posterior_mean",
@@ -137,18 +138,15 @@ def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     levels = levels.to(x.device)
     value = x.detach().to(levels.dtype).contiguous()  # an index has no gradient
     gaps = cached_on(levels, "gaps", _Gaps.from_levels)
-    if gaps.even:
-        nearest = ((value - levels[0]) / gaps.first).nan_to_num_().round_()
-        index = nearest.clamp_(0, len(levels) - 1).to(torch.int64)
-    else:
-        index = torch.bucketize(value, gaps.middles)
+    index = torch.bucketize(value, gaps.middles)
     return index, (value - levels[index]).abs() <= 1e-3 * gaps.least
 
 
 class _Gaps(NamedTuple):
     """The gaps between neighbouring levels."""
 
-    even: bool  # whether all are one size, so that the nearest level needs no search
+    even: bool
+    lowest: float  # level
     first: float
     least: float
     middles: Tensor  # (n - 1,)
@@ -158,7 +156,8 @@ class _Gaps(NamedTuple):
         gaps = levels.diff()
         # 1e-9: the rounding of linspace, and far less than the 1e-3 of a gap that counts as off
         even = bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0])
-        return cls(even, gaps[0].item(), gaps.min().item(), (levels[1:] + levels[:-1]) / 2)
+        lowest, first, least = levels[0].item(), gaps[0].item(), gaps.min().item()
+        return cls(even, lowest, first, least, (levels[1:] + levels[:-1]) / 2)
 
 
 def check_log_prior(log_prior: Tensor, n: int) -> Tensor:
@@ -221,17 +220,6 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
 
 
 # -- moments ---------------------------------------------------------------------------------------
-def noise_odds(z: Tensor, log_snr: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre c, α and β of ``log N(z; v_k, e^{-λ}) = α δ + β δ² + const``, in the dtype of z.
-
-    c and α are like z, and β is like λ, which is broadcastable to z.
-    """
-    # detached: no result depends on the centre, but for rounding
-    c = z.detach().clamp(levels[0].to(z.dtype), levels[-1].to(z.dtype))
-    snr = log_snr.exp().to(z.dtype)
-    return c, snr * (z - c), -0.5 * snr
-
-
 class Window(NamedTuple):
     """A window of ``size`` levels in each dimension, from index ``first`` on, like the data."""
 
@@ -239,17 +227,99 @@ class Window(NamedTuple):
     size: int
 
 
-def level_window(
-    levels: Tensor, centre: Tensor, log_snr: float, log_prior: Tensor | None
-) -> Window | None:
+class LogOdds(NamedTuple):
+    """The log-odds ℓ_jk = log π_jk + α_j δ_k + β_j δ_k², δ_k = v_k - c_j, of data (*batch, *event).
+
+    α and β are broadcastable to the centre c, which is a constant; all is computed in its dtype.
+    """
+
+    log_prior: Tensor  # (*event, n)
+    levels: Tensor  # (n,)
+    centre: Tensor  # (*batch, *event)
+    linear: Tensor
+    quadratic: Tensor
+    window: Window | None = None  # of levels, beyond which all are 0 up to rounding
+
+    def at_levels(self) -> tuple[Tensor, Tensor]:
+        """ℓ and δ of all levels, or those of the window, (*batch, *event, levels) each."""
+        prior, levels = self.log_prior.to(self.centre.dtype), self.levels.to(self.centre.dtype)
+        if self.window is not None:
+            within = torch.arange(self.window.size, device=levels.device)
+            index = self.window.first[..., None] + within
+            prior, levels = prior.expand(*self.centre.shape, -1).gather(-1, index), levels[index]
+        delta = levels - self.centre[..., None]
+        slope = torch.addcmul(self.linear[..., None], self.quadratic[..., None], delta)
+        return torch.addcmul(prior, slope, delta), delta
+
+    def at(self, index: Tensor) -> Tensor:
+        """ℓ of the levels of an index (*batch, *event)."""
+        prior, levels = self.log_prior.to(self.centre.dtype), self.levels.to(self.centre.dtype)
+        event = prior.shape[:-1]
+        rows = torch.arange(event.numel(), device=index.device).reshape(event)
+        delta = levels[index] - self.centre
+        slope = torch.addcmul(self.linear, self.quadratic, delta)
+        return torch.addcmul(prior.flatten(0, -2)[rows, index], slope, delta)
+
+    def expand(self, shape: Sequence[int]) -> LogOdds:
+        """The log-odds of data of a shape (*batch, *event), all tensors in full."""
+        c, alpha, beta = (t.expand(shape) for t in self[2:5])
+        window = self.window and Window(self.window.first.expand(shape), self.window.size)
+        return LogOdds(self.log_prior, self.levels, c, alpha, beta, window)
+
+    def flat(self) -> LogOdds:
+        """The log-odds of data (B, d), an event of one axis."""
+        prior, levels, *tensors, window = self.expand(self.centre.shape)
+        d = prior.shape[:-1].numel()
+        c, alpha, beta = (t.reshape(-1, d) for t in tensors)
+        window = window and Window(window.first.reshape(-1, d), window.size)
+        return LogOdds(prior.flatten(0, -2), levels, c, alpha, beta, window)
+
+    def compute(self, function: Function) -> tuple[Tensor, ...]:
+        """The values of a function of ℓ and δ, (*batch, *event, …) each, without a graph.
+
+        They are computed piece by piece, so that no tensor of all data has an axis of levels.
+        """
+        shape, n = self.centre.shape, self.window.size if self.window else len(self.levels)
+        room = (CPU_BLOCK if self.levels.is_cpu else DEVICE_BLOCK) // n
+        # a compiler makes one kernel of the definition
+        if self.centre.numel() <= room or torch.compiler.is_compiling():
+            return function(*self.at_levels())
+        prior, levels, c, alpha, beta, window = self.flat()
+        rows = max(1, room // c.shape[1])
+        blocks = []
+        for R in (slice(i, i + rows) for i in range(0, len(c), rows)):
+            pieces = []
+            for C in (slice(j, j + max(1, room)) for j in range(0, c.shape[1], max(1, room))):
+                here = window and Window(window.first[R, C], window.size)
+                piece = LogOdds(prior[C], levels, c[R, C], alpha[R, C], beta[R, C], here)
+                pieces.append(function(*piece.at_levels()))
+            blocks.append([torch.cat(values, 1) for values in zip(*pieces, strict=True)])
+        values = (torch.cat(block) for block in zip(*blocks, strict=True))
+        return tuple(value.reshape(*shape, *value.shape[2:]) for value in values)
+
+
+Function = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""A function of ℓ and δ, whose last axis is that of levels."""
+Terms = Callable[[Tensor, Tensor, bool], tuple[Tensor, ...]]
+"""A value and, with a flag, its derivatives in α and β, from ℓ and δ."""
+
+
+def noise_odds(log_prior: Tensor, levels: Tensor, z: Tensor, log_snr: Tensor) -> LogOdds:
+    """The log-odds of ``π_jk N(z; v_k, e^{-λ})`` in the dtype of z; λ is broadcastable to z."""
+    # detached: no result depends on the centre, but for rounding
+    centre = z.detach().clamp(levels[0].to(z.dtype), levels[-1].to(z.dtype))
+    snr = log_snr.exp().to(z.dtype)
+    return LogOdds(log_prior, levels, centre, snr * (z - centre), -0.5 * snr)
+
+
+def level_window(odds: LogOdds, log_snr: float, log_prior: Tensor | None) -> Window | None:
     """The even levels about each centre that change a posterior under noise alone, in float64.
 
     With v_0 the level nearest z, level k weighs at most exp(R - ½ e^λ ((v_k - z)² - (v_0 - z)²)),
     where R is the largest difference of log π_jk within a dimension.
 
     Args:
-        levels: levels v, (n,) float64.
-        centre: point of [v_1, v_n] nearest z, of any shape.
+        odds: log-odds of noise alone.
         log_snr: smallest log SNR λ among the data.
         log_prior: log π, (*event_shape, n); None: a flat prior.
 
@@ -257,82 +327,18 @@ def level_window(
         The window, with ``first`` like the centre; None for uneven levels, and where it has more
         than half of the levels, as gathering them costs more than summing all.
     """
-    gaps = cached_on(levels, "gaps", _Gaps.from_levels)
+    n, gaps = len(odds.levels), cached_on(odds.levels, "gaps", _Gaps.from_levels)
     prior_range = 0.0 if log_prior is None else cached_on(log_prior, "range", _largest_range)
-    reach = 2 * (prior_range + NEGLIGIBLE) * math.exp(-log_snr)
-    radius = math.sqrt(reach + gaps.first**2 / 4) / gaps.first
-    size = int(2 * radius) + 1
-    if not gaps.even or 2 * size > len(levels):
+    reach = math.sqrt(2 * (prior_range + NEGLIGIBLE) * math.exp(-log_snr) + gaps.first**2 / 4)
+    size = int(2 * reach / gaps.first) + 1
+    if not gaps.even or 2 * size > n:
         return None
-    first = ((centre.detach() - levels[0]) / gaps.first - radius).ceil_().nan_to_num_()
-    return Window(first.to(torch.int64).clamp_(0, len(levels) - size), size)
+    first = ((odds.centre - (gaps.lowest + reach)) / gaps.first).ceil_().nan_to_num_()
+    return Window(first.clamp_(0, n - size).to(torch.int64), size)
 
 
 def _largest_range(log_prior: Tensor) -> float:
     return (log_prior.amax(-1) - log_prior.amin(-1)).max().item()
-
-
-class Block(NamedTuple):
-    """ℓ and δ of some data and dimensions, (rows, columns, levels), and a buffer of that shape."""
-
-    rows: slice
-    columns: slice
-    log_odds: Tensor
-    delta: Tensor
-    spare: Tensor
-    chosen: Tensor | None  # which levels, if not all
-
-
-class LogOdds(NamedTuple):
-    """The log-odds ℓ_jk = log π_jk + α_j δ_k + β_j δ_k², δ_k = v_k - c_j, of B data."""
-
-    log_prior: Tensor  # (d, n)
-    levels: Tensor  # (n,)
-    centre: Tensor  # (B, d), which is treated as constant; all is computed in its dtype
-    linear: Tensor  # (B, d)
-    quadratic: Tensor  # (B, d)
-    window: Window | None = None  # of levels, beyond which all are 0 up to rounding
-
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """log π and the levels in the dtype of the centres."""
-        return self.log_prior.to(self.centre.dtype), self.levels.to(self.centre.dtype)
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """ℓ and δ of all levels, (B, d, n) each, with gradients."""
-        prior, levels = self.tables()
-        delta = levels - self.centre[..., None]
-        return prior + (self.linear[..., None] + self.quadratic[..., None] * delta) * delta, delta
-
-    def blocks(self) -> Iterator[Block]:
-        """ℓ block by block, of the levels of the window; each block overwrites the last."""
-        log_prior, levels = self.tables()
-        B, d = self.centre.shape
-        n = len(levels) if self.window is None else self.window.size
-        room = CPU_BLOCK if levels.is_cpu else DEVICE_BLOCK
-        columns = max(1, min(d, room // n))
-        rows = max(1, min(B, room // (n * columns)))
-        buffers = self.centre.new_empty(3, rows * columns * n)
-        for C in (slice(j, min(j + columns, d)) for j in range(0, d, columns)):
-            for R in (slice(i, min(i + rows, B)) for i in range(0, B, rows)):
-                shape = (R.stop - R.start, C.stop - C.start, n)
-                delta, log_odds, spare = (b[: math.prod(shape)].view(shape) for b in buffers)
-                prior, values, chosen = log_prior[C], levels, None
-                if self.window is not None:
-                    chosen = self.window.first[R, C, None] + torch.arange(n, device=levels.device)
-                    values = levels[chosen]
-                    prior = prior.expand(shape[0], *prior.shape).gather(-1, chosen)
-                c, alpha, beta = (t[R, C, None] for t in self[2:5])
-                torch.sub(values, c, out=delta)
-                torch.addcmul(alpha, beta, delta, out=log_odds)
-                torch.addcmul(prior, log_odds, delta, out=log_odds)
-                yield Block(R, C, log_odds, delta, spare, chosen)
-
-
-Buffers = tuple[Tensor | None, Tensor | None, Tensor | None]
-NEW: Buffers = (None, None, None)  # memory of its own for each result, as a graph needs
-Terms = Callable[[Tensor, Tensor, bool, Buffers], tuple[Tensor, ...]]
-"""A function of ℓ, and with a flag its derivatives in α and β, from ℓ and δ, in buffers, which may
-be those of ℓ and δ."""
 
 
 class _Context(FunctionCtx):
@@ -346,7 +352,7 @@ class _Context(FunctionCtx):
 class _OfLogOdds(torch.autograd.Function):
     """A function of ℓ that keeps its derivatives in α and β: two numbers per dimension.
 
-    A graph of the gradient (``create_graph``) holds all levels at once, (B, d, n).
+    A graph of the gradient (``create_graph``) holds all levels at once.
     """
 
     @staticmethod
@@ -367,77 +373,61 @@ class _OfLogOdds(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         linear, quadratic, first, second = ctx.saved_tensors
         if torch.is_grad_enabled():
-            log_odds, delta = ctx.odds._replace(linear=linear, quadratic=quadratic).whole()
-            _, first, second = ctx.terms(log_odds, delta, True, NEW)
+            odds = ctx.odds._replace(linear=linear, quadratic=quadratic)
+            _, first, second = ctx.terms(*odds.at_levels(), True)
         return grad * first, grad * second, None, None, None
 
 
 def posterior_mean(odds: LogOdds, even: EvenLevels | None = None) -> Tensor:
-    """E[v_k - c_j], (B, d), under log-odds, differentiable in α and β.
+    """E[v_k - c_j], (*batch, *event), under log-odds, differentiable in α and β.
 
     Args:
         odds: the log-odds.
         even: tables of this prior, which make float32 on a CPU fast; None: none.
     """
-    return _of_log_odds(odds, _mean_terms, even)
+    return _of_log_odds(odds, mean_terms, even)
 
 
-def _mean_terms(log_odds: Tensor, delta: Tensor, spread: bool, out: Buffers) -> tuple[Tensor, ...]:
+def mean_terms(log_odds: Tensor, delta: Tensor, spread: bool = False) -> tuple[Tensor, ...]:
     """E[δ] and, if ``spread``, Var δ and Cov(δ, δ²)."""
-    first, second, third = out
-    p = torch.softmax(log_odds, -1, out=first)
-    mean = torch.mul(p, delta, out=second).sum(-1)
+    p = log_odds.softmax(-1)
+    mean = (p * delta).sum(-1)
     if not spread:
         return (mean,)
-    off = torch.sub(delta, mean[..., None], out=third)
-    square = torch.mul(torch.mul(p, off, out=second), off, out=second)
+    off = delta - mean[..., None]
+    square = p * off * off
     variance = square.sum(-1)
-    skew = torch.mul(square, off, out=second).sum(-1)
-    return mean, variance, skew + 2 * mean * variance
+    return mean, variance, (square * off).sum(-1) + 2 * mean * variance
 
 
 def log_normalizer(odds: LogOdds) -> Tensor:
-    """log Σ_k exp ℓ_jk, (B, d), over the levels of the window, differentiable in α and β."""
+    """log Σ_k exp ℓ_jk over the levels of the window, like the data, differentiable in α and β."""
     return _of_log_odds(odds, _normalizer_terms)
 
 
-def _normalizer_terms(
-    log_odds: Tensor, delta: Tensor, spread: bool, out: Buffers
-) -> tuple[Tensor, ...]:
+def _normalizer_terms(log_odds: Tensor, delta: Tensor, spread: bool) -> tuple[Tensor, ...]:
     """log Σ exp ℓ and, if ``spread``, E[δ] and E[δ²]."""
-    first, second, _ = out
-    top = log_odds.amax(-1)
-    p = torch.sub(log_odds, top[..., None], out=first).exp_()
-    total = p.sum(-1)
-    value = top + total.log()
+    value = log_odds.logsumexp(-1)
     if not spread:
         return (value,)
-    p = torch.mul(p, delta, out=second)
-    mean = p.sum(-1) / total
-    return value, mean, torch.mul(p, delta, out=second).sum(-1) / total
+    first = (log_odds - value[..., None]).exp() * delta
+    return value, first.sum(-1), (first * delta).sum(-1)
 
 
 def _of_log_odds(odds: LogOdds, terms: Terms, even: EvenLevels | None = None) -> Tensor:
-    """The first of the terms, (B, d), differentiable in α and β by the others."""
-    linear, quadratic, centre = odds.linear, odds.quadratic, odds.centre.detach()
+    """The first of the terms, like the data, differentiable in α and β by the others."""
+    linear, quadratic, centre = odds.linear, odds.quadratic, odds.centre
     spread = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
-    constant = odds._replace(centre=centre, linear=linear.detach(), quadratic=quadratic.detach())
-    computed: tuple[Tensor, ...]
     with torch.no_grad():
-        if torch.compiler.is_compiling():  # a compiler makes one kernel of the definition
-            computed = terms(*constant.whole(), spread, NEW)
-        elif even is not None and centre.dtype == torch.float32 and centre.is_cpu:
-            computed = even.moments(*constant[2:5], spread=spread)
+        if even is not None and centre.dtype == torch.float32 and centre.is_cpu:
+            computed = even.moments(*odds.flat()[2:5], spread=spread)
+            computed = tuple(value.reshape(centre.shape) for value in computed)
         else:
-            table = centre.new_empty(3 if spread else 1, *centre.shape)
-            for R, C, log_odds, delta, spare, _ in constant.blocks():
-                values = terms(log_odds, delta, spread, (spare, log_odds, delta))
-                for row, value in zip(table, values, strict=True):
-                    row[R, C] = value
-            computed = table.unbind()
+            computed = odds.compute(lambda at, delta: terms(at, delta, spread))
     if not spread:
         return computed[0]
-    return _OfLogOdds.apply(linear, quadratic, constant, computed, terms)
+    linear, quadratic = linear.expand_as(centre), quadratic.expand_as(centre)
+    return _OfLogOdds.apply(linear, quadratic, odds, computed, terms)
 
 
 # -- the divergence of a noised datum from the noised prior ----------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,73 +60,25 @@ class LevelDistribution(DecoderDistribution, ABC):
 
 
 class LevelPosterior(LevelDistribution):
-    """A posterior over levels p(x_j = v_k) ∝ π_jk exp(α_j δ_k + β_j δ_k²), δ_k = v_k - c_j.
-
-    See :mod:`pyro_mdm.levels.discrete`.
+    r"""A posterior over levels p(x_j = v_k) ∝ exp ℓ_jk, given by its log-odds.
 
     Args:
-        levels: levels v, (n,) float64.
-        log_prior: log-probabilities log π of the prior, (*event_shape, n) float64.
-        centre: centres c, (*batch, *event_shape); log-odds are computed in their dtype.
-        linear: coefficients α, broadcastable to c.
-        quadratic: coefficients β, broadcastable to c.
+        odds: log-odds (:class:`pyro_mdm.levels.discrete.LogOdds`) of data (*batch, *event_shape).
         dtype: dtype of samples and log-probabilities.
-        window: window of levels, beyond which probabilities are 0 up to rounding; None: all levels.
     """
 
     def __init__(
-        self,
-        levels: Tensor,
-        log_prior: Tensor,
-        centre: Tensor,
-        linear: Tensor,
-        quadratic: Tensor,
-        dtype: torch.dtype,
-        window: discrete.Window | None = None,
-        validate_args: bool | None = None,
+        self, odds: discrete.LogOdds, dtype: torch.dtype, validate_args: bool | None = None
     ) -> None:
-        self.levels, self.log_prior = levels, log_prior
-        self.centre = centre
-        self.linear, self.quadratic = linear.expand_as(centre), quadratic.expand_as(centre)
-        self.dtype, self.window = dtype, window
-        event = log_prior.shape[:-1]
-        self._log_normalizer: Tensor | None = None
-        super().__init__(
-            centre.shape[: centre.dim() - len(event)], event, validate_args=validate_args
-        )
+        self.odds, self.levels, self.dtype = odds, odds.levels, dtype
+        event = odds.log_prior.shape[:-1]
+        batch = odds.centre.shape[: odds.centre.dim() - len(event)]
+        super().__init__(batch, event, validate_args=validate_args)
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: LevelPosterior | None = None
-    ) -> LevelPosterior:
-        new = super().expand(batch_shape, _instance)
-        shape = new.batch_shape + self.event_shape
-        new.centre = self.centre.expand(shape)
-        new.linear, new.quadratic = self.linear.expand(shape), self.quadratic.expand(shape)
-        if self.window is not None:
-            new.window = self.window._replace(first=self.window.first.expand(shape))
-        if self._log_normalizer is not None:
-            new._log_normalizer = self._log_normalizer.expand(shape)
-        return new
-
-    @property
-    def _dims(self) -> int:
-        return self.event_shape.numel()
-
-    def _odds(self) -> discrete.LogOdds:
-        window, rows = self.window, (-1, self._dims)
-        if window is not None:
-            window = window._replace(first=window.first.reshape(rows))
-        c, alpha, beta = (t.reshape(rows) for t in (self.centre, self.linear, self.quadratic))
-        prior = self.log_prior.flatten(0, -2)
-        return discrete.LogOdds(prior, self.levels, c, alpha, beta, window)
-
-    @property
+    @cached_property
     def log_normalizer(self) -> Tensor:
-        """log Σ_k π_jk exp(α δ_k + β δ_k²), (*batch, *event_shape)."""
-        if self._log_normalizer is None:
-            value = discrete.log_normalizer(self._odds())
-            self._log_normalizer = value.reshape(self.centre.shape)
-        return self._log_normalizer
+        """log Σ_k exp ℓ_jk, (*batch, *event_shape)."""
+        return discrete.log_normalizer(self.odds)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x), (*batch), nats, summed over dimensions before it is rounded."""
@@ -138,36 +91,35 @@ class LevelPosterior(LevelDistribution):
             ValueError: x off the levels.
         """
         shape = self._log_prob_shape(value)
-        prior, levels = self._odds().tables()
         index = discrete.level_index(value, self.levels)
-        columns = torch.arange(self._dims, device=index.device).reshape(self.event_shape)
-        delta = levels[index] - self.centre
-        odds = prior[columns, index] + (self.linear + self.quadratic * delta) * delta
-        return (odds - self.log_normalizer).expand(shape)
+        return (self.odds.at(index) - self.log_normalizer).expand(shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Samples on the levels, (*sample_shape, *batch, *event_shape)."""
-        sample_shape = torch.Size(sample_shape)
-        odds, count = self._odds(), sample_shape.numel()
-        levels = self.levels.to(self.centre.dtype)
-        out = torch.empty(count, *odds.centre.shape, dtype=self.dtype, device=levels.device)
-        for block in odds.blocks():
-            R, C, p = block.rows, block.columns, block.log_odds.softmax(-1)
-            k = torch.multinomial(p.flatten(0, 1), count, replacement=True)
-            if block.chosen is not None:
-                k = block.chosen.flatten(0, 1).gather(-1, k)
-            out[:, R, C] = levels[k].mT.reshape(count, *p.shape[:2]).to(self.dtype)
-        return out.reshape(sample_shape + self.batch_shape + self.event_shape)
+        odds = self.odds.expand(self.batch_shape + self.event_shape)
+        count = torch.Size(sample_shape).numel()
+
+        def draw(log_odds: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
+            p = log_odds.softmax(-1).flatten(0, -2)
+            k = torch.multinomial(p, count, replacement=True)
+            return (k.reshape(*log_odds.shape[:-1], count),)
+
+        (index,) = odds.compute(draw)
+        if odds.window is not None:
+            index = index + odds.window.first.unsqueeze(-1)
+        x = self.levels.to(self.dtype)[index].movedim(-1, 0)
+        return x.reshape(*sample_shape, *odds.centre.shape)
 
     def log_probs(self) -> Tensor:
-        log_odds, _ = self._odds().whole()
-        return log_odds.reshape(*self.centre.shape, -1).log_softmax(-1).to(self.dtype)
+        log_odds, _ = self.odds._replace(window=None).at_levels()
+        log_probs = log_odds.log_softmax(-1).to(self.dtype)
+        return log_probs.expand(*self.batch_shape, *self.event_shape, -1)
 
     @property
     def mean(self) -> Tensor:
-        delta = discrete.posterior_mean(self._odds())
-        return (self.centre + delta.reshape(self.centre.shape)).to(self.dtype)
+        mean = self.odds.centre + discrete.posterior_mean(self.odds)
+        return mean.to(self.dtype).expand(self.batch_shape + self.event_shape)
 
 
 class LevelCategorical(LevelDistribution):
@@ -270,10 +222,10 @@ class DiscretizedGaussian(Likelihood):
                 f"y has event shape {tuple(event)}, expected that of log_prior, "
                 f"{tuple(prior.shape[:-1])}"
             )
-        centre, linear, quadratic = discrete.noise_odds(z, log_snr, self.levels)
+        odds = discrete.noise_odds(prior, self.levels, z, log_snr)
         lowest = diffusion.start_log_snr.item()  # on the host, as log_snr is not
-        window = discrete.level_window(self.levels, centre, lowest, self.log_prior)
-        return LevelPosterior(self.levels, prior, centre, linear, quadratic, y.dtype, window)
+        window = discrete.level_window(odds, lowest, self.log_prior)
+        return LevelPosterior(odds._replace(window=window), y.dtype)
 
 
 class NetworkPosterior(Likelihood):

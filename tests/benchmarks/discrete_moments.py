@@ -67,7 +67,7 @@ def main() -> None:
     index = torch.multinomial(log_prior.exp(), B, replacement=True).mT
     log_snr = torch.linspace(-8, 13, B, dtype=torch.float64, device=device)[:, None]
     z = (levels[index] + torch.exp(-log_snr / 2) * torch.randn_like(levels[index])).float()
-    c, alpha, beta = discrete.noise_odds(z, log_snr, levels)
+    c, alpha, beta = discrete.noise_odds(log_prior, levels, z, log_snr)[2:5]
     prior, values = log_prior.float(), levels.float()
     tilts = alpha.clone().requires_grad_(), beta.expand_as(z).clone().requires_grad_()
 
