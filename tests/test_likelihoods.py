@@ -86,6 +86,23 @@ def test_a_window_of_levels_is_used_where_it_suffices() -> None:
     assert sizes[13.0] is not None and sizes[13.0] < 10
 
 
+@pytest.mark.parametrize("room", [1, 40, 300])
+def test_windows_in_blocks_have_the_sums_and_the_samples(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = discrete.level_values(64)
+    log_prior, z = prior(levels), some_levels(levels, 7) + 0.01
+    odds = discrete.noise_odds(log_prior, levels, z, torch.full_like(z, 9.0))
+    expected = discrete.log_normalizer(odds)
+    odds = odds._replace(window=discrete.level_window(odds, 9.0, log_prior))
+    assert odds.window is not None
+    monkeypatch.setattr(discrete, "CPU_BLOCK", room)
+    torch.testing.assert_close(discrete.log_normalizer(odds), expected, rtol=1e-12, atol=1e-12)
+    samples = LevelPosterior(odds, z.dtype).expand((4, 7)).sample((5,))
+    assert samples.shape == (5, 4, *z.shape)
+    assert (samples - z).abs().max() < 0.15  # noise has a deviation of 0.011
+
+
 @pytest.mark.parametrize(("lam", "form"), [(0.0, "tilt"), (6.5, "logits")])
 def test_samples_have_the_probabilities(lam: float, form: str) -> None:
     """Frequencies within 6 standard errors, in 1,100 cells of which many hold few."""
