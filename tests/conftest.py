@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 
 from inference import trust
-from tests.programs import TINY
+from tests.programs.running import TINY
 from tests.rounding import RoundingNoise
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -50,7 +50,7 @@ class Mutation(NamedTuple):
     file: str
     old: str  # text that the file has once
     new: str  # what is put in its place
-    test: str  # as pytest names it in tests/: test_evaluation.py::test_holm
+    test: str  # as pytest names it in its folder: test_evaluation.py::test_holm
 
 
 CHANGE = re.compile("⟨(.*?)→(.*?)⟩", re.DOTALL)
@@ -75,12 +75,15 @@ def fault(mutation: Mutation, root: Path = ROOT) -> str | None:
     except SyntaxError as error:
         return f"the new text makes {file} no Python: {error}"
     name, _, function = test.partition("::")
-    tests = root / "tests" / name
-    if not tests.is_file() or function.partition("[")[0] not in _functions(
-        tests.read_text("utf-8")
-    ):
-        return f"there is no test {function!r} in tests/{name}; name the one that sees it now"
+    code = "".join(path.read_text("utf-8") for path in (root / "tests").rglob(name))
+    if function.partition("[")[0] not in _functions(code):
+        return f"there is no test {function!r} in {name}; name the one that sees it now"
     return None
+
+
+def path_of(test: str, root: Path) -> Path:
+    """The file of a test."""
+    return next((root / "tests").rglob(test.partition("::")[0]))
 
 
 @functools.cache
@@ -93,11 +96,11 @@ def keys(mutations: Sequence[Mutation], root: Path) -> list[str]:
     """A checksum of all that the result of each hangs on."""
     common = hashlib.sha256()
     for name in files(root):
-        if name.endswith(".py") and not name.startswith(("tests/test_", "tests/mutat")):
+        if name.endswith(".py") and not re.match("tests/(.*/test_|mutat)", name):
             common.update(name.encode() + (root / name).read_bytes())
     made = []
     for mutation in mutations:
-        tests = (root / "tests" / mutation.test.partition("::")[0]).read_bytes()
+        tests = path_of(mutation.test, root).read_bytes()
         whole = common.digest() + json.dumps(mutation).encode() + tests
         made.append(hashlib.sha256(whole).hexdigest())
     return made
@@ -142,7 +145,7 @@ class Tree:
             patience: seconds that it may take; 0: any.
         """
         assert self._server.stdin is not None and self._server.stdout is not None
-        paths = [f"tests/{test}" for test in tests]
+        paths = [str(path_of(test, self.folder).parent / test) for test in tests]
         words = ["-q", "-x", "-n0", "-p", "no:cacheprovider", *paths]
         order = {"words": words, "output": str(output or ""), "patience": patience}
         print(json.dumps(order), file=self._server.stdin, flush=True)
@@ -247,7 +250,7 @@ def main(
     missed = [n for n in chosen if results[n] != CAUGHT]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} are caught")
     for n in missed:
-        print(f"{shown(n, chosen[n])}\n     {results[n]}; tests/{chosen[n].test}")
+        print(f"{shown(n, chosen[n])}\n     {results[n]}; {chosen[n].test}")
     return 1 if missed else 0
 
 

@@ -1,7 +1,8 @@
 """A kind of diffusion that the library does not have, in this one file.
 
-It is listed in ``KINDS`` of ``tests/test_truths.py``, and named on the command line by
-``tests/test_new_kind.py``. Nothing else knows of it: what callers ask, it answers by the protocol.
+It is listed in ``KINDS`` of ``tests/products/test_truths.py``, and named on the command line by
+``tests/programs/test_new_kind.py``. Nothing else knows of it: what callers ask, it answers by the
+protocol.
 """
 
 from __future__ import annotations

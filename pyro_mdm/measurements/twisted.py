@@ -186,7 +186,7 @@ def twisted_smc(
     evidence are those of the chain of :class:`~pyro_mdm.samplers.Ancestral` on its grid, with the
     model's decoder. ``grid_error`` estimates the error of the grid in log p(obs), to first order.
     With few steps this is too little: 0.146 of 0.185 nats for Gaussian data and 30 steps
-    (tests/test_measurements.py). Below 16 steps it is NaN and costs nothing, since the weights of
+    (tests/measurements/test_measurements.py). Below 16 steps it is NaN and costs nothing, since the weights of
     half as many steps are too unequal.
 
     Args:

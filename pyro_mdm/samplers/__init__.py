@@ -28,7 +28,7 @@ sampler                                   follows            order        calls 
 :class:`TorchSDE`                         SDE                1, 2         1, 2
 ========================================  =================  ===========  ============  ===========
 
-Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
+Orders are weak ones, and measured (``tests/core/test_sampler_orders.py``). Every sampler takes a
 ``grid`` by name (:data:`GRIDS`), as times, or as a function. The default sampler is
 :func:`default_sampler`. :class:`~pyro_mdm.conditioning.Guided` adds classifier-free guidance to any
 sampler, :class:`~pyro_mdm.conditioning.Replacement` puts observed dimensions into its states.

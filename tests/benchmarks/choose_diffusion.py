@@ -4,8 +4,8 @@
     python -m tests.benchmarks.choose_diffusion runs/digits-vpsde-0-0 --samples 2048
 
 A trained denoiser serves every linear diffusion, and ancestral sampling cannot tell one from
-another (tests/test_sampler_orders.py). A deterministic sampler turns through the K noises. So here
-the diffusion is what is trained: the energy distance between training data and what the exponential
+another (tests/core/test_sampler_orders.py). A deterministic sampler turns through the K noises. So
+here the diffusion is what is trained: the energy distance between training data and what the exponential
 integrator of order 2 makes of noise in N calls, and one that reads x̂ at ε, is minimized over Q, D
 and the grid, through the sampler, for K = 1 (where the grid is all there is), 2 and 3. Then all are
 compared with VPSDE on its usual grid, on held-out data, from the same noise of z, with the standard

@@ -27,6 +27,7 @@ from pyro_mdm.conditioning import Replacement
 from pyro_mdm.measurements import Mask, Matrix, condition_on_measurements, twisted_smc
 from pyro_mdm.samplers import Ancestral
 from pyro_mdm.support.measured import Measured
+from tests.conditioning.test_conditioning import ENDS, D
 from tests.problems import (
     ExactDenoiser as Exact,
     GaussianMixture,
@@ -35,7 +36,6 @@ from tests.problems import (
     fixed,
     given_measurement,
 )
-from tests.test_conditioning import ENDS, D
 
 __all__ = ["Case", "Found", "METHODS"]
 

@@ -17,8 +17,8 @@ repetitions of the whole estimate for the others:
     6  as 5, with an adaptive density, stopped when ± 0.01 is reached
 
 with the calls that 6 made and the coverage of its intervals over the repetitions. The integrand
-over log SNR does not see the diffusion (tests/test_scores.py: draw by draw), so 3-6 are the same
-for all.
+over log SNR does not see the diffusion (tests/core/test_scores.py: draw by draw), so 3-6 are the
+same for all.
 """
 
 from __future__ import annotations

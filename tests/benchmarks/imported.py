@@ -29,7 +29,7 @@ from pyro_mdm.imported import ImportedDenoiser, check_import, from_diffusers
 from pyro_mdm.levels import DiscretizedGaussian
 from tests.benchmarks import runs
 from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
-from tests.test_imported import whole
+from tests.imported.test_imported import whole
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "linear, noise": lambda d: d.DDPMScheduler(),

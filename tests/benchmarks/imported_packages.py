@@ -51,8 +51,8 @@ from tests.benchmarks import runs
 from tests.benchmarks.documented import seeds_in_words, write
 from tests.benchmarks.environments import install, install_apart, python_of
 from tests.benchmarks.imported import ENDS, TERMS, VALUES, Loss, bits_of, loss_of, table_of, train
+from tests.imported.test_imported import whole
 from tests.problems import GaussianMixture
-from tests.test_imported import whole
 
 ENVIRONMENT = Path("data/imported")
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from pyro_mdm.conditioning import Vectors
 from pyro_mdm.imported import check_import, from_sigma_denoiser
 from tests.benchmarks.documented import mean_and_error, write
 from tests.benchmarks.imported_packages import ENVIRONMENT, enter
-from tests.test_imported import whole
+from tests.imported.test_imported import whole
 
 DIFFICULTIES = (1, 34, 67, 100)
 LEVELS = ("log_snr", "error", "linear_error")

@@ -1,0 +1,252 @@
+"""What samplers draw, how they ask for the score, and their grids; test_sampler_orders.py has the
+errors of their laws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.base import apply_vector
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.samplers.base import information_grid, log_snr_grid
+from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
+from pyro_mdm.samplers.probability_flow import ProbabilityFlow
+from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
+from pyro_mdm.simulated.reference import TorchSDE
+from tests.gradients import assert_gradients
+from tests.mistakes import refused
+from tests.problems import DIFFUSIONS, ExactScore, generator, learned, mixture
+from tests.simulated.test_sde import SE, assert_moments, scalar
+
+TWICE = [Splitting(16, order=2), StochasticHeun(16), ProbabilityFlow(16), TorchSDE(16, "srk")]
+ONCE = [EulerMaruyama(16), Splitting(16), Ancestral(16), TorchSDE(16, "euler")]
+ONCE += [ExponentialIntegrator(16, order=3), StochasticExponentialIntegrator(16)]
+CALLS = dict.fromkeys(TWICE, 2) | dict.fromkeys(ONCE, 1)
+"""Score calls of a step, by sampler."""
+every_sampler = pytest.mark.parametrize("sampler", CALLS, ids=repr)
+
+
+class TabulatedScore:
+    """The exact score of scalar Gaussian data, its matrices made in one batch for given times."""
+
+    dtype = torch.float64
+
+    def __init__(self, diffusion: LinearDiffusion, s: Tensor) -> None:
+        data = scalar()
+        mu, variance = data.mean, data.covariance[0, 0]
+        with torch.no_grad():
+            m = diffusion.marginal(s)
+        S = m.covariance + variance * m.mean[:, :, None] * m.mean[:, None, :]
+        self.precision = torch.linalg.inv(S)
+        self.centre = mu * m.mean
+        v = torch.exp(-m.log_snr)
+        self.readout = variance / (variance + v)[:, None] * m.readout
+        self.shift = mu * v / (variance + v)
+        self.index = {t: i for i, t in enumerate(s.tolist())}
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        i = self.index[s[0].item()]
+        return -self.precision[i] @ (y - self.centre[i, :, None])
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        i = self.index[s[0].item()]
+        return self.readout[i] @ y + self.shift[i]
+
+
+def test_splitting_without_data_leaves_the_stationary_law():
+    """With the score of N(0, Σ_∞) the middle step does nothing and the rest is exact."""
+    diffusion = dict(DIFFUSIONS)["random_3"]()
+    precision = torch.linalg.inv(diffusion.stationary_covariance)
+    y = Splitting(5)(diffusion, lambda y, s: -precision @ y, (20000, 3, 1), dtype=torch.float64)
+    assert_moments(y[..., 0], torch.zeros(3).double(), diffusion.stationary_covariance)
+
+
+@pytest.mark.parametrize(
+    ("make", "sampler"),
+    [(VPSDE, Ancestral(192)), (CLD, Splitting(96, order=2)), (ALDA, Ancestral(192))],
+)
+def test_mixtures_are_sampled(make, sampler):
+    """Three components in two dimensions, one of them thin: moments and weights of z at ε."""
+    diffusion, data, n = make(), mixture(), 3000
+    y = sampler(diffusion, ExactScore(data, diffusion), (n, diffusion.num_variables, 2))
+    with torch.no_grad():
+        start = diffusion.start
+    z = torch.einsum("k,bkd->bd", start.readout, y)
+    truth = data.noised(diffusion, diffusion.start_time.item(), 100_000, seed=5)
+    z_true = torch.einsum("k,bkd->bd", start.readout, truth)
+    features = [lambda z: z, lambda z: z**2, lambda z: z[:, :1] * z[:, 1:], torch.sin, torch.cos]
+    for feature in features:
+        drawn, expected = feature(z), feature(z_true)
+        se = (expected.var(0) / n).sqrt()
+        bias = 0.01 * expected.std(0)  # of the steps, see above, and of the prior
+        assert ((drawn.mean(0) - expected.mean(0)).abs() < SE * se + bias).all()
+    nearest = torch.cdist(z, data.means).argmin(1).bincount(minlength=3) / n
+    expected = torch.cdist(z_true, data.means).argmin(1).bincount(minlength=3) / len(z_true)
+    assert (nearest - expected).abs().max() < SE * 0.5 / n**0.5
+
+
+class Recorder:
+    """A score that writes down how it is called."""
+
+    def __init__(self, whole: bool = False) -> None:
+        self.calls: list[tuple[torch.Size, torch.dtype, Tensor]] = []
+        self.whole = whole
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        return self._record(y, s) if self.whole else self._record(y, s)[:, 0]
+
+    def _record(self, y: Tensor, s: Tensor) -> Tensor:
+        self.calls.append((y.shape, y.dtype, s))
+        return y
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        return -self._record(y, s)
+
+
+@every_sampler
+@pytest.mark.parametrize("event_shape", [(), (3,), (1, 4, 4)])
+def test_the_score_is_called_as_promised(sampler, event_shape):
+    diffusion = learned(2, 2, 33)
+    score = Recorder()
+    y = sampler(diffusion, score, (5, 2, *event_shape))
+    assert y.shape == (5, 2, *event_shape)
+    assert y.dtype == torch.float32
+    assert len(score.calls) == CALLS[sampler] * sampler.steps == sampler.calls
+    times = torch.stack([s for _, _, s in score.calls])
+    assert times.shape == (len(score.calls), 5)
+    assert times.dtype == torch.float64
+    assert {(shape, dtype) for shape, dtype, _ in score.calls} == {(y.shape, torch.float32)}
+    assert bool((times == times[:, :1]).all())
+    assert bool((times[1:] <= times[:-1]).all())
+    assert times[0, 0] <= diffusion.horizon
+    assert times[-1, 0] >= diffusion.start_time
+    assert not y.requires_grad
+
+
+class Linear:
+    """Of no data, and quick."""
+
+    dtype = torch.float64
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        return -y
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        return y[:, 0] / 2
+
+
+@every_sampler
+def test_the_generator_decides_and_precision_is_respected(sampler):
+    diffusion, score = CLD(), Linear()
+    draw = [sampler(diffusion, score, (4, 2, 1), generator(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    assert draw[0].dtype == torch.float64  # what the score asks for
+    single = sampler(diffusion, score, (4, 2, 1), generator(1), dtype=torch.float32)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), draw[0], rtol=1e-3, atol=1e-3)
+
+
+def test_ancestral_finds_the_denoiser_of_any_score():
+    """The projection of the score on g² is x̂ itself where the score is exact."""
+    diffusion, data = ALDA(), mixture()
+    exact = ExactScore(data, diffusion)
+    sampler, shape = Ancestral(20), (6, 3, 2)
+    with_denoiser = sampler(diffusion, exact, shape, generator(1), dtype=torch.float64)
+    alone = sampler(diffusion, lambda y, s: exact(y, s), shape, generator(1), dtype=torch.float64)
+    torch.testing.assert_close(alone, with_denoiser, rtol=1e-6, atol=1e-6)
+
+
+def test_progress_can_be_shown(capsys):
+    EulerMaruyama(3)(CLD(), lambda y, s: -y, (2, 2, 1), progress=True)
+    assert "EulerMaruyama" in capsys.readouterr().err
+
+
+MISTAKES = [
+    (lambda: EulerMaruyama(5)(CLD(), lambda y, s: y[:, :1], (4, 2, 3)), r"score has shape \(4, 1"),
+    (lambda: Ancestral(5)(CLD(), Recorder(whole=True), (4, 2, 3)), r"denoiser has shape \(4, 2"),
+]
+
+
+def test_wrong_shapes_are_named() -> None:
+    refused(ValueError, *MISTAKES)
+
+
+def test_both_grids_agree_for_one_variable():
+    a, b = log_snr_grid(VPSDE(), 50), information_grid(VPSDE(), 50)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=0)
+
+
+def test_even_information_tames_pauses_of_log_snr():
+    """ALDA's log SNR pauses; steps even in it alone move the state by more than its own size."""
+    diffusion = ALDA()
+    A = torch.linalg.matrix_norm(diffusion.matrices.drift(), ord=2)
+
+    def longest(s: Tensor) -> float:
+        return (A * diffusion.clock(s).diff().abs().max()).item()
+
+    assert longest(log_snr_grid(diffusion, 256)) > 4 * longest(information_grid(diffusion, 256))
+
+
+@pytest.mark.slow
+def test_time_ends_where_the_data_begin():
+    """Every sampler hands over y_ε: its readout is the only datum there is, and its noise."""
+    x = torch.tensor([[0.3, -0.8]]).double()
+    diffusion = CLD()
+
+    class Point:
+        dtype = torch.float64
+
+        def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+            m = diffusion.marginal(s[0])
+            return -torch.linalg.solve(m.covariance, y - m.mean[:, None] * x)
+
+        def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+            return x.expand(len(y), 2)
+
+    for sampler in (EulerMaruyama(300), Splitting(300), Splitting(300, order=2), Ancestral(20)):
+        y = sampler(diffusion, Point(), (400, 2, 2))
+        z = torch.einsum("k,bkd->bd", diffusion.start.readout, y)
+        noise = (z - x) * torch.exp(diffusion.start.log_snr / 2)
+        assert noise.mean().abs() < SE / noise.numel() ** 0.5 + 0.1
+        assert noise.var() == pytest.approx(1.0, abs=SE * (2 / noise.numel()) ** 0.5 + 0.05)
+
+
+SMOOTH = [ExponentialIntegrator(4, 1), ExponentialIntegrator(4), ExponentialIntegrator(4, 3)]
+SMOOTH += [StochasticExponentialIntegrator(4, 0.5), Ancestral(4)]
+
+
+@pytest.mark.parametrize("sampler", SMOOTH, ids=repr)
+def test_states_have_derivatives_by_the_diffusion(sampler) -> None:
+    """Through all steps, by finite differences at the same noise and times."""
+    diffusion = LearnedDiffusion(2, cut_time=0.05)
+    with torch.no_grad():  # where D has equal eigenvalues the root of the noise may turn
+        diffusion.B.add_(torch.tensor([[0.2, 0.1], [0.3, -0.2]]))
+    problem = mixture()
+
+    class Denoise:
+        dtype = torch.float64
+
+        def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+            m = diffusion.marginal(s[0])
+            precision = torch.linalg.inv(m.covariance)
+            a = m.mean.reshape(1, -1, 1)
+            return -apply_matrix(precision, y - a * self.denoise(y, s).unsqueeze(1))
+
+        def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+            m = diffusion.marginal(s[0])
+            return problem.x_hat(apply_vector(m.readout, y), m.log_snr)
+
+    times = torch.tensor([1.0, 0.7, 0.4, 0.2, 0.05], dtype=torch.float64)
+    sampler = type(sampler)(**sampler.arguments() | {"grid": times.tolist()})
+
+    def loss(differentiable: bool = True) -> Tensor:
+        rng = torch.Generator().manual_seed(0)
+        y = sampler(diffusion, Denoise(), (6, 2, 2), rng, differentiable=differentiable)
+        return y.square().sum()
+
+    assert not loss(False).requires_grad
+    assert_gradients(loss, diffusion.parameters(), rel=1e-4, abs=1e-5)

@@ -1,0 +1,126 @@
+"""The glossary has one entry for each term, of objects that exist, and pages use its words."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+TERMS = re.findall(r"^\*\*`?(.+?)`?\*\*$", GLOSSARY, re.MULTILINE)
+ROLES = re.findall(r"\{(class|func|mod)\}`~?([\w.]+)`", GLOSSARY)
+HEADS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/glossary.md")
+FOLDERS = ("inference", "models", "pyro_mdm", "tests")
+PAGES = [
+    *(ROOT / name for name in HEADS),
+    *sorted((ROOT / "docs" / "guide").glob("*.md")),
+    *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("README.md"))),
+]
+
+WANTED = {"chain", "context", "decoder", "distribution", "draw", "given", "guide", "--guide"}
+WANTED |= {"kernel", "level", "likelihood", "log snr", "map", "model", "--model", "path", "place"}
+WANTED |= {"program", "readout", "sample", "time"}
+"""Terms that had several meanings."""
+
+OTHER_WORDS = {
+    "distribution": r"\b[Ll]aws?\b",
+    "stationary": r"\bat rest\b",
+    "given": r"\b(un)?told\b",
+    "a difference A − B": r"\bless (the|its|those|that|prior|log)\b",
+    "a noun as the subject": r"(?:^|(?<=[.:?!] ))(What|That of which)\b[^.?!\n]*\.(?!\*)",
+    "a position, a dimension or a folder": r"(?<!in )\bplaces? of\b",
+    "a Pyro program, a command or a script": r"(?<!Pyro )\b[Pp]rograms?\b",
+}
+"""Words that pages do not use, each with what they say instead."""
+SHOWN = ("Compare *program*.", "**Program**")
+"""Where the glossary names a word that is not used alone."""
+
+RIDDLES = (
+    "is seen by no weight",
+    "Nobody asks",
+    "never forgets that network",
+    "or beside a bound, they stay there",
+    "Nothing that a pickle names",
+    "An option that would change nothing is an error",
+    "unbiased for nothing",
+    "of which nothing outside knows",
+    "for 25,941.333 calls of a draw",
+    "It is no transform of a Gaussian",
+)
+"""Sentences that readers stumbled over."""
+
+
+def prose(text: str) -> str:
+    """A page without code, formulas, link targets and headings, one paragraph a line."""
+    for pattern in (r"^(`{3,}).*?^\1", r"^\$\$.*?^\$\$", r"^ {4}\S.*?$", r"^#.*?$"):
+        text = re.sub(pattern, "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"`[^`]*`", "`code`", text)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    paragraphs = re.split(r"\n{2,}|\n(?=\s*(?:[-*|:]|\d+\.) )", text)
+    return "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def newest(text: str) -> str:
+    """A changelog up to the end of its newest version."""
+    return "\n## ".join(text.split("\n## ")[:2])
+
+
+def test_each_term_has_one_entry_in_order() -> None:
+    names = [re.sub(r"[^\w ]", "", term).lower() for term in TERMS]
+    assert len(set(TERMS)) == len(TERMS) > 50
+    assert names == sorted(names)
+    assert {term.lower() for term in TERMS} >= WANTED
+
+
+@pytest.mark.parametrize(("role", "name"), sorted(set(ROLES)))
+def test_objects_of_the_glossary_exist(role: str, name: str) -> None:
+    if role == "mod":
+        importlib.import_module(name)
+        return
+    module, _, attribute = name.rpartition(".")
+    member = getattr(importlib.import_module(module), attribute)
+    assert callable(member) and isinstance(member, type) == (role == "class")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_use_the_words_of_the_glossary(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    text = newest(text) if page.name == "CHANGELOG.md" else text
+    lines = prose(text)
+    if page.name == "glossary.md":
+        for shown in SHOWN:
+            lines = lines.replace(shown, "")
+    wrong = [
+        f"{word[0]!r}, expected {instead}: …{lines[max(0, word.start() - 40) : word.end() + 30]}"
+        for instead, pattern in OTHER_WORDS.items()
+        for word in re.finditer(pattern, lines, re.MULTILINE)
+    ]
+    assert not wrong, "\n".join(wrong)
+    words = " ".join(text.split())
+    assert not [riddle for riddle in RIDDLES if riddle in words]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The law of y_ε is exact.",
+        "A network is told the map.",
+        "The bound is reconstruction less the prior KL.",
+        "It is so. What differs is a method.",
+        "It is the place of a datum.",
+        "A program\nruns it.",
+        "N(0, 1) is at rest.",
+    ],
+)
+def test_other_words_are_seen(sentence: str) -> None:
+    lines = prose(sentence)
+    assert any(re.search(pattern, lines, re.MULTILINE) for pattern in OTHER_WORDS.values())
+
+
+def test_the_same_words_in_code_and_links_are_not() -> None:
+    page = "A Pyro\nprogram, `program`, in place of [it](programs/law.md).\n\n```bash\ntold\n```\n"
+    assert not [p for p in OTHER_WORDS.values() if re.search(p, prose(page), re.MULTILINE)]
+    assert newest("# A\n\n## 2\n\nnew\n\n## 1\n\nold\n") == "# A\n\n## 2\n\nnew\n"
