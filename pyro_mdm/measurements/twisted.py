@@ -186,8 +186,8 @@ def twisted_smc(
     evidence are those of the chain of :class:`~pyro_mdm.samplers.Ancestral` on its grid, with the
     model's decoder. ``grid_error`` estimates the error of the grid in log p(obs), to first order.
     With few steps this is too little: 0.146 of 0.185 nats for Gaussian data and 30 steps
-    (tests/measurements/test_measurements.py). Below 16 steps it is NaN and costs nothing, since the weights of
-    half as many steps are too unequal.
+    (tests/measurements/test_measurements.py). Below 16 steps it is NaN and costs nothing, since the
+    weights of half as many steps are too unequal.
 
     Args:
         model: a model of :func:`condition_on_measurements` with one obs for all data. Its noise
