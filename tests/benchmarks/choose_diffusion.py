@@ -10,7 +10,7 @@ exponential integrator of order 2 makes of noise in N calls, and one that reads 
 minimized over Q, D and the grid, through the sampler, for K = 1 (where the grid is all there is), 2
 and 3. Then all are compared with VPSDE on its usual grid, on held-out data, from the same noise of
 z, with the standard error of paired differences over 8 blocks of samples. It is given the diffusion
-that was chosen and the data; a 95% interval is ± 2.4 of it. """
+that was chosen and the data; a 95% interval is ± 2.4 of it."""
 
 from __future__ import annotations
 
