@@ -1,7 +1,4 @@
-"""Diffusions and data laws with known answers, shared by every test file.
-
-A new diffusion joins the suites that are parametrized over :data:`DIFFUSIONS` by being listed.
-"""
+"""Diffusions of the core, and data whose laws are known, for every test file."""
 
 from __future__ import annotations
 
@@ -22,9 +19,6 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MAP_UNIT
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
-from pyro_mdm.varying.interpolants import VE, Interpolant
-from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 
 Factory = Callable[[], LinearDiffusion]
 
@@ -96,61 +90,6 @@ def learned_ends() -> LearnedDiffusion:
     return diffusion
 
 
-class Reversible(NonlinearDiffusion):
-    """Noise that depends on the state: g² = I + y yᵀ, so that ∇·g² = 3 y, at rest in N(0, I).
-
-    The drift is half of g² ∇log π + ∇·g², so that at rest nothing flows.
-    """
-
-    noise_depends_on_state = True
-    stationary_prior = True
-
-    def __init__(self) -> None:
-        super().__init__(2)
-
-    def drift(self, y: Tensor, s: object) -> Tensor:
-        return (1 - y.square().sum(1, keepdim=True) / 2) * y
-
-    def covariance(self, y: Tensor) -> Tensor:
-        """g², (n, d, 2, 2)."""
-        y = y.mT
-        return torch.eye(2, dtype=y.dtype) + y.unsqueeze(-1) * y.unsqueeze(-2)
-
-    def dispersion(self, y: Tensor, s: object) -> Tensor:
-        return torch.linalg.cholesky(self.covariance(y))
-
-
-def turning(s: Tensor) -> Tensor:
-    """Q(s) of a :class:`TimeVaryingDiffusion` with K = 2."""
-    J = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64, device=s.device)
-    return (1 + 0.4 * torch.sin(3 * s))[..., None, None] * J
-
-
-def rubbing(s: Tensor) -> Tensor:
-    """D(s) of one, whose axes turn, so that it does not commute with itself at other times."""
-    B = torch.stack([torch.stack([0.3 + 0 * s, 0.2 * s], -1), torch.stack([s, 1 + s * s], -1)], -2)
-    return B @ B.mT
-
-
-def learned_in_time(K: int, rank: int, seed: int, **options: object) -> TimeVaryingLearnedDiffusion:
-    """A learned diffusion that varies in time, some way into its training."""
-    diffusion = TimeVaryingLearnedDiffusion(K, rank, degree=2, **options)
-    with torch.no_grad():
-        diffusion.lower.add_(0.2 * fixed(seed, *diffusion.lower.shape))
-        diffusion.B.add_(0.1 * fixed(seed + 1, *diffusion.B.shape))
-    return diffusion
-
-
-def less_data(s: Tensor) -> Tensor:
-    """α(s) of an :class:`Interpolant`."""
-    return torch.cos(1.55 * s)
-
-
-def more_noise(s: Tensor) -> Tensor:
-    """σ(s) of one."""
-    return 1.3 * torch.sin(1.55 * s)
-
-
 DIFFUSIONS: list[tuple[str, Factory]] = [
     ("vpsde", VPSDE),
     ("cld", CLD),
@@ -182,39 +121,9 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
     ("random_3", lambda: random_linear(3, 114)),
     ("random_4", lambda: random_linear(4, 400)),
     ("random_4_rank_2", lambda: random_linear(4, 6, rank=2)),
-    ("time_varying_2", lambda: TimeVaryingDiffusion(turning, rubbing)),
-    ("time_varying_3_learned", lambda: learned_in_time(3, 2, 80, min_log_snr=-9.0)),
-    ("ve", VE),
     ("momentum_ve", MomentumVE),
-    ("interpolant", lambda: Interpolant(less_data, more_noise)),
 ]
-
-DISTINCT = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
-"""Those that are not another one of them in other parameters."""
-
-TYPICAL = [
-    case
-    for case in DIFFUSIONS
-    if case[0]
-    in {
-        *("vpsde", "cld", "alda", "learned_3_rank_1", "learned_clock", "random_4_rank_2"),
-        *("learned_2_cut_in_time", "learned_2_fixed_ends", "learned_2_target_noise"),
-        *("time_varying_2", "time_varying_3_learned", "momentum_ve", "interpolant"),
-    }
-]
-"""One for each thing that a diffusion can be, where a test of one takes long."""
-
-
-IN_TIME = ("ve", "interpolant", "time_varying_2", "time_varying_3_learned")
-CONSTANT = [case for case in DIFFUSIONS if case[0] not in IN_TIME]
-"""Those of constant matrices, which have exact references."""
-
-
-def truncation(diffusion: LinearDiffusion) -> float:
-    """What the diffusion's own steps may leave of an identity, beside rounding."""
-    return (
-        1e-7 if isinstance(diffusion, TimeVaryingDiffusion | TimeVaryingLearnedDiffusion) else 0.0
-    )
+"""Those of the core; :mod:`tests.diffusions` has all of them."""
 
 
 # -- data ------------------------------------------------------------------------------------------

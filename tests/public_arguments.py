@@ -56,7 +56,7 @@ from pyro_mdm.tables import (
     Ordinal,
     Table,
 )
-from tests.problems import generator, less_data, more_noise, normal, rubbing, turning
+from tests.problems import generator, normal
 from tests.public_objects import (
     BY_PARAMETER,
     CODES,
@@ -104,6 +104,7 @@ from tests.public_objects import (
     unet_of_diffusers,
     vpsde,
 )
+from tests.varying.problems import less_data, more_noise, rubbing, turning
 
 SEVERAL_X = {"model": model, "guide": guide, "x": lambda: X, "seed": lambda: 0}
 LEARNED = {

@@ -30,7 +30,8 @@ from pyro_mdm.auxiliary import (
 )
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.scores import Score
-from tests.problems import DIFFUSIONS, GaussianMixture, Silent, learned, normal
+from tests.diffusions import DIFFUSIONS
+from tests.problems import GaussianMixture, Silent, learned, normal
 
 MEAN, VARIANCE = 0.2, 0.49
 TOP = 4.0

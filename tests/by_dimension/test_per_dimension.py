@@ -55,7 +55,8 @@ from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.simulated.sde import ForwardSDE, fold, unfold
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
-from tests.problems import Silent, fixed, learned, learned_in_time, normal
+from tests.problems import Silent, fixed, learned, normal
+from tests.varying.problems import learned_in_time
 
 ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
 D = 3  # data dimensions

@@ -19,15 +19,9 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_matrices import GivenPrior
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
+from tests.diffusions import DIFFUSIONS, truncation
 from tests.mistakes import refused
-from tests.problems import (
-    DIFFUSIONS,
-    ExactScore,
-    learned,
-    mixture,
-    normal,
-    truncation,
-)
+from tests.problems import ExactScore, learned, mixture, normal
 
 every_diffusion = pytest.mark.parametrize(
     "make", [make for _, make in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]

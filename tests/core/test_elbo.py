@@ -38,6 +38,7 @@ from pyro_mdm.likelihoods.base import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.samplers.stochastic import Splitting
+from tests.diffusions import DISTINCT, TYPICAL
 from tests.known_bound import (
     DIMS,
     MEAN,
@@ -52,7 +53,7 @@ from tests.known_bound import (
     numerical_gradient,
     programs,
 )
-from tests.problems import DISTINCT, TYPICAL, Silent, learned_ends, normal
+from tests.problems import Silent, learned_ends, normal
 
 
 def half(first: int) -> pytest.MarkDecorator:

@@ -20,8 +20,9 @@ from pyro_mdm.diffusions.kernels import (
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.presets import ALDA, CLD, LearnedDiffusion
+from tests.diffusions import CONSTANT, DISTINCT
 from tests.digits import covariance_error, drift_and_noise, exact, log_det, marginal_truth, moments
-from tests.problems import CONSTANT, DISTINCT, chain, learned, normal, random_linear
+from tests.problems import chain, learned, normal, random_linear
 
 pytestmark = pytest.mark.quick
 

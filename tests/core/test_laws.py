@@ -32,6 +32,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion, LinearSDE, at_rest, froz
 from pyro_mdm.diffusions.matrices import semidefinite_cholesky
 from pyro_mdm.paths import NoisingLaw, PathKL, density_bound
 from pyro_mdm.paths.chain import GenerativeChain
+from tests.diffusions import DISTINCT
 from tests.known_bound import (
     DIMS,
     MEAN,
@@ -42,7 +43,6 @@ from tests.known_bound import (
     exact_bound,
     programs,
 )
-from tests.problems import DISTINCT
 
 diffusions = pytest.mark.parametrize(
     "make", [factory for _, factory in DISTINCT], ids=[name for name, _ in DISTINCT]

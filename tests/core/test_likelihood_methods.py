@@ -35,6 +35,7 @@ from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.paths.flow import Solver, divergence, flow_log_prob, with_divergence
 from pyro_mdm.paths.likelihood import chain_of
 from tests import problems
+from tests.simulated.problems import Reversible
 from tests.core.test_distribution import with_weights
 from tests.gradients import assert_gradients
 from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
@@ -141,7 +142,7 @@ def test_the_flow_of_a_simulated_diffusion_is_timed_by_its_clock() -> None:
 
 @torch.no_grad()
 def test_nothing_flows_at_rest_where_noise_depends_on_the_state() -> None:
-    diffusion, y = problems.Reversible(), problems.normal(4, 5, 2, 2)
+    diffusion, y = Reversible(), problems.normal(4, 5, 2, 2)
     found = flow_log_prob(diffusion, RawScore(Times(-1.0)), y, Solver("rk4", steps=2))
     torch.testing.assert_close(found.log_prob, diffusion.prior.log_prob(y))
 

@@ -1,6 +1,6 @@
 """Linear diffusions without a law at rest: their numbers, what they are equal to, what is refused.
 
-Suites over ``tests.problems.DIFFUSIONS`` hold them to what all diffusions owe.
+Suites over ``tests.diffusions.DIFFUSIONS`` hold them to what all diffusions owe.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from pyro_mdm.likelihoods import Gaussian
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
 from tests.mistakes import refused
-from tests.problems import less_data, more_noise, normal
+from tests.problems import normal
+from tests.varying.problems import less_data, more_noise
 
 Digits = Callable[[Any], Any]
 

@@ -23,7 +23,8 @@ from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.scores.base import Score, log_snr_at
 from tests.core.test_kernels import exact, log_det, marginal_truth
 from tests.core.test_scores import level_at
-from tests.problems import CONSTANT, DISTINCT, Factory, learned, learned_ends, normal
+from tests.diffusions import CONSTANT, DISTINCT
+from tests.problems import Factory, learned, learned_ends, normal
 
 diffusions = pytest.mark.parametrize(
     "make", [factory for _, factory in DISTINCT], ids=[name for name, _ in DISTINCT]

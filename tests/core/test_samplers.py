@@ -16,9 +16,10 @@ from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExpon
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 from pyro_mdm.simulated.reference import TorchSDE
+from tests.diffusions import DIFFUSIONS
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
-from tests.problems import DIFFUSIONS, ExactScore, generator, learned, mixture
+from tests.problems import ExactScore, generator, learned, mixture
 from tests.simulated.test_sde import SE, assert_moments, scalar
 
 TWICE = [Splitting(16, order=2), StochasticHeun(16), ProbabilityFlow(16), TorchSDE(16, "srk")]

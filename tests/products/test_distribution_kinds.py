@@ -44,7 +44,8 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator
 from pyro_mdm.seeing import ContextClocks, ContextDiffusion, DiscreteContext, GaussianContext
-from tests.problems import LinearEncoder, normal, rubbing, turning
+from tests.problems import LinearEncoder, normal
+from tests.varying.problems import rubbing, turning
 
 ENDS: dict[str, Any] = {"max_log_snr": 4.0, "min_log_snr": -6.0}
 WHERE = torch.tensor([1, 0])

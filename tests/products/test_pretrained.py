@@ -67,8 +67,10 @@ from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
 from pyro_mdm.support import saved as saved_module
 from pyro_mdm.support.settings import Recorded
-from tests.problems import DIFFUSIONS, less_data, more_noise, normal, rubbing, turning
+from tests.diffusions import DIFFUSIONS
+from tests.problems import normal
 from tests.saved_files import rewrite
+from tests.varying.problems import less_data, more_noise, rubbing, turning
 
 LEVELS = torch.linspace(-1.0, 1.0, 5).double()
 SIMULATION = Simulation(step_size=0.25, points=2)

@@ -63,9 +63,8 @@ from tests.problems import (
     learned,
     normal,
     random_linear,
-    rubbing,
-    turning,
 )
+from tests.varying.problems import rubbing, turning
 
 D = 4
 SHORT: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -1.0}

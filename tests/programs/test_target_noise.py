@@ -1,6 +1,6 @@
 """A target noise N(0, Σ_∞) with correlated variables: the worked example, and the option of train.
 
-Kernels, bounds and samplers meet one in every suite over tests.problems.DIFFUSIONS.
+Kernels, bounds and samplers meet one in every suite over tests.diffusions.DIFFUSIONS.
 """
 
 from __future__ import annotations

@@ -50,10 +50,10 @@ from tests.problems import (
     direction,
     fixed,
     learned,
-    learned_in_time,
     mixture,
     normal,
 )
+from tests.varying.problems import learned_in_time
 
 D = 2  # data dimensions
 ENDS: dict[str, Any] = {"max_log_snr": 7.0, "min_log_snr": -8.0, "initial_variance": 0.1}

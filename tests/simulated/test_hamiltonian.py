@@ -23,9 +23,10 @@ from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
+from tests.diffusions import DIFFUSIONS
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
-from tests.problems import DIFFUSIONS, generator, normal
+from tests.problems import generator, normal
 
 SE = 5.5  # standard errors allowed: 4e-8 of false alarms per number compared
 

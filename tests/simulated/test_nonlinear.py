@@ -45,9 +45,10 @@ from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting
 from pyro_mdm.simulated import paths as simulated_module
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.sde import ForwardSDE, ReverseSDE, fold, unfold
+from tests.diffusions import TYPICAL
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
-from tests.problems import TYPICAL, learned, normal
+from tests.problems import learned, normal
 
 D = 2
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, ResidualScore, Simulated, Simulation
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.likelihoods.base import Gaussian
+from tests.diffusions import TYPICAL
 from tests.mistakes import refused
-from tests.problems import TYPICAL, GaussianMixture, learned, normal
+from tests.problems import GaussianMixture, learned, normal
 
 MEAN = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64)
 SD = torch.tensor([0.5, 1.3, 0.9], dtype=torch.float64)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_mdm import CLD
 from pyro_mdm.simulated.sde import ForwardSDE, ReverseSDE, fold, unfold
-from tests.problems import TYPICAL, GaussianMixture, learned, normal
+from tests.diffusions import TYPICAL
+from tests.problems import GaussianMixture, learned, normal
 
 pytestmark = pytest.mark.quick
 

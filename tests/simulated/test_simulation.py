@@ -41,8 +41,9 @@ from pyro_mdm.simulated.integration import advance, brownian_motion
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.priors import QuadraturePrior
 from pyro_mdm.simulated.sde import fold
+from tests.diffusions import DIFFUSIONS
 from tests.gradients import assert_gradients
-from tests.problems import DIFFUSIONS, learned, normal
+from tests.problems import learned, normal
 
 SE = 5.5  # standard errors allowed: 4e-8 of false alarms per number compared
 

@@ -29,7 +29,8 @@ from pyro_mdm.varying.cells import MatrixCells
 from pyro_mdm.varying.magnus import MagnusPropagator
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from tests.gradients import assert_gradients
-from tests.problems import chain, fixed, learned_in_time, rubbing, turning
+from tests.problems import chain, fixed
+from tests.varying.problems import learned_in_time, rubbing, turning
 
 Field = Callable[[Tensor], Tensor]
 

@@ -18,7 +18,8 @@ from pyro_mdm import ALDA, CLD, TimeVaryingLearnedDiffusion
 from pyro_mdm.diffusions.linear import frozen
 from pyro_mdm.plots import figures
 from tests.brief import SHORT
-from tests.problems import learned_in_time, normal
+from tests.problems import normal
+from tests.varying.problems import learned_in_time
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
