@@ -35,11 +35,11 @@ from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.paths.flow import Solver, divergence, flow_log_prob, with_divergence
 from pyro_mdm.paths.likelihood import chain_of
 from tests import problems
-from tests.simulated.problems import Reversible
 from tests.core.test_distribution import with_weights
 from tests.gradients import assert_gradients
 from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
 from tests.mistakes import refused
+from tests.simulated.problems import Reversible
 
 DIFFUSIONS = {
     "vpsde": lambda: VPSDE(max_log_snr=8.0),

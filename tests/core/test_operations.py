@@ -28,7 +28,6 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Sampler
 from pyro_mdm.support.checks import check_finite, check_values, settle
 from pyro_mdm.support.modules import cached_on
-from tests.benchmarks.moves import moves, walks
 from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, step_counts
 from tests.elsewhere import Elsewhere, tensors
 
@@ -149,21 +148,6 @@ def test_a_measurement_adds_little_to_a_call_and_no_wait() -> None:
     assert not given.waits
     assert given.network > plain.network + 50, "a product with the network's covariance"
     assert given.beside <= plain.beside + 40
-
-
-def test_walks_through_the_code_are_short() -> None:
-    """Of the second time, with little room: people who look for a mistake go the same ways."""
-    most = {
-        "--guide learned to a kernel": 340,
-        "data to a loss": 125,
-        "a sample given a measurement": 3500,
-    }
-    for name, walk in walks().items():
-        if name in most:
-            walk()
-            counts = moves(walk)
-            assert most[name] / 2 < counts.total() <= most[name], counts.most_common(10)
-            assert all(start != end for (start, _), (end, _) in counts)
 
 
 def test_counts_are_of_operations_and_waits() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 from tqdm.auto import tqdm
 
-from inference.drawing.sampling import draw
 from pyro_mdm import CLD
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.support.progress import LogProgress, Progress, progress_bar
@@ -120,20 +119,3 @@ def test_an_evaluation_shows_each_of_its_parts(monkeypatch) -> None:
     assert asked[0] == ("baseline", "dimensions", 3, True)
     assert asked[1] == ("reconstruction", "data", 20, True)
     assert asked[-1] == ("evaluating", "calls", 40, True)  # a datum is drawn twice
-
-
-@pytest.mark.parametrize("progress", [True, False])
-def test_samples_are_counted_by_steps_over_all_batches(monkeypatch, progress: bool) -> None:
-    made = []
-
-    def recorded(total: int, what: str, units: str, **options) -> Progress:
-        made.append(LogProgress(total, what, units))
-        assert options["shown"] == progress
-        return made[-1]
-
-    monkeypatch.setattr("inference.drawing.sampling.progress_bar", recorded)
-    model, _ = programs(CLD(max_log_snr=3.0), denoiser(0.5))
-    draw(model, 10, steps=6, batch_size=4, progress=progress)
-    assert [(bar.what, bar.units, bar.total, bar.done) for bar in made] == [
-        ("sampling", "steps", 18, 18)
-    ]

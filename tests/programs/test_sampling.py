@@ -17,6 +17,7 @@ from PIL import Image
 
 from inference import evaluate, sample
 from inference.drawing import sampling
+from inference.drawing.sampling import draw
 from inference.drawing.trajectory import animation, trajectory
 from inference.folders.loading import load_trained
 from inference.measuring import bounds
@@ -42,7 +43,9 @@ from pyro_mdm.samplers import (
 )
 from pyro_mdm.simulated.priors import DistributionPrior
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.progress import LogProgress, Progress
 from pyro_mdm.tables import drawing
+from tests.known_bound import denoiser, programs
 from tests.processes import Program, together
 from tests.programs.running import run_program
 
@@ -299,3 +302,20 @@ def test_weights_of_dequantized_data_count_levels_and_volume() -> None:
     found = importance_weighted(model, programs.guide, x, **options)
     bits = -(found.per_datum + log_det.double()) / (64 * math.log(2)) + math.log2(17)
     assert said.startswith(f"bits/dim {bits.mean():.3f} ± {Measured.from_values(bits)[1]:.3f} (")
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_samples_are_counted_by_steps_over_all_batches(monkeypatch, progress: bool) -> None:
+    made = []
+
+    def recorded(total: int, what: str, units: str, **options) -> Progress:
+        made.append(LogProgress(total, what, units))
+        assert options["shown"] == progress
+        return made[-1]
+
+    monkeypatch.setattr("inference.drawing.sampling.progress_bar", recorded)
+    model, _ = programs(CLD(max_log_snr=3.0), denoiser(0.5))
+    draw(model, 10, steps=6, batch_size=4, progress=progress)
+    assert [(bar.what, bar.units, bar.total, bar.done) for bar in made] == [
+        ("sampling", "steps", 18, 18)
+    ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,13 +16,6 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor, nn
 
-from inference.drawing import sampling
-from inference.folders.loading import load_trained
-from inference.measuring.inspection import look
-from inference.settings.diffusion import build_diffusion
-from inference.settings.names import GUIDES
-from inference.settings.options import Guide
-from inference.train import train
 from pyro_mdm import (
     CLD,
     VE,
@@ -53,7 +45,6 @@ from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.linear import at_rest, frozen
 from pyro_mdm.likelihoods import Gaussian
 from pyro_mdm.networks import MLP
-from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.problems import normal
 from tests.varying.problems import less_data, more_noise
@@ -409,32 +400,6 @@ def test_settings_come_back_with_the_state(name: str) -> None:
     assert all(
         torch.equal(*pair) for pair in zip(other.marginal(s), saved.marginal(s), strict=True)
     )
-
-
-@pytest.mark.parametrize("name", ["ve", "subvp", "rectified_flow", "cosine", "momentum_ve"])
-def test_programs_know_them_by_name(name: str) -> None:
-    diffusion = build_diffusion(Guide(guide=name, max_log_snr=9.0, min_log_snr=-8.0))
-    assert type(diffusion) is GUIDES[name]
-    assert diffusion.max_log_snr == 9.0
-    assert diffusion.terminal_log_snr.item() == pytest.approx(-8.0, abs=1e-9)
-    assert isinstance(diffusion, LinearDiffusion)
-    seen = look(name, diffusion, normal(1, 8, 2))
-    assert not seen.errors and seen.terminal_log_snr == pytest.approx(-8.0, abs=1e-9)
-    if name in ("ve", "momentum_ve"):
-        assert seen.damping == "none" and seen.relaxation_time == math.inf
-    with pytest.raises(ValueError, match=f"--learned_from {name}: .* has no Q and D"):
-        build_diffusion(Guide(guide="learned", learned_from=name))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("few_pictures")
-@pytest.mark.parametrize(("name", "score"), [("ve", "noise"), ("momentum_ve", "denoiser")])
-def test_runs_are_trained_opened_and_sampled(name: str, score: str, tmp_path: Path) -> None:
-    whole = train(**SHORT | {"guide": name, "score": score, "run": tmp_path / "run"})
-    programs = load_trained(tmp_path / "run")[1]
-    assert type(programs.model.diffusion) is GUIDES[name]
-    assert train(resume=tmp_path / "run").bits_per_dim == whole.bits_per_dim
-    assert bool(sampling.draw(programs.model, 4, steps=4).isfinite().all())
 
 
 # -- mistakes --------------------------------------------------------------------------------------
