@@ -27,7 +27,6 @@ from pyro_mdm import (
 from pyro_mdm.by_dimension import Frequencies
 from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.evaluation import compare, evidence_lower_bound
-from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.networks import MLP
 from tests.core.test_distribution import exact
 from tests.mistakes import refused
