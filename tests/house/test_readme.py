@@ -44,7 +44,6 @@ SHORTER = {
     r"\(updates=\d{3,}": "(updates=20",
     r"start_updates=\d{3,}": "start_updates=20",
     r"row_paths=8": "row_paths=2",
-    r"importance\(\d_000\)": "importance(100)",
     r"images\[::10\]": "images[::90]",
     r"train\[::20\]": "train[::80]",
     r"\(draws=first, updates=\d{3,}": "(draws=first, start_updates=20, updates=20",
