@@ -42,7 +42,7 @@ SHORTER = {
     r"in range\(\d{3,}\)": "in range(2)",
     r"\(300": "(30",  # data
     r"\(updates=\d{3,}": "(updates=20",
-    r"start_updates=\d{3,}": "start_updates=20",
+    r"start_updates=\d{3,}": "start_updates=100",
     r"row_paths=8": "row_paths=2",
     r"images\[::10\]": "images[::90]",
     r"train\[::20\]": "train[::80]",
