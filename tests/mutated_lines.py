@@ -832,7 +832,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "torch.where(self.bent, ⟨-→⟩log_cosh"
         ]
     },
-    "pyro_mdm/posteriors/tempering.py": {
+    "pyro_mdm/evaluation/tempering.py": {
         "test_amortized_likelihood.py::test_moves_by_gradients_have_the_exact_posterior": [
             "lost = (energy ⟨-→+⟩ p.square()"
         ],

@@ -28,9 +28,9 @@ from pyro_mdm.automatic.weighing import OF_TAILS, Weighing
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
-from pyro_mdm.posteriors.traces import Site
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance, checked_arguments
+from pyro_mdm.support.traces import Site
 
 __all__ = ["COMPARED", "ChainGuide", "name_of_start", "parameters"]
 

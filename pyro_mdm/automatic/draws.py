@@ -11,7 +11,7 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_mdm.posteriors.traces import Site
+from pyro_mdm.support.traces import Site
 
 __all__ = ["MIXED", "row", "unconstrained", "warn_of_same"]
 

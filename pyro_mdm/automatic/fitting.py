@@ -17,8 +17,8 @@ from pyro_mdm.automatic.mixture import Component, Mixture
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.symmetry import Symmetry
 from pyro_mdm.automatic.weighing import paths_at_once
-from pyro_mdm.budgets import LEAST, Budget, steps_within
-from pyro_mdm.posteriors.tempering import GROUPS, temper
+from pyro_mdm.budgets import Budget, steps_within
+from pyro_mdm.evaluation.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
 
 __all__ = ["FitSettings", "Fitting", "become_gaussian"]
@@ -333,7 +333,7 @@ class Fitting:
             least_gain=least_gain,
             window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
-            seconds=None if within is None else max(share * seconds, LEAST),
+            seconds=None if within is None else max(share * seconds, 1e-3),
             progress=what if self.progress else False,
         )
         losses: list[Tensor] = []

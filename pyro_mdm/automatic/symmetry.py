@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_mdm.automatic.density import ProgramDensity
-from pyro_mdm.posteriors.traces import Site
+from pyro_mdm.support.traces import Site
 
 __all__ = ["Symmetry"]
 

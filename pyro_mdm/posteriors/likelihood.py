@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_mdm.budgets import Outcome
+from pyro_mdm.evaluation.tempering import GROUPS, temper
 from pyro_mdm.posteriors.discrete import Lattice, law_of
 from pyro_mdm.posteriors.domain import Domain, warn_of_outside
 from pyro_mdm.posteriors.factors import (
@@ -62,7 +63,6 @@ from pyro_mdm.posteriors.reading import (
 )
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
-from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import Count, check_count, check_counts, checked_arguments
 from pyro_mdm.support.files import JsonObject
@@ -545,7 +545,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         the joint log density of x and the given parameters.
 
         Particles go from the program's prior to the posterior
-        (:mod:`pyro_mdm.posteriors.tempering`). More particles and moves reduce the Monte Carlo
+        (:mod:`pyro_mdm.evaluation.tempering`). More particles and moves reduce the Monte Carlo
         error. Of the error of the learned likelihood, ``misfit`` has that of its form, and
         :class:`~pyro_mdm.posteriors.LikelihoodMembers` has that of learning.
 

@@ -21,9 +21,9 @@ from pyro_mdm.evaluation.weights import (
 )
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.posteriors.defensive import Defence
-from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.support.checks import check_shape, checked_arguments
 from pyro_mdm.support.measured import Z95, Measured
+from pyro_mdm.support.traces import is_computed
 
 __all__ = ["ImportanceWeights"]
 
