@@ -14,8 +14,8 @@ from torch import Tensor
 from pyro_mdm.automatic.draws import row
 from pyro_mdm.automatic.moments import uneven
 from pyro_mdm.automatic.ratio import Ratio
-from pyro_mdm.posteriors.defensive import Defensive, Scored, defended
-from pyro_mdm.posteriors.weights import ImportanceWeights
+from pyro_mdm.evaluation.defensive import Defensive, Scored, defended
+from pyro_mdm.evaluation.weights import ImportanceWeights
 
 if TYPE_CHECKING:
     from pyro_mdm.automatic.chain_guide import ChainGuide

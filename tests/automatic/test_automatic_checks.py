@@ -25,7 +25,7 @@ from pyro_mdm.automatic.checkup import Checkup, Counterpart, checked, funnels, r
 from pyro_mdm.automatic.fitting import become_gaussian
 from pyro_mdm.automatic.moments import Moments, uneven
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.evaluation.weights import ImportanceWeights
 
 ONES = torch.ones(3, 2)
 

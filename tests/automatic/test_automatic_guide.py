@@ -19,7 +19,7 @@ from pyro_mdm import CLD, VPSDE, LinearDiffusion
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.tempering import TemperedParticles, temper
-from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.evaluation.weights import ImportanceWeights
 
 DATA = torch.tensor([1.0, 0.5, -1.0, 2.0])
 QUICK: dict[str, Any] = {"updates": 20, "start_updates": 100, "progress": False}

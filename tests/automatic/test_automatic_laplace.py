@@ -17,7 +17,7 @@ from pyro_mdm.automatic.fitting import FitSettings, Fitting
 from pyro_mdm.automatic.laplace import FLAT, MOST_LATENTS, laplace
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.budgets import Budget
-from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.evaluation.weights import ImportanceWeights
 
 ROWS = 30
 X = torch.stack(
