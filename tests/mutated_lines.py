@@ -874,10 +874,10 @@ LINES: dict[str, dict[str, list[str]]] = {
         ]
     },
     "pyro_mdm/compiled.py": {
-        "test_compiled.py::test_the_loss_is_one_graph[cld-True-aot_eager]": [
+        "test_compiled.py::test_the_loss_is_one_graph[cld-True-None]": [
             "term = ⟨constants.width * →⟩term.double()"
         ],
-        "test_compiled.py::test_the_loss_is_one_graph[noise-True-aot_eager]": [
+        "test_compiled.py::test_the_loss_is_one_graph[noise-True-None]": [
             "term = ⟨constants.width * →⟩error_by_log_volume("
         ],
     },

@@ -50,11 +50,6 @@ def simplex() -> None:
         pyro.sample("count", dist.Poisson(rate * weights[..., 0]), obs=torch.arange(4.0))
 
 
-def two_modes() -> None:
-    x = pyro.sample("x", dist.Normal(0.0, 3.0))
-    pyro.sample("square", dist.Normal(x.square(), 0.5), obs=torch.tensor(4.0))
-
-
 def funnel() -> None:
     z = pyro.sample("z", dist.Normal(0.0, 3.0))
     with pyro.plate("rows", 9):
@@ -103,16 +98,16 @@ def solved(diffusion: LinearDiffusion | None = None) -> AutoMDM:
 # -- draws that exist ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", ["draws", "chains", "arviz"])
-def test_draws_train_a_guide_with_the_evidence(shape: str) -> None:
-    draws: Any = exact()
-    if shape != "draws":
-        draws = {name: value.reshape(4, 250, 2) for name, value in draws.items()}
-    if shape == "arviz":
-        arrays = {name: SimpleNamespace(values=value.numpy()) for name, value in draws.items()}
-        draws = SimpleNamespace(posterior=SimpleNamespace(data_vars=arrays))
-    guide = AutoMDM(conjugate, steps=4).fit(draws=draws, updates=30, progress=False)
+def test_draws_train_a_guide_with_the_evidence() -> None:
+    """Those of chains, and of ArviZ, are the same."""
+    draws = exact()
+    chains = {name: value.reshape(4, 250, 2) for name, value in draws.items()}
+    arrays = {name: SimpleNamespace(values=value.numpy()) for name, value in chains.items()}
+    of_arviz = SimpleNamespace(posterior=SimpleNamespace(data_vars=arrays))
+    guide = AutoMDM(conjugate, steps=4).fit(draws=of_arviz, updates=30, progress=False)
     assert guide.start == "particles"
+    for others in (chains, of_arviz):
+        assert torch.equal(guide.rows(others), guide.rows(draws))
     value, error = guide.importance(4_000).log_evidence
     assert 0 < error < 0.2 and abs(value - EVIDENCE) < 5.5 * error
 
@@ -415,29 +410,23 @@ def test_its_graph_can_be_drawn() -> None:
 # -- draws of the fit ------------------------------------------------------------------------------
 
 
-def look(guide: AutoMDM, how: str, draws: dict[str, Tensor]) -> None:
-    if how == "gap":
-        guide.gap(draws=draws, paths=100)
-    else:
-        guide.check(other=draws, num_samples=100)
-
-
-@pytest.mark.parametrize("how", ["gap", "check"])
-@pytest.mark.parametrize("which", ["all", "some", "mixed", "others"])
-def test_draws_of_the_fit_are_warned_of(how: str, which: str) -> None:
+def test_draws_of_the_fit_are_warned_of() -> None:
     """Whether all of them are handed over, some of them in another order, or beside others."""
     fitted, others = exact(200), exact(200)
     guide = AutoMDM(conjugate, steps=2)
     guide.fit(draws=fitted, updates=2, start_updates=2, progress=False)
     few = {"mean": fitted["mean"][torch.randperm(200)[:50]]}
     both = {"mean": torch.cat([few["mean"], others["mean"]])}
-    draws = {"all": fitted, "some": few, "mixed": both, "others": others}[which]
-    if which == "others":
-        look(guide, how, draws)
-    else:
-        share = "20%" if which == "mixed" else "100%"
-        with pytest.warns(UserWarning, match=f"{share} of the draws are those .* expected others"):
-            look(guide, how, draws)
+    looks: tuple[Callable[[Any], Any], ...] = (
+        lambda draws: guide.gap(draws=draws, paths=100),
+        lambda draws: guide.check(other=draws, num_samples=100),
+    )
+    for look in looks:
+        look(others)  # a warning is an error
+        for draws, share in ((fitted, "100%"), (few, "100%"), (both, "20%")):
+            words = f"{share} of the draws are those .* expected others"
+            with pytest.warns(UserWarning, match=words):
+                look(draws)
 
 
 # -- moments ---------------------------------------------------------------------------------------

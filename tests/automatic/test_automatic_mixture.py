@@ -145,7 +145,7 @@ def test_components_with_two_modes_are_split() -> None:
     torch.testing.assert_close(shares[often].log(), exact[often], rtol=0, atol=0.2)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("dim", [1, 5])
 def test_a_narrow_component_stands_beside_a_wide_one(dim: int) -> None:
     """By the divergence from a standard normal, and one of a hundredth of its scale."""
     means = torch.stack([torch.zeros(dim), 3 * torch.ones(dim)])
