@@ -26,20 +26,7 @@ from pyro_mdm.automatic.fitting import become_gaussian
 from pyro_mdm.automatic.moments import Moments, uneven
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.weights import ImportanceWeights
-
-ONES = torch.ones(3, 2)
-
-
-def conjugate(data: Tensor = ONES) -> None:
-    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    with pyro.plate("rows", 3):
-        pyro.sample("data", dist.Normal(mean, 0.5).to_event(1), obs=data)
-
-
-PRECISION = 1 + 3 / 0.25
-CENTER, DEVIATION = 12 / PRECISION, PRECISION**-0.5
-JOINT = dist.MultivariateNormal(torch.zeros(3), 0.25 * torch.eye(3) + torch.ones(3, 3))
-EVIDENCE = 2 * float(JOINT.log_prob(torch.ones(3)))
+from tests.automatic.conjugate import CENTER, DEVIATION, EVIDENCE, PRECISION, conjugate, made
 
 
 def simplex() -> None:
@@ -67,22 +54,9 @@ def heavy_transform() -> None:
         pyro.sample("x", dist.InverseGamma(1.0, 1.0))
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def exact(n: int = 1_000) -> dict[str, Tensor]:
     """Draws of the posterior of the conjugate program."""
     return {"mean": CENTER + DEVIATION * torch.randn(n, 2)}
-
-
-def made(program: Callable[..., Any], **options: Any) -> AutoMDM:
-    """A guide that has seen its program."""
-    guide = AutoMDM(program, **{"steps": 4, **options})
-    guide()
-    return guide
 
 
 def solved(diffusion: LinearDiffusion | None = None) -> AutoMDM:

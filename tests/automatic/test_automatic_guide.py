@@ -20,6 +20,7 @@ from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.tempering import TemperedParticles, temper
 from pyro_mdm.evaluation.weights import ImportanceWeights
+from tests.automatic.conjugate import CENTER, DEVIATION, EVIDENCE, conjugate, made
 
 DATA = torch.tensor([1.0, 0.5, -1.0, 2.0])
 QUICK: dict[str, Any] = {"updates": 20, "start_updates": 100, "progress": False}
@@ -35,37 +36,12 @@ def groups(data: Tensor = DATA) -> None:
         pyro.sample("data", dist.Normal(mean * weights[..., 0], 0.5), obs=data)
 
 
-def conjugate() -> None:
-    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    with pyro.plate("rows", 3):
-        pyro.sample("data", dist.Normal(mean, 0.5).to_event(1), obs=torch.ones(3, 2))
-
-
-PRECISION = 1 + 3 / 0.25
-CENTER, DEVIATION = 12 / PRECISION, PRECISION**-0.5
-JOINT = dist.MultivariateNormal(torch.zeros(3), 0.25 * torch.eye(3) + torch.ones(3, 3))
-EVIDENCE = 2 * float(JOINT.log_prob(torch.ones(3)))
-
-
 def mixture() -> None:
     means = pyro.sample("means", dist.Normal(torch.zeros(2), 3.0).to_event(1))
     with pyro.plate("data", 4):
         own = pyro.sample("own", dist.Categorical(torch.tensor([0.3, 0.7])))
         mean = torch.where(own == 0, means[..., 0], means[..., 1])
         pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA)
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
-def made(program: Callable[..., Any], *args: Any, **options: Any) -> AutoMDM:
-    """A guide that has seen its program."""
-    guide = AutoMDM(program, **{"steps": 4, **options})
-    guide(*args)
-    return guide
 
 
 def test_the_density_is_that_of_pyro() -> None:

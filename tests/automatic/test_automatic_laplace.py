@@ -42,12 +42,6 @@ def evidence() -> float:
     return float(normal.log_prob(Y.double()))
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def test_latents_of_raw_scales_are_found_at_once() -> None:
     guide = AutoMDM(raw, steps=2).fit(updates=0, start_updates=0, progress=False)
     _, log_weights = Weighing(guide).weighted(500)
@@ -116,7 +110,6 @@ def test_the_mode_and_the_curvature_are_those_of_a_density() -> None:
 
 def test_a_scale_that_goes_to_zero_is_not_followed() -> None:
     """The density of a funnel grows without end in its neck, where bounds fall."""
-    torch.manual_seed(0)
     guide = AutoMDM(funnel, steps=2)
     guide.set_up()
     assert laplace(guide.log_density, torch.ones(10), Budget()) is None

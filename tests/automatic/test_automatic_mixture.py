@@ -24,12 +24,6 @@ SHARES = torch.tensor([0.2, 0.5, 0.3])
 LOG_Z = 1.3
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def law() -> dist.TorchDistribution:
     """Three components of different covariances."""
     roots = 0.4 * torch.eye(3).repeat(3, 1, 1)

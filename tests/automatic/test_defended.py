@@ -23,11 +23,6 @@ from tests.benchmarks.defended import TARGETS, by_gaussian, covered, of_schools,
 RUNS = 150
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-
-
 # -- coverage --------------------------------------------------------------------------------------
 
 
