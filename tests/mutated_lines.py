@@ -253,7 +253,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "torch.where(changes.view(shape), ⟨values[name] * sign→values[name]⟩, values[name])",
         ],
     },
-    "pyro_mdm/posteriors/defensive.py": {
+    "pyro_mdm/evaluation/defensive.py": {
         "test_first_answers.py::test_a_density_made_of_rounding_is_no_evidence": [
             "log_w[large] ⟨-=→+=⟩ error"
         ],
@@ -832,7 +832,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "torch.where(self.bent, ⟨-→⟩log_cosh"
         ]
     },
-    "pyro_mdm/posteriors/tempering.py": {
+    "pyro_mdm/evaluation/tempering.py": {
         "test_amortized_likelihood.py::test_moves_by_gradients_have_the_exact_posterior": [
             "lost = (energy ⟨-→+⟩ p.square()"
         ],
@@ -874,10 +874,10 @@ LINES: dict[str, dict[str, list[str]]] = {
         ]
     },
     "pyro_mdm/compiled.py": {
-        "test_compiled.py::test_the_loss_is_one_graph[cld-True-aot_eager]": [
+        "test_compiled.py::test_the_loss_is_one_graph[cld-True-None]": [
             "term = ⟨constants.width * →⟩term.double()"
         ],
-        "test_compiled.py::test_the_loss_is_one_graph[noise-True-aot_eager]": [
+        "test_compiled.py::test_the_loss_is_one_graph[noise-True-None]": [
             "term = ⟨constants.width * →⟩error_by_log_volume("
         ],
     },

@@ -28,7 +28,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDS: dict[str, tuple[str, ...]] = {
-    "automatic": ("posteriors",),
+    "automatic": (),
     "auxiliary": (),
     "by_dimension": (),
     "conditioning": ("levels",),

@@ -18,9 +18,9 @@ from inference.posteriors.observations import is_incomplete
 from inference.simulators import Simulator
 from pyro_mdm import posteriors
 from pyro_mdm.posteriors import AmortizedPosterior, Calibration
-from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.posteriors.reading import sites_of
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.traces import is_computed
 
 DRAWS = 99
 """Draws from each posterior for its ranks, which then fall evenly into ten bins."""

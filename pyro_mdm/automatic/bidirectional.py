@@ -29,10 +29,9 @@ from pyro_mdm.automatic.density import run
 from pyro_mdm.automatic.draws import warn_of_same
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.weights import Gap
-from pyro_mdm.posteriors.dependence import is_computed
-from pyro_mdm.posteriors.traces import sample_sites
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.traces import is_computed, sample_sites
 
 __all__ = ["gap_by_draws", "gap_by_simulation"]
 

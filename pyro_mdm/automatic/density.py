@@ -29,8 +29,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pyro_mdm.paths.base import PathLaw
-from pyro_mdm.posteriors.traces import Site, sample_sites
 from pyro_mdm.support.inference import Inference
+from pyro_mdm.support.traces import Site, sample_sites
 
 __all__ = [
     "ProgramDensity",
@@ -210,7 +210,7 @@ class ProgramDensity:
         """Raise ValueError unless there is one density of rows x (n, dim), with its gradient."""
         try:
             first, again = self._twice(x, *args, **kwargs)
-            self._check_slope(x, *args, **kwargs)
+            ProgramDensity.check_slope(self, x, *args, **kwargs)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             if "randomness" in reason:
@@ -317,12 +317,9 @@ class ProgramDensity:
                 "Uniform(0, 1)"
             )
 
+    @torch.enable_grad()
     def check_slope(self, x: Tensor, *args: object, **kwargs: object) -> None:
         """Raise ValueError, with the site, if the density's gradient is NaN where it is finite."""
-        self._check_slope(x, *args, **kwargs)
-
-    @torch.enable_grad()
-    def _check_slope(self, x: Tensor, *args: object, **kwargs: object) -> None:
         x = x.detach().requires_grad_()
         density = self(x, *args, **kwargs).view(len(x), -1).sum(1)
         (slope,) = torch.autograd.grad(density.sum(), x)

@@ -11,7 +11,7 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_mdm.posteriors.traces import Site
+from pyro_mdm.support.traces import Site
 
 __all__ = ["MIXED", "row", "unconstrained", "warn_of_same"]
 
@@ -26,20 +26,10 @@ FEWEST_OF_CHAIN = 4
 
 
 def unconstrained(draws: object, latents: Iterable[tuple[str, Site]]) -> Tensor:
-    """The unconstrained latents of draws, (n, dim), in the order of the latents.
+    """The unconstrained latents of draws as of ``AutoMDM.fit``, (n, dim), in the order of latents.
 
-    Args:
-        draws: values by site, (n, *shape) or (chains, n, *shape), such as ``mcmc.get_samples()``;
-            or an ArviZ ``InferenceData``, whose group ``posterior`` is taken. Other names in it
-            are left out.
-        latents: the latent sites of a program by name, with a value of each.
-
-    Raises:
-        ValueError: a site without draws, or draws of another shape or number, outside of the
-            support, or too few.
-
-    Warns:
-        UserWarning: R̂ is above 1.05 for a latent, so that the chains have not mixed.
+    Other names among the draws are left out. ValueError where a latent has none, or draws of
+    another shape or number, outside of its support, or too few; a warning where R̂ is above 1.05.
     """
     values = _by_name(draws)
     rows: list[Tensor] = []

@@ -17,8 +17,8 @@ from pyro_mdm.automatic.mixture import Component, Mixture
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.symmetry import Symmetry
 from pyro_mdm.automatic.weighing import paths_at_once
-from pyro_mdm.budgets import LEAST, Budget, steps_within
-from pyro_mdm.posteriors.tempering import GROUPS, temper
+from pyro_mdm.budgets import Budget, steps_within
+from pyro_mdm.evaluation.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
 
 __all__ = ["FitSettings", "Fitting", "become_gaussian"]
@@ -149,15 +149,10 @@ class Fitting:
         return share * (self.budget.left() or 0.0)
 
     def _raced(self, seconds: float, share: float) -> float:
-        """Become Laplace's approximation, if that has the higher bound.
+        """Become Laplace's approximation, if that has the higher bound, and return the share of the
+        start's training that this took: where there is time, both are trained before.
 
-        Where there is time, both are trained before. Returns the share of the start's training that
-        this took.
-
-        Args:
-            seconds: the seconds of an update.
-            share: the share of the seconds that the start has.
-        """
+        An update takes so many seconds, and the start has a share of those that are left."""
         guide = self.guide
         if isinstance(guide.shape, Mixture) or guide.program_density.plate is not None:
             return 0.0
@@ -204,14 +199,9 @@ class Fitting:
         return float((evidence - _clamped(bound).mean()).nan_to_num(math.inf))
 
     def _improved(self, share: float, seconds: float, bound: float, *, is_alone: bool) -> float:
-        """Train the start, and return its bound; it stays as it is where that is higher.
-
-        Args:
-            share: the share of its training that is left.
-            seconds: the seconds of its whole training.
-            bound: its bound before.
-            is_alone: whether no other start has been trained; its errors are raised then.
-        """
+        """Train the start for the share of its training that is left, and return its bound; it
+        stays as it is where the one before is higher. Its errors are raised where no other start
+        has been trained."""
         before = self._copied()
         try:
             self._train_start(share, seconds)
@@ -333,7 +323,7 @@ class Fitting:
             least_gain=least_gain,
             window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
-            seconds=None if within is None else max(share * seconds, LEAST),
+            seconds=None if within is None else max(share * seconds, 1e-3),
             progress=what if self.progress else False,
         )
         losses: list[Tensor] = []

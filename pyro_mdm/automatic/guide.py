@@ -14,8 +14,8 @@ from pyro_mdm.automatic.mixture import Mixture
 from pyro_mdm.automatic.subsampled import SubsampledFitting, SubsampledGuide
 from pyro_mdm.automatic.weighing import refuse_subsample
 from pyro_mdm.budgets import Budget
+from pyro_mdm.evaluation.tempering import GROUPS
 from pyro_mdm.evaluation.weights import Gap
-from pyro_mdm.posteriors.tempering import GROUPS
 from pyro_mdm.support.checks import check_count, check_number, checked_arguments
 
 __all__ = ["AutoMDM"]

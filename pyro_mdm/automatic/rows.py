@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_mdm.automatic.density import ProgramDensity, alike, placed, run
-from pyro_mdm.posteriors.traces import Site, sample_sites
+from pyro_mdm.support.traces import Site, sample_sites
 
 __all__ = ["PlateDensity", "Terms"]
 
@@ -220,4 +220,4 @@ class PlateDensity(ProgramDensity):
 
     def check_slope(self, x: Tensor, *args: object, **kwargs: object) -> None:
         packed = torch.cat([x, self._near_start(x).flatten(1)], 1)
-        self._check_slope(packed, self.subsample(), *args, **kwargs)
+        super().check_slope(packed, self.subsample(), *args, **kwargs)

@@ -42,8 +42,8 @@ from pyro_mdm.automatic.maps import solved
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.rows import PlateDensity
 from pyro_mdm.automatic.weighing import Weighing, refuse_subsample
-from pyro_mdm.posteriors.traces import Site
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.traces import Site
 
 __all__ = ["SubsampledFitting", "SubsampledGuide"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_mdm.automatic.density import ProgramDensity
-from pyro_mdm.posteriors.traces import Site
+from pyro_mdm.support.traces import Site
 
 __all__ = ["Symmetry"]
 
@@ -40,19 +40,12 @@ Map = TypeVar("Map", Axes, Signs)
 
 @dataclass(frozen=True)
 class Symmetry:
-    """The maps that leave a density as it is, found by :meth:`from_density`.
-
-    Args:
-        density: the density.
-        latents: the latent sites by name, with a value of each.
-        permuted: axes that may be permuted together.
-        signs: signs that may be changed together.
-    """
+    """The maps that leave a density as it is, found by :meth:`from_density`."""
 
     density: ProgramDensity
-    latents: tuple[tuple[str, Site], ...]
-    permuted: tuple[Axes, ...]
-    signs: tuple[Signs, ...]
+    latents: tuple[tuple[str, Site], ...]  # by name, with a value of each
+    permuted: tuple[Axes, ...]  # together
+    signs: tuple[Signs, ...]  # changed together
 
     @classmethod
     def from_density(

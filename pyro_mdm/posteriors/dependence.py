@@ -22,9 +22,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_mdm.posteriors.traces import Site, is_subsample
+from pyro_mdm.support.traces import Site, is_computed, is_subsample
 
-__all__ = ["ProgramRun", "is_computed", "parents_of", "run_holding", "with_other_draws"]
+__all__ = ["ProgramRun", "parents_of", "run_holding", "with_other_draws"]
 
 T = TypeVar("T")
 
@@ -41,11 +41,6 @@ IN_PLACE = re.compile(
     r"[a-z].*[^_]_|__set\w*__|__i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor)__"
 )
 """Names of functions that write into their first argument."""
-
-
-def is_computed(site: Site) -> bool:
-    """Whether a site of a trace is one of ``pyro.deterministic``."""
-    return bool(site["infer"].get("_deterministic", False))
 
 
 def _is_constant(site: Site) -> bool:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.dependence import ProgramRun, is_computed, run_holding
-from pyro_mdm.posteriors.traces import Site
+from pyro_mdm.posteriors.dependence import ProgramRun, run_holding
+from pyro_mdm.support.traces import Site, is_computed
 
 __all__ = ["SUPPORT_RUNS", "Group", "Laws", "Parts", "Plate", "grouped", "plates_of"]
 

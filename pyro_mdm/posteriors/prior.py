@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.parameters import Parameters
 from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, nodes_of, rows_of, sites_of
-from pyro_mdm.posteriors.traces import Site
 from pyro_mdm.support.checks import check_count, checked_arguments
+from pyro_mdm.support.traces import Site
 
 __all__ = ["ParameterPrior", "RemainingPrior", "log_prior"]
 

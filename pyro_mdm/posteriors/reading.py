@@ -34,7 +34,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, Transform, biject_to, constraints
 
-from pyro_mdm.posteriors.dependence import is_computed, parents_of, with_other_draws
+from pyro_mdm.posteriors.dependence import parents_of, with_other_draws
 from pyro_mdm.posteriors.independence import (
     SUPPORT_RUNS,
     Laws,
@@ -43,8 +43,8 @@ from pyro_mdm.posteriors.independence import (
     grouped,
     plates_of,
 )
-from pyro_mdm.posteriors.traces import Site, is_subsample, sample_sites
 from pyro_mdm.support.checks import checked_arguments, describe
+from pyro_mdm.support.traces import Site, is_computed, is_subsample, sample_sites
 
 __all__ = [
     "SUPPORT_RUNS",

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, check_same, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
-from pyro_mdm.posteriors.traces import Site, is_subsample, sample_sites
 from pyro_mdm.support.checks import Count, check_count, checked_arguments
 from pyro_mdm.support.files import installing
 from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.support.traces import Site, is_subsample, sample_sites
 
 __all__ = ["shuffled", "simulate", "warn_of_failures", "without_gaps"]
 

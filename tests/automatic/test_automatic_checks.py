@@ -25,21 +25,8 @@ from pyro_mdm.automatic.checkup import Checkup, Counterpart, checked, funnels, r
 from pyro_mdm.automatic.fitting import become_gaussian
 from pyro_mdm.automatic.moments import Moments, uneven
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.posteriors import ImportanceWeights
-
-ONES = torch.ones(3, 2)
-
-
-def conjugate(data: Tensor = ONES) -> None:
-    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    with pyro.plate("rows", 3):
-        pyro.sample("data", dist.Normal(mean, 0.5).to_event(1), obs=data)
-
-
-PRECISION = 1 + 3 / 0.25
-CENTER, DEVIATION = 12 / PRECISION, PRECISION**-0.5
-JOINT = dist.MultivariateNormal(torch.zeros(3), 0.25 * torch.eye(3) + torch.ones(3, 3))
-EVIDENCE = 2 * float(JOINT.log_prob(torch.ones(3)))
+from pyro_mdm.evaluation.weights import ImportanceWeights
+from tests.automatic.conjugate import CENTER, DEVIATION, EVIDENCE, PRECISION, conjugate, made
 
 
 def simplex() -> None:
@@ -48,11 +35,6 @@ def simplex() -> None:
     with pyro.plate("groups", 4):
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         pyro.sample("count", dist.Poisson(rate * weights[..., 0]), obs=torch.arange(4.0))
-
-
-def two_modes() -> None:
-    x = pyro.sample("x", dist.Normal(0.0, 3.0))
-    pyro.sample("square", dist.Normal(x.square(), 0.5), obs=torch.tensor(4.0))
 
 
 def funnel() -> None:
@@ -72,22 +54,9 @@ def heavy_transform() -> None:
         pyro.sample("x", dist.InverseGamma(1.0, 1.0))
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def exact(n: int = 1_000) -> dict[str, Tensor]:
     """Draws of the posterior of the conjugate program."""
     return {"mean": CENTER + DEVIATION * torch.randn(n, 2)}
-
-
-def made(program: Callable[..., Any], **options: Any) -> AutoMDM:
-    """A guide that has seen its program."""
-    guide = AutoMDM(program, **{"steps": 4, **options})
-    guide()
-    return guide
 
 
 def solved(diffusion: LinearDiffusion | None = None) -> AutoMDM:
@@ -103,16 +72,17 @@ def solved(diffusion: LinearDiffusion | None = None) -> AutoMDM:
 # -- draws that exist ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", ["draws", "chains", "arviz"])
-def test_draws_train_a_guide_with_the_evidence(shape: str) -> None:
-    draws: Any = exact()
-    if shape != "draws":
-        draws = {name: value.reshape(4, 250, 2) for name, value in draws.items()}
-    if shape == "arviz":
-        arrays = {name: SimpleNamespace(values=value.numpy()) for name, value in draws.items()}
-        draws = SimpleNamespace(posterior=SimpleNamespace(data_vars=arrays))
-    guide = AutoMDM(conjugate, steps=4).fit(draws=draws, updates=30, progress=False)
+def test_draws_train_a_guide_with_the_evidence() -> None:
+    """Those of chains, and of ArviZ, are the same."""
+    draws = exact()
+    chains = {name: value.reshape(4, 250, 2) for name, value in draws.items()}
+    arrays = {name: SimpleNamespace(values=value.numpy()) for name, value in chains.items()}
+    of_arviz = SimpleNamespace(posterior=SimpleNamespace(data_vars=arrays))
+    guide = AutoMDM(conjugate, steps=4)
+    guide.fit(draws=of_arviz, updates=10, start_updates=30, progress=False)
     assert guide.start == "particles"
+    for others in (chains, of_arviz):
+        assert torch.equal(guide.rows(others), guide.rows(draws))
     value, error = guide.importance(4_000).log_evidence
     assert 0 < error < 0.2 and abs(value - EVIDENCE) < 5.5 * error
 
@@ -220,9 +190,9 @@ def test_the_gap_is_the_sum_of_both_divergences() -> None:
     def fitted(program: Callable[..., Any]) -> AutoMDM:
         return gaussian(program, center_of(program), 2 * DEVIATION)
 
-    result = gap_by_simulation(conjugate, fitted, 60, 16)
-    assert result.data_sets == 60
-    assert abs(result.gap.mean - 2.25) < 5 * result.gap.standard_error < 2
+    result = gap_by_simulation(conjugate, fitted, 30, 16)
+    assert result.data_sets == 30
+    assert abs(result.gap.mean - 2.25) < 7 * result.gap.standard_error < 2.5
     assert not [*pyro.get_param_store()]
 
 
@@ -341,8 +311,8 @@ def test_a_missed_mode_is_seen_by_a_second_fit() -> None:
         x = pyro.sample("x", dist.Normal(0.5, 3.0))
         pyro.sample("square", dist.Normal(x.square(), 0.2), obs=torch.tensor(9.0))
 
-    guide = AutoMDM(uneven_modes, steps=4)
-    guide.fit(updates=20, start_updates=200, particles=512, progress=False)
+    guide = AutoMDM(uneven_modes, steps=2)
+    guide.fit(updates=5, start_updates=100, particles=512, progress=False)
     result = guide.check(progress=False)
     assert result.second is not None and result.second.name == "start 'particles'"
     assert not result.lacks and result.disagrees and not result.is_trusted
@@ -415,29 +385,23 @@ def test_its_graph_can_be_drawn() -> None:
 # -- draws of the fit ------------------------------------------------------------------------------
 
 
-def look(guide: AutoMDM, how: str, draws: dict[str, Tensor]) -> None:
-    if how == "gap":
-        guide.gap(draws=draws, paths=100)
-    else:
-        guide.check(other=draws, num_samples=100)
-
-
-@pytest.mark.parametrize("how", ["gap", "check"])
-@pytest.mark.parametrize("which", ["all", "some", "mixed", "others"])
-def test_draws_of_the_fit_are_warned_of(how: str, which: str) -> None:
+def test_draws_of_the_fit_are_warned_of() -> None:
     """Whether all of them are handed over, some of them in another order, or beside others."""
     fitted, others = exact(200), exact(200)
     guide = AutoMDM(conjugate, steps=2)
     guide.fit(draws=fitted, updates=2, start_updates=2, progress=False)
     few = {"mean": fitted["mean"][torch.randperm(200)[:50]]}
     both = {"mean": torch.cat([few["mean"], others["mean"]])}
-    draws = {"all": fitted, "some": few, "mixed": both, "others": others}[which]
-    if which == "others":
-        look(guide, how, draws)
-    else:
-        share = "20%" if which == "mixed" else "100%"
-        with pytest.warns(UserWarning, match=f"{share} of the draws are those .* expected others"):
-            look(guide, how, draws)
+    looks: tuple[Callable[[Any], Any], ...] = (
+        lambda draws: guide.gap(draws=draws, paths=100),
+        lambda draws: guide.check(other=draws, num_samples=100),
+    )
+    for look in looks:
+        look(others)  # a warning is an error
+        for draws, share in ((fitted, "100%"), (few, "100%"), (both, "20%")):
+            words = f"{share} of the draws are those .* expected others"
+            with pytest.warns(UserWarning, match=words):
+                look(draws)
 
 
 # -- moments ---------------------------------------------------------------------------------------

@@ -21,12 +21,6 @@ from pyro_mdm.automatic import AutoMDM
 DATA = torch.tensor([1.0, 0.5, -1.0, 2.0])
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def made(program: Callable[..., Any]) -> AutoMDM:
     guide = AutoMDM(program, steps=2)
     guide()

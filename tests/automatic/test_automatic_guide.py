@@ -18,8 +18,9 @@ from torch import Tensor
 from pyro_mdm import CLD, VPSDE, LinearDiffusion
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.posteriors import ImportanceWeights
-from pyro_mdm.posteriors.tempering import TemperedParticles, temper
+from pyro_mdm.evaluation.tempering import TemperedParticles, temper
+from pyro_mdm.evaluation.weights import ImportanceWeights
+from tests.automatic.conjugate import CENTER, DEVIATION, EVIDENCE, conjugate, made
 
 DATA = torch.tensor([1.0, 0.5, -1.0, 2.0])
 QUICK: dict[str, Any] = {"updates": 20, "start_updates": 100, "progress": False}
@@ -35,42 +36,12 @@ def groups(data: Tensor = DATA) -> None:
         pyro.sample("data", dist.Normal(mean * weights[..., 0], 0.5), obs=data)
 
 
-def conjugate() -> None:
-    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    with pyro.plate("rows", 3):
-        pyro.sample("data", dist.Normal(mean, 0.5).to_event(1), obs=torch.ones(3, 2))
-
-
-PRECISION = 1 + 3 / 0.25
-CENTER, DEVIATION = 12 / PRECISION, PRECISION**-0.5
-JOINT = dist.MultivariateNormal(torch.zeros(3), 0.25 * torch.eye(3) + torch.ones(3, 3))
-EVIDENCE = 2 * float(JOINT.log_prob(torch.ones(3)))
-
-
 def mixture() -> None:
     means = pyro.sample("means", dist.Normal(torch.zeros(2), 3.0).to_event(1))
     with pyro.plate("data", 4):
         own = pyro.sample("own", dist.Categorical(torch.tensor([0.3, 0.7])))
         mean = torch.where(own == 0, means[..., 0], means[..., 1])
         pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA)
-
-
-def two_modes() -> None:
-    x = pyro.sample("x", dist.Normal(0.0, 3.0))
-    pyro.sample("square", dist.Normal(x.square(), 0.5), obs=torch.tensor(4.0))
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
-def made(program: Callable[..., Any], *args: Any, **options: Any) -> AutoMDM:
-    """A guide that has seen its program."""
-    guide = AutoMDM(program, **{"steps": 4, **options})
-    guide(*args)
-    return guide
 
 
 def test_the_density_is_that_of_pyro() -> None:
@@ -105,16 +76,6 @@ def test_training_raises_the_bound_and_its_draws_are_the_posterior() -> None:
     low, high = guide.quantiles([0.159, 0.841])["mean"]
     torch.testing.assert_close((high - low) / 2, torch.full((2,), DEVIATION), rtol=0.15, atol=0)
     torch.testing.assert_close(guide.median()["mean"], torch.full((2,), CENTER), rtol=0.1, atol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the weights have a tail")
-def test_resampled_draws_follow_the_weights() -> None:
-    guide = made(conjugate, init_scale=0.5)  # nothing is fitted
-    raw = guide.sample_posterior(5_000)["mean"]
-    exact = guide.sample_posterior(5_000, resample=True)["mean"]
-    off, left = ((x.mean(0) - CENTER).abs() for x in (raw, exact))
-    assert off.sum() > 0.15 > left.sum()
 
 
 def test_the_bound_of_svi_is_the_mean_log_weight() -> None:
@@ -207,24 +168,6 @@ def test_a_chain_that_loses_is_its_gaussian() -> None:
     assert ImportanceWeights(Weighing(guide).weighted(2_000)[1]).effective > 1_500
 
 
-@pytest.mark.slow
-def test_particles_find_both_modes() -> None:
-    guide = AutoMDM(two_modes, start="particles", steps=8)
-    guide.fit(updates=60, start_updates=60, particles=1_024, learning_rate=0.02, progress=False)
-    x = guide.sample_posterior(1_000)["x"]
-    assert 0.3 < float((x > 0).float().mean()) < 0.7
-    # a Gaussian of this spread has 0.29 there; twelve seeds of the fit, all of it
-    assert float(((x.abs() - 2).abs() < 0.6).float().mean()) > 0.45
-    grid = torch.linspace(-6, 6, 20_001)
-    log_p = dist.Normal(0.0, 3.0).log_prob(grid)
-    log_p = log_p + dist.Normal(grid.square(), 0.5).log_prob(torch.tensor(4.0))
-    evidence = float(log_p.logsumexp(0) + math.log(12 / 20_000))
-    weights = ImportanceWeights(
-        Weighing(guide).weighted(4_000)[1]
-    )  # between the modes some seeds have tails
-    assert weights.effective > 2_000 and abs(weights.log_evidence.mean - evidence) < 0.1
-
-
 def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 
@@ -274,21 +217,6 @@ def test_particles_are_as_many_as_there_is_time_for(
     options = {"updates": 1, "start_updates": 1, "progress": False}
     guide.fit(particles=most, seconds=seconds, **options)
     assert sizes[0] == 256 and sizes[-1] == pytest.approx(number, abs=16)
-
-
-def test_particles_of_a_gaussian_are_its_units() -> None:
-    """Correlated latents off 0: the chain of the exact units has equal weights."""
-
-    def program() -> None:
-        x = pyro.sample("x", dist.Normal(3 * torch.ones(2), 1.0).to_event(1))
-        pyro.sample("sum", dist.Normal(x.sum(-1), 0.3), obs=torch.tensor(6.0))
-
-    guide = AutoMDM(program, start="particles", steps=4)
-    guide.fit(updates=100, particles=4_096, progress=False)
-    weights = guide.importance(2_000)
-    exact = float(dist.Normal(6.0, math.sqrt(2.09)).log_prob(torch.tensor(6.0)))
-    assert weights.effective > 1_400
-    assert abs(weights.log_evidence.mean - exact) < 5.5 * weights.log_evidence.standard_error + 1e-3
 
 
 def test_it_is_a_guide_as_others_are() -> None:
@@ -440,8 +368,3 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
 def test_mistakes_are_named(mistake: Callable[[], Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         mistake()
-
-
-def test_supports_are_those_of_the_sites() -> None:
-    draws = made(groups).sample_posterior(50)
-    assert draws["weights"].sum(-1).sub(1).abs().max() < 1e-5 and bool((draws["scale"] > 0).all())

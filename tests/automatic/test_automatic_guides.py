@@ -23,7 +23,7 @@ from torch import Tensor
 from tests.benchmarks import automatic_guides, runs
 from tests.benchmarks.densities import baselines, diffusions, scores, summary
 from tests.benchmarks.densities.base import Draws, Fitted, Modes, Target
-from tests.benchmarks.densities.baselines import METHODS, prior_draws, prior_gaussian
+from tests.benchmarks.densities.baselines import METHODS
 from tests.benchmarks.densities.targets import of_program
 
 WEIGHTED = ("auto_normal", "auto_multivariate_normal", "auto_iaf_normal", "zuko_flow")
@@ -104,14 +104,6 @@ def test_weights_of_guides_have_the_evidence_as_their_mean(
     assert not torch.allclose(other, one)
 
 
-def test_a_gaussian_guide_of_a_gaussian_has_nearly_equal_weights(
-    fitted_by: Callable[[str], Fitted],
-) -> None:
-    log_weights = fitted_by("auto_multivariate_normal").draw(2_000, 1).log_weights
-    assert log_weights is not None
-    assert scores.of_weights(log_weights)["ess"] > 0.9
-
-
 def test_particles_have_the_evidence_and_the_law(
     fitted_by: Callable[[str], Fitted], reference: scores.Reference
 ) -> None:
@@ -120,25 +112,6 @@ def test_particles_have_the_evidence_and_the_law(
     assert drawn.log_weights is None and fitted.log_z is not None
     assert fitted.log_z == pytest.approx(math.log(3), abs=0.15)
     assert reference.energy(drawn.x) < 0.01
-
-
-@pytest.mark.slow
-def test_chains_have_the_law(
-    fitted_by: Callable[[str], Fitted], reference: scores.Reference
-) -> None:
-    fitted = fitted_by("nuts")
-    drawn = fitted.draw(403, 1)
-    assert drawn.x.shape == (403, 3) and drawn.log_weights is None and fitted.log_z is None
-    assert reference.energy(drawn.x[torch.randperm(403)]) < 0.3
-
-
-def test_the_prior_of_a_program_is_unconstrained(target: Target) -> None:
-    assert target.exact is not None
-    x, exact = prior_draws(target, 200, 0), target.exact(4_000, 0)
-    assert torch.allclose(x.mean(0), exact.mean(0), atol=0.2)
-    start = prior_gaussian(target, 0)
-    assert torch.allclose(start.scale, exact.std(0), rtol=0.25)
-    assert torch.allclose(start.loc, exact.mean(0), atol=0.2)
 
 
 # -- scores ----------------------------------------------------------------------------------------
@@ -219,16 +192,6 @@ def test_rows_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert rows.elbo.tolist() == [-1.0] * 4 and rows.log_z.isna().all()
 
 
-def test_a_process_says_how_it_failed(tmp_path: Path) -> None:
-    words, file = tmp_path / "in.json", tmp_path / "out.json"
-    words.write_text("[1]")
-    runs.run_process(sys.executable, "json.tool", [str(words), str(file)], 60)
-    assert json.loads(file.read_text()) == [1]
-    words.write_text("[1")
-    with pytest.raises(RuntimeError, match="Expecting"):
-        runs.run_process(sys.executable, "json.tool", [str(words), str(file)], 60)
-
-
 def test_a_fit_is_that_of_the_module_s_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which a process of its own runs; here this one does."""
 
@@ -287,6 +250,16 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
     assert table.gap["chain"] == pytest.approx(0.6)
     assert table.elbo_se["chain"] == pytest.approx(0.1)
     assert "automatic-guides-scores.csv" in capsys.readouterr().out
+
+
+def test_a_process_says_how_it_failed(tmp_path: Path) -> None:
+    words, file = tmp_path / "in.json", tmp_path / "out.json"
+    words.write_text("[1]")
+    runs.run_process(sys.executable, "json.tool", [str(words), str(file)], 60)
+    assert json.loads(file.read_text()) == [1]
+    words.write_text("[1")
+    with pytest.raises(RuntimeError, match="Expecting"):
+        runs.run_process(sys.executable, "json.tool", [str(words), str(file)], 60)
 
 
 def test_variants_are_paired_with_their_base(tmp_path: Path) -> None:

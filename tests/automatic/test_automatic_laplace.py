@@ -17,7 +17,7 @@ from pyro_mdm.automatic.fitting import FitSettings, Fitting
 from pyro_mdm.automatic.laplace import FLAT, MOST_LATENTS, laplace
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.budgets import Budget
-from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.evaluation.weights import ImportanceWeights
 
 ROWS = 30
 X = torch.stack(
@@ -40,12 +40,6 @@ def evidence() -> float:
     covariance = x @ x.T + 25 * torch.eye(ROWS).double()
     normal = torch.distributions.MultivariateNormal(torch.zeros(ROWS).double(), covariance)
     return float(normal.log_prob(Y.double()))
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
 
 
 def test_latents_of_raw_scales_are_found_at_once() -> None:
@@ -116,7 +110,6 @@ def test_the_mode_and_the_curvature_are_those_of_a_density() -> None:
 
 def test_a_scale_that_goes_to_zero_is_not_followed() -> None:
     """The density of a funnel grows without end in its neck, where bounds fall."""
-    torch.manual_seed(0)
     guide = AutoMDM(funnel, steps=2)
     guide.set_up()
     assert laplace(guide.log_density, torch.ones(10), Budget()) is None

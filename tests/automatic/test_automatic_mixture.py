@@ -24,12 +24,6 @@ SHARES = torch.tensor([0.2, 0.5, 0.3])
 LOG_Z = 1.3
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def law() -> dist.TorchDistribution:
     """Three components of different covariances."""
     roots = 0.4 * torch.eye(3).repeat(3, 1, 1)
@@ -145,7 +139,7 @@ def test_components_with_two_modes_are_split() -> None:
     torch.testing.assert_close(shares[often].log(), exact[often], rtol=0, atol=0.2)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("dim", [1, 5])
 def test_a_narrow_component_stands_beside_a_wide_one(dim: int) -> None:
     """By the divergence from a standard normal, and one of a hundredth of its scale."""
     means = torch.stack([torch.zeros(dim), 3 * torch.ones(dim)])

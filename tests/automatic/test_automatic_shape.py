@@ -36,7 +36,6 @@ def rough(dim: int = D) -> Shape:
 
 
 def test_the_inverse_of_a_shape_is_exact() -> None:
-    torch.manual_seed(0)
     shape, u = rough(), torch.randn(200, D).double()
     u[0] = 0.0
     assert torch.allclose(shape.inv(shape(u)), u, rtol=1e-9, atol=1e-9)
@@ -51,7 +50,6 @@ def test_a_shape_without_tails_has_an_inverse_too() -> None:
 
 
 def test_the_jacobian_of_a_shape_is_that_of_autograd() -> None:
-    torch.manual_seed(0)
     shape, u = rough(), torch.randn(20, D).double()
     exact = torch.stack([torch.autograd.functional.jacobian(shape, row).logdet() for row in u])
     assert torch.allclose(shape.log_abs_det_jacobian(u, shape(u)), exact)
@@ -81,7 +79,6 @@ def by_hand(guide: AutoMDM) -> None:
 
 
 def test_a_shape_is_exact_for_the_funnel() -> None:
-    pyro.clear_param_store()
     guide = AutoMDM(funnel, start="shaped", steps=2)
     guide.set_up()
     by_hand(guide)
@@ -114,7 +111,6 @@ def nearly() -> Ratio:
 @pytest.mark.parametrize("noised", [False, True])
 def test_weights_mean_z_from_a_shape(noised: bool) -> None:
     """E_q[w] = Z, and E[1/w] = 1/Z of noising paths from exact draws."""
-    torch.manual_seed(0)
     n, h = 40_000, nearly()
     chain = Chain(D, VPSDE(), 4)
     with torch.no_grad():
@@ -136,7 +132,6 @@ def test_weights_mean_z_from_a_shape(noised: bool) -> None:
 
 def test_the_ratio_of_a_shape_is_one_density() -> None:
     """h = γ / N(0, I) in the coordinates u, up to the volume of the Gaussian."""
-    torch.manual_seed(0)
     h, u = nearly(), torch.randn(50, D)
     constant = h.scale_tril.diagonal().log().sum() + D / 2 * math.log(2 * math.pi)
     with torch.no_grad():
@@ -179,8 +174,6 @@ def conjugate() -> None:
 
 @pytest.mark.parametrize("start", [spline_autoregressive, Lazy])
 def test_a_start_is_any_function_that_makes_a_transform(start: Any) -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
     guide = AutoMDM(conjugate, start=start, steps=2, init_scale=0.7)
     guide.fit(updates=2, start_updates=20, progress=False)
     assert "start" in guide.outcomes and any("shape" in name for name in guide.state_dict())

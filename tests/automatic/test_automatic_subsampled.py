@@ -77,12 +77,6 @@ def nested(batch: int) -> None:
     pyro.sample("w", dist.Normal(shift.sum(), 1.0), obs=torch.tensor(0.4))
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 @pytest.fixture
 def _double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)

@@ -16,16 +16,11 @@ from torch import Tensor
 
 from pyro_mdm import CLD, AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.posteriors import ImportanceWeights
-from pyro_mdm.posteriors.defensive import FEWEST, SHARE, Defence, Defensive, Scored, defended
+from pyro_mdm.evaluation.defensive import SHARE, Defensive, Scored, defended
+from pyro_mdm.evaluation.weights import FEWEST, Defence, ImportanceWeights
 from tests.benchmarks.defended import TARGETS, by_gaussian, covered, of_schools, schools
 
 RUNS = 150
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
 
 
 # -- coverage --------------------------------------------------------------------------------------

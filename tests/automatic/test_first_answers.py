@@ -45,7 +45,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("start", ["gaussian", "shaped", "particles"])
-@pytest.mark.parametrize("price", [1e-4, 0.005, 0.2, 0.8])
+@pytest.mark.parametrize("price", [1e-4, 0.2])
 def test_a_fit_takes_its_seconds_whatever_a_run_costs(
     price: float, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,23 +148,6 @@ def test_paths_that_do_not_fit_are_drawn_in_pieces(free: Callable[[float], None]
     free(2 * 3 * 2.5 * size)  # two paths of three gradients each, in half of the memory
     assert bool(loss(guide).isfinite().all())
     assert max(asked) == 7 and asked.count(2) >= 6  # a judgement keeps no graphs of all steps
-
-
-def test_pieces_have_the_gradient_of_the_whole() -> None:
-    """A step on terms one after another is one on their sum."""
-    from pyro_mdm.training import Trainer
-
-    data = torch.randn(6, 3)
-
-    def trained(sizes: list[int]) -> Tensor:
-        weight = torch.ones(3, requires_grad=True)
-        trainer = Trainer([weight], steps=2, warmup=0, average=None, progress=False)
-        for _ in trainer:
-            trainer.step((rows @ weight).tanh().sum() / 6 for rows in data.split(sizes))
-        assert trainer.last_loss.dim() == 0
-        return weight.detach()
-
-    torch.testing.assert_close(trained([2, 2, 2]), trained([6]))
 
 
 def test_what_has_no_memory_is_refused(free: Callable[[float], None]) -> None:

@@ -91,7 +91,6 @@ def test_a_flat_site_has_the_support_of_its_start() -> None:
 
 
 def test_hidden_states_are_summed_over() -> None:
-    torch.manual_seed(0)
     theta = dist.Dirichlet(torch.ones(2)).sample((2,))
     log_emission = torch.randn(3, 2)
     total = torch.tensor(0.0)
@@ -130,7 +129,6 @@ def test_the_evidence_of_exact_draws_is_that_of_a_flat_regression(tmp_path: Path
 
 
 def test_noise_is_what_one_of_a_hundred_perfect_sets_of_draws_exceeds() -> None:
-    torch.manual_seed(0)
     x = torch.randn(1_000, 2).double()
     limit = noise(x, 400, seed=0)
     distances = torch.tensor(

@@ -101,12 +101,11 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "exponential_3": lambda: ExponentialIntegrator(5, order=3),
     "stochastic": lambda: StochasticExponentialIntegrator(5, noise=0.5),
     "ancestral": lambda: Ancestral(5),
-    "euler": lambda: EulerMaruyama(5),
     "flow": lambda: ProbabilityFlow(5),
 }
 OTHERS = [
-    *(("cld", sampler, None) for sampler in ("stochastic", "euler", "flow")),
-    *((model, "exponential", None) for model in ("vpsde", "noise", "raw")),
+    ("raw", "flow", None),
+    ("noise", "stochastic", None),
     ("vpsde", "exponential", BACKEND),
 ]
 CASES = [
@@ -246,7 +245,7 @@ LOSSES = [
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
-            *((name, True, None) for name in ("vpsde", "noise", "raw")),
+            ("noise", True, None),
             ("cld", False, None),
             ("vpsde", True, BACKEND),
         )

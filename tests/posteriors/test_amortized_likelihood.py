@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_mdm.evaluation.tempering import TemperedParticles, temper
 from pyro_mdm.posteriors import AmortizedLikelihood, LinearGaussian, log_prior, simulate
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian
 from pyro_mdm.posteriors.laws import ContinuousLaw
 from pyro_mdm.posteriors.parameters import Parameters
 from pyro_mdm.posteriors.prior import ParameterPrior, RemainingPrior
 from pyro_mdm.posteriors.reading import read_program
-from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 from pyro_mdm.pretrained import PretrainedError
 from tests.exact_likelihood import NOISE, exact_likelihood
 from tests.mistakes import refused

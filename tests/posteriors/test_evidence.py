@@ -10,10 +10,11 @@ import torch
 from scipy.stats import binom, t
 from torch import Tensor
 
+from pyro_mdm.evaluation import tempering
 from pyro_mdm.evaluation.importance import weighted
 from pyro_mdm.evaluation.weights import evidence, of_repeats, pareto_k, spread_of
 from pyro_mdm.measurements import Particles
-from pyro_mdm.posteriors import ImportanceWeights, tempering
+from pyro_mdm.posteriors import ImportanceWeights
 from pyro_mdm.support.measured import Measured
 from tests.benchmarks.importance_errors import CHOSEN_ON, HELD_OUT, covered
 

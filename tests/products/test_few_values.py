@@ -13,12 +13,12 @@ from inference.training.recipe import LossWindow
 from pyro_mdm import VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
 from pyro_mdm.evaluation.estimates import Difference, Noise, population_error
 from pyro_mdm.evaluation.importance import weighted
+from pyro_mdm.evaluation.tempering import TemperedParticles
 from pyro_mdm.evaluation.weights import Gap, of_repeats
 from pyro_mdm.measurements import Particles
 from pyro_mdm.networks import MLP
 from pyro_mdm.posteriors.amortized import LogDensity
 from pyro_mdm.posteriors.members import LearnedEvidence
-from pyro_mdm.posteriors.tempering import TemperedParticles
 from pyro_mdm.support.measured import Z95, Measured, student_factor
 from pyro_mdm.tables.conditional import _shares
 from tests.benchmarks.few_values import ESTIMATES, covered

@@ -29,7 +29,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_mdm import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.evaluation.weights import ImportanceWeights
 from tests.benchmarks import documented, environments, runs
 from tests.benchmarks.minibatches.programs import HIERARCHIES, Hierarchy
 

@@ -11,7 +11,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["Site", "is_subsample", "sample_sites"]
+__all__ = ["Site", "is_computed", "is_subsample", "sample_sites"]
 
 
 class Infer(TypedDict, total=False):
@@ -42,6 +42,11 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     """The sites that a run has drawn or observed, by name."""
     nodes = trace.nodes.items()
     return {name: cast(Site, site) for name, site in nodes if site["type"] == "sample"}
+
+
+def is_computed(site: Site) -> bool:
+    """Whether a site of a trace is one of ``pyro.deterministic``."""
+    return bool(site["infer"].get("_deterministic", False))
 
 
 def is_subsample(site: Site) -> bool:
