@@ -28,8 +28,8 @@ from pyro_mdm.automatic.weighing import OF_TAILS, Weighing
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.posteriors.traces import Site
-from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance, checked_arguments
 
 __all__ = ["COMPARED", "ChainGuide", "name_of_start", "parameters"]
@@ -309,7 +309,7 @@ class ChainGuide(AutoMultivariateNormal):
 
         A quarter of the draws are not the guide's, but have heavy tails, so that the evidence is
         right where the guide's tails are lighter than the posterior's
-        (:mod:`pyro_mdm.posteriors.defensive`).
+        (:mod:`pyro_mdm.evaluation.defensive`).
 
         Args:
             num_samples: number of draws.

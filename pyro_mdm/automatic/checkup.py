@@ -17,8 +17,8 @@ from pyro_mdm.automatic.draws import warn_of_same
 from pyro_mdm.automatic.moments import Moments
 from pyro_mdm.automatic.symmetry import Symmetry
 from pyro_mdm.automatic.weighing import Weighing
+from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.posteriors.traces import sample_sites
-from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
     "MOST_FOR_PARTICLES",

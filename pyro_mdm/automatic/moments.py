@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.weights import ImportanceWeights
+from pyro_mdm.evaluation.weights import ImportanceWeights
 
 __all__ = ["Moments", "uneven"]
 

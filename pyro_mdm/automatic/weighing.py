@@ -17,9 +17,9 @@ from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.draws import row
 from pyro_mdm.automatic.moments import uneven
 from pyro_mdm.automatic.ratio import Ratio
-from pyro_mdm.posteriors.defensive import Defensive, Scored, defended
+from pyro_mdm.evaluation.defensive import Defensive, Scored, defended
+from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.posteriors.traces import Site
-from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = ["OF_TAILS", "Weighing", "paths_at_once", "refuse_subsample"]
 

@@ -1,5 +1,6 @@
 """Posteriors of simulators that are Pyro programs, and their calibration."""
 
+from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.posteriors.amortized import AmortizedPosterior, LogDensity
 from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
@@ -21,7 +22,6 @@ from pyro_mdm.posteriors.reading import (
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import DataDistribution, LearnedLikelihood
 from pyro_mdm.posteriors.stored import read_draws
-from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
     "AmortizedLikelihood",

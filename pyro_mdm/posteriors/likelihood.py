@@ -35,7 +35,6 @@ from torch.distributions import constraints
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.posteriors.discrete import Lattice, law_of
-from pyro_mdm.posteriors.domain import Domain, warn_of_outside
 from pyro_mdm.posteriors.factors import (
     bounds_of_factor,
     check_plates,
@@ -48,6 +47,7 @@ from pyro_mdm.posteriors.factors import (
 )
 from pyro_mdm.posteriors.laws import DataBounds, FactorLaw, Form
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
+from pyro_mdm.posteriors.predictive import PriorPredictive, warn_of_outside
 from pyro_mdm.posteriors.prior import RemainingPrior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
@@ -128,7 +128,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     mean: Tensor
     scale: Tensor
-    domain: Domain  # the parameters of simulations
+    domain: PriorPredictive  # the parameters of simulations
     simulations: Draws | None = None  # the training data; None: from a folder, which has none
 
     @checked_arguments
@@ -150,7 +150,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         seen = self._seen(self.sites.values(draws))
         self.scale.copy_(spread_of(seen))
         self.mean.copy_(seen.mean(0))
-        self.domain = Domain((seen - self.mean) / self.scale)
+        self.domain = PriorPredictive((seen - self.mean) / self.scale)
 
     def _read(
         self,
@@ -364,7 +364,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 f"in {path.parent}, {described}; give the simulator that it is of"
             )
         with damage_of(path):
-            new.domain = Domain(state["domain.kept"])
+            new.domain = PriorPredictive(state["domain.kept"])
             with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
                 new._make_laws(lattices)
             new.load_state_dict(state)

@@ -8,17 +8,21 @@ data of the simulator all are exchangeable, so that the p-value
     p = (1 + #{i : distance_i ≥ distance}) / (1 + number of the second half)
 
 is at most α with probability at most α (Box, "Sampling and Bayes' inference in scientific modelling
-and robustness", JRSS A 1980, for p-values of the prior predictive distribution).
+and robustness", JRSS A 1980, for p-values of the prior predictive distribution). A learned
+likelihood, too, has a value for any θ, and parameters are compared with those of simulations in the
+same way.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MOST_KEPT", "PriorPredictive"]
+__all__ = ["PriorPredictive", "warn_of_outside"]
 
 MOST_KEPT = 1000
 """The most simulations that are kept."""
@@ -26,6 +30,10 @@ MOST_KEPT = 1000
 FEWEST = 99
 """The fewest simulations to compare with for a warning, which by chance then comes in one case of
 100 at most."""
+
+FEW_OUTSIDE = 0.01
+"""The fraction of draws outside above which there is a warning; with 1,000 simulations it is 0.002
+by chance."""
 
 
 class PriorPredictive(nn.Module):
@@ -72,6 +80,12 @@ class PriorPredictive(nn.Module):
         rest = ((x.double()[:, seen] - near.mean(0)) / unit).mT
         return torch.linalg.solve_triangular(root, rest, upper=False).mT
 
+    def _halves(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The first half, whitened, and the distances to it of the second half."""
+        near = self.whitened(self.kept[self.compared :], seen)
+        rest = self.whitened(self.kept[: self.compared], seen)
+        return near, torch.cdist(rest, near).amin(1)
+
     def p_values(self, x: Tensor, seen: Tensor) -> Tensor:
         """The p-values, (n,) float64, of encoded data x (n, m), small for data unlike all
         simulations. Numbers that are not seen, by a mask (n, m) bool, are left out of distances."""
@@ -80,15 +94,26 @@ class PriorPredictive(nn.Module):
             rows = (seen == pattern).all(1)
             if not bool(pattern.any()):
                 continue  # a datum without any number is unlike no simulation
-            first, second = (
-                self.whitened(simulations, pattern)
-                for simulations in (self.kept[self.compared :], self.kept[: self.compared])
-            )
-            nearest = torch.cdist(self.whitened(x[rows], pattern), first).amin(1)
-            usual = torch.cdist(second, first).amin(1)
+            near, usual = self._halves(pattern)
+            nearest = torch.cdist(self.whitened(x[rows], pattern), near).amin(1)
             farther = (usual >= nearest.unsqueeze(1)).sum(1)
             value[rows] = (1 + farther.double()) / (1 + self.compared)
         return value
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        return self._halves(torch.ones(self.kept.shape[1], dtype=torch.bool))
+
+    @torch.no_grad()
+    def outside(self, x: Tensor) -> Tensor:
+        """Whether numbers x (n, m) are farther than all simulations, or not finite, (n,) bool.
+
+        New numbers of the same distribution are, with probability 1 / (compared + 1).
+        """
+        (near, usual), finite = self._whole, x.isfinite().all(1)
+        every = torch.ones(x.shape[1], dtype=torch.bool)
+        rows = self.whitened(torch.where(finite.unsqueeze(1), x, 0.0), every)
+        return ~finite | (torch.cdist(rows, near).amin(1) > usual.max())
 
     def is_chance(self, farther: int, n: int) -> bool:
         """Whether so many of n new simulations are farther than all kept ones by chance, at 1%.
@@ -115,3 +140,18 @@ class PriorPredictive(nn.Module):
             f"(prior predictive p-value {least:.2g}), where a posterior is a guess; look at "
             "simulations beside it, and at its units"
         )
+
+
+def warn_of_outside(domain: PriorPredictive, outside: Tensor) -> float:
+    """The fraction of draws that are outside (n,), with a warning if it is above 0.01, and
+    larger than chance explains for new parameters of the same distribution."""
+    count, fraction = int(outside.sum()), float(outside.double().mean())
+    if fraction > FEW_OUTSIDE and not domain.is_chance(count, len(outside)):
+        warnings.warn(
+            f"{fraction:.1%} of {len(outside):,} draws of the parameters are unlike all that were "
+            "simulated. There the likelihood is a guess; simulate there too, by "
+            "likelihood.refined(draws), or make such parameters impossible, by "
+            "likelihood.given(theta, known_only=True)",
+            stacklevel=3,
+        )
+    return fraction

@@ -21,7 +21,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_mdm.posteriors.domain import Domain, warn_of_outside
 from pyro_mdm.posteriors.factors import (
     check_exchangeable,
     check_plates,
@@ -31,6 +30,7 @@ from pyro_mdm.posteriors.factors import (
     values_by_site,
 )
 from pyro_mdm.posteriors.laws import DataBounds
+from pyro_mdm.posteriors.predictive import PriorPredictive, warn_of_outside
 from pyro_mdm.posteriors.reading import DataFactor, Draws, Names, Plates, Structure
 
 __all__ = ["DataDistribution", "LearnedLikelihood"]
@@ -45,7 +45,7 @@ class LearnedLikelihood(nn.Module, ABC):
     """
 
     structure: Structure
-    domain: Domain
+    domain: PriorPredictive
 
     @abstractmethod
     def bounds(self) -> list[DataBounds]:
@@ -68,7 +68,7 @@ class LearnedLikelihood(nn.Module, ABC):
         """Whether parameters are unlike all simulated ones (of any member), (*batch,) bool.
 
         There the likelihood is a guess. New parameters of the distribution of the simulated ones
-        are outside with a chance of about 1 in 500 (:mod:`pyro_mdm.posteriors.domain`).
+        are outside with a chance of about 1 in 500 (:mod:`pyro_mdm.posteriors.predictive`).
 
         Args:
             theta: parameters by site, (*batch, *shape), such as those of all units of a plate.

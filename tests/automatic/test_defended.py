@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pyro_mdm import CLD, AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
+from pyro_mdm.evaluation.defensive import SHARE, Defensive, Scored, defended
+from pyro_mdm.evaluation.weights import FEWEST, Defence
 from pyro_mdm.posteriors import ImportanceWeights
-from pyro_mdm.posteriors.defensive import FEWEST, SHARE, Defence, Defensive, Scored, defended
 from tests.benchmarks.defended import TARGETS, by_gaussian, covered, of_schools, schools
 
 RUNS = 150

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
+from pyro_mdm.evaluation.defensive import Scored, defended
 from pyro_mdm.posteriors import ImportanceWeights
-from pyro_mdm.posteriors.defensive import Scored, defended
 from pyro_mdm.support.measured import Z95, Measured
 from tests.benchmarks.documented import write
 

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from pyro_mdm import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.posteriors.weights import ImportanceWeights
+from pyro_mdm.evaluation.weights import ImportanceWeights
 from tests.benchmarks import documented, runs
 from tests.benchmarks.densities.answers import PROGRAMS, start_of, truth
 from tests.benchmarks.densities.base import Fitted, Target

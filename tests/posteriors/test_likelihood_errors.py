@@ -16,7 +16,7 @@ from pyro_mdm.posteriors import (
     LikelihoodMembers,
     simulate,
 )
-from pyro_mdm.posteriors.domain import Domain
+from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.measured import Measured
 from tests.exact_likelihood import exact_likelihood, trials
@@ -43,7 +43,7 @@ def test_new_parameters_of_the_simulations_are_inside_but_for_chance(k: int, fla
     torch.manual_seed(0)
     mixed = torch.linalg.qr(torch.randn(k, k))[0]
     mixed[0] *= flat
-    domain = Domain(torch.randn(1000, k) @ mixed)
+    domain = PriorPredictive(torch.randn(1000, k) @ mixed)
     outside = domain.outside(torch.randn(5000, k) @ mixed)
     # Beta(1, 500): above 0.028 with probability 7e-7
     assert float(outside.double().mean()) < 0.028
@@ -57,7 +57,7 @@ def test_a_place_between_all_simulations_is_outside() -> None:
     """Distances are to the nearest, not to the middle."""
     torch.manual_seed(0)
     angle = 2 * math.pi * torch.rand(1000)
-    domain = Domain(torch.stack([angle.cos(), angle.sin()], 1))
+    domain = PriorPredictive(torch.stack([angle.cos(), angle.sin()], 1))
     assert domain.outside(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).tolist() == [True, False]
 
 

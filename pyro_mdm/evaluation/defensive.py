@@ -29,17 +29,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.evaluation.weights import effective_samples
+from pyro_mdm.evaluation.weights import HEAVY, Defence
 from pyro_mdm.paths.likelihood import log_mean_weight
 
-__all__ = ["Defence", "Defensive", "Scored", "defended"]
+__all__ = ["Defensive", "Scored", "defended"]
 
 SHARE = 0.25  # the share α of draws with heavy tails
-HEAVY = 3  # the number of dimensions, on average, in which a draw of h is Cauchy
-FEWEST = 80  # the least effective number of draws of h, in up to three dimensions
-# the parts of the draws of h, the worst of which is counted for all: an effective number is too
-# high where the largest weights are missing, which they are not in all parts
-PARTS = 4
 LARGE = 5.0  # weights of so many times the mean one of draws of q are looked at for rounding
 WIDEST = 4.0  # the distance from the median, in deviations, to which draws of q are moved
 CORRELATED = 0.5  # the total correlation, nats, from which axes are no longer those of the latents
@@ -57,30 +52,6 @@ class Scored(NamedTuple):
     def is_impossible(self) -> Tensor:
         """Whether a draw's density is NaN or infinite, (n,)."""
         return self.log_target.isnan() | (self.log_target == math.inf)
-
-
-class Defence(NamedTuple):
-    """The draws of h, the last ones of a mixture, and how many of them count.
-
-    Their effective number has two estimates: by the weights γ/h of the worst of four parts, and by
-    all draws, m / E[γ/h] under the target, which draws of q know better where h has little.
-    """
-
-    log_ratios: Tensor  # log γ/h of the draws of h, (m,) nats
-    by_target: float  # the effective number by all draws
-    dim: int  # the number d of dimensions
-
-    @property
-    def effective(self) -> float:
-        """The effective number of draws of h, from 0 to m: the lower one of its estimates."""
-        parts = self.log_ratios[: len(self.log_ratios) // PARTS * PARTS].view(PARTS, -1).mT
-        worst = effective_samples(parts).nan_to_num(0.0).min()
-        return min(PARTS * float(worst), self.by_target)
-
-    @property
-    def fewest(self) -> float:
-        """The effective number that is expected, 80 max(1, d/3)."""
-        return FEWEST * max(1.0, self.dim / HEAVY)
 
 
 class Defensive:
