@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -71,16 +69,6 @@ class Encoding(nn.Module):
         self.register_buffer("bent", bent)
         self.register_buffer("mean", mean)
         self.register_buffer("covariance", covariance)
-
-    @classmethod
-    def of_lists(cls, buffers: Mapping[str, list[object]]) -> Encoding:
-        """The encoding of buffers by name that were written as lists."""
-        exact = ("mean", "covariance")
-        tensors = {
-            n: torch.tensor(b, dtype=torch.float64 if n in exact else None)
-            for n, b in buffers.items()
-        }
-        return cls(**tensors)
 
     @property
     def missing(self) -> bool:

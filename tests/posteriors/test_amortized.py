@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -22,11 +20,8 @@ from torch.distributions.transforms import (
     StackTransform,
 )
 
-from inference.folders.checkpoints import RunError
-from inference.posterior import posterior as program_of_posteriors
-from inference.posteriors.report import PosteriorReport
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
-from inference.simulators.two_moons import TWO_MOONS, log_likelihood
+from inference.simulators.two_moons import TWO_MOONS
 from pyro_mdm.networks import MLP
 from pyro_mdm.posteriors import (
     AmortizedPosterior,
@@ -394,28 +389,6 @@ def test_p_values_are_those_of_scipy() -> None:
         few.p_values()
 
 
-def test_two_moons_has_the_density_that_it_draws_from() -> None:
-    """By a grid of x around where it lies: the density sums to 1, with the mean of the draws."""
-    theta = torch.tensor([0.3, -0.6], dtype=torch.float64)
-    n, width = 700, 0.5
-    centre = torch.tensor([-0.3 / math.sqrt(2) + 0.3, -0.9 / math.sqrt(2)], dtype=torch.float64)
-    axis = (torch.arange(n, dtype=torch.float64) + 0.5) / n * width - width / 2
-    grid = torch.cartesian_prod(axis, axis) + centre
-    density = log_likelihood(theta, grid).exp() * (width / n) ** 2
-    assert float(density.sum()) == pytest.approx(1, abs=0.01)
-    conditioned = pyro.condition(TWO_MOONS.program, {"theta": theta.float()})
-    drawn = torch.stack([conditioned() for _ in range(300)]).double()
-    torch.testing.assert_close(density @ grid, drawn.mean(0), atol=0.012, rtol=0)
-    draws = simulate(TWO_MOONS.program, 3, seed=1)
-    x = draws["x"][:1]
-    square = torch.cartesian_prod(*[(torch.arange(250) + 0.5) / 125 - 1] * 2)
-    own = log_likelihood(square.double(), x.double()).logsumexp(0) - 2 * math.log(250)
-    cells: Any = TWO_MOONS.log_posterior
-    found = cells({"theta": draws["theta"][:1], "x": x}, 250)
-    single = log_likelihood(draws["theta"][0].double(), x[0].double()) - math.log(4) - own
-    assert float(found[0]) == pytest.approx(float(single), abs=1e-5)
-
-
 # -- what a score is beside ------------------------------------------------------------------------
 
 
@@ -472,81 +445,6 @@ def test_the_gaussian_of_linear_gaussian_data_is_their_posterior() -> None:
 
 
 # -- programs and mistakes -------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_program_scores_ranks_and_draws(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    out = tmp_path / "posterior.png"
-    few: dict[str, Any] = {"simulations": 200, "steps": 3, "scored": 8, "calibration": 20}
-    program_of_posteriors("linear_gaussian", out=out, **few)
-    said = capsys.readouterr().out
-    for line in (
-        r"linear_gaussian: 200 simulations, 3 steps",
-        r"log density of the truth, nats +-?\d+\.\d+ ± ",
-        r"of the exact posterior +-?\d",
-        r"exact − ours, paired: the divergence +-?\d",
-        r"ranks of the truth among 99 draws, 20 simulations: .*theta \d.*",
-    ):
-        assert re.search(line, said), line
-    assert out.stat().st_size > 1000
-
-    def number(line: str) -> float:
-        found = re.search(rf"{re.escape(line)} +(-?\d+\.\d+) ± ", said)
-        assert found, line
-        return float(found[1])
-
-    ours, prior = number("log density of the truth, nats"), number("\nof the prior")
-    gaussian = number("\nof a Gaussian, its mean linear in the data")
-    truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
-    expected = dist.Normal(0.0, 1.0).log_prob(truth["theta"]).sum(1).mean()
-    assert prior == pytest.approx(float(expected), abs=0.01)
-    exact = number("of the exact posterior")  # which is Gaussian, where ours starts
-    assert abs(gaussian - exact) < 0.5 and abs(gaussian - ours) < 0.5
-    assert number("ours − the prior's, paired") == pytest.approx(ours - prior, abs=0.02)
-    assert number("ours − the Gaussian's, paired") == pytest.approx(ours - gaussian, abs=0.02)
-    own = tmp_path / "mine.py"
-    own.write_text(
-        "import pyro, torch\nimport pyro.distributions as dist\n"
-        "def program():\n    a = pyro.sample('a', dist.Uniform(0.0, 1.0))\n"
-        "    pyro.sample('b', dist.Poisson(9 * a))\nnumber = 3\n"
-    )
-    few["save"] = tmp_path / "saved"
-    few |= {"latent": ["a"], "observed": ["b"]}
-    found = program_of_posteriors(f"{own}:program", out=tmp_path / "b.png", **few)
-    said = capsys.readouterr().out
-    assert f"from_pretrained('{tmp_path}/saved', program), which needs the program of {own}" in said
-    with pytest.raises(TypeError, match=r"program is None, expected the simulator .* sites a, b"):
-        AmortizedPosterior.from_pretrained(tmp_path / "saved")
-    drawn = found.sample({"b": torch.tensor(4.0)}, 5)["a"]
-    assert drawn.shape == (5,) and bool(((drawn > 0) & (drawn < 1)).all())
-    for place, said in {"saved": "saved exists; give another --save", "mine.py": "a file"}.items():
-        with pytest.raises(RunError, match=said):
-            program_of_posteriors(out=tmp_path / "c.png", save=tmp_path / place)
-    with pytest.raises(ValueError, match=r"name their sites, e.g. --latent \[theta\]"):
-        program_of_posteriors(f"{own}:program", out=tmp_path / "c.png")
-    with pytest.raises(TypeError, match="expected a Pyro program without arguments"):
-        program_of_posteriors(f"{own}:number", out=tmp_path / "c.png")
-
-
-@pytest.mark.parametrize(
-    ("less", "better"), [((1.0, 3.0), "the prior is"), ((1.0, 0.5), "the prior and a Gaussian are")]
-)
-def test_a_score_below_what_is_easily_had_is_a_warning(
-    less: tuple[float, float], better: str
-) -> None:
-    """Ours is so many nats less than the prior's, and the Gaussian so many less than that."""
-    truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
-    prior = log_prior(LINEAR_GAUSSIAN.program, LINEAR_GAUSSIAN.latent, truth)
-    r = (-2 * (prior - less[1]) - math.log(2 * math.pi)).sqrt()[:, None]  # of that density
-    found: Any = SimpleNamespace(
-        gaussian="is there", data=lambda truth: None, coordinates=lambda truth, x: (r, 0.0)
-    )
-    report = PosteriorReport(found, LINEAR_GAUSSIAN, 0)
-    said = report.scores(prior - less[0], truth)
-    assert f"warning: {better} better, so that ranks below say little; give more" in said
-    assert "warning" not in report.scores(prior + 9, truth)
 
 
 def test_mistakes_are_named(untrained: Any) -> None:

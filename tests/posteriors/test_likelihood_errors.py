@@ -10,11 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_mdm.evaluation.weights import of_repeats
+from pyro_mdm.measurements import Particles
 from pyro_mdm.posteriors import (
     AmortizedLikelihood,
     LearnedEvidence,
     LikelihoodMembers,
     simulate,
+    tempering,
 )
 from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.pretrained import PretrainedError
@@ -241,3 +244,23 @@ def test_a_second_round_is_one_call(exact: Any) -> None:
     assert bool(exact.outside(far).all())
     wider = exact.refined({"theta": 30 + torch.rand(400)}, steps=2, form="gaussian")
     assert not bool(wider.outside(far).any())
+
+
+# -- repeats ---------------------------------------------------------------------------------------
+
+
+def test_particles_of_both_kinds_are_repeats() -> None:
+    """Of twisted particles and of tempered ones."""
+    uneven = torch.tensor([1.0, 1.0, 4.0]).double().log()
+    none = Measured(math.nan, math.nan)
+    for log_means in (uneven, uneven / 20):
+        expected = of_repeats(log_means)
+        particles = torch.zeros(3, 5, 2), log_means[:, None].expand(3, 5)
+        twisted = Particles(*particles, 1, Measured(0.0, 0.0))
+        tempered = tempering.TemperedParticles(particles[0], log_means, 1.0, 0.3, 1)
+        assert twisted.log_evidence == pytest.approx(expected)
+        assert tempered.log_constant == pytest.approx(expected)
+        assert twisted.extrapolated.standard_error > expected.standard_error > 0
+        alone = twisted._replace(grid_error=none)
+        assert alone.extrapolated == pytest.approx(expected)
+        assert alone.interval == pytest.approx(expected.interval)
