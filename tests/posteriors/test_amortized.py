@@ -13,12 +13,6 @@ import scipy.stats
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.transforms import (
-    CatTransform,
-    ExpTransform,
-    SigmoidTransform,
-    StackTransform,
-)
 
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS
@@ -32,6 +26,7 @@ from pyro_mdm.posteriors import (
     simulate,
 )
 from pyro_mdm.posteriors.encoding import Encoding
+from pyro_mdm.posteriors.reading import is_interior
 from pyro_mdm.pretrained import PretrainedError
 from tests.mistakes import refused
 from tests.problems import generator
@@ -122,41 +117,26 @@ def test_outside_of_the_support_and_on_its_boundary_there_is_no_density(untraine
         posterior.log_prob(one | {"c": torch.tensor([math.nan])}, one)
 
 
-@pytest.mark.parametrize("law", [dist.HalfNormal(1.0), dist.Gamma(2.0, 1.0), dist.Beta(2.0, 1.0)])
-def test_a_closed_support_has_no_density_at_its_ends(law: Any) -> None:
-    """Also in a plate (an independent constraint), whose unconstrained numbers torch clamps."""
-
-    def program() -> None:
-        theta = pyro.sample("theta", law.expand([2]).to_event(1))
-        pyro.sample("x", dist.Normal(theta.sum(-1), 1.0))
-
-    draws = simulate(program, 50, seed=0)
-    posterior = AmortizedPosterior(program, ["theta"], ["x"], draws)
-    theta = torch.tensor([[0.2, 0.3], [0.2, 0.0], [-0.1, 0.2]])
-    found = posterior.log_prob({"theta": theta}, {"x": draws["x"][:3]}, samples=1)
-    assert found.value.isfinite().tolist() == [True, False, False]
+INTERVAL, POSITIVE = constraints.unit_interval, constraints.positive
+VECTOR = constraints.independent(constraints.nonnegative, 1)
+STACK = constraints.stack([INTERVAL, POSITIVE], dim=-1)
+CAT = constraints.cat([INTERVAL, POSITIVE], dim=-1, lengths=[1, 1])
 
 
 @pytest.mark.parametrize(
-    "joined", [StackTransform, lambda parts, dim: CatTransform(parts, dim, [1, 1])]
+    ("support", "inside", "outside"),
+    [
+        (INTERVAL, [0.5], [0.0, 1.0, -0.5]),
+        (VECTOR, [[0.2, 0.3]], [[0.2, 0.0], [-0.1, 0.2]]),
+        *((parts, [[0.2, 3.0]], [[0.0, 1.0], [1.0, 1.0], [0.2, 0.0]]) for parts in (STACK, CAT)),
+    ],
+    ids=["interval", "vector", "stack", "cat"],
 )
-def test_a_support_of_parts_has_no_density_on_the_boundary_of_any(joined: Any) -> None:
-    """Of [0, 1] and the positive numbers, stacked or concatenated."""
-    parts = joined([SigmoidTransform(), ExpTransform()], dim=-1)
-    closed = constraints.stack if isinstance(parts, StackTransform) else constraints.cat
-
-    class Law(dist.TransformedDistribution):
-        support = closed([constraints.unit_interval, constraints.positive], dim=-1)
-
-    def program() -> None:
-        theta = pyro.sample("theta", Law(dist.Normal(torch.zeros(2), 1.0).to_event(1), [parts]))
-        pyro.sample("x", dist.Normal(theta.sum(-1), 1.0))
-
-    draws = simulate(program, 50, seed=0)
-    posterior = AmortizedPosterior(program, ["theta"], ["x"], draws)
-    theta = torch.tensor([[0.2, 3.0], [0.0, 1.0], [1.0, 1.0], [0.2, 0.0]])
-    found = posterior.log_prob({"theta": theta}, {"x": draws["x"][:1]}, samples=1)
-    assert found.value.isfinite().tolist() == [True, False, False, False]
+def test_the_boundary_of_a_closed_support_is_outside(
+    support: Any, inside: list[Any], outside: list[Any]
+) -> None:
+    expected = [True] * len(inside) + [False] * len(outside)
+    assert is_interior(support, torch.tensor(inside + outside)).tolist() == expected
 
 
 def test_residuals_given_a_part_of_the_data_are_standard() -> None:
@@ -285,25 +265,6 @@ def test_an_encoder_of_sets_does_not_see_their_order() -> None:
     torch.testing.assert_close(told[0], told[1])
     a, b = posterior.model.context.encode(torch.stack([encoded[0], encoded[0].flip(0)]))
     torch.testing.assert_close(a, b)
-
-
-@pytest.mark.slow
-def test_parameters_may_be_given_too() -> None:
-    """p(a | b, x) of x = a + b + noise, with b among the data, and p(a | x) where b is missing."""
-
-    def program() -> None:
-        a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
-        pyro.sample("x", dist.Normal(a + b, 0.5))
-
-    draws = simulate(program, 2000, seed=0, vectorized=True)
-    options = QUICK | {"draws": draws, "missing": 0.5, "network": small()}
-    posterior = AmortizedPosterior.fit(program, ["a"], ["b", "x"], **options)
-    for b, noise in ((0.7, 0.25), (math.nan, 1.25)):  # of x about a + b, or about a
-        mean = (1.5 - (0.0 if math.isnan(b) else b)) / (1 + noise)
-        given = {"b": torch.tensor(b), "x": torch.tensor(1.5)}
-        drawn = posterior.sample(given, 2000, seed=1)["a"]
-        assert float(drawn.mean()) == pytest.approx(mean, abs=0.12)
-        assert float(drawn.std()) == pytest.approx((noise / (1 + noise)) ** 0.5, abs=0.1)
 
 
 @pytest.mark.slow

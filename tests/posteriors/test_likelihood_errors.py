@@ -118,9 +118,9 @@ def test_folders_keep_where_parameters_are_known(exact: Any, tmp_path: Path) -> 
 
 
 def test_halves_of_simulations_say_how_far_their_mean_is_off() -> None:
-    """Of the mean of n Gaussian numbers, of which halves make a Student's t: 95% of 4,000 intervals
+    """Of the mean of n Gaussian numbers, of which halves make a Student's t: 95% of 1,000 intervals
     hold the truth, and more with draws whose noise is in the spread."""
-    n, members, repeats = 40, 4, 4000
+    n, members, repeats = 40, 4, 1000
     numbers = normal(0, repeats, n)
     torch.manual_seed(1)
     held = []

@@ -161,7 +161,7 @@ def log_factor(data: dict[str, Tensor]) -> float:
     return float((dist.Normal(0.0, 1.0).log_prob(x) - dist.Normal(1.0, 1.0).log_prob(x)).sum())
 
 
-@pytest.mark.parametrize(("slope", "shift"), [(1.0, 0.0), (1.0, 3.0), (2.0, 0.0), (0.5, -2.0)])
+@pytest.mark.parametrize(("slope", "shift"), [(1.0, 0.0), (0.5, -2.0)])
 def test_a_factor_that_is_off_is_calibrated_on_simulations(slope: float, shift: float) -> None:
     """One that is right stays; of others, the odds are those of the right one."""
     found = calibrate_factor(
