@@ -90,11 +90,7 @@ class Posterior(Protocol):
 
 
 def one_row(x: Tensor) -> Tensor:
-    """The data x (1, m), if they are of one observation.
-
-    Raises:
-        ValueError: several observations.
-    """
+    """The data x (1, m); ValueError unless they are of one observation."""
     if len(x) != 1:
         raise ValueError(
             f"the data are {len(x)} observations, expected one, as a guide is of one; make a "
@@ -112,14 +108,10 @@ def draw_by_flow(
     *,
     seed: int | None = None,
 ) -> ScoredDraws:
-    """Draws of a model by the probability-flow ODE, with the density that they are drawn from.
+    """n draws of a model by the probability-flow ODE, with the density that they are drawn from.
 
-    Args:
-        model: the model of the parameters' coordinates, for n rows of context.
-        parameters_of: the function from coordinates (n, d) to parameters by site, (n, *shape).
-        coordinates: its inverse, which also returns log|det|, (n,), of the map to coordinates.
-        n: the number of draws.
-        seed: the seed of the draws; None: the global generator.
+    The model is of coordinates (n, d) given n rows of context, which ``parameters_of`` takes to
+    parameters by site, (n, *shape). Its inverse also returns log|det|, (n,).
     """
     shape = (n, model.diffusion.num_variables, *model.event_shape)
     flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)

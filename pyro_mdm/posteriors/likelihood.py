@@ -334,17 +334,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         path: Path,
         program: Callable[..., object] | None,
     ) -> AmortizedLikelihood:
-        """The likelihood of a description and a state dict.
-
-        Args:
-            saved: the result of :meth:`description`.
-            state: the state dict.
-            path: the file that both are of, for messages.
-            program: the simulator.
-
-        Raises:
-            PretrainedError, TypeError, ValueError: as for :meth:`from_pretrained`.
-        """
+        """The likelihood of a :meth:`description` and a state dict in a file, for messages; errors
+        are those of :meth:`from_pretrained`."""
         with damage_of(path):
             names = saved["latent"], saved["observed"]
             sizes = saved["hidden"], saved["depth"], saved["exchangeable"]
@@ -605,11 +596,8 @@ def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikel
 def opened_likelihoods(
     path: Path, kind: str, program: Callable[..., object] | None
 ) -> list[AmortizedLikelihood]:
-    """The likelihoods that :func:`save_likelihoods` wrote, for the same simulator.
-
-    Raises:
-        PretrainedError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.from_pretrained`.
-    """
+    """The likelihoods that :func:`save_likelihoods` wrote, for the same simulator; errors are those
+    of :meth:`AmortizedLikelihood.from_pretrained`."""
     saved, opened = read_saved(path, kind), list[AmortizedLikelihood]()
     with damage_of(path):
         descriptions = list(saved.content["likelihoods"])

@@ -360,7 +360,9 @@ def test_the_density_of_the_prior_is_that_of_its_sites() -> None:
     expected = expected + dist.Uniform(2.0, 3.0).log_prob(b) + dist.LogNormal(0.0, 0.5).log_prob(c)
     expected = expected + dist.Dirichlet(torch.ones(3)).log_prob(w)
     single = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(log_prior(several, LATENT, draws), expected.double(), **single)
+    for vectorized in (False, True):
+        found = log_prior(several, LATENT, draws, vectorized=vectorized)
+        torch.testing.assert_close(found, expected.double(), **single)
     one = log_prior(several, ["c"], draws)
     torch.testing.assert_close(one, dist.LogNormal(0.0, 0.5).log_prob(c).double(), **single)
 

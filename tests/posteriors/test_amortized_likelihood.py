@@ -57,16 +57,6 @@ def log_normal(value: Tensor, mean: Any = 0.0, scale: Any = 1.0) -> Tensor:
     return torch.distributions.Normal(mean, scale).log_prob(value).double()
 
 
-def test_densities_of_parameters_in_a_plate_are_those_of_each() -> None:
-    draws = simulate(several, 9, seed=0)
-    a, c = draws["a"], draws["c"]
-    expected = log_normal(a, 0.0, torch.tensor([1.0, 5.0])).sum(1)
-    expected = expected + (log_normal(c.log(), a[:, :1], 0.5) - c.log()).sum(1)
-    for vectorized in (False, True):
-        value = log_prior(several, ["a", "c"], draws, vectorized=vectorized)
-        torch.testing.assert_close(value, expected, **SINGLE)
-
-
 @pytest.mark.parametrize("program", [several, one_by_one, mixing])
 def test_parameters_are_drawn_in_a_plate_where_that_is_possible(program: Any) -> None:
     law = ParameterPrior(program, ["a", "c"])
@@ -388,27 +378,6 @@ def test_numbers_inside_of_bounds_have_a_density_there_alone() -> None:
         outside = x.clone()
         outside[place] = (-3.0, 6.0, 7.0)[place]
         assert law.by_datum(outside.expand(1, 1, 4), theta).item() == -math.inf
-
-
-def share() -> None:
-    """A number between 0 and 1."""
-    b = pyro.sample("b", dist.Uniform(0.7, 4.0))
-    pyro.sample("x", dist.Beta(b, 1.5))
-
-
-@pytest.mark.slow
-def test_the_density_of_a_number_in_an_interval_is_near_the_exact_one() -> None:
-    likelihood = AmortizedLikelihood.fit(
-        share, ["b"], ["x"], simulations=2000, steps=200, hidden=16, depth=1, vectorized=True
-    )
-    b, x = torch.linspace(0.8, 3.8, 5), (torch.arange(2000) + 0.5) / 2000
-    log_p = likelihood.log_prob({"x": x.repeat(5)}, {"b": b.repeat_interleave(2000)}).reshape(5, -1)
-    torch.testing.assert_close(log_p.exp().mean(1), torch.ones(5).double(), atol=0.01, rtol=0)
-    exact = dist.Beta(b.unsqueeze(1), 1.5).log_prob(x)
-    apart = (exact.exp() * (exact - log_p)).mean(1)
-    assert float(apart.mean()) < 0.05
-    ends = {"x": torch.tensor([-0.1, 0.0, 1.0, 1.2])}
-    assert likelihood.log_prob(ends, {"b": b[:1]}).tolist() == [-math.inf] * 4
 
 
 def test_a_density_has_derivatives_in_parameters_and_data(random: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,29 @@ def test_classifiers_end_where_those_of_scikit_learn_end(monkeypatch: pytest.Mon
         assert score == pytest.approx(network.score(x[held], y[held]), abs=1.5 / len(held))
     assert len(set(epochs)) > 1 and len(calls) == 2 * max(epochs)  # an epoch has two batches
     assert sum(calls) == 2 * sum(epochs)
+
+
+def test_the_steps_of_classifiers_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(450, 2)).astype(np.float32)
+    y = (random.normal(size=450) < x[:, 0]).astype(int)
+    network = MLPClassifier((20, 20), max_iter=8, random_state=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.fit(x, y)
+    state = np.random.RandomState(3)
+    ours = classifiers.Networks(1, 2, state)
+    order = np.arange(450)
+    for loss in network.loss_curve_:
+        order = order[state.permutation(450)]
+        total = 0.0
+        for start in range(0, 450, 200):
+            batch = order[start : start + 200]
+            step = ours.step(x[None, batch], y[None, batch, None].astype(np.float32))
+            total += len(batch) / 450 * step[0]
+        assert total == pytest.approx(loss, rel=1e-5)
+    for weights, expected in zip(ours.layers[::2], network.coefs_, strict=True):
+        np.testing.assert_allclose(weights[0], expected, atol=1e-5)
 
 
 def test_losses_are_compared_with_the_least_that_there_was(

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyro.distributions as dist
 import pytest
 import torch
 
@@ -209,20 +208,6 @@ def test_the_evidence_of_any_program_has_both_errors(members: Any) -> None:
     assert drawn.draws["theta"].shape == (31,) and "(learning)" in str(drawn.log_evidence)
     with pytest.raises(ValueError, match="given has all parameters"):  # of each member
         members.posterior({"x": torch.zeros(4)}, 31, given={"theta": torch.tensor(1.0)})
-
-
-@pytest.mark.slow
-def test_the_evidence_of_members_is_that_of_a_conjugate_law() -> None:
-    options: dict[str, Any] = {"steps": 600, "hidden": 16, "depth": 1, "form": "gaussian"}
-    found = LikelihoodMembers.fit(
-        trials, ["theta"], ["x"], members=3, simulations=2000, vectorized=True, **options
-    )
-    x = torch.tensor([0.3, 1.1, 0.2, 0.9])
-    evidence = found.posterior({"x": x}, 100, particles=2000).log_evidence
-    covariance = 0.25 * torch.eye(4) + 9.0
-    exact = float(dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(x))
-    assert 0 < evidence.learning < 1.5
-    assert abs(evidence.mean - exact) < 0.7
 
 
 # -- further rounds --------------------------------------------------------------------------------
