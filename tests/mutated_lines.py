@@ -668,9 +668,12 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/paths/likelihood.py": {
+        "test_posterior_guide.py::test_draws_have_the_density_of_their_own_law": [
+            "decoded.double() ⟨-→+⟩ noising.log_prob(path), flow.calls"
+        ],
         "test_likelihood_methods.py::test_log_prob_of_weights_is_the_log_of_their_mean": [
             "⟨log_mean_weight(estimates) if self.is_exact else →⟩estimates.mean(0)"
-        ]
+        ],
     },
     "pyro_mdm/posteriors/calibration.py": {
         "test_table_calibration.py::test_ranks_are_uniform_where_draws_repeat": [
@@ -704,9 +707,6 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/posteriors/guide.py": {
-        "test_posterior_guide.py::test_draws_have_the_density_of_their_own_law": [
-            "decoder.log_prob(z).double() ⟨-→+⟩ noising.log_prob(path)"
-        ],
         "test_posterior_guide.py::test_weights_make_a_bad_posterior_exact": [
             "_flow_density(model, z, y) ⟨+→-⟩ coordinates(theta)"
         ],

@@ -300,13 +300,13 @@ class AmortizedPosterior(nn.Module):
         saved = opened.notes[NOTE]
         with damage_of(Path(folder) / TENSORS):
             latent, observed, shapes = saved["latent"], saved["observed"], saved["shapes"]
-            parts: dict[str, dict[str, Tensor]] = {"": {}, "encoding": {}, "gaussian": {}}
-            for name, tensor in opened.beside.items():
-                part, _, own = name.rpartition(".")
-                parts[part][own] = tensor
-            mean, scale, kept = (parts[""][name] for name in ("mean", "scale", "kept"))
-            encoding, predictive = Encoding(**parts["encoding"]), PriorPredictive(kept)
-            gaussian = LinearGaussian(**parts["gaussian"]) if parts["gaussian"] else None
+            tensors: dict[str, dict[str, Tensor]] = {"": {}, "encoding": {}, "gaussian": {}}
+            for address, tensor in opened.beside.items():
+                module, _, name = address.rpartition(".")
+                tensors[module][name] = tensor
+            mean, scale, kept = (tensors[""][name] for name in ("mean", "scale", "kept"))
+            encoding, predictive = Encoding(**tensors["encoding"]), PriorPredictive(kept)
+            gaussian = LinearGaussian(**tensors["gaussian"]) if tensors["gaussian"] else None
         program = check_program(program, cls.__name__, folder, [*latent, *observed])
         new = cls.__new__(cls)
         nn.Module.__init__(new)

@@ -37,7 +37,8 @@ from torch.distributions import constraints
 
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import noising_law
-from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.likelihood import flow_weight
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, nodes_of
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.checks import Count, checked_arguments
@@ -132,13 +133,9 @@ def draw_by_flow(
 
 def _flow_density(model: DiffusionModel, z: Tensor, y: Tensor) -> Tensor:
     """The log densities log q̂ (n,) of draws z (n, d) from the states y_ε (n, K, d) of the ODE."""
-    diffusion, score, path = model.diffusion, model.score_function, y.double().unsqueeze(1)
-    noising = noising_law(diffusion, z.double(), event_dim=z.dim() - 1)
-    (state,) = noising.states(path)
-    decoder = model.likelihood(diffusion, score, state.to(z.dtype), z.dim() - 1)
+    noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
     solver = Solver(rtol=TOLERANCE, atol=TOLERANCE)
-    flow = flow_log_prob(diffusion, score, state, solver).log_prob
-    return flow + decoder.log_prob(z).double() - noising.log_prob(path)
+    return flow_weight(model, noising, z, solver, y.double().unsqueeze(1))[0]
 
 
 class _Draws:

@@ -286,23 +286,6 @@ def test_weights_are_counted() -> None:
     torch.testing.assert_close(weights.normalized, torch.tensor([0.2, 0.6, 0.0, 0.2]).double())
 
 
-@pytest.mark.parametrize(
-    ("log_weights", "reason"),
-    [
-        (dist.Exponential(0.5), r"tail of k̂ .* expected at most 0\.\d\d"),
-        (torch.full((30,), -math.inf), "all of 30 weights are 0, expected some above"),
-    ],
-)
-def test_heavy_tails_are_a_warning(log_weights: Any, reason: str) -> None:
-    """Weights of tail index 2; and weights that are all 0."""
-    if not isinstance(log_weights, Tensor):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            log_weights = log_weights.sample((500,))
-    with pytest.warns(UserWarning, match=f"{reason}: weighted means"):
-        ImportanceWeights.from_importance(SimpleNamespace(log_weights=log_weights))
-
-
 def test_mistakes_are_named(hardly_trained: AmortizedPosterior) -> None:
     two = {"x": torch.zeros(2, 4)}
     refused(
