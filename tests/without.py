@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
+from importlib.metadata import EntryPoints
 from importlib.util import resolve_name
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -27,7 +28,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDS: dict[str, tuple[str, ...]] = {
-    "automatic": (),
+    "automatic": ("posteriors",),
     "auxiliary": (),
     "by_dimension": (),
     "conditioning": ("levels",),
@@ -38,12 +39,15 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "posteriors": ("conditioning",),
     "seeing": ("by_dimension",),
     "simulated": (),
-    "tables": ("conditioning", "levels"),
+    "tables": ("conditioning", "levels", "posteriors"),
     "varying": (),
 }
 """Wings of the library, with those that each needs."""
 USES = {("plots", "simulated"), ("tables", "plots")}
 """Who uses another wing for some of its calls."""
+PASSED_ON = (Path(__file__), ROOT / "pyro_mdm" / "__init__.py")
+"""Files that ask for a module in another's name."""
+REAL_IMPORT = builtins.__import__
 HIDDEN = "PYRO_MDM_WITHOUT"
 """The variable with the names of hidden wings, for the processes of a run of tests."""
 
@@ -108,12 +112,11 @@ class _Hide(MetaPathFinder):
             return
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            place = Path(frame.f_code.co_filename)
-            if place.is_relative_to(ROOT) and place != ROOT / "pyro_mdm" / "__init__.py":
-                parts = place.relative_to(ROOT).parts
-                if parts[0] == "tests" and place != Path(__file__):
-                    _skip(wing)
-                if parts[0] == "pyro_mdm" and (parts[1], wing) in USES:
+            asks = Path(frame.f_code.co_filename)
+            if asks not in PASSED_ON and asks.is_relative_to(ROOT / "tests"):
+                _skip(wing)
+            if asks not in PASSED_ON and asks.is_relative_to(ROOT / "pyro_mdm"):
+                if (asks.relative_to(ROOT).parts[1], wing) in USES:
                     _skip(wing)
                 break
             frame = frame.f_back
@@ -136,11 +139,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide the wings, and import what is left."""
     if not _hidden():
         return
-    real_import, real_entry_points = builtins.__import__, importlib.metadata.entry_points
+    real_entry_points = importlib.metadata.entry_points
     sys.meta_path.insert(0, _Hide())
-    importlib.metadata.entry_points = lambda **params: [  # type: ignore[assignment]
+    importlib.metadata.entry_points = lambda **params: EntryPoints(
         point for point in real_entry_points(**params) if not _wing(point.module)
-    ]
+    )
     library = import_module("pyro_mdm")
     for path in sorted((ROOT / "pyro_mdm").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -163,9 +166,14 @@ def pytest_configure(config: pytest.Config) -> None:
             if whole == "pyro_mdm":
                 submodules = {name: name for name in fromlist if name in _hidden()}
                 return _Names(library, public | submodules)
-        return real_import(name, globals, locals, fromlist, level)  # type: ignore[arg-type]
+        return REAL_IMPORT(name, globals, locals, fromlist, level)  # type: ignore[arg-type]
 
     builtins.__import__ = import_from  # type: ignore[assignment]
+
+
+def pytest_collection_finish() -> None:
+    """Imports within functions are as usual: compilers look into them."""
+    builtins.__import__ = REAL_IMPORT
 
 
 def _places(hidden: set[str]) -> Iterator[str]:

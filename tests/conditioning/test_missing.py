@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_mdm import (
     CLD,
+    MDM,
     MDM_ELBO,
     VPSDE,
     Denoiser,
@@ -27,6 +28,7 @@ from pyro_mdm.by_dimension import Frequencies
 from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.evaluation import compare, evidence_lower_bound
 from pyro_mdm.networks import MLP
+from tests.core.test_distribution import exact
 from tests.mistakes import refused
 from tests.problems import (
     ENDS,
@@ -227,3 +229,19 @@ MISTAKES: list[tuple[Any, str]] = [
 
 def test_what_cannot_leave_out_is_refused() -> None:
     refused(ValueError, *MISTAKES)
+
+
+def test_missing_entries_are_bounded_or_refused() -> None:
+    x = torch.randn(40, 2)
+    incomplete = torch.tensor([[0.3, math.nan], [math.nan, math.nan], [0.3, 1.0]])
+    told = Denoiser.fit(MLP(4, out_features=2), x, maps=True)
+    model = DiffusionModel(VPSDE(max_log_snr=6.0, min_log_snr=-8.0), told).eval()
+    law = MDM(model.requires_grad_(False), method="elbo", draws=20_000, seed=0)
+    found = law.log_prob(incomplete).detach()
+    truth = torch.distributions.Normal(x.mean(0), x.std(0, False)).log_prob(incomplete.nan_to_num())
+    truth = torch.where(incomplete.isnan(), 0, truth).sum(-1)
+    assert float((found - truth).abs().max()) < 0.15
+    assert float(found[1]) == 0.0 and float(truth[[0, 2]].abs().min()) > 0.5
+    assert law.log_prob(incomplete[2]).shape == ()
+    with pytest.raises(ValueError, match="Denoiser takes one log SNR for all dimensions"):
+        exact().log_prob(torch.tensor([[0.3, math.nan, math.nan]], dtype=torch.float64))
