@@ -42,9 +42,8 @@ SHORTER = {
     r"in range\(\d{3,}\)": "in range(2)",
     r"\(300": "(30",  # data
     r"\(updates=\d{3,}": "(updates=20",
-    r"start_updates=\d{3,}": "start_updates=20",
+    r"start_updates=\d{3,}": "start_updates=100",
     r"row_paths=8": "row_paths=2",
-    r"importance\(\d_000\)": "importance(100)",
     r"images\[::10\]": "images[::90]",
     r"train\[::20\]": "train[::80]",
     r"\(draws=first, updates=\d{3,}": "(draws=first, start_updates=20, updates=20",
