@@ -182,11 +182,8 @@ class _Law:
     def move(
         self, beta: float, scale: float, moves: float, most: int, budget: Budget | None
     ) -> tuple[float, float]:
-        """Move the particles by Metropolis steps.
-
-        Returns:
-            The adapted scale of differences, and the accepted fraction of the moves.
-        """
+        """Move the particles by Metropolis steps; return the adapted scale of differences, and the
+        accepted fraction of the moves."""
         total, shares = 0.0, list[float]()
         # resampled particles are copies of each other until they have moved
         order = torch.rand(self.u.shape[:2]).argsort(1)
@@ -237,11 +234,8 @@ class _Law:
         return is_accepted
 
     def _slid(self, beta: float, spread: Tensor) -> float:
-        """Move all particles by Hamiltonian dynamics, with masses 1/spread².
-
-        Returns:
-            The accepted fraction.
-        """
+        """Move all particles by Hamiltonian dynamics, with masses 1/spread²; return the accepted
+        fraction."""
         u, p = self.u, torch.randn_like(self.u)
         energy = p.square().sum(-1)
         step = self._size * (0.5 + torch.rand(*u.shape[:2], 1)) * spread

@@ -200,11 +200,12 @@ def path_weight(
 
 
 def flow_weight(
-    model: Generative, noising: NoisingLaw, x: Tensor, solver: Solver
+    model: Generative, noising: NoisingLaw, x: Tensor, solver: Solver, path: Tensor | None = None
 ) -> tuple[Tensor, int]:
     """log w of one y_ε for each datum x (n, *event_shape), (n,) float64, and the number of network
-    calls, by the noising distribution in continuous time, in float64."""
-    path = noising.rsample()
+    calls, by the noising distribution in continuous time, in float64. Without a path, (n, 1, K,
+    *event_shape), y_ε is drawn from it."""
+    path = noising.rsample() if path is None else path
     (y,) = noising.states(path)
     flow = flow_log_prob(model.diffusion, model.score_function, y, solver)
     decoded = _decoded(model, y, x)

@@ -263,13 +263,11 @@ class AmortizedPosterior(nn.Module):
             folder: the folder; it is made if there is none.
         """
         named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
-        scales = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
-        encoding = {name: b.tolist() for name, b in self.encoding.named_buffers()}
-        law = None if self.gaussian is None else self.gaussian._asdict()
-        gaussian = law and {name: value.tolist() for name, value in law.items()}
-        learned = {"encoding": encoding, "gaussian": gaussian}
-        content = named | scales | learned
-        save_folder(self.model, folder, {NOTE: content}, {"kept": self.predictive.kept})
+        beside = {"mean": self.mean, "scale": self.scale, "kept": self.predictive.kept}
+        beside |= {f"encoding.{name}": b for name, b in self.encoding.named_buffers()}
+        law = {} if self.gaussian is None else self.gaussian._asdict()
+        beside |= {f"gaussian.{name}": value for name, value in law.items()}
+        save_folder(self.model, folder, {NOTE: named}, beside)
 
     @classmethod
     @checked_arguments
@@ -302,12 +300,13 @@ class AmortizedPosterior(nn.Module):
         saved = opened.notes[NOTE]
         with damage_of(Path(folder) / TENSORS):
             latent, observed, shapes = saved["latent"], saved["observed"], saved["shapes"]
-            mean, scale = torch.tensor(saved["mean"]), torch.tensor(saved["scale"])
-            encoding, law = Encoding.of_lists(saved["encoding"]), saved["gaussian"]
-            gaussian = law and LinearGaussian(
-                **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
-            )
-            predictive = PriorPredictive(opened.beside["kept"])
+            tensors: dict[str, dict[str, Tensor]] = {"": {}, "encoding": {}, "gaussian": {}}
+            for address, tensor in opened.beside.items():
+                module, _, name = address.rpartition(".")
+                tensors[module][name] = tensor
+            mean, scale, kept = (tensors[""][name] for name in ("mean", "scale", "kept"))
+            encoding, predictive = Encoding(**tensors["encoding"]), PriorPredictive(kept)
+            gaussian = LinearGaussian(**tensors["gaussian"]) if tensors["gaussian"] else None
         program = check_program(program, cls.__name__, folder, [*latent, *observed])
         new = cls.__new__(cls)
         nn.Module.__init__(new)

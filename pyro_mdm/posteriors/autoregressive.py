@@ -37,13 +37,8 @@ class Masked(nn.Linear):
 class Autoregressive(nn.Module):
     """A network of θ and of features of a datum, whose outputs for a number see those before it.
 
-    Args:
-        inputs: the number of inputs, which represent θ.
-        given: the number of the datum that each feature is of, (features,) int64.
-        asked: the number of the datum that each output is for, (outputs,) int64.
-        m: the number of numbers of a datum.
-        hidden: the width of the network.
-        depth: its number of blocks.
+    Of the m numbers of a datum, each feature is of one that is given, (features,) int64, and each
+    output is for one that is asked, (outputs,) int64. The inputs represent θ.
     """
 
     def __init__(

@@ -102,13 +102,8 @@ class _Following(Messenger):
 
 
 def with_other_draws(run: Callable[[int], T], seed: int) -> T:
-    """The result of the first run, by seeds from the given one on, of a program that does not fail.
-
-    Simulators may fail at some parameters and not at others.
-
-    Raises:
-        Exception: the first error, if each of ten runs fails.
-    """
+    """The result of the first run, by seeds from the given one on, of a program that does not fail;
+    simulators may fail at some parameters. If each of ten runs fails, the first error is raised."""
     first: Exception | None = None
     for attempt in range(ATTEMPTS):
         try:
@@ -124,14 +119,8 @@ def parents_of(
 ) -> dict[str, frozenset[str]]:
     """The sites that may feed each site directly, found in one run of the program for each seed.
 
-    Args:
-        program: the program, without arguments.
-        named: the names of sites of ``pyro.deterministic`` that count as sites; others are replaced
-            by the sites that they are computed from.
-        seeds: the seeds of the runs.
-
-    Returns:
-        The names of the sites that feed a site, and possibly of more, by its name.
+    Sites of ``pyro.deterministic`` that are not named are replaced by the sites that they are
+    computed from. More sites may be said to feed a site than do.
     """
     parents: dict[str, frozenset[str]] = {}
 
@@ -182,15 +171,9 @@ def run_holding(
 ) -> ProgramRun:
     """A run of a program in which values are held.
 
-    Args:
-        program: the program, without arguments.
-        held: the values by site, each with the bool mask of the entries that replace draws; both
-            broadcast to the site's shape.
-        seed: the seed of the draws.
-
-    Returns:
-        The run. Sites without a density are not among ``laws``. The run is empty if the program
-        fails with these values.
+    They are by site, each with the bool mask of the entries that replace draws; both broadcast to
+    the site's shape. Sites without a density are not among ``laws``. The run is empty if the
+    program fails with these values.
     """
 
     def run(seed: int) -> ProgramRun:

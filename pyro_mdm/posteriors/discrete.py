@@ -103,12 +103,6 @@ class DiscreteLaw(FactorLaw):
     of logistic distributions of :meth:`Lattice.coordinate`: the probability of a value is the mass
     of its cell, and the cells of the least and the greatest value are open (Salimans et al.,
     "PixelCNN++", ICLR 2017). So probabilities sum to 1 for values of any range.
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        lattices: the values of each number of a datum, m of them.
-        hidden: the width of the network.
-        depth: its number of blocks.
     """
 
     center: Tensor
@@ -263,14 +257,7 @@ class DiscreteLaw(FactorLaw):
 
 
 class MixedLaw(FactorLaw):
-    """The distribution of discrete numbers, and of real ones given these.
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        lattices: the values of each number of a datum, m of them; None for a real number.
-        hidden: the width of the networks.
-        depth: their number of blocks.
-    """
+    """The distribution of discrete numbers, and of real ones (without a lattice) given these."""
 
     trainings = 1 + ContinuousLaw.trainings
 

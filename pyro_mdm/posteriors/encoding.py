@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -42,20 +40,13 @@ class Encoding(nn.Module):
     Numbers with far tails are transformed by asinh. A missing number (NaN) is replaced by its mean
     given the others, under a Gaussian distribution of encoded x. Where numbers may be missing, the
     encoding has 2 m numbers: the last m are 1 where a number is present and 0 elsewhere.
-
-    Args:
-        center: the center of each number, (m,).
-        unit: the unit of each number, (m,).
-        bent: the mask of the numbers that are transformed by asinh, (m,) bool.
-        mean: the mean of encoded x, (m,) float64; None: no number is ever missing.
-        covariance: the covariance of encoded x, (m, m) float64; None: no number is ever missing.
     """
 
-    center: Tensor
-    unit: Tensor
-    bent: Tensor
-    mean: Tensor | None
-    covariance: Tensor | None
+    center: Tensor  # (m,)
+    unit: Tensor  # (m,)
+    bent: Tensor  # (m,) bool, the mask of the numbers that are transformed by asinh
+    mean: Tensor | None  # of encoded x, (m,) float64; None: no number is ever missing
+    covariance: Tensor | None  # of encoded x, (m, m) float64; None: no number is ever missing
 
     def __init__(
         self,
@@ -66,21 +57,9 @@ class Encoding(nn.Module):
         covariance: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("center", center)
-        self.register_buffer("unit", unit)
-        self.register_buffer("bent", bent)
-        self.register_buffer("mean", mean)
-        self.register_buffer("covariance", covariance)
-
-    @classmethod
-    def of_lists(cls, buffers: Mapping[str, list[object]]) -> Encoding:
-        """The encoding of buffers by name that were written as lists."""
-        exact = ("mean", "covariance")
-        tensors = {
-            n: torch.tensor(b, dtype=torch.float64 if n in exact else None)
-            for n, b in buffers.items()
-        }
-        return cls(**tensors)
+        buffers = {"center": center, "unit": unit, "bent": bent}
+        for name, buffer in {**buffers, "mean": mean, "covariance": covariance}.items():
+            self.register_buffer(name, buffer)
 
     @property
     def missing(self) -> bool:

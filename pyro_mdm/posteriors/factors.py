@@ -190,10 +190,8 @@ def place_dim(factor: DataFactor, site: DataSite) -> int | None:
 def data_of(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
     """The data of a factor by place, (n, places, m), the sites side by side.
 
-    Args:
-        factor: the factor.
-        data: data by site, (n, *shape), or one datum, (*shape), with any number of places along the
-            factor's plate, and NaN where a datum is missing.
+    They are by site, (n, *shape), or one datum, (*shape), with any number of places along the
+    factor's plate, and NaN where a datum is missing.
 
     Raises:
         ValueError: a site that is missing or has another shape; numbers of places that differ;

@@ -108,12 +108,6 @@ class ConditionalGaussian(Residual):
 
     The network returns m, log scales s and a strictly lower triangular matrix L, such that
     r = e^{-s} (1 + L) (x − m) is N(0, I).
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        outputs: the number of numbers of x.
-        hidden: the width of the network.
-        depth: its number of blocks.
     """
 
     slope: Tensor  # (inputs, outputs), a linear part of m

@@ -37,7 +37,8 @@ from torch.distributions import constraints
 
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import noising_law
-from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.likelihood import flow_weight
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, nodes_of
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.checks import Count, checked_arguments
@@ -90,11 +91,7 @@ class Posterior(Protocol):
 
 
 def one_row(x: Tensor) -> Tensor:
-    """The data x (1, m), if they are of one observation.
-
-    Raises:
-        ValueError: several observations.
-    """
+    """The data x (1, m); ValueError unless they are of one observation."""
     if len(x) != 1:
         raise ValueError(
             f"the data are {len(x)} observations, expected one, as a guide is of one; make a "
@@ -112,14 +109,10 @@ def draw_by_flow(
     *,
     seed: int | None = None,
 ) -> ScoredDraws:
-    """Draws of a model by the probability-flow ODE, with the density that they are drawn from.
+    """n draws of a model by the probability-flow ODE, with the density that they are drawn from.
 
-    Args:
-        model: the model of the parameters' coordinates, for n rows of context.
-        parameters_of: the function from coordinates (n, d) to parameters by site, (n, *shape).
-        coordinates: its inverse, which also returns log|det|, (n,), of the map to coordinates.
-        n: the number of draws.
-        seed: the seed of the draws; None: the global generator.
+    The model is of coordinates (n, d) given n rows of context, which ``parameters_of`` takes to
+    parameters by site, (n, *shape). Its inverse also returns log|det|, (n,).
     """
     shape = (n, model.diffusion.num_variables, *model.event_shape)
     flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)
@@ -140,13 +133,9 @@ def draw_by_flow(
 
 def _flow_density(model: DiffusionModel, z: Tensor, y: Tensor) -> Tensor:
     """The log densities log q̂ (n,) of draws z (n, d) from the states y_ε (n, K, d) of the ODE."""
-    diffusion, score, path = model.diffusion, model.score_function, y.double().unsqueeze(1)
-    noising = noising_law(diffusion, z.double(), event_dim=z.dim() - 1)
-    (state,) = noising.states(path)
-    decoder = model.likelihood(diffusion, score, state.to(z.dtype), z.dim() - 1)
+    noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
     solver = Solver(rtol=TOLERANCE, atol=TOLERANCE)
-    flow = flow_log_prob(diffusion, score, state, solver).log_prob
-    return flow + decoder.log_prob(z).double() - noising.log_prob(path)
+    return flow_weight(model, noising, z, solver, y.double().unsqueeze(1))[0]
 
 
 class _Draws:

@@ -133,12 +133,6 @@ class ContinuousLaw(FactorLaw):
 
     A number with one bound is transformed by the log of its distance to the bound, and a number in
     an interval by its logit. Outside of its bounds a datum has the density 0.
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        outputs: the number m of numbers of a datum.
-        hidden: the width of the networks.
-        depth: their number of blocks.
     """
 
     center: Tensor

@@ -64,7 +64,7 @@ from pyro_mdm.posteriors.reading import (
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
-from pyro_mdm.support.checks import Count, check_count, check_counts, checked_arguments
+from pyro_mdm.support.checks import Count, check_count, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
@@ -161,7 +161,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         depth: int,
         exchangeable: Sequence[str],
     ) -> None:
-        check_counts({"hidden": hidden, "depth": depth}, "a size of the networks")
+        check_count("hidden", hidden, "the width of the networks")
+        check_count("depth", depth, "the number of their blocks")
         self.structure = read_program(program, latent, observed, exchangeable=exchangeable)
         self.exchangeable = list(exchangeable)
         self.sites = Parameters(self.structure.parameters)
@@ -275,7 +276,6 @@ class AmortizedLikelihood(LearnedLikelihood):
         return [(factor, law) for factor, law in self._factors if factor in chosen]
 
     def bounds(self) -> list[DataBounds]:
-        """The bounds of the numbers of a datum, of each factor."""
         return [law.bounds for _, law in self._factors]
 
     @property
@@ -334,17 +334,8 @@ class AmortizedLikelihood(LearnedLikelihood):
         path: Path,
         program: Callable[..., object] | None,
     ) -> AmortizedLikelihood:
-        """The likelihood of a description and a state dict.
-
-        Args:
-            saved: the result of :meth:`description`.
-            state: the state dict.
-            path: the file that both are of, for messages.
-            program: the simulator.
-
-        Raises:
-            PretrainedError, TypeError, ValueError: as for :meth:`from_pretrained`.
-        """
+        """The likelihood of a :meth:`description` and a state dict in a file, for messages; errors
+        are those of :meth:`from_pretrained`."""
         with damage_of(path):
             names = saved["latent"], saved["observed"]
             sizes = saved["hidden"], saved["depth"], saved["exchangeable"]
@@ -605,11 +596,8 @@ def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikel
 def opened_likelihoods(
     path: Path, kind: str, program: Callable[..., object] | None
 ) -> list[AmortizedLikelihood]:
-    """The likelihoods that :func:`save_likelihoods` wrote, for the same simulator.
-
-    Raises:
-        PretrainedError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.from_pretrained`.
-    """
+    """The likelihoods that :func:`save_likelihoods` wrote, for the same simulator; errors are those
+    of :meth:`AmortizedLikelihood.from_pretrained`."""
     saved, opened = read_saved(path, kind), list[AmortizedLikelihood]()
     with damage_of(path):
         descriptions = list(saved.content["likelihoods"])

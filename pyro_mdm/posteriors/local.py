@@ -27,8 +27,7 @@ __all__ = ["LocalGuide"]
 
 
 class AmortizedDraws(Protocol):
-    """The method of a posterior that a guide of local latents can be made of, as of
-    ``AmortizedPosterior``."""
+    """The method of a posterior that a guide of local latents takes draws by."""
 
     def scored_draws_of_each(self, data: Mapping[str, Tensor], n: int) -> ScoredDraws: ...
 

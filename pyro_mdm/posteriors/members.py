@@ -215,7 +215,6 @@ class LikelihoodMembers(LearnedLikelihood):
         return iter(self.members)  # type: ignore[arg-type]
 
     def bounds(self) -> list[DataBounds]:
-        """The bounds of the numbers of a datum, of each factor."""
         return next(iter(self)).bounds()
 
     @checked_arguments

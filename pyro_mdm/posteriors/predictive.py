@@ -41,13 +41,8 @@ class PriorPredictive(nn.Module):
 
     Distances are Mahalanobis distances in the covariance of the first half, which is shrunk towards
     independence if the half is small for the numbers in a datum.
-
-    Args:
-        x: the encoded data of simulations, (n, m), without missing numbers; of more than 1,000 the
-            first are kept.
-
-    Raises:
-        ValueError: fewer than two simulations.
+    They are encoded, x (n, m), without missing numbers; of more than 1,000 the first are kept.
+    Fewer than two are a ValueError.
     """
 
     kept: Tensor

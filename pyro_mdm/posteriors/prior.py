@@ -113,14 +113,9 @@ class ParameterPrior:
             )
 
     def sample(self, n: int, *, seed: int | None = None, given: Draws | None = None) -> Draws:
-        """Draws of the parameters by site, (n, *shape).
+        """n draws of the parameters by site, (n, *shape), given the values of known ones, (*shape).
 
-        Args:
-            n: the number of draws.
-            seed: the seed of the draws, with which the caller's random state is kept; None: the
-                global generator.
-            given: the values of known parameters by site, (*shape). Others are drawn given those
-                before them.
+        With a seed the caller's random state is kept. Each is drawn given those before it.
         """
         check_count("n", n, "the number of parameters")
         given = {k: value.expand(n, *value.shape) for k, value in (given or {}).items()}
@@ -139,13 +134,8 @@ class ParameterPrior:
     def log_prob(
         self, draws: Mapping[str, Tensor], seed: int = 0, sites: Collection[str] | None = None
     ) -> Tensor:
-        """The log densities log p(θ), (n,) float64, nats.
-
-        Args:
-            draws: parameters by site, (n, *shape).
-            seed: the seed of the program's other draws.
-            sites: the sites whose densities, given those before them, are multiplied; None: all.
-        """
+        """The log densities, (n,) float64, nats, of parameters by site, (n, *shape): of all, or of
+        some sites, each given those before it. The seed is that of the program's other draws."""
         values, sites = self.values(draws), self._shapes if sites is None else sites
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -193,16 +183,9 @@ class ParameterPrior:
 class RemainingPrior:
     """The prior of parameters that are not given, as a density of unconstrained numbers u.
 
-    They are drawn by the program, in which the given ones have their values. So a parameter is
-    drawn given those before it. Given ones that come after it count as data (:meth:`log_given`).
-
-    Args:
-        program: the simulator.
-        sites: all parameters.
-        given: the values of the given ones by site, (*shape).
-
-    Raises:
-        ValueError: as for :class:`ParameterPrior`.
+    They are drawn by the program, in which the given ones have their values, (*shape) by site. So a
+    parameter is drawn given those before it. Given ones that come after it count as data
+    (:meth:`log_given`). Errors are those of :class:`ParameterPrior`.
     """
 
     def __init__(self, program: Program, sites: Parameters, given: Draws) -> None:

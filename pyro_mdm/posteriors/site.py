@@ -372,13 +372,8 @@ class DataDistribution(TorchDistribution):
         return self.likelihood.misfit(data, self.sites)
 
     def scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
-        """:meth:`log_prob` given these parameters, of all rows in one call within ``vmap``.
-
-        Args:
-            value: data, (*batch, *event_shape).
-            theta: the parameters, one tensor (*batch, *shape) for each site.
-            batch: the batch shape of both together.
-        """
+        """:meth:`log_prob` given these parameters, one tensor (*batch, *shape) for each site, of
+        all rows in one call within ``vmap``; ``batch`` is the batch shape of both together."""
         try:
             return self._log_prob(value, theta, batch)
         except RuntimeError as error:
@@ -471,11 +466,7 @@ class DataDistribution(TorchDistribution):
 def _parameters(
     structure: Structure, theta: Mapping[str, Tensor] | Tensor
 ) -> tuple[Draws, torch.Size]:
-    """The checked parameters by site, (*batch, *shape), and their batch shape.
-
-    Raises:
-        ValueError: parameters of other names or shapes.
-    """
+    """The checked parameters by site, (*batch, *shape), and their batch shape."""
     sites = structure.parameters
     expected = ", ".join(f"{site.name!r} of shape (*batch, *{tuple(site.shape)})" for site in sites)
     if not isinstance(theta, Mapping):
@@ -505,11 +496,7 @@ def _parameters(
 
 
 def _lead_of(value: Tensor, shape: Sequence[int], name: str, advice: str = "") -> torch.Size:
-    """The batch shape of values (*batch, *shape).
-
-    Raises:
-        ValueError: values of another shape.
-    """
+    """The batch shape of values (*batch, *shape); ValueError for values of another shape."""
     lead = value.dim() - len(shape)
     if lead < 0 or tuple(value.shape[lead:]) != tuple(shape):
         sizes = ", ".join(["*batch", *map(str, shape)])

@@ -37,16 +37,10 @@ class Batch(NamedTuple):
 class Store:
     """Draws that are kept in a folder as they come, or in memory.
 
-    Args:
-        folder: the folder; None: memory.
-        seed: the seed of the draws; None: that of the folder, or one by the global generator.
-        batch_size: the number of runs of a batch, for a new folder.
-        in_plates: the number of all runs, if those of a batch are drawn in a plate; None: each run
-            has its own seed.
-        at: the values of sites at which the program runs, (n, *shape) by site; None: none.
-
-    Raises:
-        ValueError: a folder of other draws.
+    Without a seed it is that of the folder, or one by the global generator. A batch size is for a
+    new folder. ``in_plates`` is the number of all runs, if those of a batch are drawn in a plate;
+    None: each run has its own seed. ``at`` has the values of sites at which the program runs. A
+    folder of other draws is a ValueError.
     """
 
     def __init__(

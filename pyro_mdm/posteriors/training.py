@@ -99,20 +99,8 @@ def to_learn_from(
 ) -> Iterator[Draws]:
     """A context with simulations in random order, and its own random state for training.
 
-    Args:
-        program: the simulator, without arguments.
-        draws: simulations, (n, *shape) by site, or the path of their file or folder
-            (:func:`read_draws`); None: new simulations.
-        simulations: the number of new simulations.
-        options: the options of the training.
-        names: the names of the sites of parameters and data.
-        seed: the seed of the random state.
-        leave_out: whether simulations with NaN or infinite numbers are left out.
-        how: further options of :func:`simulate`.
-
-    Raises:
-        ValueError: numbers that are too small; as for :func:`simulate`, :func:`read_draws` and
-            :func:`shuffled`.
+    Arguments and errors are those of :meth:`AmortizedPosterior.fit`; ``names`` are those of the
+    sites of parameters and data, and ``how`` has further options of :func:`simulate`.
     """
     check_count("simulations", simulations, "the number of draws that are learned from", 2)
     check_count("batch_size", options.batch_size, "the number of simulations of a step")
@@ -149,16 +137,8 @@ def train(
     training ends when nothing is gained any more: in ten looks at the validation data, or in the
     mean losses between them where there are none.
 
-    Args:
-        module: the module. It is in evaluation mode afterwards.
-        loss: the function that takes the indices of simulations, (b,) int64, and returns their mean
-            loss, nats.
-        n: the number of simulations.
-        options: the options of Adam, whose learning rate has a cosine schedule that ends at 0.
-        largest_gradient: the norm at which gradients are clipped.
-
-    Returns:
-        How it ended, with the mean validation loss of the weights that are kept, nats.
+    The loss takes the indices of some of n simulations, (b,) int64, and returns their mean loss,
+    nats. Gradients are clipped at the largest norm. The module is in evaluation mode afterwards.
 
     Raises:
         FloatingPointError: a loss that is not finite.

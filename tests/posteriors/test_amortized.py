@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -15,18 +13,9 @@ import scipy.stats
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.transforms import (
-    CatTransform,
-    ExpTransform,
-    SigmoidTransform,
-    StackTransform,
-)
 
-from inference.folders.checkpoints import RunError
-from inference.posterior import posterior as program_of_posteriors
-from inference.posteriors.report import PosteriorReport
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
-from inference.simulators.two_moons import TWO_MOONS, log_likelihood
+from inference.simulators.two_moons import TWO_MOONS
 from pyro_mdm.networks import MLP
 from pyro_mdm.posteriors import (
     AmortizedPosterior,
@@ -37,6 +26,7 @@ from pyro_mdm.posteriors import (
     simulate,
 )
 from pyro_mdm.posteriors.encoding import Encoding
+from pyro_mdm.posteriors.reading import is_interior
 from pyro_mdm.pretrained import PretrainedError
 from tests.mistakes import refused
 from tests.problems import generator
@@ -127,41 +117,26 @@ def test_outside_of_the_support_and_on_its_boundary_there_is_no_density(untraine
         posterior.log_prob(one | {"c": torch.tensor([math.nan])}, one)
 
 
-@pytest.mark.parametrize("law", [dist.HalfNormal(1.0), dist.Gamma(2.0, 1.0), dist.Beta(2.0, 1.0)])
-def test_a_closed_support_has_no_density_at_its_ends(law: Any) -> None:
-    """Also in a plate (an independent constraint), whose unconstrained numbers torch clamps."""
-
-    def program() -> None:
-        theta = pyro.sample("theta", law.expand([2]).to_event(1))
-        pyro.sample("x", dist.Normal(theta.sum(-1), 1.0))
-
-    draws = simulate(program, 50, seed=0)
-    posterior = AmortizedPosterior(program, ["theta"], ["x"], draws)
-    theta = torch.tensor([[0.2, 0.3], [0.2, 0.0], [-0.1, 0.2]])
-    found = posterior.log_prob({"theta": theta}, {"x": draws["x"][:3]}, samples=1)
-    assert found.value.isfinite().tolist() == [True, False, False]
+INTERVAL, POSITIVE = constraints.unit_interval, constraints.positive
+VECTOR = constraints.independent(constraints.nonnegative, 1)
+STACK = constraints.stack([INTERVAL, POSITIVE], dim=-1)
+CAT = constraints.cat([INTERVAL, POSITIVE], dim=-1, lengths=[1, 1])
 
 
 @pytest.mark.parametrize(
-    "joined", [StackTransform, lambda parts, dim: CatTransform(parts, dim, [1, 1])]
+    ("support", "inside", "outside"),
+    [
+        (INTERVAL, [0.5], [0.0, 1.0, -0.5]),
+        (VECTOR, [[0.2, 0.3]], [[0.2, 0.0], [-0.1, 0.2]]),
+        *((parts, [[0.2, 3.0]], [[0.0, 1.0], [1.0, 1.0], [0.2, 0.0]]) for parts in (STACK, CAT)),
+    ],
+    ids=["interval", "vector", "stack", "cat"],
 )
-def test_a_support_of_parts_has_no_density_on_the_boundary_of_any(joined: Any) -> None:
-    """Of [0, 1] and the positive numbers, stacked or concatenated."""
-    parts = joined([SigmoidTransform(), ExpTransform()], dim=-1)
-    closed = constraints.stack if isinstance(parts, StackTransform) else constraints.cat
-
-    class Law(dist.TransformedDistribution):
-        support = closed([constraints.unit_interval, constraints.positive], dim=-1)
-
-    def program() -> None:
-        theta = pyro.sample("theta", Law(dist.Normal(torch.zeros(2), 1.0).to_event(1), [parts]))
-        pyro.sample("x", dist.Normal(theta.sum(-1), 1.0))
-
-    draws = simulate(program, 50, seed=0)
-    posterior = AmortizedPosterior(program, ["theta"], ["x"], draws)
-    theta = torch.tensor([[0.2, 3.0], [0.0, 1.0], [1.0, 1.0], [0.2, 0.0]])
-    found = posterior.log_prob({"theta": theta}, {"x": draws["x"][:1]}, samples=1)
-    assert found.value.isfinite().tolist() == [True, False, False, False]
+def test_the_boundary_of_a_closed_support_is_outside(
+    support: Any, inside: list[Any], outside: list[Any]
+) -> None:
+    expected = [True] * len(inside) + [False] * len(outside)
+    assert is_interior(support, torch.tensor(inside + outside)).tolist() == expected
 
 
 def test_residuals_given_a_part_of_the_data_are_standard() -> None:
@@ -293,25 +268,6 @@ def test_an_encoder_of_sets_does_not_see_their_order() -> None:
 
 
 @pytest.mark.slow
-def test_parameters_may_be_given_too() -> None:
-    """p(a | b, x) of x = a + b + noise, with b among the data, and p(a | x) where b is missing."""
-
-    def program() -> None:
-        a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
-        pyro.sample("x", dist.Normal(a + b, 0.5))
-
-    draws = simulate(program, 2000, seed=0, vectorized=True)
-    options = QUICK | {"draws": draws, "missing": 0.5, "network": small()}
-    posterior = AmortizedPosterior.fit(program, ["a"], ["b", "x"], **options)
-    for b, noise in ((0.7, 0.25), (math.nan, 1.25)):  # of x about a + b, or about a
-        mean = (1.5 - (0.0 if math.isnan(b) else b)) / (1 + noise)
-        given = {"b": torch.tensor(b), "x": torch.tensor(1.5)}
-        drawn = posterior.sample(given, 2000, seed=1)["a"]
-        assert float(drawn.mean()) == pytest.approx(mean, abs=0.12)
-        assert float(drawn.std()) == pytest.approx((noise / (1 + noise)) ** 0.5, abs=0.1)
-
-
-@pytest.mark.slow
 def test_a_linear_gaussian_posterior_is_learned(tmp_path: Path) -> None:
     network = MLP(3 + 5, hidden=64, depth=1, out_features=3)
     options: dict[str, Any] = {"simulations": 3000, "steps": 300, "learning_rate": 1e-2}
@@ -394,28 +350,6 @@ def test_p_values_are_those_of_scipy() -> None:
         few.p_values()
 
 
-def test_two_moons_has_the_density_that_it_draws_from() -> None:
-    """By a grid of x around where it lies: the density sums to 1, with the mean of the draws."""
-    theta = torch.tensor([0.3, -0.6], dtype=torch.float64)
-    n, width = 700, 0.5
-    centre = torch.tensor([-0.3 / math.sqrt(2) + 0.3, -0.9 / math.sqrt(2)], dtype=torch.float64)
-    axis = (torch.arange(n, dtype=torch.float64) + 0.5) / n * width - width / 2
-    grid = torch.cartesian_prod(axis, axis) + centre
-    density = log_likelihood(theta, grid).exp() * (width / n) ** 2
-    assert float(density.sum()) == pytest.approx(1, abs=0.01)
-    conditioned = pyro.condition(TWO_MOONS.program, {"theta": theta.float()})
-    drawn = torch.stack([conditioned() for _ in range(300)]).double()
-    torch.testing.assert_close(density @ grid, drawn.mean(0), atol=0.012, rtol=0)
-    draws = simulate(TWO_MOONS.program, 3, seed=1)
-    x = draws["x"][:1]
-    square = torch.cartesian_prod(*[(torch.arange(250) + 0.5) / 125 - 1] * 2)
-    own = log_likelihood(square.double(), x.double()).logsumexp(0) - 2 * math.log(250)
-    cells: Any = TWO_MOONS.log_posterior
-    found = cells({"theta": draws["theta"][:1], "x": x}, 250)
-    single = log_likelihood(draws["theta"][0].double(), x[0].double()) - math.log(4) - own
-    assert float(found[0]) == pytest.approx(float(single), abs=1e-5)
-
-
 # -- what a score is beside ------------------------------------------------------------------------
 
 
@@ -426,7 +360,9 @@ def test_the_density_of_the_prior_is_that_of_its_sites() -> None:
     expected = expected + dist.Uniform(2.0, 3.0).log_prob(b) + dist.LogNormal(0.0, 0.5).log_prob(c)
     expected = expected + dist.Dirichlet(torch.ones(3)).log_prob(w)
     single = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(log_prior(several, LATENT, draws), expected.double(), **single)
+    for vectorized in (False, True):
+        found = log_prior(several, LATENT, draws, vectorized=vectorized)
+        torch.testing.assert_close(found, expected.double(), **single)
     one = log_prior(several, ["c"], draws)
     torch.testing.assert_close(one, dist.LogNormal(0.0, 0.5).log_prob(c).double(), **single)
 
@@ -472,81 +408,6 @@ def test_the_gaussian_of_linear_gaussian_data_is_their_posterior() -> None:
 
 
 # -- programs and mistakes -------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_program_scores_ranks_and_draws(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    out = tmp_path / "posterior.png"
-    few: dict[str, Any] = {"simulations": 200, "steps": 3, "scored": 8, "calibration": 20}
-    program_of_posteriors("linear_gaussian", out=out, **few)
-    said = capsys.readouterr().out
-    for line in (
-        r"linear_gaussian: 200 simulations, 3 steps",
-        r"log density of the truth, nats +-?\d+\.\d+ ± ",
-        r"of the exact posterior +-?\d",
-        r"exact − ours, paired: the divergence +-?\d",
-        r"ranks of the truth among 99 draws, 20 simulations: .*theta \d.*",
-    ):
-        assert re.search(line, said), line
-    assert out.stat().st_size > 1000
-
-    def number(line: str) -> float:
-        found = re.search(rf"{re.escape(line)} +(-?\d+\.\d+) ± ", said)
-        assert found, line
-        return float(found[1])
-
-    ours, prior = number("log density of the truth, nats"), number("\nof the prior")
-    gaussian = number("\nof a Gaussian, its mean linear in the data")
-    truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
-    expected = dist.Normal(0.0, 1.0).log_prob(truth["theta"]).sum(1).mean()
-    assert prior == pytest.approx(float(expected), abs=0.01)
-    exact = number("of the exact posterior")  # which is Gaussian, where ours starts
-    assert abs(gaussian - exact) < 0.5 and abs(gaussian - ours) < 0.5
-    assert number("ours − the prior's, paired") == pytest.approx(ours - prior, abs=0.02)
-    assert number("ours − the Gaussian's, paired") == pytest.approx(ours - gaussian, abs=0.02)
-    own = tmp_path / "mine.py"
-    own.write_text(
-        "import pyro, torch\nimport pyro.distributions as dist\n"
-        "def program():\n    a = pyro.sample('a', dist.Uniform(0.0, 1.0))\n"
-        "    pyro.sample('b', dist.Poisson(9 * a))\nnumber = 3\n"
-    )
-    few["save"] = tmp_path / "saved"
-    few |= {"latent": ["a"], "observed": ["b"]}
-    found = program_of_posteriors(f"{own}:program", out=tmp_path / "b.png", **few)
-    said = capsys.readouterr().out
-    assert f"from_pretrained('{tmp_path}/saved', program), which needs the program of {own}" in said
-    with pytest.raises(TypeError, match=r"program is None, expected the simulator .* sites a, b"):
-        AmortizedPosterior.from_pretrained(tmp_path / "saved")
-    drawn = found.sample({"b": torch.tensor(4.0)}, 5)["a"]
-    assert drawn.shape == (5,) and bool(((drawn > 0) & (drawn < 1)).all())
-    for place, said in {"saved": "saved exists; give another --save", "mine.py": "a file"}.items():
-        with pytest.raises(RunError, match=said):
-            program_of_posteriors(out=tmp_path / "c.png", save=tmp_path / place)
-    with pytest.raises(ValueError, match=r"name their sites, e.g. --latent \[theta\]"):
-        program_of_posteriors(f"{own}:program", out=tmp_path / "c.png")
-    with pytest.raises(TypeError, match="expected a Pyro program without arguments"):
-        program_of_posteriors(f"{own}:number", out=tmp_path / "c.png")
-
-
-@pytest.mark.parametrize(
-    ("less", "better"), [((1.0, 3.0), "the prior is"), ((1.0, 0.5), "the prior and a Gaussian are")]
-)
-def test_a_score_below_what_is_easily_had_is_a_warning(
-    less: tuple[float, float], better: str
-) -> None:
-    """Ours is so many nats less than the prior's, and the Gaussian so many less than that."""
-    truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
-    prior = log_prior(LINEAR_GAUSSIAN.program, LINEAR_GAUSSIAN.latent, truth)
-    r = (-2 * (prior - less[1]) - math.log(2 * math.pi)).sqrt()[:, None]  # of that density
-    found: Any = SimpleNamespace(
-        gaussian="is there", data=lambda truth: None, coordinates=lambda truth, x: (r, 0.0)
-    )
-    report = PosteriorReport(found, LINEAR_GAUSSIAN, 0)
-    said = report.scores(prior - less[0], truth)
-    assert f"warning: {better} better, so that ranks below say little; give more" in said
-    assert "warning" not in report.scores(prior + 9, truth)
 
 
 def test_mistakes_are_named(untrained: Any) -> None:

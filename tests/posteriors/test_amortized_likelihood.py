@@ -57,27 +57,17 @@ def log_normal(value: Tensor, mean: Any = 0.0, scale: Any = 1.0) -> Tensor:
     return torch.distributions.Normal(mean, scale).log_prob(value).double()
 
 
-def test_densities_of_parameters_in_a_plate_are_those_of_each() -> None:
-    draws = simulate(several, 9, seed=0)
-    a, c = draws["a"], draws["c"]
-    expected = log_normal(a, 0.0, torch.tensor([1.0, 5.0])).sum(1)
-    expected = expected + (log_normal(c.log(), a[:, :1], 0.5) - c.log()).sum(1)
-    for vectorized in (False, True):
-        value = log_prior(several, ["a", "c"], draws, vectorized=vectorized)
-        torch.testing.assert_close(value, expected, **SINGLE)
-
-
 @pytest.mark.parametrize("program", [several, one_by_one, mixing])
 def test_parameters_are_drawn_in_a_plate_where_that_is_possible(program: Any) -> None:
     law = ParameterPrior(program, ["a", "c"])
     assert law.vectorized == (program is several)
-    draws = law.sample(400, seed=0)
+    draws = law.sample(100, seed=0)
     assert bool((draws["a"] != draws["a"].roll(1, 0)).any())
     expected = log_prior(program, ["a", "c"], draws)
     torch.testing.assert_close(law.log_prob(draws), expected, **SINGLE)
     scale = 1.0 if program is several else 2.0
-    first = draws["a"].reshape(400, -1)[:, 0]
-    assert float(first.std()) == pytest.approx(scale, rel=5 / 800**0.5)  # standard errors
+    first = draws["a"].reshape(100, -1)[:, 0]
+    assert float(first.std()) == pytest.approx(scale, rel=5 / 200**0.5)  # standard errors
 
 
 def stacked() -> None:
@@ -107,14 +97,6 @@ def in_plates() -> None:
             pyro.sample("x", dist.Normal(c, 1.0))
 
 
-def of_matrices() -> None:
-    """A correlation, scales, and a vector that has both."""
-    a = pyro.sample("a", dist.LKJCholesky(3, 1.0))
-    b = pyro.sample("b", dist.LogNormal(torch.zeros(3), 1.0).to_event(1))
-    c = pyro.sample("c", dist.MultivariateNormal(torch.zeros(3), scale_tril=b.unsqueeze(-1) * a))
-    pyro.sample("x", dist.Normal(c.sum(-1), 1.0))
-
-
 def by_branches() -> None:
     """Parameters of code that takes no batch."""
     a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -123,8 +105,8 @@ def by_branches() -> None:
     pyro.sample("x", dist.Normal(c, 1.0))
 
 
-@pytest.mark.parametrize("given", ["a", "b", "c", "ab", "bc", "ac", ""])
-@pytest.mark.parametrize("program", [stacked, of_simplex, in_plates, of_matrices, by_branches])
+@pytest.mark.parametrize("given", ["a", "b", "bc", "ac", ""])
+@pytest.mark.parametrize("program", [stacked, of_simplex, in_plates, by_branches])
 def test_given_parameters_and_others_have_the_densities_of_their_sites(
     program: Any, given: str
 ) -> None:
@@ -201,51 +183,44 @@ def test_tempering_finds_all_modes_and_the_constant() -> None:
     assert abs(two.log_constant.mean - float(weights[1])) < 0.3
 
 
-@pytest.mark.parametrize("leaps", [0, 5])
-def test_moves_by_gradients_reach_modes_of_many_dimensions(leaps: int) -> None:
+def test_moves_by_gradients_reach_modes_of_many_dimensions() -> None:
     """Correlated Gaussians, in which particles without gradients collapse."""
     torch.manual_seed(0)
-    d = 30
+    d = 12
     root = torch.linalg.qr(torch.randn(d, d))[0] * torch.logspace(-1, -0.3, d)
     means = torch.zeros(2, d)
     means[:, 0] = torch.tensor([1.5, -1.5])
+    each = dist.MultivariateNormal(means, scale_tril=torch.linalg.cholesky(root @ root.mT))
 
     def mixture(u: Tensor) -> Tensor:
-        each = dist.MultivariateNormal(means, scale_tril=torch.linalg.cholesky(root @ root.mT))
         return dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), each).log_prob(u)
 
     def prior(u: Tensor) -> Tensor:
         return log_normal(u, 0.0, 1.5).sum(1)
 
-    start = 1.5 * torch.randn(8, 128, d)
-    found = temper(start, prior, lambda u: mixture(u) - prior(u), leaps=leaps)
+    start = 1.5 * torch.randn(8, 64, d)
+    found = temper(start, prior, lambda u: mixture(u) - prior(u), leaps=5)
     x = found.draws(1_024)
     z = (x - torch.where(x[:, :1] > 0, means[0], means[1])) @ torch.linalg.inv(root).mT
     spread = float(z.var(0).mean())
-    if leaps:
-        assert abs(found.log_constant.mean) < 0.8
-        assert 0.2 < float((x[:, 0] > 0).float().mean()) < 0.4 and 0.93 < spread < 1.07
-    else:
-        assert spread < 0.9
+    assert abs(found.log_constant.mean) < 1
+    assert 0.15 < float((x[:, 0] > 0).float().mean()) < 0.45 and 0.9 < spread < 1.1
 
 
 def test_moves_by_gradients_have_the_exact_posterior() -> None:
-    """Logarithms of Gamma(3, 1), a likelihood exp(-x): Gamma(3, 2), and the constant 2⁻³ of each.
-
-    Eight seeds were off by up to 0.02 in the mean, 0.07 in the square and 0.02 in the constant.
-    """
+    """Logarithms of Gamma(3, 1), a likelihood exp(-x): Gamma(3, 2), the constant 2⁻³ of each."""
     torch.manual_seed(0)
     gamma = torch.distributions.Gamma(3.0, 1.0)
 
     def prior(u: Tensor) -> Tensor:  # with the Jacobian
         return (gamma.log_prob(u.exp()) + u).sum(1)
 
-    start = gamma.sample((8, 1_000, 2)).log()
+    start = gamma.sample((8, 500, 2)).log()
     found = temper(start, prior, lambda u: -u.exp().sum(1), leaps=3)
-    x = found.draws(8_000).exp().double()
-    assert (x.mean(0) - 1.5).abs().max() < 0.07
-    assert (x.square().mean(0) - 3).abs().max() < 0.3
-    assert abs(found.log_constant.mean + 6 * math.log(2)) < 0.1
+    x = found.draws(4_000).exp().double()
+    assert (x.mean(0) - 1.5).abs().max() < 0.1
+    assert (x.square().mean(0) - 3).abs().max() < 0.45
+    assert abs(found.log_constant.mean + 6 * math.log(2)) < 0.15
 
 
 @pytest.mark.parametrize("groups", [2, 4, 8])
@@ -346,7 +321,7 @@ def test_the_likelihood_of_linear_gaussian_data_is_exact_without_steps() -> None
     exact = torch.distributions.MultivariateNormal(mean, COVARIANCE).log_prob(new["x"]).sum(1)
     apart = exact.double() - found.log_prob(new, new)
     assert abs(float(apart.mean()) - 11 / 7200) < 5.5 * float(apart.std()) / 1000**0.5 < 0.02
-    few |= {"steps": 200, "learning_rate": 1e-2}
+    few |= {"steps": 60, "learning_rate": 1e-2}
     found = AmortizedLikelihood.fit(curved, ["theta"], ["x"], simulations=1000, **few)
     assert found.outcomes["x"][0].best_step > 0 and found.laws[0].gaussian.outlet.weight.any()
 
@@ -395,27 +370,6 @@ def test_numbers_inside_of_bounds_have_a_density_there_alone() -> None:
         outside = x.clone()
         outside[place] = (-3.0, 6.0, 7.0)[place]
         assert law.by_datum(outside.expand(1, 1, 4), theta).item() == -math.inf
-
-
-def share() -> None:
-    """A number between 0 and 1."""
-    b = pyro.sample("b", dist.Uniform(0.7, 4.0))
-    pyro.sample("x", dist.Beta(b, 1.5))
-
-
-@pytest.mark.slow
-def test_the_density_of_a_number_in_an_interval_is_near_the_exact_one() -> None:
-    likelihood = AmortizedLikelihood.fit(
-        share, ["b"], ["x"], simulations=2000, steps=200, hidden=16, depth=1, vectorized=True
-    )
-    b, x = torch.linspace(0.8, 3.8, 5), (torch.arange(2000) + 0.5) / 2000
-    log_p = likelihood.log_prob({"x": x.repeat(5)}, {"b": b.repeat_interleave(2000)}).reshape(5, -1)
-    torch.testing.assert_close(log_p.exp().mean(1), torch.ones(5).double(), atol=0.01, rtol=0)
-    exact = dist.Beta(b.unsqueeze(1), 1.5).log_prob(x)
-    apart = (exact.exp() * (exact - log_p)).mean(1)
-    assert float(apart.mean()) < 0.05
-    ends = {"x": torch.tensor([-0.1, 0.0, 1.0, 1.2])}
-    assert likelihood.log_prob(ends, {"b": b[:1]}).tolist() == [-math.inf] * 4
 
 
 def test_a_density_has_derivatives_in_parameters_and_data(random: Any) -> None:
@@ -592,21 +546,22 @@ def learned() -> AmortizedLikelihood:
         ["theta"],
         ["x"],
         simulations=1000,
-        steps=400,
+        steps=30,
         hidden=16,
         depth=1,
-        form="gaussian",
         vectorized=True,
     )
 
 
-@pytest.mark.parametrize("k", [2, 4, 9])
+@pytest.mark.parametrize("k", [2, 9])
 def test_the_posterior_and_the_evidence_of_data_are_those_of_a_conjugate_law(
     learned: AmortizedLikelihood, k: int
 ) -> None:
     """Of fewer and more data than the program has."""
     torch.manual_seed(k)
     x = 0.7 + 0.5 * torch.randn(k)
+    (gain,) = learned.gains.values()
+    assert gain is not None and learned.laws[0].form == "gaussian"  # as mixtures gain nothing
     found = learned.posterior({"x": x}, 2000, particles=4000, moves=3)
     precision = 1 + k / 0.25
     mean = float(x.sum()) / 0.25 / precision
@@ -698,30 +653,6 @@ def test_draws_share_no_memory_with_given_parameters() -> None:
     assert float(given) == pytest.approx(1.8) and bool((drawn[1:] == given).all())
 
 
-def test_simulators_are_compared_by_their_evidence(learned: AmortizedLikelihood) -> None:
-    """One of parameters of scale 1, and one of scale 4, on data near 0."""
-    wide = AmortizedLikelihood.fit(
-        partial(conjugate, 4.0),
-        ["theta"],
-        ["x"],
-        simulations=1000,
-        steps=400,
-        hidden=16,
-        depth=1,
-        form="gaussian",
-        vectorized=True,
-    )
-    x = torch.tensor([0.1, -0.4, 0.5, 0.3])
-    evidence = [one.posterior({"x": x}, 10, particles=4000).log_evidence for one in (learned, wide)]
-    exact = [
-        dist.MultivariateNormal(torch.zeros(4), 0.25 * torch.eye(4) + scale**2).log_prob(x)
-        for scale in (1.0, 4.0)
-    ]
-    apart = float(exact[0] - exact[1])
-    assert apart > 1
-    assert evidence[0].mean - evidence[1].mean == pytest.approx(apart, abs=0.4)
-
-
 def black_box() -> None:
     """Data of :func:`conjugate`, which come from elsewhere."""
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
@@ -784,19 +715,3 @@ def test_mixtures_are_part_of_the_law_where_they_are_better() -> None:
     assert float((drawn > 0).double().mean()) == pytest.approx(0.5, abs=0.2)
     # at 0 half of the mass of N(±1, 0.2²) is inside
     assert found.log_evidence.mean == pytest.approx(math.log(0.25), abs=0.3)
-
-
-@pytest.mark.slow
-def test_mixtures_are_left_out_where_a_gaussian_law_is_right() -> None:
-    likelihood = AmortizedLikelihood.fit(
-        conjugate,
-        ["theta"],
-        ["x"],
-        simulations=1000,
-        steps=200,
-        hidden=16,
-        depth=1,
-        vectorized=True,
-    )
-    (gain,) = likelihood.gains.values()
-    assert gain is not None and likelihood.laws[0].form == "gaussian"

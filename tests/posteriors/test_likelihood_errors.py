@@ -6,15 +6,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_mdm.evaluation.weights import of_repeats
+from pyro_mdm.measurements import Particles
 from pyro_mdm.posteriors import (
     AmortizedLikelihood,
     LearnedEvidence,
     LikelihoodMembers,
     simulate,
+    tempering,
 )
 from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.pretrained import PretrainedError
@@ -115,9 +117,9 @@ def test_folders_keep_where_parameters_are_known(exact: Any, tmp_path: Path) -> 
 
 
 def test_halves_of_simulations_say_how_far_their_mean_is_off() -> None:
-    """Of the mean of n Gaussian numbers, of which halves make a Student's t: 95% of 4,000 intervals
+    """Of the mean of n Gaussian numbers, of which halves make a Student's t: 95% of 1,000 intervals
     hold the truth, and more with draws whose noise is in the spread."""
-    n, members, repeats = 40, 4, 4000
+    n, members, repeats = 40, 4, 1000
     numbers = normal(0, repeats, n)
     torch.manual_seed(1)
     held = []
@@ -208,20 +210,6 @@ def test_the_evidence_of_any_program_has_both_errors(members: Any) -> None:
         members.posterior({"x": torch.zeros(4)}, 31, given={"theta": torch.tensor(1.0)})
 
 
-@pytest.mark.slow
-def test_the_evidence_of_members_is_that_of_a_conjugate_law() -> None:
-    options: dict[str, Any] = {"steps": 600, "hidden": 16, "depth": 1, "form": "gaussian"}
-    found = LikelihoodMembers.fit(
-        trials, ["theta"], ["x"], members=3, simulations=2000, vectorized=True, **options
-    )
-    x = torch.tensor([0.3, 1.1, 0.2, 0.9])
-    evidence = found.posterior({"x": x}, 100, particles=2000).log_evidence
-    covariance = 0.25 * torch.eye(4) + 9.0
-    exact = float(dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(x))
-    assert 0 < evidence.learning < 1.5
-    assert abs(evidence.mean - exact) < 0.7
-
-
 # -- further rounds --------------------------------------------------------------------------------
 
 
@@ -241,3 +229,23 @@ def test_a_second_round_is_one_call(exact: Any) -> None:
     assert bool(exact.outside(far).all())
     wider = exact.refined({"theta": 30 + torch.rand(400)}, steps=2, form="gaussian")
     assert not bool(wider.outside(far).any())
+
+
+# -- repeats ---------------------------------------------------------------------------------------
+
+
+def test_particles_of_both_kinds_are_repeats() -> None:
+    """Of twisted particles and of tempered ones."""
+    uneven = torch.tensor([1.0, 1.0, 4.0]).double().log()
+    none = Measured(math.nan, math.nan)
+    for log_means in (uneven, uneven / 20):
+        expected = of_repeats(log_means)
+        particles = torch.zeros(3, 5, 2), log_means[:, None].expand(3, 5)
+        twisted = Particles(*particles, 1, Measured(0.0, 0.0))
+        tempered = tempering.TemperedParticles(particles[0], log_means, 1.0, 0.3, 1)
+        assert twisted.log_evidence == pytest.approx(expected)
+        assert tempered.log_constant == pytest.approx(expected)
+        assert twisted.extrapolated.standard_error > expected.standard_error > 0
+        alone = twisted._replace(grid_error=none)
+        assert alone.extrapolated == pytest.approx(expected)
+        assert alone.interval == pytest.approx(expected.interval)

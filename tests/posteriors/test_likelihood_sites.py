@@ -21,7 +21,7 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 from pyro_mdm.automatic import AutoMDM
-from pyro_mdm.posteriors import AmortizedLikelihood, DataDistribution, ScoredDraws, simulate
+from pyro_mdm.posteriors import AmortizedLikelihood, ScoredDraws, simulate
 from pyro_mdm.posteriors.local import LocalGuide
 from pyro_mdm.posteriors.reading import read_program
 from tests.exact_likelihood import NOISE, exact_likelihood, trials
@@ -295,27 +295,6 @@ def test_nuts_walks_on_the_density_of_the_program_it_stands_for(exact: Any) -> N
     assert run.get_samples()["theta"].dtype == torch.float32
 
 
-@pytest.mark.slow
-def test_nuts_has_the_posterior_of_the_population(exact: Any) -> None:
-    """Of a known spread, whose posterior of the mean is Gaussian, by five standard errors of 200
-    draws of which one in ten is independent."""
-    x, spread = observed(20), 0.8
-
-    def program() -> None:
-        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
-        with pyro.plate("units", len(x)):
-            theta = pyro.sample("theta", dist.Normal(mean, spread))
-            pyro.sample("x", exact.given(theta), obs=x)
-
-    variance = spread**2 + NOISE**2 / 4
-    precision = 0.25 + len(x) / variance
-    middle = float(x.mean(1).sum()) / variance / precision
-    run = MCMC(NUTS(program), num_samples=200, warmup_steps=100, disable_progbar=True)
-    run.run()
-    drawn = run.get_samples()["mean"]
-    assert float(drawn.mean()) == pytest.approx(middle, abs=5 * precision**-0.5 / math.sqrt(20))
-
-
 def test_automdm_has_the_density_for_many_rows_at_once(exact: Any) -> None:
     torch.manual_seed(0)
     densities = []
@@ -501,7 +480,3 @@ def test_mistakes_are_named_with_both_shapes(exact: Any, learned: Any) -> None:
         (lambda: law.log_prob(torch.full((3, 4), math.inf)), "12 numbers of x are infinite"),
         (lambda: exact.given(torch.tensor(math.nan)).sample(), "NaN"),
     )
-
-
-def test_a_distribution_is_found_by_its_public_name() -> None:
-    assert DataDistribution.__module__ == "pyro_mdm.posteriors.site"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn import ensemble
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
@@ -20,7 +22,7 @@ from tests.benchmarks.partial import __main__ as command, checks, methods, refer
 from tests.benchmarks.partial.problem import Problem, load_answer, save_answer
 from tests.benchmarks.partial.references import reference, slcp_means, walk_on_grid
 from tests.benchmarks.partial.scores import c2st
-from tests.benchmarks.partial.tasks import BOX, KINDS, TASKS, condition_of, covariance, mask_of
+from tests.benchmarks.partial.tasks import BOX, KINDS, TASKS, covariance, mask_of
 
 FAR = 5.5
 """Standard errors that a right mean of draws exceeds in one of 26 million."""
@@ -47,7 +49,7 @@ def mask(task: str, *given: int) -> Tensor:
 @pytest.mark.parametrize("name", ["tree", "hmm", "slcp"])
 def test_log_densities_are_those_of_the_programs(name: str) -> None:
     # a datum of SLCP may have a standard deviation of 1e-3, where float32 leaves four digits
-    assert checks.density_difference(TASKS[name]) < 1e-3
+    assert checks.density_difference(TASKS[name], 10) < 1e-3
 
 
 def test_the_density_of_two_moons_integrates_to_1() -> None:
@@ -90,13 +92,6 @@ def test_masks_have_the_chances_of_the_source() -> None:
         assert abs(float(given.mean()) - chance) < FAR * error + 1e-3  # without those of all 20
 
 
-def test_a_condition_is_the_same_in_every_call_and_others_differ() -> None:
-    task = TASKS["tree"]
-    first, again, other = (condition_of(task, "many", k) for k in (0, 0, 1))
-    assert torch.equal(first.given, again.given) and torch.equal(first.z, again.z)
-    assert not torch.equal(first.z, other.z)
-
-
 # -- exact draws -----------------------------------------------------------------------------------
 
 
@@ -122,7 +117,7 @@ def test_draws_on_a_grid_are_those_of_a_gaussian_tree() -> None:
     mean = torch.linalg.solve(within, linear[free] - precision[free, 2] * 0.3)
     exact = torch.linalg.inv(within)
     generator = torch.Generator().manual_seed(0)
-    drawn = walk_on_grid(parents, scale, log_local, grid, known, 5_000, generator)
+    drawn = walk_on_grid(parents, scale, log_local, grid, known, 1_500, generator)
     assert bool((drawn[:, 2] == 0.3).all())
     # whitened, so that covariances count too
     whitened = torch.linalg.solve_triangular(
@@ -133,20 +128,10 @@ def test_draws_on_a_grid_are_those_of_a_gaussian_tree() -> None:
     assert float(products.abs().max()) < FAR / math.sqrt(len(drawn))
 
 
-def test_the_root_of_the_tree_is_gaussian_given_its_children() -> None:
-    z = torch.tensor([0.0, 1.2, -0.3, 0, 0, 0, 0])
-    given = mask("tree", 1, 2)
-    drawn = reference("tree", TASKS["tree"], given, z, 4_000, 0)
-    assert near(drawn[:, 0], 0.3, 1 / 3)
-    assert near(drawn[:, 3], math.sin(1.2) ** 2, 0.04)
-    assert near(drawn[:, 6], math.cos(0.3) ** 2, 0.01)
-    assert torch.equal(drawn[:, 1], z[1].double().expand(4_000))
-
-
 def test_a_state_is_gaussian_between_two_that_are_given() -> None:
     z = torch.zeros(20)
     z[2], z[5] = 0.6, 1.5
-    drawn = reference("hmm", TASKS["hmm"], mask("hmm", 2, 5), z, 3_000, 0)
+    drawn = reference("hmm", TASKS["hmm"], mask("hmm", 2, 5), z, 1_000, 0)
     assert near(drawn[:, 3], 0.9, 0.25 * 2 / 3)
     assert near(drawn[:, 9], 1.5, 0.25 * 4)
     assert near(drawn[:, 15], 2.25, 0.25)
@@ -207,7 +192,7 @@ def test_draws_of_two_moons_are_on_the_moon_for_every_mask(given: tuple[bool, ..
 
 @pytest.mark.parametrize(
     ("name", "kind", "repeats"),
-    [("two_moons", kind, 300) for kind in ("posterior", "few", "many", "part")]
+    [("two_moons", kind, 100) for kind in ("posterior", "few", "many", "part")]
     + [("tree", "part", 50)],
 )
 def test_true_numbers_have_uniform_ranks_among_reference_draws(
@@ -225,13 +210,15 @@ def test_wrong_draws_have_ranks_that_are_not_uniform() -> None:
 # -- scores, files and table -----------------------------------------------------------------------
 
 
-def test_c2st_tells_draws_apart_where_they_differ() -> None:
+def test_c2st_tells_draws_apart_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_trees = partial(ensemble.RandomForestClassifier, n_estimators=10)
+    monkeypatch.setattr(ensemble, "RandomForestClassifier", few_trees)
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 300, 2))
-    # 600 rows are right by chance with an error of 0.02
-    assert abs(c2st(first, second) - 0.5) < FAR * 0.021
+    first, second = rng.normal(size=(2, 100, 2))
+    # 200 rows are right by chance with an error of 0.035
+    assert abs(c2st(first, second) - 0.5) < FAR * 0.036
     assert c2st(first, second + 6) > 0.98
-    assert c2st(first, np.full((300, 2), np.nan)) == 1.0
+    assert c2st(first, np.full((100, 2), np.nan)) == 1.0
 
 
 def test_a_problem_does_not_say_what_is_asked_for(tmp_path: Path) -> None:
@@ -279,7 +266,7 @@ def of_tree() -> tuple[Tensor, methods.Conditional]:
 
 
 @pytest.mark.filterwarnings("ignore:.*draws of the parameters are unlike")  # of few steps
-@pytest.mark.parametrize("absent", [[0], [1, 4], [3, 6], [0, 1, 2], [3, 4, 5, 6], list(range(7))])
+@pytest.mark.parametrize("absent", [[0], [3, 6], [0, 1, 2], list(range(7))])
 def test_a_learned_likelihood_draws_all_numbers_that_are_not_given(
     of_tree: tuple[Tensor, methods.Conditional], absent: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,16 +278,9 @@ def test_a_learned_likelihood_draws_all_numbers_that_are_not_given(
     assert bool((drawn[:, ~there].std(0) > 0).all())
 
 
-def test_published_values_are_read_off_the_axis_of_the_figure() -> None:
-    plain, graph = summary.published("tree").values()
-    assert plain == pytest.approx(0.5631, abs=1e-4) and graph == pytest.approx(0.5411, abs=1e-4)
-    # the tick of 0.6 is there at this height
-    low, high = summary.AXIS[0.5], summary.AXIS[1.0]
-    assert 0.5 + 0.5 * (low - 75.212994) / (low - high) == pytest.approx(0.6, abs=1e-6)
-
-
 def test_rows_are_added_and_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "rows.csv"
+    out, random = tmp_path / "rows.csv", np.random.default_rng(0)
+    monkeypatch.setattr(command, "c2st", lambda *draws: random.uniform(0.4, 0.6))
     arguments = ["--tasks", "two_moons", "--methods", "reference", "--conditions", "2"]
     monkeypatch.setattr(sys, "argv", ["", *arguments, "--draws", "50", "--out", str(out)])
     for _ in range(2):  # the second finds all rows

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.networks import MLP
 from pyro_mdm.posteriors import (
     AmortizedPosterior,
     ImportanceWeights,
@@ -121,8 +122,10 @@ def test_the_weights_of_an_exact_posterior_are_the_evidence() -> None:
 
 @pytest.fixture(scope="module")
 def hardly_trained() -> AmortizedPosterior:
-    named = LINEAR_GAUSSIAN[:3]
-    return AmortizedPosterior.fit(*named, simulations=300, steps=120, vectorized=True)
+    torch.manual_seed(0)
+    network = MLP(3 + 5, hidden=32, depth=1, out_features=3)
+    few: dict[str, Any] = {"simulations": 300, "steps": 40, "network": network, "vectorized": True}
+    return AmortizedPosterior.fit(*LINEAR_GAUSSIAN[:3], **few)
 
 
 @pytest.mark.slow
@@ -161,14 +164,14 @@ def test_weights_are_right_where_a_density_is_an_estimate() -> None:
     posterior = AmortizedPosterior(*named, draws, diffusion=noisy)
     for weight in posterior.model.score_function.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
-    scored = posterior.scored_draws(OBSERVED, 1000, seed=2)
+    scored = posterior.scored_draws(OBSERVED, 400, seed=2)
     theta = scored.theta["theta"]
     prior = dist.Normal(0.0, 1.0).log_prob(theta).sum(1)
     likelihood = dist.Normal(theta @ A.mT, NOISE).log_prob(OBSERVED["x"]).sum(1)
     weights = ImportanceWeights((prior + likelihood).double() - scored.log_prob)
     _, evidence = exact()
     assert abs(weights.log_evidence.mean - evidence) < 5.5 * weights.log_evidence.standard_error
-    assert weights.log_evidence.standard_error < 0.2
+    assert weights.log_evidence.standard_error < 0.3
 
 
 # -- guides ----------------------------------------------------------------------------------------
@@ -177,8 +180,8 @@ def test_weights_are_right_where_a_density_is_an_estimate() -> None:
 def test_weights_of_a_guide_of_the_prior_are_likelihoods() -> None:
     """With parameters in plates, of any support; nuisance sites are drawn from the program."""
     _, guide = standing_prior()
-    importance = Importance(pyro.condition(in_plates, IN_PLATES), guide, num_samples=20).run()
-    assert len({float(t.nodes["b"]["value"]) for t in importance.exec_traces}) == 20
+    importance = Importance(pyro.condition(in_plates, IN_PLATES), guide, num_samples=8).run()
+    assert len({float(t.nodes["b"]["value"]) for t in importance.exec_traces}) == 8
     for trace, weight in zip(importance.exec_traces, importance.log_weights, strict=True):
         values = {name: trace.nodes[name]["value"] for name in (*LATENT, "h")}
         law = dist.Normal(values["a"].log() + values["c"].sum(-1) + values["h"], 1.0)
@@ -231,12 +234,12 @@ def test_sites_of_a_guide_are_those_of_the_program() -> None:
 def test_predictions_are_of_joint_draws(parallel: bool) -> None:
     """Each draw is handed out once, whole, and not scored."""
     posterior, guide = standing_prior()
-    drawn = Predictive(in_plates, guide=guide, num_samples=150, parallel=parallel)()
-    assert drawn["x"].shape == (150, 2, 4) and drawn["c"].shape == (150, 2, 4, 5)
+    drawn = Predictive(in_plates, guide=guide, num_samples=40, parallel=parallel)()
+    assert drawn["x"].shape == (40, 2, 4) and drawn["c"].shape == (40, 2, 4, 5)
     made = [posterior.draw(n, seed) for seed, n in enumerate(posterior.drawn)]
     rows = {float(b): i for i, b in enumerate(torch.cat([block["b"] for block in made]))}
     places = [rows[float(b)] for b in drawn["b"].reshape(-1)]
-    assert len(set(places)) == 150 and posterior.scored == 0
+    assert len(set(places)) == 40 and posterior.scored == 0
     for name in LATENT:
         value = torch.cat([block[name] for block in made])[places]
         torch.testing.assert_close(drawn[name].reshape(value.shape), value)
@@ -281,23 +284,6 @@ def test_weights_are_counted() -> None:
     assert weights.log_evidence.mean == pytest.approx(math.log(5 / 4))
     assert "4 weights count as 2 draws" in repr(weights)
     torch.testing.assert_close(weights.normalized, torch.tensor([0.2, 0.6, 0.0, 0.2]).double())
-
-
-@pytest.mark.parametrize(
-    ("log_weights", "reason"),
-    [
-        (dist.Exponential(0.5), r"tail of k̂ .* expected at most 0\.\d\d"),
-        (torch.full((30,), -math.inf), "all of 30 weights are 0, expected some above"),
-    ],
-)
-def test_heavy_tails_are_a_warning(log_weights: Any, reason: str) -> None:
-    """Weights of tail index 2; and weights that are all 0."""
-    if not isinstance(log_weights, Tensor):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            log_weights = log_weights.sample((500,))
-    with pytest.warns(UserWarning, match=f"{reason}: weighted means"):
-        ImportanceWeights.from_importance(SimpleNamespace(log_weights=log_weights))
 
 
 def test_mistakes_are_named(hardly_trained: AmortizedPosterior) -> None:

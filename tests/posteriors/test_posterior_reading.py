@@ -180,42 +180,6 @@ def in_a_plate(law: Callable[..., Any], size: int = 8) -> Program:
     return program
 
 
-def covariates(a: torch.Tensor) -> None:
-    normal("x", a * COVARIATES)
-
-
-def covariate_of_a_local(a: torch.Tensor) -> None:
-    normal("x", normal("z", a, 1 + 1e-2 * COVARIATES))
-
-
-def neighbours(a: torch.Tensor) -> None:
-    normal("x", normal("z", a).roll(1))
-
-
-def one_pair(a: torch.Tensor) -> None:
-    z = normal("z", a)
-    normal("x", torch.cat([z[:7], z[5:6]]))
-
-
-def centred(a: torch.Tensor) -> None:
-    z = normal("z", a)
-    pyro.deterministic("x", z - z.mean())
-
-
-def by_numpy(a: torch.Tensor) -> None:
-    z = normal("z", a)
-    normal("x", torch.as_tensor(np.sort(z.numpy())))
-
-
-def unseen(a: torch.Tensor) -> None:
-    normal("x", a + torch.randn(()))
-
-
-def hidden_law(a: torch.Tensor) -> None:
-    x = normal("z", a)
-    pyro.sample("x", dist.Normal(x + COVARIATES, 1.0).mask(False))
-
-
 class Implicit(dist.TorchDistribution):
     """A law without a density."""
 
@@ -232,22 +196,20 @@ class Implicit(dist.TorchDistribution):
         return self.loc + torch.rand(torch.Size(sample_shape) + self.batch_shape)
 
 
-def implicit(a: torch.Tensor) -> None:
-    pyro.sample("x", Implicit(a))
+NOT_EXCHANGEABLE: dict[str, Callable[[torch.Tensor], Any]] = {
+    "covariates": lambda a: normal("x", a * COVARIATES),
+    "covariate of a local": lambda a: normal("x", normal("z", a, 1 + 1e-2 * COVARIATES)),
+    "neighbours": lambda a: normal("x", normal("z", a).roll(1)),
+    "one pair": lambda a: normal("x", torch.cat([(z := normal("z", a))[:7], z[5:6]])),
+    "centred": lambda a: pyro.deterministic("x", (z := normal("z", a)) - z.mean()),
+    "by NumPy": lambda a: normal("x", torch.as_tensor(np.sort(normal("z", a).numpy()))),
+    "hidden law": lambda a: pyro.sample(
+        "x", dist.Normal(normal("z", a) + COVARIATES, 1.0).mask(False)
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "law",
-    [
-        covariates,
-        covariate_of_a_local,
-        neighbours,
-        one_pair,
-        centred,
-        by_numpy,
-        hidden_law,
-    ],
-)
+@pytest.mark.parametrize("law", NOT_EXCHANGEABLE.values(), ids=NOT_EXCHANGEABLE)
 def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: Any) -> None:
     structure = read_program(in_a_plate(law), ["a"], ["x"])
     assert [factor.plate for factor in structure.factors] == [None]
@@ -261,34 +223,18 @@ def computed_by_numpy(a: torch.Tensor) -> None:
     pyro.deterministic("x", torch.as_tensor(x, dtype=torch.float32))
 
 
-def computed_by_torch(a: torch.Tensor) -> None:
-    pyro.deterministic("x", a + torch.randn(8))
+OPAQUE: dict[str, Callable[[torch.Tensor], Any]] = {
+    "unseen": lambda a: normal("x", a + torch.randn(())),
+    "implicit": lambda a: pyro.sample("x", Implicit(a)),
+    "NumPy": computed_by_numpy,
+    "torch": lambda a: pyro.deterministic("x", a + torch.randn(8)),
+    "pairs": lambda a: pyro.deterministic("x", a + torch.randn(8, 2), event_dim=1),
+    "delta": lambda a: pyro.sample("x", dist.Delta(a + torch.randn(8))),
+    "delta and a draw": lambda a: pyro.sample("x", dist.Delta(normal("z", a) + torch.randn(8))),
+}
 
 
-def computed_pairs(a: torch.Tensor) -> None:
-    pyro.deterministic("x", a + torch.randn(8, 2), event_dim=1)
-
-
-def of_delta(a: torch.Tensor) -> None:
-    pyro.sample("x", dist.Delta(a + torch.randn(8)))
-
-
-def of_delta_and_a_draw(a: torch.Tensor) -> None:
-    pyro.sample("x", dist.Delta(normal("z", a) + torch.randn(8)))
-
-
-OPAQUE = [
-    unseen,
-    implicit,
-    computed_by_numpy,
-    computed_by_torch,
-    computed_pairs,
-    of_delta,
-    of_delta_and_a_draw,
-]
-
-
-@pytest.mark.parametrize("law", OPAQUE)
+@pytest.mark.parametrize("law", OPAQUE.values(), ids=OPAQUE)
 def test_a_plate_whose_random_numbers_are_not_seen_is_one_datum_with_a_warning(law: Any) -> None:
     with pytest.warns(UserWarning, match=r"'x' in the plate 'p' are not seen.*exchangeable=\('p',"):
         structure = read_program(in_a_plate(law), ["a"], ["x"])
@@ -296,7 +242,7 @@ def test_a_plate_whose_random_numbers_are_not_seen_is_one_datum_with_a_warning(l
     assert structure.data[0].parameters == ("a",) and len(structure.notes) == 1
 
 
-@pytest.mark.parametrize("law", OPAQUE)
+@pytest.mark.parametrize("law", OPAQUE.values(), ids=OPAQUE)
 def test_a_plate_is_exchangeable_if_its_author_says_so(law: Any) -> None:
     structure = read_program(in_a_plate(law), ["a"], ["x"], exchangeable=["p"])
     (factor,) = structure.factors
@@ -304,15 +250,13 @@ def test_a_plate_is_exchangeable_if_its_author_says_so(law: Any) -> None:
     assert structure.notes == ()
 
 
-def computed_from_draws(a: torch.Tensor) -> None:
-    pyro.deterministic("x", a + normal("z", 0.0))
+SEEN: list[Callable[[torch.Tensor], Any]] = [
+    lambda a: pyro.deterministic("x", a + normal("z", 0.0)),
+    lambda a: pyro.sample("x", dist.Delta(a + normal("z", 0.0))),
+]
 
 
-def of_delta_of_draws(a: torch.Tensor) -> None:
-    pyro.sample("x", dist.Delta(a + normal("z", 0.0)))
-
-
-@pytest.mark.parametrize("law", [computed_from_draws, of_delta_of_draws])
+@pytest.mark.parametrize("law", SEEN)
 def test_what_is_computed_from_draws_needs_no_word(law: Any) -> None:
     (factor,) = read_program(in_a_plate(law), ["a"], ["x"]).factors
     assert factor.plate == "p"
@@ -322,7 +266,7 @@ def test_an_exchangeable_plate_leaves_other_data_apart() -> None:
     def program() -> None:
         a = normal("a")
         with pyro.plate("p", 8):
-            computed_by_torch(a)
+            pyro.deterministic("x", a + torch.randn(8))
             pyro.deterministic("x2", a + torch.randn(8))
         with pyro.plate("q", 3):
             normal("y", a)

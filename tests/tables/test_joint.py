@@ -155,3 +155,17 @@ def test_whole_numbers_are_refused() -> None:
 
     with pytest.raises(TypeError, match="data of 'x' are whole numbers"):
         AmortizedJoint.fit(counts, ["rate"], ["x"], simulations=50, steps=2, vectorized=True)
+
+
+def test_numbers_with_heavy_tails_are_bent() -> None:
+    def program() -> None:
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(theta, 0.3))
+
+    draws = simulate(program, 2000, seed=1, vectorized=True)
+    draws["x"][0] = 1e6
+    joint = AmortizedJoint(program, ["theta"], ["x"], draws, hidden=4, depth=1)
+    assert joint.tails.bent.tolist() == [False, True]
+    assert float(joint.model.score_function.data_variance.sqrt().max()) < 3
+    drawn = joint.sample({"theta": torch.tensor(0.5)}, 100, seed=0)["x"]
+    assert drawn.isfinite().all() and float(drawn.median()) == pytest.approx(0.5, abs=1.0)

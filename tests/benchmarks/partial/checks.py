@@ -45,10 +45,10 @@ def least_p_value(ranks: Tensor) -> float:
     return min([1.0, *(p * len(p_values) for p in p_values)])
 
 
-def density_difference(task: Task) -> float:
+def density_difference(task: Task, n: int = 100) -> float:
     """The largest difference of log p(z) and the log probability of the program's trace."""
     worst = 0.0
-    for z in task.draws(100, seed=7_000_000):
+    for z in task.draws(n, seed=7_000_000):
         program = poutine.condition(task.simulator.program, task.by_site(z))
         traced = float(poutine.trace(program).get_trace().log_prob_sum())
         worst = max(worst, abs(float(task.log_density(z.double())) - traced) / (1 + abs(traced)))

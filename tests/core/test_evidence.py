@@ -10,28 +10,19 @@ import torch
 from scipy.stats import binom, t
 from torch import Tensor
 
-from pyro_mdm.evaluation import tempering
 from pyro_mdm.evaluation.importance import weighted
-from pyro_mdm.evaluation.weights import evidence, of_repeats, pareto_k, spread_of
-from pyro_mdm.measurements import Particles
-from pyro_mdm.posteriors import ImportanceWeights
+from pyro_mdm.evaluation.weights import (
+    ImportanceWeights,
+    evidence,
+    of_repeats,
+    pareto_k,
+    spread_of,
+)
 from pyro_mdm.support.measured import Measured
 from tests.benchmarks.importance_errors import CHOSEN_ON, HELD_OUT, covered
 
 LAWS = {**CHOSEN_ON, **HELD_OUT}
-LIGHT = (
-    "equal",
-    "lognormal 0.3",
-    "lognormal 1",
-    "gaussian 0.7, d 5",
-    "gaussian 0.8, d 20",
-    "gaussian 4, d 5",
-    "gaussian 2, d 3",
-    "pareto 0.4",
-    "gamma 0.3",
-    "zeros 0.05",
-    "zeros 0.3, lognormal 1",
-)
+LIGHT = ("equal", "lognormal 1", "gaussian 0.8, d 20", "pareto 0.4", "gamma 0.3", "zeros 0.05")
 """Laws with light tails; of others weights alone know too little."""
 
 
@@ -52,14 +43,11 @@ def test_errors_hold_the_truth(name: str) -> None:
     assert many.with_error > 0.8 * many.runs  # 93% or more, and of 200 rarely fewer than 85%
 
 
-@pytest.mark.parametrize("S", [256, 1_000])
-@pytest.mark.parametrize(
-    "name", ["lognormal 0.3", "lognormal 1", "gaussian 2, d 3", "gaussian 0.7, d 1"]
-)
-def test_errors_of_light_tails_are_at_most_half_again_too_large(name: str, S: int) -> None:
+@pytest.mark.parametrize("name", ["lognormal 1", "gaussian 2, d 3"])
+def test_errors_of_light_tails_are_at_most_half_again_too_large(name: str) -> None:
     """Of 400 runs, which tell the spread to 7%, beside the median error."""
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    value, error, _ = evidence(LAWS[name](generator, S, 400))
+    value, error, _ = evidence(LAWS[name](generator, 256, 400))
     assert 0.7 < float(error.nanmedian() / value.std()) < 1.5
 
 
@@ -243,23 +231,6 @@ def test_repeats_of_which_one_is_0_have_no_error() -> None:
     assert (value, error) == pytest.approx((0, cox), rel=1e-5)
     for log_means in (some, even[:1], torch.full((3,), -math.inf).double()):
         assert math.isnan(of_repeats(log_means).standard_error)
-
-
-def test_particles_of_both_kinds_are_repeats() -> None:
-    """Of twisted particles and of tempered ones."""
-    uneven = torch.tensor([1.0, 1.0, 4.0]).double().log()
-    none = Measured(math.nan, math.nan)
-    for log_means in (uneven, uneven / 20):
-        expected = of_repeats(log_means)
-        particles = torch.zeros(3, 5, 2), log_means[:, None].expand(3, 5)
-        twisted = Particles(*particles, 1, Measured(0.0, 0.0))
-        tempered = tempering.TemperedParticles(particles[0], log_means, 1.0, 0.3, 1)
-        assert twisted.log_evidence == pytest.approx(expected)
-        assert tempered.log_constant == pytest.approx(expected)
-        assert twisted.extrapolated.standard_error > expected.standard_error > 0
-        alone = twisted._replace(grid_error=none)
-        assert alone.extrapolated == pytest.approx(expected)
-        assert alone.interval == pytest.approx(expected.interval)
 
 
 def test_guides_that_found_other_modes_do_not_agree() -> None:

@@ -1,4 +1,4 @@
-"""inference.posterior for an observation of one's own, and the pictures of posteriors."""
+"""inference.posterior: what it says of a simulator, and of an observation of one's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -20,13 +21,19 @@ from inference.posterior import posterior, read_observation
 from inference.posteriors.report import PosteriorReport
 from inference.simulators import Simulator
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
-from inference.simulators.two_moons import TWO_MOONS
-from pyro_mdm.plots.posteriors import posterior_columns, posterior_figure, predictive_figure
-from pyro_mdm.posteriors import AmortizedPosterior, simulate
+from inference.simulators.two_moons import TWO_MOONS, log_likelihood
+from pyro_mdm.posteriors import AmortizedPosterior, log_prior, simulate
 from tests.mistakes import refused
-from tests.posteriors.test_posterior_guide import in_plates
 
-IN_PLATES = Simulator(in_plates, ("b", "a"), ("x",))
+
+def plated() -> None:
+    """A parameter, and data in plates."""
+    b = pyro.sample("b", dist.Uniform(2.0, 3.0))
+    with pyro.plate("groups", 2, dim=-2), pyro.plate("times", 4, dim=-1):
+        pyro.sample("x", dist.Normal(b, 1.0))
+
+
+IN_PLATES = Simulator(plated, ("b",), ("x",))
 
 # -- an observation from a file --------------------------------------------------------------------
 
@@ -151,55 +158,101 @@ def test_the_evidence_of_an_observation_is_printed_where_it_is_known() -> None:
         assert re.search(f"^the evidence .*{told}$", said)
 
 
-# -- pictures --------------------------------------------------------------------------------------
-
-DRAWN = {"a": torch.linspace(4.0, 5.0, 101), "b": torch.stack([torch.linspace(0, 1, 101)] * 3, 1)}
-PRIOR = {"a": torch.linspace(0.0, 9.0, 50), "b": torch.randn(50, 3)}
+# -- scores beside others --------------------------------------------------------------------------
 
 
-def test_columns_have_the_names_of_sites() -> None:
-    value = torch.arange(12.0).reshape(2, 3, 2)
-    columns = posterior_columns({"a": value[:, 0, 0], "w": value})
-    assert list(columns) == ["a"] + [f"w[{i}, {j}]" for i in range(3) for j in range(2)]
-    assert torch.equal(columns["w[2, 1]"], value[:, 2, 1])
+def test_two_moons_has_the_density_that_it_draws_from() -> None:
+    """By a grid of x around where it lies: the density sums to 1, with the mean of the draws."""
+    theta = torch.tensor([0.3, -0.6], dtype=torch.float64)
+    n, width = 700, 0.5
+    centre = torch.tensor([-0.3 / math.sqrt(2) + 0.3, -0.9 / math.sqrt(2)], dtype=torch.float64)
+    axis = (torch.arange(n, dtype=torch.float64) + 0.5) / n * width - width / 2
+    grid = torch.cartesian_prod(axis, axis) + centre
+    density = log_likelihood(theta, grid).exp() * (width / n) ** 2
+    assert float(density.sum()) == pytest.approx(1, abs=0.01)
+    conditioned = pyro.condition(TWO_MOONS.program, {"theta": theta.float()})
+    drawn = torch.stack([conditioned() for _ in range(300)]).double()
+    torch.testing.assert_close(density @ grid, drawn.mean(0), atol=0.012, rtol=0)
+    draws = simulate(TWO_MOONS.program, 3, seed=1)
+    x = draws["x"][:1]
+    square = torch.cartesian_prod(*[(torch.arange(250) + 0.5) / 125 - 1] * 2)
+    own = log_likelihood(square.double(), x.double()).logsumexp(0) - 2 * math.log(250)
+    cells: Any = TWO_MOONS.log_posterior
+    found = cells({"theta": draws["theta"][:1], "x": x}, 250)
+    single = log_likelihood(draws["theta"][0].double(), x[0].double()) - math.log(4) - own
+    assert float(found[0]) == pytest.approx(float(single), abs=1e-5)
 
 
-def test_parameters_are_drawn_in_pairs_with_the_truth() -> None:
-    """On axes of the posterior, with room around it; and the truth far away is on them too."""
-    truth = {"a": torch.tensor(8.0), "b": torch.tensor([0.25, 0.5, 0.75])}
-    figure = posterior_figure(DRAWN, PRIOR, truth, most=3)
-    grid = [axes for axes in figure.axes if axes.axison]
-    assert len(grid) == 6 and grid[3].get_xlabel() == "a" and grid[1].get_ylabel() == "b[0]"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "prior", "posterior", "truth",
-    ]  # fmt: skip
-    assert figure.legends[0].get_title().get_text() == "the first 3 of 4 parameters"
-    low, high = grid[1].get_xlim()
-    assert 3.0 < low < 4.0 and 8.0 < high < 8.4
-    low, high = posterior_figure(DRAWN).axes[0].get_xlim()
-    assert 3.9 < low < 4.0 and 5.0 < high < 5.1
-    points = [line for line in grid[1].lines if line.get_linestyle() == "None"]
-    assert [len(line.get_xdata()) for line in points] == [50, 101]
-    assert points[1].get_ydata()[1] == pytest.approx(0.01)
-    lines = [line for line in grid[1].lines if line.get_linestyle() != "None"]
-    assert lines[0].get_xdata()[0] == 8.0 and lines[1].get_ydata()[0] == 0.25
-    refused(ValueError, (lambda: posterior_figure(DRAWN, most=0), "most is 0, expected from 1"))
+@pytest.mark.slow
+def test_the_program_scores_ranks_and_draws(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "posterior.png"
+    few: dict[str, Any] = {"simulations": 200, "steps": 3, "scored": 8, "calibration": 20}
+    posterior("linear_gaussian", out=out, **few)
+    said = capsys.readouterr().out
+    for line in (
+        r"linear_gaussian: 200 simulations, 3 steps",
+        r"log density of the truth, nats +-?\d+\.\d+ ± ",
+        r"of the exact posterior +-?\d",
+        r"exact − ours, paired: the divergence +-?\d",
+        r"ranks of the truth among 99 draws, 20 simulations: .*theta \d.*",
+    ):
+        assert re.search(line, said), line
+    assert out.stat().st_size > 1000
+
+    def number(line: str) -> float:
+        found = re.search(rf"{re.escape(line)} +(-?\d+\.\d+) ± ", said)
+        assert found, line
+        return float(found[1])
+
+    ours, prior = number("log density of the truth, nats"), number("\nof the prior")
+    gaussian = number("\nof a Gaussian, its mean linear in the data")
+    truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
+    expected = dist.Normal(0.0, 1.0).log_prob(truth["theta"]).sum(1).mean()
+    assert prior == pytest.approx(float(expected), abs=0.01)
+    exact = number("of the exact posterior")  # which is Gaussian, where ours starts
+    assert abs(gaussian - exact) < 0.5 and abs(gaussian - ours) < 0.5
+    assert number("ours − the prior's, paired") == pytest.approx(ours - prior, abs=0.02)
+    assert number("ours − the Gaussian's, paired") == pytest.approx(ours - gaussian, abs=0.02)
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "import pyro, torch\nimport pyro.distributions as dist\n"
+        "def program():\n    a = pyro.sample('a', dist.Uniform(0.0, 1.0))\n"
+        "    pyro.sample('b', dist.Poisson(9 * a))\nnumber = 3\n"
+    )
+    few["save"] = tmp_path / "saved"
+    few |= {"latent": ["a"], "observed": ["b"]}
+    found = posterior(f"{own}:program", out=tmp_path / "b.png", **few)
+    said = capsys.readouterr().out
+    assert f"from_pretrained('{tmp_path}/saved', program), which needs the program of {own}" in said
+    with pytest.raises(TypeError, match=r"program is None, expected the simulator .* sites a, b"):
+        AmortizedPosterior.from_pretrained(tmp_path / "saved")
+    drawn = found.sample({"b": torch.tensor(4.0)}, 5)["a"]
+    assert drawn.shape == (5,) and bool(((drawn > 0) & (drawn < 1)).all())
+    for place, said in {"saved": "saved exists; give another --save", "mine.py": "a file"}.items():
+        with pytest.raises(RunError, match=said):
+            posterior(out=tmp_path / "c.png", save=tmp_path / place)
+    with pytest.raises(ValueError, match=r"name their sites, e.g. --latent \[theta\]"):
+        posterior(f"{own}:program", out=tmp_path / "c.png")
+    with pytest.raises(TypeError, match="expected a Pyro program without arguments"):
+        posterior(f"{own}:number", out=tmp_path / "c.png")
 
 
-def test_predictions_stand_beside_what_is_observed() -> None:
-    """Bands are quantiles at each place; a number that is missing has no point."""
-    replicated = {"x": torch.linspace(0, 1, 101)[:, None] * torch.tensor([1.0, 2.0]),
-                  "y": torch.linspace(5, 6, 101)}  # fmt: skip
-    observed: dict[str, Tensor] = {"x": torch.tensor([0.5, math.nan]), "y": torch.tensor(5.5)}
-    figure = predictive_figure(replicated, observed)
-    x, y = figure.axes[:2]
-    assert (x.get_ylabel(), y.get_ylabel()) == ("x", "y")
-    for patch, (low, high) in zip(x.patches, ((0.05, 0.95), (0.25, 0.75)), strict=True):
-        band = patch.get_data()
-        assert band.values == pytest.approx([high, 2 * high])
-        assert band.baseline == pytest.approx([low, 2 * low])
-    (points,) = x.lines
-    assert points.get_ydata()[0] == 0.5 and math.isnan(points.get_ydata()[1])
-    prior = {name: 9 * value for name, value in replicated.items()}
-    beneath, *others = predictive_figure(replicated, observed, prior).axes[0].patches
-    assert len(others) == 2 and beneath.get_data().values == pytest.approx([8.55, 17.1])
+@pytest.mark.parametrize(
+    ("less", "better"), [((1.0, 3.0), "the prior is"), ((1.0, 0.5), "the prior and a Gaussian are")]
+)
+def test_a_score_below_what_is_easily_had_is_a_warning(
+    less: tuple[float, float], better: str
+) -> None:
+    """Ours is so many nats less than the prior's, and the Gaussian so many less than that."""
+    truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
+    prior = log_prior(LINEAR_GAUSSIAN.program, LINEAR_GAUSSIAN.latent, truth)
+    r = (-2 * (prior - less[1]) - math.log(2 * math.pi)).sqrt()[:, None]  # of that density
+    found: Any = SimpleNamespace(
+        gaussian="is there", data=lambda truth: None, coordinates=lambda truth, x: (r, 0.0)
+    )
+    report = PosteriorReport(found, LINEAR_GAUSSIAN, 0)
+    said = report.scores(prior - less[0], truth)
+    assert f"warning: {better} better, so that ranks below say little; give more" in said
+    assert "warning" not in report.scores(prior + 9, truth)
