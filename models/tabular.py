@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from models.checks import check_shape
 from models.csv_files import read_csv, text_columns
 from models.files import DataError
+from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.files import read_file, regular
 from pyro_mdm.tables.columns import Categorical
-from pyro_mdm.tables.columns.kept import table_bytes, table_of
 from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of, parse_spec
 from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.frames import named
@@ -72,7 +72,7 @@ class Tabular(TableRows, Problem):
 
     Args:
         data: the file, a name, or a DataFrame. ``kept`` has a DataFrame as
-            :func:`~pyro_mdm.tables.columns.kept.table_bytes`, with dropped columns empty. With
+            :func:`~models.kept.table_bytes`, with dropped columns empty. With
             ``holdout`` no rows of a DataFrame are test data, as its owner can hold out others, and
             its validation rows are measured as test. Without ``holdout`` a tenth is test, as of a
             file.

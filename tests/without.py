@@ -43,7 +43,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "varying": (),
 }
 """Wings of the library, with those that each needs."""
-USES = {("plots", "simulated"), ("tables", "plots")}
+USES = {("plots", "simulated"), ("posteriors", "tables"), ("tables", "plots")}
 """Who uses another wing for some of its calls."""
 PASSED_ON = (Path(__file__), ROOT / "pyro_mdm" / "__init__.py")
 """Files that ask for a module in another's name."""

@@ -62,15 +62,11 @@ class RowBounds(NamedTuple):
         piece: int = 0,
         error: float = ERROR,
     ) -> pd.DataFrame:
-        """The bounds, and their standard errors.
+        """The bounds on rows, and their standard errors, as for
+        :meth:`~pyro_mdm.tables.Table.log_prob`.
 
         Args:
-            rows: rows whose entries are measured.
-            draws, seed, error: as for :meth:`~pyro_mdm.tables.Table.log_prob`.
             piece: the index of the first piece of the rows among those of a larger table.
-
-        Returns:
-            What :meth:`~pyro_mdm.tables.Table.log_prob` returns.
         """
         pieces = []
         for k, chunk in enumerate(in_pieces(rows), piece):

@@ -38,15 +38,8 @@ class Parts:
 
     @staticmethod
     def checked(part_of: object, count: int) -> Tensor:
-        """The part of each dimension as a tensor, (d,) int64.
-
-        Args:
-            part_of: the part of each dimension, numbers or a tensor.
-            count: the number of parts.
-
-        Raises:
-            ValueError: other numbers than exactly those from 0 to ``count`` - 1.
-        """
+        """The part of each dimension as a tensor, (d,) int64; ValueError for other numbers than
+        exactly those from 0 to ``count`` - 1."""
         parts = torch.as_tensor(part_of)
         if parts.dim() != 1 or parts.unique().tolist() != list(range(count)):
             raise ValueError(

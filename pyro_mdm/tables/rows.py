@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.support.files import JsonObject
+from pyro_mdm.support.splits import Rows, split_rows
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
@@ -45,7 +46,6 @@ from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
 from pyro_mdm.tables.gaps import SHOWN, TableGaps
-from pyro_mdm.tables.splits import Rows, split_rows
 from pyro_mdm.tables.words import Kinds, parse_kinds
 
 __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
@@ -447,15 +447,8 @@ def _far(column: Column, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_dropped(table: pd.DataFrame, columns: Kinds) -> pd.DataFrame:
-    """A table without the values of dropped columns, which may have any type.
-
-    Args:
-        table: the table.
-        columns: kinds of columns, as for :class:`TableRows`.
-
-    Raises:
-        DataError: two columns with one name.
-    """
+    """A table without the values of dropped columns, which may have any type; DataError where two
+    have one name."""
     table = named(table, "the table")
     kinds = parse_kinds(columns, [*table.columns])
     others = kinds.get(OTHERS)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.conditioning.maps import RandomMaps
+from pyro_mdm.evaluation.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder, trained_folder
@@ -39,7 +40,6 @@ from pyro_mdm.tables.completion import (
 )
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
-from pyro_mdm.tables.drawing import draw_batches
 from pyro_mdm.tables.estimator import TableEstimator
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy

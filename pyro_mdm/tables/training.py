@@ -22,9 +22,9 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count, check_number, tensor_device
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import say
+from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.network import FEW, MapMLP
 from pyro_mdm.tables.rows import TableRows
-from pyro_mdm.tables.splits import spread
 from pyro_mdm.training import FALL, MovingAverage, Trainer, indices
 
 __all__ = ["BATCH_SIZE", "GIVEN_RATE", "MAX_LOG_SNR", "WINDOW", "Schedule", "Trained", "train_rows"]
@@ -89,14 +89,8 @@ class Schedule(NamedTuple):
         """The schedule of a number of steps, all of which are taken where there is no limit of
         seconds.
 
-        Args:
-            steps: the number of steps; None: the default schedule, which may end early, or as many
-                as fit into the seconds.
-            learning_rate: the highest learning rate; None: the default one.
-            seconds: the time after which training ends, if it has not before; None: no limit.
-
-        Raises:
-            TypeError, ValueError: numbers that are not positive.
+        Without steps it is the default schedule, which may end early, or takes as many as fit into
+        the seconds. Numbers that are not positive are a TypeError or ValueError.
         """
         if learning_rate is not None:
             words = "the highest learning rate, such as 0.002"
@@ -131,13 +125,8 @@ def train_rows(
         rows: the rows, with their columns.
         schedule: steps, rates and measurements; None: the default schedule.
         batch_size: the number of rows of a step; None: 512, or all.
-        seed: the seed of the weights, the order and the noise.
-        device: the device of the model.
-        progress: whether to show progress; None: after five seconds.
+        seed, device, progress: as for :class:`~pyro_mdm.tables.Table`.
         budget: the seconds of the schedule, some of which may be spent; None: none are.
-
-    Returns:
-        The rows with their model and its guide.
 
     Raises:
         FloatingPointError: a loss that is not finite.
@@ -265,13 +254,8 @@ def _train(
 def validation_bound(
     rows: TableRows, model: DiffusionModel, guide: DiffusionGuide, seed: int = 0
 ) -> float:
-    """The bound on validation rows, in bits per dimension of their entries.
-
-    Args:
-        rows: the rows, with their columns.
-        model, guide: the model of rows and its guide.
-        seed: the seed of the noise, the same at every step, so that bounds are compared paired.
-    """
+    """The bound on validation rows, in bits per dimension of their entries, at the same noise at
+    every step, so that bounds are compared paired."""
     codes = rows.validation
     if len(codes) > VALIDATED:
         codes = codes[spread(len(codes), VALIDATED)]

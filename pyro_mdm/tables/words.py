@@ -12,15 +12,11 @@ Kinds = str | Mapping[str, str] | None
 
 
 def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
-    """Kinds of columns by name, from a text such as ``"age=continuous,zip=drop"``.
+    """Kinds of columns by name, from a text such as ``"age=continuous,zip=drop"``, quoted as in a
+    CSV file; ValueError for another text.
 
-    Args:
-        columns: the text, quoted as in a CSV file, or the kinds; None: no kinds.
-        names: the names of the table, which may have = in them, or spaces around them that the text
-            leaves out; an exact name goes first.
-
-    Raises:
-        ValueError: another text.
+    The names of the table may have = in them, or spaces around them that the text leaves out; an
+    exact name goes first.
     """
     if isinstance(columns, Mapping):
         return {str(name): kind.strip() for name, kind in columns.items()}
@@ -42,15 +38,8 @@ def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
 
 
 def comma_separated(text: str, name: str) -> list[str]:
-    """The words between commas, quoted as in a CSV file.
-
-    Args:
-        text: the text.
-        name: the name of the argument or option that it is of, for the message.
-
-    Raises:
-        ValueError: a line break outside of quotes.
-    """
+    """The words between commas, quoted as in a CSV file; ``name`` is the argument or option that
+    the text is of, for the ValueError of a line break outside of quotes."""
     try:
         return next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:

@@ -41,16 +41,16 @@ BETWEEN_WINGS = {
     ("conditioning", "levels"),
     ("plots", "simulated"),
     ("posteriors", "conditioning"),
+    ("posteriors", "tables"),
     ("seeing", "by_dimension"),
     ("tables", "conditioning"),
     ("tables", "levels"),
     ("tables", "plots"),
-    ("tables", "posteriors"),
 }
 """Who imports another wing after all: data with levels may be given in part, pictures of simulated
-paths name the kind of diffusion, a posterior is of parameters given data, a context chooses clocks
-of dimensions, and a table has columns with levels, and is completed, drawn, and calibrated by
-ranks."""
+paths name the kind of diffusion, a posterior is of parameters given data, that of any numbers
+given any others has the network of tables, a context chooses clocks of dimensions, and a table has
+columns with levels, and is completed and drawn."""
 FLOORS = (
     ("support", "randomness"),
     ("budgets",),

@@ -29,9 +29,9 @@ from inference.impute import impute
 from inference.sample import sample
 from inference.train import train
 from models import DataError
+from models.kept import table_bytes, table_of
 from pyro_mdm import tables
 from pyro_mdm.tables.columns import encode
-from pyro_mdm.tables.columns.kept import table_bytes, table_of
 from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.tables.test_columns import typed

@@ -250,15 +250,8 @@ def numbers_of(values: pd.Series) -> Values:
 
 
 def check_sizes(name: str, values: pd.Series) -> None:
-    """Raise DataError for numbers that float64 cannot compute with.
-
-    They are complex, or their squares would be infinite or zero, or whole ones that differ would be
-    the same.
-
-    Args:
-        name: the name of the column.
-        values: the values of all rows; others than numbers are not looked at.
-    """
+    """Raise DataError for numbers of a column that float64 cannot compute with: complex ones, those
+    whose squares would be infinite or zero, and whole ones that differ and would be the same."""
     fix = f'say columns="{name}=categorical", or leave it out: columns="{name}=drop"'
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind == "complex":
@@ -309,14 +302,8 @@ def as_written(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_numbers(name: str, values: pd.Series, spec: ColumnSpec, advice: str = "") -> None:
-    """Raise DataError unless values are numbers, in the given range if there is one.
-
-    Args:
-        name: the name of the column.
-        values: the values of all rows.
-        spec: the specification of the column, with its range.
-        advice: the end of the message for a value that is no number.
-    """
+    """Raise DataError unless the values of all rows are numbers, in the given range if there is
+    one; ``advice`` ends the message for a value that is no number."""
     numbers = numbers_of(values)
     if (wrong := np.isnan(numbers) & values.notna().to_numpy()).any():
         raise DataError(no_number(name, values[wrong].iloc[0]) + advice)

@@ -71,11 +71,7 @@ class DateForm(NamedTuple):
         return cls(None, pattern + (".%f" if len(longest) > 19 else ""), step)
 
     def dates(self, days: Values) -> Values | pd.Index:
-        """Dates in this form, (n,), rounded to the step.
-
-        Args:
-            days: days since 1970, (n,).
-        """
+        """Dates in this form, (n,), of days since 1970, (n,), rounded to the step."""
         first, last = (-REACH, REACH) if "[ns" in (self.dtype or "") else (FIRST, LAST)
         micros = np.round(days.clip(first, last) * (DAY / self.step)) * self.step
         stamps = pd.DatetimeIndex(micros.astype(np.int64).astype("datetime64[us]"))

@@ -148,13 +148,8 @@ def _with_absences(
 
 def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Tensor | None:
     """Rows in model space whose missing and absent entries are drawn given the others, by chained
-    equations, (num, n, Σ width); None where no missing entry depends on other columns.
-
-    Args:
-        columns: the columns, fitted.
-        codes: codes of rows, (n, d), NaN where an entry is missing.
-        num: the number of completed tables.
-    """
+    equations, (num, n, Σ width), for codes (n, d); None where no missing entry depends on other
+    columns."""
     there = codes.isfinite().numpy()
     present = {
         column.name: pd.Series(column.values(np.where(here, code, 0.0))).where(here)

@@ -41,17 +41,11 @@ FAR = 3.5
 
 
 def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, str]:
-    """The columns whose gaps depend on another column, each with the one on which they depend most.
+    """The columns whose gaps depend on another column, by name, each with the name of the one on
+    which they depend most.
 
     Were gaps chance, gaps at the codes where they are most frequent would have a hypergeometric
     distribution, as for :func:`skip_rules`.
-
-    Args:
-        columns: the columns that are tested, fitted.
-        table: the rows.
-
-    Returns:
-        Names of columns, by the names of columns with gaps.
     """
     from scipy.stats import hypergeom
 
@@ -79,15 +73,9 @@ def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, 
 def patterns(
     columns: Sequence[Column], table: pd.DataFrame, rules: Mapping[str, Rule]
 ) -> list[str]:
-    """The patterns of gaps in a table in words, those with most rows first.
-
-    A pattern is of columns that are empty in the same rows.
-
-    Args:
-        columns: the columns that are examined, fitted.
-        table: the rows.
-        rules: those of :func:`skip_rules`, by which no row has columns that are taken to exist.
-    """
+    """The patterns of gaps in a table in words, those with most rows first, each of columns that
+    are empty in the same rows; ``rules`` are those by which no row has columns that are taken to
+    exist, of :func:`skip_rules`."""
     absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
     depends, result = dependent_gaps(columns, table), []
     for names in _alike(table, [column.name for column in columns]):
@@ -209,13 +197,8 @@ def _end(column: Column, low: float, high: float) -> float:
 
 
 def _best_cut(column: _Codes, weights: Values, priced: bool = True) -> _Cut:
-    """The codes with the largest sum of the weights of their rows, less the price.
-
-    Args:
-        column: the column.
-        weights: the weights of rows, (n,).
-        priced: whether the price counts.
-    """
+    """The codes with the largest sum of the weights of their rows, (n,), less the price if it
+    counts."""
     k = len(column.codes)
     sums = np.bincount(column.places, weights, k + 1)[:k]
     cuts: list[tuple[float, float, Any]] = []  # their sums, prices, and places or two ends
@@ -269,12 +252,8 @@ class _Cuts(NamedTuple):
         return _Cuts(tuple(cuts), self.either)
 
     def explains(self, gone: Mask, price: float) -> bool:
-        """Whether gaps are where the rule holds, and the gaps elsewhere are by chance.
-
-        Args:
-            gone: the mask of gaps, (n,).
-            price: minus the logarithm of the probability that is allowed by chance, nats.
-        """
+        """Whether gaps, (n,), are where the rule holds, and the gaps elsewhere are by chance, of
+        which the probability e^{-price} is allowed."""
         from scipy.stats import hypergeom
 
         holds, decided = self.holds
@@ -328,14 +307,11 @@ def skip_rules(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Rule
 
 
 def _rule(gone: Mask, columns: Sequence[_Codes], price: float) -> Rule | None:
-    """The rule by which other columns make entries absent, if there is one.
+    """The rule by which other columns make entries absent, if there is one whose probability by
+    chance is below e^{-price}.
 
-    Several conditions are improved in turn, from those of single columns on which gaps depend most.
-
-    Args:
-        gone: the mask of gaps, (n,).
-        columns: the columns of which rules may consist.
-        price: minus the logarithm of the probability of a false alarm, nats.
+    Several conditions are improved in turn, from those of single columns on which gaps depend
+    most.
     """
     if min(int(gone.sum()), int((~gone).sum())) < FEWEST or not columns:
         return None
@@ -372,14 +348,12 @@ def _rule(gone: Mask, columns: Sequence[_Codes], price: float) -> Rule | None:
 
 
 def _dependence(column: _Codes, gone: Mask) -> tuple[float, _Cut]:
-    """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance.
+    """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance, in
+    nats less those that chance exceeds with probability :data:`CHANCE`.
 
     With p the share of gaps among n rows, and J the share of the codes among rows with a gap less
     that among others, the information on gaps is at least 2 n p (1 - p) J² nats, by Pinsker's
     inequality.
-
-    Returns:
-        These nats less those expected by chance with probability :data:`CHANCE`, and the codes.
     """
     there = column.there
     n, gaps = int(there.sum()), int(gone[there].sum())

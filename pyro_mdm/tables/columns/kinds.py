@@ -106,11 +106,8 @@ def kind_names() -> list[str]:
 
 
 def class_of(kind: str, find_kind: FindKind | None = None) -> type[Column]:
-    """The class of a kind.
-
-    Args:
-        kind: the name of a kind, or of a class, ``file.py:Name``.
-        find_kind: the function that returns a class by such a name; None: no such classes.
+    """The class of a kind, by its name, or of a class ``file.py:Name``, which ``find_kind``
+    returns.
 
     Raises:
         DataError: an unknown kind.
@@ -139,18 +136,11 @@ def is_name(kind: str) -> bool:
 
 
 def parse_spec(name: str, text: str) -> ColumnSpec:
-    """The specification of a column from a text.
+    """The specification of a column from a text, or DataError.
 
     The text is a kind, an order a<b<c, or a range 0..100, which may follow a kind of numbers and
     have one end alone. A level may begin with <, as in ``<=50K<>50K``. The last or only word may be
     absent or mar.
-
-    Args:
-        name: the name of the column.
-        text: the text.
-
-    Raises:
-        DataError: another text.
     """
     rest, _, last = text.rpartition(" ")
     if last in get_args(Empty) and name != OTHERS:
@@ -192,12 +182,8 @@ def _parsed(name: str, text: str) -> ColumnSpec:
 
 
 def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The kind of each column by its name: as given, or that of :data:`OTHERS`, or inferred.
-
-    Args:
-        table: the table.
-        kinds: texts by the names of columns; None: all kinds are inferred by :func:`kind_of`.
-    """
+    """The kind of each column by its name: as given by a text, or that of :data:`OTHERS`, or
+    inferred."""
     kinds = kinds or {}
     others = kinds.get(OTHERS)
     result = {}
@@ -248,11 +234,6 @@ def left_out(
     They have no value in the training rows, or one. Of columns whose kind is inferred they are also
     text of which most values are in one row alone, and whole numbers that count the rows. Columns
     whose kind is given by name are never among them.
-
-    Args:
-        table: the table.
-        train: the mask of the training rows, (n,).
-        kinds: texts by the names of columns; None: all kinds are inferred.
     """
     kinds = kinds or {}
     others, reasons = kinds.get(OTHERS), {}

@@ -318,13 +318,8 @@ def _whole_ends(values: pd.Series) -> Ends | None:
 
 
 def _order(name: str, order: Sequence[str] | None, values: pd.Series) -> Sequence[object] | None:
-    """The levels of an ordinal column, lowest first, as in the table; None: numbers in their order.
-
-    Args:
-        name: the name of the column.
-        order: the given order; None: that of pandas, if there is one.
-        values: the values of all rows.
-    """
+    """The levels of an ordinal column, lowest first, as in the table, by an order that is given or
+    by that of pandas; None: numbers in their order."""
     if order is None:
         dtype = values.dtype
         return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None

@@ -560,11 +560,8 @@ class Integer(Rounded):
 
 
 def finite_numbers(name: str, values: pd.Series) -> Values:
-    """Values as float64, finite, or NaN where missing or not a number.
-
-    Raises:
-        DataError: an infinite number.
-    """
+    """Values as float64, finite, or NaN where missing or not a number; DataError for infinite
+    ones."""
     numbers = numbers_of(values)
     check_finite(name, numbers)
     return numbers

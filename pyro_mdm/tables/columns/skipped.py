@@ -73,12 +73,8 @@ class Rule(NamedTuple):
         return np.where(one == self.either, one, values.prod(0))
 
     def codes(self, empty: Mask, table: pd.DataFrame) -> Values:
-        """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries, (n,); 0 for others.
-
-        Args:
-            empty: the mask of empty entries, (n,).
-            table: the table, with the columns that decide.
-        """
+        """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries of a table, (n,); 0
+        for others."""
         holds = self.holds(table)
         unsaid = ABSENT if self.exact else math.nan
         codes = np.select([holds == 1, holds == 0], [ABSENT, HIDDEN], unsaid)
