@@ -20,12 +20,11 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.files import read_file, regular
 from pyro_mdm.tables.columns import Categorical
-from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of, parse_spec
-from pyro_mdm.tables.columns.spec import OTHERS
+from pyro_mdm.tables.columns.base import OTHERS
+from pyro_mdm.tables.columns.kinds import KINDS, FindKind, Kinds, kinds_of, parse_spec
 from pyro_mdm.tables.frames import named
 from pyro_mdm.tables.rows import FEWEST, TableRows, without_dropped
 from pyro_mdm.tables.training import BATCH_SIZE, GIVEN_RATE, MAX_LOG_SNR, WINDOW
-from pyro_mdm.tables.words import Kinds
 
 if TYPE_CHECKING:
     from pandas import DataFrame

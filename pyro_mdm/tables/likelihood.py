@@ -67,14 +67,6 @@ class MixedLikelihood(Likelihood):
     Raises:
         ValueError: a part without a dimension, an index of no part. On call: a diffusion with
             clocks by dimension.
-
-    Example:
-        >>> from pyro_mdm.likelihoods import Gaussian
-        >>> from pyro_mdm.tables import OneHotLikelihood
-        >>> log_prior = torch.full((1, 3), 1 / 3).log()  # one column of three categories
-        >>> part_of = torch.tensor([0, 1, 1, 1])
-        >>> MixedLikelihood([Gaussian(), OneHotLikelihood(log_prior)], part_of).part_of.tolist()
-        [0, 1, 1, 1]
     """
 
     part_of: Tensor

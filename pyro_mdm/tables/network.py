@@ -270,13 +270,6 @@ class LevelLogits(Recorded, nn.Module):
 
     Raises:
         ValueError: shapes that do not fit.
-
-    Example:
-        >>> codes = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])  # two levels, in the first column
-        >>> prior, index = torch.tensor([0.5, 0.5]), torch.tensor
-        >>> levels = LevelLogits(codes, prior, index([0, 1]), index([0, 1]), index([0, 0]))
-        >>> levels.first.tolist()  # the first dimension of the column of each level
-        [0, 0]
     """
 
     codes: Tensor

@@ -340,10 +340,6 @@ class OneHotLikelihood(Likelihood):
 
     Raises:
         ValueError: another prior.
-
-    Example:
-        >>> OneHotLikelihood(torch.tensor([[0.5, 0.25, 0.25]]).log()).log_prior.shape
-        torch.Size([1, 3])
     """
 
     log_prior: Tensor

@@ -27,26 +27,26 @@ from pyro_mdm.tables.columns import (
     fit_columns,
     to_model_space,
 )
-from pyro_mdm.tables.columns.base import as_written, rows_in_words
+from pyro_mdm.tables.columns.base import OTHERS, as_written, rows_in_words
 from pyro_mdm.tables.columns.dates import DAY, days_of
 from pyro_mdm.tables.columns.doubts import doubts_of
 from pyro_mdm.tables.columns.fitting import Unknown, completed_rows, unknown_in, without_unknown
+from pyro_mdm.tables.columns.gaps import SHOWN, TableGaps
 from pyro_mdm.tables.columns.kinds import (
     DROP,
     FindKind,
+    Kinds,
     class_of,
     is_name,
     kind_names,
     left_out,
+    parse_kinds,
     parse_spec,
 )
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Skipped
-from pyro_mdm.tables.columns.spec import OTHERS
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
-from pyro_mdm.tables.gaps import SHOWN, TableGaps
-from pyro_mdm.tables.words import Kinds, parse_kinds
 
 __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,16 @@ from torch import Tensor
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.scales import Values
-from pyro_mdm.tables.columns.spec import ColumnSpec, range_in_words
 from pyro_mdm.tables.one_hot import Levels, OneHot
 
 __all__ = [
+    "EVERYWHERE",
+    "OTHERS",
     "Center",
     "Column",
+    "ColumnSpec",
+    "Empty",
+    "Ends",
     "Mask",
     "Values",
     "WHOLE",
@@ -46,6 +50,7 @@ __all__ = [
     "check_sizes",
     "no_number",
     "numbers_of",
+    "range_in_words",
     "rows_in_words",
 ]
 
@@ -53,6 +58,32 @@ Mask = NDArray[np.bool_]
 """Whether each row is meant."""
 Center = Literal["mean", "median"]
 """The centre of draws."""
+Ends = tuple[float, float]
+"""The least and the largest number that a column may have."""
+EVERYWHERE: Ends = (-math.inf, math.inf)
+"""The ends of a column that has none."""
+
+Empty = Literal["absent", "mar"]
+"""The meaning of an empty entry: absent, as the column does not exist for the row, or missing at
+random.
+"""
+
+OTHERS = "*"
+"""The name that stands for all columns without a given kind."""
+
+
+class ColumnSpec(NamedTuple):
+    """The specification of a column, as far as it is given."""
+
+    kind: str | None = None  # the name of its kind; None: inferred from its values
+    order: tuple[str, ...] | None = None  # the levels of an ordinal column, the lowest first
+    ends: Ends | None = None  # the least and the largest number that it may have
+    empty: str | None = None  # the meaning of an empty entry; None: inferred
+
+
+def range_in_words(ends: Ends) -> str:
+    """A range as text, such as 0..100."""
+    return "..".join("" if math.isinf(end) else f"{end:.15g}" for end in ends)
 
 
 class Column(ABC):
@@ -72,13 +103,6 @@ class Column(ABC):
         width: the number of its dimensions in model space.
         noisy: whether a value is an interval of model space, from which x is drawn.
         dtype: the type of the column in its table, by :func:`pyro_mdm.tables.frames.dtype_of`.
-
-    Example:
-        >>> from pyro_mdm.tables import Categorical
-        >>> import pandas as pd
-        >>> size: Column = Categorical("size", pd.Series(["big", "big", "small"]))
-        >>> size.codes(pd.Series(["small", None, "big"])).tolist()
-        [1.0, nan, 0.0]
     """
 
     kind: str

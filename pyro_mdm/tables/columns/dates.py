@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import Center, Column, Mask, Values
+from pyro_mdm.tables.columns.base import EVERYWHERE, Center, Column, ColumnSpec, Mask, Values
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.numbers import Continuous, Integer
-from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec
 
 __all__ = ["DAY", "DateForm", "Dates", "days_of"]
 
@@ -99,13 +98,6 @@ class Dates(Column):
 
     Raises:
         DataError: a value that is no date.
-
-    Example:
-        >>> import pandas as pd
-        >>> dates = pd.Series(["2024-01-01", "2024-01-05", "2024-02-01"])
-        >>> born = Dates("born", dates, np.ones(3, dtype=bool))
-        >>> born.codes(dates).tolist()
-        [19723.0, 19727.0, 19754.0]
     """
 
     kind = "date"

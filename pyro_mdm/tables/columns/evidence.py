@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 
-from pyro_mdm.tables.columns.base import WHOLE, Values
+from pyro_mdm.tables.columns.base import EVERYWHERE, WHOLE, Ends, Values
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.spec import EVERYWHERE, Ends
 
 __all__ = [
     "DECIMALS",

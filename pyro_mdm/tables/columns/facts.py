@@ -45,11 +45,6 @@ def column_facts(column: Column) -> dict[str, object]:
     Raises:
         TypeError: attributes, such as levels, of another type than numbers, text, tensors and
             columns.
-
-    Example:
-        >>> from pyro_mdm.tables import Boolean
-        >>> column_facts(Boolean("smokes"))
-        {'class': 'Boolean', 'attributes': {'name': 'smokes'}}
     """
     attributes = {name: _encoded(value) for name, value in vars(column).items()}
     name = type(column).__name__
@@ -66,11 +61,6 @@ def column_of_facts(facts: JsonObject, find_kind: FindKind | None = None) -> Col
 
     Raises:
         ValueError: damaged facts, or an unknown class.
-
-    Example:
-        >>> facts = {"class": "Boolean", "attributes": {"name": "smokes"}}
-        >>> column_of_facts(facts).values(np.array([0.0, 1.0])).tolist()
-        [False, True]
     """
     try:
         name, attributes = str(facts["class"]), dict(facts["attributes"])

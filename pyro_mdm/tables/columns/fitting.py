@@ -17,7 +17,16 @@ import pyro_mdm.randomness as randomness
 from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.tables.chained import Block, chained_completions
-from pyro_mdm.tables.columns.base import Column, Mask, as_written, check_sizes, rows_in_words
+from pyro_mdm.tables.columns.base import (
+    OTHERS,
+    Column,
+    ColumnSpec,
+    Mask,
+    as_written,
+    check_sizes,
+    range_in_words,
+    rows_in_words,
+)
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     BUILT_IN,
@@ -33,7 +42,6 @@ from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Categorical, shown
 from pyro_mdm.tables.columns.numbers import Continuous, Mixed, finite_numbers
 from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
-from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
 
 __all__ = [
     "Unknown",
@@ -269,14 +277,6 @@ def encode(columns: Sequence[Column], table: pd.DataFrame) -> Tensor:
 
     Raises:
         DataError: a table without one of the columns, or a value that a column cannot have.
-
-    Example:
-        >>> import pandas as pd
-        >>> from pyro_mdm.tables import Boolean
-        >>> encode([Boolean("smokes")], pd.DataFrame({"smokes": [True, None, False]}))
-        tensor([[1.],
-                [nan],
-                [0.]], dtype=torch.float64)
     """
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
@@ -303,12 +303,6 @@ def to_model_space(
     Returns:
         x, (n, Σ width) float32, NaN where an entry is missing, and the log determinants of the
         present entries, nats, (n,).
-
-    Example:
-        >>> from pyro_mdm.tables import Boolean
-        >>> to_model_space([Boolean("smokes")], torch.tensor([[1.0], [0.0]])).x
-        tensor([[ 1.],
-                [-1.]])
     """
     codes = codes.double()
     noise: list[Tensor | None] = [None] * len(columns)
@@ -336,11 +330,6 @@ def decode(columns: Sequence[Column], x: Tensor) -> pd.DataFrame:
 
     Returns:
         A table of n rows.
-
-    Example:
-        >>> from pyro_mdm.tables import Boolean
-        >>> decode([Boolean("smokes")], torch.tensor([[0.9], [-1.2]]))["smokes"].tolist()
-        [True, False]
     """
     table = {}
     pieces = x.cpu().split([c.width for c in columns], -1)

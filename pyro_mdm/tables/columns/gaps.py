@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +17,10 @@ from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Ordinal
 from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 
-__all__ = ["dependent_gaps", "never_together", "patterns", "skip_rules"]
+__all__ = ["SHOWN", "TableGaps", "dependent_gaps", "patterns", "skip_rules"]
 
+SHOWN = 12
+"""The most patterns of gaps, or doubts, that are printed."""
 FALSE_ALARM = 1e-6
 """The largest probability that gaps by chance alone, in any column, count as dependent."""
 LEVELS = 20
@@ -361,3 +365,49 @@ def _dependence(column: _Codes, gone: Mask) -> tuple[float, _Cut]:
     cut = _best_cut(column, weights, priced=False)
     nats = 2 * gaps * (n - gaps) / max(n, 1) * cut.weight**2
     return nats - cut.price + math.log(CHANCE), cut
+
+
+class TableGaps:
+    """The gaps of the columns of new rows, found at the first access, which takes seconds.
+
+    Args:
+        columns: the columns.
+        rows: the rows; None: they are not known, and have no gaps.
+    """
+
+    def __init__(self, columns: Sequence[Column], rows: pd.DataFrame | None) -> None:
+        self.columns, self.rows = [*columns], rows
+
+    @functools.cached_property
+    def _unseen(self) -> dict[str, Rule]:
+        """The rules by which no row has columns that are taken to exist in all."""
+        return {} if self.rows is None else skip_rules(self.columns, self.rows)
+
+    @functools.cached_property
+    def in_words(self) -> str:
+        """The gaps, a line each; empty without gaps."""
+        gaps = [] if self.rows is None else patterns(self.columns, self.rows, self._unseen)
+        if not gaps:
+            return ""
+        lines = [f"  {pattern}" for pattern in gaps]
+        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
+
+    def warn(self) -> None:
+        """Warn of columns, and pairs of them, that no row has where a model extrapolates them."""
+        if self.rows is None:
+            return
+        names = [column.name for column in self.columns if not isinstance(column, Skipped)]
+        without = [
+            f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
+            f"can say whether rightly; say {name}=absent if it does not exist there"
+            for name, rule in self._unseen.items()
+        ]
+        without += [
+            f"no row has both {one!r} and {other!r}: how they depend on each other, given the "
+            "rest, is not in the data"
+            for one, other in never_together(self.rows, names)
+        ]
+        if without:
+            more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+            warnings.warn("; ".join(without[:SHOWN]) + more, stacklevel=2)

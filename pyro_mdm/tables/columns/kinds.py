@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, get_args
 
 from pyro_mdm.support.checks import DataError, checked_arguments
-from pyro_mdm.tables.columns.base import Column, Mask
+from pyro_mdm.tables.columns.base import OTHERS, Column, ColumnSpec, Empty, Mask
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW, finite_of
 from pyro_mdm.tables.columns.lazy import pd
@@ -21,19 +22,21 @@ from pyro_mdm.tables.columns.numbers import (
     Nonnegative,
     Rounded,
 )
-from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, Empty
 
 __all__ = [
     "BUILT_IN",
     "DROP",
     "KINDS",
     "FindKind",
+    "Kinds",
     "class_of",
+    "comma_separated",
     "is_name",
     "kind_names",
     "kind_of",
     "kinds_of",
     "left_out",
+    "parse_kinds",
     "parse_spec",
     "register_kind",
 ]
@@ -63,6 +66,9 @@ DROP = "drop"
 FindKind = Callable[[str], type[Column]]
 """A function that returns a class by its name, such as ``file.py:Name``, which stands for a
 kind."""
+
+Kinds = str | Mapping[str, str] | None
+"""Kinds of columns, as text or by name; None: all are inferred."""
 
 C = TypeVar("C", bound=Column)
 
@@ -181,6 +187,44 @@ def _parsed(name: str, text: str) -> ColumnSpec:
     )
 
 
+def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
+    """Kinds of columns by name, from a text such as ``"age=continuous,zip=drop"``, quoted as in a
+    CSV file; ValueError for another text.
+
+    The names of the table may have = in them, or spaces around them that the text leaves out; an
+    exact name goes first.
+    """
+    if isinstance(columns, Mapping):
+        return {str(name): kind.strip() for name, kind in columns.items()}
+    names_of = {name.strip(): name for name in names} | {name: name for name in names}
+    kinds = {}
+    for text in comma_separated(columns or "", "columns"):
+        ends = [i for i, sign in enumerate(text) if sign == "=" and text[:i].strip()]
+        if text.strip() and not ends:
+            raise ValueError(
+                f"columns has {text.strip()!r}, expected name=kind, with commas between; e.g. "
+                "age=continuous,zip=drop"
+            )
+        if ends:
+            exact = [i for i in ends if {text[:i], text[:i].strip()} & set(names_of)]
+            end = exact[-1] if exact else ends[0]  # before a sign of an order, such as <=50K<>50K
+            name, kind = text[:end], text[end + 1 :].strip()
+            kinds[names_of.get(name) or names_of.get(name.strip(), name.strip())] = kind
+    return kinds
+
+
+def comma_separated(text: str, name: str) -> list[str]:
+    """The words between commas, quoted as in a CSV file; ``name`` is the argument or option that
+    the text is of, for the ValueError of a line break outside of quotes."""
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise ValueError(
+            f"{name} is {text!r}, which has a line break outside of quotes; expected words "
+            'with commas between, quoted as in a CSV file: "a name=kind",other=kind'
+        ) from error
+
+
 def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
     """The kind of each column by its name: as given by a text, or that of :data:`OTHERS`, or
     inferred."""
@@ -211,11 +255,6 @@ def kind_of(values: pd.Series) -> str:
 
     Args:
         values: the values of the column.
-
-    Example:
-        >>> import pandas as pd
-        >>> kind_of(pd.Series([0.0, 1.0, 2.0, 1.0])), kind_of(pd.Series(["a", "b"]))
-        ('ordinal', 'categorical')
     """
     return _kind_of(values)
 

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mdm.tables.columns.base import Center, Column, Mask, Values
+from pyro_mdm.tables.columns.base import Center, Column, ColumnSpec, Mask, Values
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import shown
-from pyro_mdm.tables.columns.spec import ColumnSpec
 from pyro_mdm.tables.one_hot import Levels
 
 __all__ = ["ABSENT", "HIDDEN", "Condition", "Rule", "Skipped"]
