@@ -24,7 +24,7 @@ from pyro_mdm.tables.columns.base import OTHERS
 from pyro_mdm.tables.columns.kinds import KINDS, FindKind, Kinds, kinds_of, parse_spec
 from pyro_mdm.tables.frames import named
 from pyro_mdm.tables.rows import FEWEST, TableRows, without_dropped
-from pyro_mdm.tables.training import BATCH_SIZE, GIVEN_RATE, MAX_LOG_SNR, WINDOW
+from pyro_mdm.tables.training import BATCH_SIZE, GIVEN_RATE, MAX_LOG_SNR, WINDOW, new_denoiser
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -172,7 +172,7 @@ class Tabular(TableRows, Problem):
         return MLP(inputs, hidden=128, depth=3, out_features=outputs)
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
-        return self.new_denoiser() if kind is MixedDenoiser else None
+        return new_denoiser(self) if kind is MixedDenoiser else None
 
 
 class _Categories(Container[str]):

@@ -45,7 +45,6 @@ from pyro_mdm.tables.columns.kinds import (
 )
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Skipped
-from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
 
 __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
@@ -59,8 +58,6 @@ FAR = 6.0
 UnknownPolicy = Literal["missing", "refuse"]
 """The treatment of values that a column cannot have: missing entries with a warning, or an
 error."""
-FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
-"""Of the network of the denoiser."""
 
 R = TypeVar("R", bound="TableRows")
 
@@ -325,19 +322,6 @@ class TableRows:
         if self._completions is not None:
             return self._completions.flatten(0, 1)
         return self.to_model_space(self.train, torch.Generator().manual_seed(0))
-
-    def new_denoiser(self) -> MixedDenoiser:
-        """An untrained denoiser of the rows: that of their Gaussian, and a network."""
-        levels = [levels for column in self.columns for levels in column.denoiser_levels]
-        return MixedDenoiser.from_gaussian(
-            self.fit_x(),
-            levels,
-            hidden=64,
-            depth=2,
-            frequencies=FREQUENCIES,
-            members=4,
-            dropout=0.1,
-        )
 
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Stored rows in model space, (n, d), NaN where an entry is missing; see

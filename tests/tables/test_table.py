@@ -379,17 +379,6 @@ def test_a_row_group_is_not_held_to_read_a_piece_of_it(tmp_path: Path) -> None:
         break
 
 
-def test_text_of_numerals_is_text(brief: None, tmp_path: Path) -> None:
-    code = pd.Series([f"0{k % 3}" for k in range(80)])
-    code[0] = "a"
-    table = Table(columns="code=categorical", **UNTRAINED).fit(pd.DataFrame({"code": code}))
-    rows = pd.DataFrame({"code": ["01", "02", "00"]})
-    rows.to_csv(tmp_path / "new.csv", index=False)
-    evaluate(table.run_folder, data=str(tmp_path / "new.csv"), draws=8, out=tmp_path / "rows.csv")
-    written = pd.read_csv(tmp_path / "rows.csv", index_col="row")
-    pd.testing.assert_frame_equal(written, table.log_prob(rows, draws=8), check_names=False)
-
-
 def test_columns_that_stay_have_their_types_in_parquet(
     mixed: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
