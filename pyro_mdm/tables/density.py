@@ -34,16 +34,7 @@ averaged over."""
 
 
 class RowBounds(NamedTuple):
-    """Bounds on log p of the entries of rows, nats.
-
-    Args:
-        table: the training rows, with their columns.
-        model, guide: the model of rows in model space, and its guide.
-        unknown: the treatment of values that a column cannot have, see :meth:`TableRows.codes`.
-        batch_size: the number of rows evaluated together.
-        only: the name of the one column whose entries are measured, given others; None: all
-            columns.
-    """
+    """Bounds on log p of the entries of rows, nats, or of one column given the others."""
 
     table: TableRows
     model: DiffusionModel

@@ -129,15 +129,8 @@ class TableRows:
 
     @classmethod
     def from_facts(cls: type[R], facts: JsonObject, train: Tensor) -> R:
-        """The rows with the columns of facts.
-
-        Args:
-            facts: the columns as JSON, as in :attr:`facts`.
-            train: training rows as stored, (n, d).
-
-        Raises:
-            DataError: damaged facts.
-        """
+        """The rows with the columns of facts, and stored training rows, (n, d); DataError for
+        damaged facts."""
         rows = cls.__new__(cls)
         rows.begin("the table", None)
         rows.facts, rows.train = facts, train
@@ -151,12 +144,8 @@ class TableRows:
         columns: Kinds,
         find_kind: FindKind | None = None,
     ) -> None:
-        """Begin with the kinds of columns of a table that is read from a source.
-
-        Args:
-            source: the file or the table, for messages.
-            columns, find_kind: as for :class:`TableRows`.
-        """
+        """Begin with the kinds of columns of a table that is read from a source, a file or
+        words."""
         self._find_kind = find_kind
         self.source, self._asked, self._kinds = source, columns, parse_kinds(columns)
         self.columns: list[Column] = []
@@ -262,14 +251,7 @@ class TableRows:
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def take_columns(self, facts: JsonObject) -> None:
-        """Take the columns from facts.
-
-        Args:
-            facts: the columns as JSON.
-
-        Raises:
-            DataError: damaged facts.
-        """
+        """Take the columns from facts; DataError for damaged ones."""
         try:
             self.columns = [column_of_facts(one, self._class_of) for one in facts["columns"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -292,15 +274,9 @@ class TableRows:
             warnings.warn("\n".join([head, *lines[:SHOWN], *more]), stacklevel=2)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """Stored rows in model space.
-
-        Args:
-            data: codes, (n, columns).
-            generator: the generator of draws from intervals; None: the library's.
-
-        Returns:
-            x, (n, d), and the log determinants of x by the numbers of the table, nats, (n,).
-        """
+        """Stored rows, (n, columns), in model space, (n, d), and the log determinants of x by the
+        numbers of the table, nats, (n,); draws from intervals are by a generator, or else the
+        library's."""
         x, log_det = to_model_space(self.columns, data, generator)
         return Dequantized(x.to(self.dtype), log_det)
 
@@ -385,12 +361,8 @@ class TableRows:
         return codes
 
     def with_absences(self, codes: Tensor, name: str) -> Tensor:
-        """Codes in which the missing entries of a column are absent, if they may be.
-
-        Args:
-            codes: codes, (n, columns), which are changed.
-            name: the name of the column.
-        """
+        """Codes, (n, columns), which are changed, in which the missing entries of a column are
+        absent, if they may be."""
         for j, column in enumerate(self.columns):
             if column.name == name and isinstance(column, Skipped):
                 empty = codes[:, j].isnan() | (codes[:, j] == HIDDEN)

@@ -318,7 +318,8 @@ class Table:
         """Bounds on log p of the entries of rows, those of :meth:`log_prob`.
 
         Args:
-            batch_size, only: as for :class:`~pyro_mdm.tables.density.RowBounds`.
+            batch_size: the number of rows evaluated together.
+            only: the name of the one column that is measured, given the others; None: all are.
         """
         return RowBounds(*self._fitted[:3], self.unknown, batch_size, only)
 

@@ -285,7 +285,7 @@ def test_patterns_are_said_with_what_tells_them() -> None:
 def table() -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few rows and steps: samples differ from the rows
-        return Table(steps=30, holdout=False).fit(survey(300))
+        return Table(steps=6, holdout=False).fit(survey(200))
 
 
 @pytest.mark.slow

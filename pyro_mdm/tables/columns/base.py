@@ -120,43 +120,25 @@ class Column(ABC):
 
     @classmethod
     def recognizes(cls, values: pd.Series) -> bool:
-        """Whether values are inferred to be of this kind.
-
-        It is asked where the kind is not given, in the order of
-        :data:`~pyro_mdm.tables.columns.kinds.KINDS`.
-        """
+        """Whether values are inferred to be of this kind, asked where the kind is not given, in the
+        order of :data:`~pyro_mdm.tables.columns.kinds.KINDS`."""
         return False
 
     @classmethod  # noqa: B027  many kinds check nothing
     def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
-        """Raise DataError unless a column may be of this kind.
-
-        Args:
-            name: the name of the column.
-            values: the values of all rows.
-            spec: the specification of the column.
-        """
+        """Raise DataError unless a column with the values of all rows may be of this kind."""
 
     @classmethod
     @abstractmethod
     def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
-        """A column of this kind, fitted to values.
+        """A column of this kind, fitted to values of all rows, which :meth:`check` has passed.
 
-        Args:
-            name: the name of the column.
-            values: the values of all rows, which :meth:`check` has passed.
-            train: the mask of the training rows, (n,), among which two values differ.
-            spec: the specification of the column.
+        ``train`` is the mask of the training rows, (n,), among which two values differ.
         """
 
     @classmethod
     def doubts(cls, name: str, values: pd.Series) -> list[str]:
-        """Doubts that values are of this kind, in words, with a remedy each.
-
-        Args:
-            name: the name of the column.
-            values: its values, none missing.
-        """
+        """Doubts that values, none missing, are of this kind, in words, with a remedy each."""
         return []
 
     # -- the column --------------------------------------------------------------------------------
@@ -191,41 +173,23 @@ class Column(ABC):
 
     @abstractmethod
     def values(self, codes: Values) -> Values | pd.Index:
-        """The values of codes in the table, (n,).
-
-        Args:
-            codes: codes, (n,), none of them NaN.
-        """
+        """The values of codes in the table, (n,); no code is NaN."""
 
     @abstractmethod
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Codes in model space, with log determinants.
+        """Codes w, (n,) float64, NaN where missing, in model space, with log determinants.
 
-        Args:
-            codes: codes w, (n,) float64, NaN where missing.
-            noise: uniform numbers in [0, 1), (n,), for a noisy column; None: for others.
-
-        Returns:
-            x, (n,) or (n, width), and log|dx/dw|, or -log q(x) in an interval, or 0 for levels,
-            nats, (n,).
+        A noisy column draws by uniform noise in [0, 1), (n,). x is (n,) or (n, width), and the log
+        determinant log|dx/dw|, or -log q(x) in an interval, or 0 for levels, nats, (n,).
         """
 
     @abstractmethod
     def unscaled(self, x: Tensor) -> Tensor:
-        """The codes of x, (n,) float64.
-
-        Args:
-            x: values in model space, (n,) or (n, width).
-        """
+        """The codes, (n,) float64, of values in model space, (n,) or (n, width)."""
 
     @abstractmethod
     def center(self, draws: Values, center: Center) -> Values:
-        """The centre of draws, (n,).
-
-        Args:
-            draws: values, (num, n).
-            center: the centre of numbers, mean or median.
-        """
+        """The centre of draws, (num, n), mean or median for numbers, (n,)."""
 
     @property
     def places(self) -> int | Sequence[float] | None:

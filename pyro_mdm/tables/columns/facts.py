@@ -39,9 +39,6 @@ RECORDS: dict[str, Callable[..., object]] = {
 def column_facts(column: Column) -> dict[str, object]:
     """A column as JSON.
 
-    Args:
-        column: the column.
-
     Raises:
         TypeError: attributes, such as levels, of another type than numbers, text, tensors and
             columns.
@@ -53,11 +50,7 @@ def column_facts(column: Column) -> dict[str, object]:
 
 
 def column_of_facts(facts: JsonObject, find_kind: FindKind | None = None) -> Column:
-    """The column of :func:`column_facts`.
-
-    Args:
-        facts: the column as JSON.
-        find_kind: the function that returns a class of your own by its name; None: no such classes.
+    """The column of :func:`column_facts`, of a class of your own by ``find_kind``.
 
     Raises:
         ValueError: damaged facts, or an unknown class.

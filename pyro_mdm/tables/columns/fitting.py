@@ -271,10 +271,6 @@ def without_unknown(table: pd.DataFrame, unknown: Mapping[str, Unknown]) -> pd.D
 def encode(columns: Sequence[Column], table: pd.DataFrame) -> Tensor:
     """The codes of a table, (n, d) float64, NaN where an entry is missing.
 
-    Args:
-        columns: the columns, fitted.
-        table: a table with these columns, and any others.
-
     Raises:
         DataError: a table without one of the columns, or a value that a column cannot have.
     """
@@ -290,19 +286,12 @@ def encode(columns: Sequence[Column], table: pd.DataFrame) -> Tensor:
 def to_model_space(
     columns: Sequence[Column], codes: Tensor, generator: torch.Generator | None = None
 ) -> Dequantized:
-    """Stored data in model space, with log determinants.
+    """Stored data, codes (n, d), in model space, with log determinants.
 
-    Values that have a probability are fresh draws from their intervals at each call, and
-    log p(x) + log determinant is a bound on log p(row) in expectation.
-
-    Args:
-        columns: the columns, fitted.
-        codes: codes, (n, d), NaN where an entry is missing.
-        generator: the generator of these draws; None: the library's.
-
-    Returns:
-        x, (n, Σ width) float32, NaN where an entry is missing, and the log determinants of the
-        present entries, nats, (n,).
+    Values that have a probability are fresh draws from their intervals at each call, by a
+    generator or else the library's, and log p(x) + log determinant is a bound on log p(row) in
+    expectation. x is (n, Σ width) float32, NaN where an entry is missing, and the log determinants
+    are of the present entries, nats, (n,).
     """
     codes = codes.double()
     noise: list[Tensor | None] = [None] * len(columns)
@@ -322,15 +311,8 @@ def to_model_space(
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> pd.DataFrame:
-    """The table of data in model space, in its units and categories.
-
-    Args:
-        columns: the columns, fitted.
-        x: data in model space, (n, Σ width), NaN where an entry is missing.
-
-    Returns:
-        A table of n rows.
-    """
+    """The table, in its units and categories, of data in model space, (n, Σ width), NaN where an
+    entry is missing."""
     table = {}
     pieces = x.cpu().split([c.width for c in columns], -1)
     for column, piece in zip(columns, pieces, strict=True):

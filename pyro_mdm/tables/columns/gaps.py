@@ -368,12 +368,8 @@ def _dependence(column: _Codes, gone: Mask) -> tuple[float, _Cut]:
 
 
 class TableGaps:
-    """The gaps of the columns of new rows, found at the first access, which takes seconds.
-
-    Args:
-        columns: the columns.
-        rows: the rows; None: they are not known, and have no gaps.
-    """
+    """The gaps of the columns of new rows, found at the first access, which takes seconds; no rows
+    have none."""
 
     def __init__(self, columns: Sequence[Column], rows: pd.DataFrame | None) -> None:
         self.columns, self.rows = [*columns], rows
