@@ -28,7 +28,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDS: dict[str, tuple[str, ...]] = {
-    "automatic": (),
+    "automatic": ("posteriors",),
     "auxiliary": (),
     "by_dimension": (),
     "conditioning": ("levels",),
@@ -172,7 +172,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Imports of functions are not told apart: compilers look into them."""
+    """Imports within functions are as usual: compilers look into them."""
     builtins.__import__ = REAL_IMPORT
 
 
