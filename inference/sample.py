@@ -22,8 +22,8 @@ from inference.settings.kinds import checked_options
 from inference.settings.names import slug
 from inference.settings.plan import Programs
 from models import Tabular
+from pyro_mdm.tables.columns.kinds import comma_separated
 from pyro_mdm.tables.completion import DRAW_STEPS, draws_given
-from pyro_mdm.tables.words import comma_separated
 
 __all__ = ["comma_separated", "sample"]
 

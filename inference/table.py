@@ -35,10 +35,10 @@ from models import Tabular
 from pyro_mdm import tables
 from pyro_mdm.support.progress import without_progress
 from pyro_mdm.tables.columns import Center
+from pyro_mdm.tables.columns.kinds import Kinds
 from pyro_mdm.tables.completion import DRAW_STEPS
 from pyro_mdm.tables.rows import UnknownPolicy
 from pyro_mdm.tables.training import Schedule, Trained
-from pyro_mdm.tables.words import Kinds
 
 if TYPE_CHECKING:
     import pandas as pd

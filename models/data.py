@@ -15,7 +15,7 @@ from models.files import DataError
 from pyro_mdm.conditioning import Labels, Vectors
 from pyro_mdm.contexts import GivenContext
 from pyro_mdm.support.files import JsonObject
-from pyro_mdm.tables.splits import EVERY, Rows, split_rows
+from pyro_mdm.support.splits import EVERY, Rows, split_rows
 
 SHOWN_CLASSES = 20
 """The most classes whose numbers of test data are printed."""

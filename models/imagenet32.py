@@ -33,7 +33,7 @@ from torch import Tensor
 
 from models.base import FileImages
 from models.files import DataError, Published, cached
-from pyro_mdm.tables.splits import spread
+from pyro_mdm.support.splits import spread
 
 Part = Literal["train", "test"]
 Images = NDArray[np.uint8]

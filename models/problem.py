@@ -34,7 +34,7 @@ from pyro_mdm.scores.base import Score, Times
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.seeing.wrapping import wrapping
 from pyro_mdm.support.checks import describe
-from pyro_mdm.tables.splits import spread
+from pyro_mdm.support.splits import spread
 
 FIT_SIZE = 50_000
 """The most data that a baseline is fitted to, spread evenly over the training part."""

@@ -13,19 +13,18 @@ from torch import Tensor, nn
 from models.checks import check_shape
 from models.csv_files import read_csv, text_columns
 from models.files import DataError
+from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.files import read_file, regular
 from pyro_mdm.tables.columns import Categorical
-from pyro_mdm.tables.columns.kept import table_bytes, table_of
-from pyro_mdm.tables.columns.kinds import KINDS, FindKind, kinds_of, parse_spec
-from pyro_mdm.tables.columns.spec import OTHERS
+from pyro_mdm.tables.columns.base import OTHERS
+from pyro_mdm.tables.columns.kinds import KINDS, FindKind, Kinds, kinds_of, parse_spec
 from pyro_mdm.tables.frames import named
 from pyro_mdm.tables.rows import FEWEST, TableRows, without_dropped
-from pyro_mdm.tables.training import BATCH_SIZE, GIVEN_RATE, MAX_LOG_SNR, WINDOW
-from pyro_mdm.tables.words import Kinds
+from pyro_mdm.tables.training import BATCH_SIZE, GIVEN_RATE, MAX_LOG_SNR, WINDOW, new_denoiser
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -72,7 +71,7 @@ class Tabular(TableRows, Problem):
 
     Args:
         data: the file, a name, or a DataFrame. ``kept`` has a DataFrame as
-            :func:`~pyro_mdm.tables.columns.kept.table_bytes`, with dropped columns empty. With
+            :func:`~models.kept.table_bytes`, with dropped columns empty. With
             ``holdout`` no rows of a DataFrame are test data, as its owner can hold out others, and
             its validation rows are measured as test. Without ``holdout`` a tenth is test, as of a
             file.
@@ -173,7 +172,7 @@ class Tabular(TableRows, Problem):
         return MLP(inputs, hidden=128, depth=3, out_features=outputs)
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
-        return self.new_denoiser() if kind is MixedDenoiser else None
+        return new_denoiser(self) if kind is MixedDenoiser else None
 
 
 class _Categories(Container[str]):

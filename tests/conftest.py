@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     offset: int = config.getoption("seed_offset")
     if offset == 0:
         return
-    import_module("pyro_mdm.tables.splits")  # by a seed of its own, which is not shifted
+    import_module("pyro_mdm.support.splits")  # by a seed of its own, which is not shifted
     manual_seed = torch.manual_seed
 
     class Generator(torch.Generator):

@@ -711,7 +711,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "_flow_density(model, z, y) ⟨+→-⟩ coordinates(theta)"
         ],
     },
-    "pyro_mdm/tables/joint.py": {
+    "pyro_mdm/posteriors/joint.py": {
         "test_joint.py::test_it_starts_as_all_conditionals_of_a_gaussian": [
             "numbers = self.tails.inverse(z) * self.unit⟨ + self.center→⟩"
         ],

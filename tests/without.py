@@ -39,11 +39,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "posteriors": ("conditioning",),
     "seeing": ("by_dimension",),
     "simulated": (),
-    "tables": ("conditioning", "levels", "posteriors"),
+    "tables": ("conditioning", "levels"),
     "varying": (),
 }
 """Wings of the library, with those that each needs."""
-USES = {("plots", "simulated"), ("tables", "plots")}
+USES = {("plots", "simulated"), ("posteriors", "tables"), ("tables", "plots")}
 """Who uses another wing for some of its calls."""
 PASSED_ON = (Path(__file__), ROOT / "pyro_mdm" / "__init__.py")
 """Files that ask for a module in another's name."""

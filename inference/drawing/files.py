@@ -21,7 +21,7 @@ from models import Problem, Tabular
 from models.csv_files import CellTypes, text_columns
 from pyro_mdm import DiffusionModel
 from pyro_mdm.conditioning import Guided
-from pyro_mdm.tables.words import comma_separated
+from pyro_mdm.tables.columns.kinds import comma_separated
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -14,10 +14,10 @@ from torch import Tensor
 from inference.settings.names import SAMPLERS, accepted, call, find, takes, wrong_kind
 from pyro_mdm import Diffusion, DiffusionModel, samplers
 from pyro_mdm.conditioning import Guided
+from pyro_mdm.evaluation import drawing
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.progress import progress_bar
-from pyro_mdm.tables import drawing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

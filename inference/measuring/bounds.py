@@ -21,7 +21,7 @@ from pyro_mdm.seeing.path_information import path_information_gap
 from pyro_mdm.simulated.evaluation import step_size_bias
 from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, student_factor
-from pyro_mdm.tables.splits import spread
+from pyro_mdm.support.splits import spread
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -16,7 +16,7 @@ from inference.settings.names import short_name
 from inference.settings.plan import Programs
 from models.base import Assembly
 from models.kinds import kind_of
-from pyro_mdm.tables.splits import spread
+from pyro_mdm.support.splits import spread
 
 
 class Entry(NamedTuple):

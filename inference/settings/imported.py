@@ -14,7 +14,7 @@ from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import DiffusionModel
 from pyro_mdm.imported import ImportCheck, ImportedDenoiser, best_ends, check_import
-from pyro_mdm.tables.splits import spread
+from pyro_mdm.support.splits import spread
 
 __all__ = ["check_score", "ends_of", "has_imported_ends"]
 

@@ -53,8 +53,7 @@ from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.support.checks import DataError, describe
 from pyro_mdm.support.files import read_file
 from pyro_mdm.tables.columns import Column
-from pyro_mdm.tables.columns.kinds import is_name, parse_spec
-from pyro_mdm.tables.words import comma_separated
+from pyro_mdm.tables.columns.kinds import comma_separated, is_name, parse_spec
 
 GUIDES: dict[str, Any] = {
     "vpsde": VPSDE,

@@ -157,7 +157,7 @@ def calibration_figure(
     Args:
         pit: probability integral transforms by column, (n,) each, the same rows in all: the mass
             of the predicted distribution below the true value, plus a random fraction of the mass
-            at it (:func:`pyro_mdm.posteriors.ranks` by draws). NaN where no entry was predicted.
+            at it (by ranks, if the prediction is by draws). NaN where no entry was predicted.
         classes: predictions of categories by column: probabilities, (n, C), and the index of the
             true category, (n,), NaN where none was predicted. Frequencies among draws are noisy,
             and the largest one is too large. So give two of them, (2, n, C), of different draws:

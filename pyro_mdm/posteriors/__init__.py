@@ -7,6 +7,7 @@ from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.factor import FactorCalibration, calibrate_factor
 from pyro_mdm.posteriors.gaussian import LinearGaussian
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws
+from pyro_mdm.posteriors.joint import AmortizedJoint
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.local import LocalGuide
 from pyro_mdm.posteriors.members import LearnedEvidence, LikelihoodMembers, MemberDraws
@@ -24,6 +25,7 @@ from pyro_mdm.posteriors.site import DataDistribution, LearnedLikelihood
 from pyro_mdm.posteriors.stored import read_draws
 
 __all__ = [
+    "AmortizedJoint",
     "AmortizedLikelihood",
     "AmortizedPosterior",
     "Calibration",

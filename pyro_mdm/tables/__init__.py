@@ -18,7 +18,6 @@ from pyro_mdm.tables.columns import (
 )
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.denoiser import MixedDenoiser
-from pyro_mdm.tables.joint import AmortizedJoint
 from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
@@ -27,7 +26,6 @@ from pyro_mdm.tables.rows import TableRows
 from pyro_mdm.tables.table import NotFittedError, Table
 
 __all__ = [
-    "AmortizedJoint",
     "Boolean",
     "Bounded",
     "Categorical",

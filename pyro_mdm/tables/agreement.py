@@ -105,11 +105,7 @@ class Agreement:
         return large
 
     def warn(self, what: str) -> None:
-        """Warn if samples differ by more than noise.
-
-        Args:
-            what: the model, in words.
-        """
+        """Warn if samples of the model that is called ``what`` differ by more than noise."""
         if differences := self.differs:
             warnings.warn(
                 f"samples of {what} differ from its rows by more than chance: "
@@ -152,15 +148,11 @@ def agreement(
     """The agreement of samples of a trained model with its training rows.
 
     Args:
-        table: the training rows, with their columns.
-        model: the model of rows, trained at maps with entries observed.
+        table, model: the training rows, and their model, trained at maps with entries observed.
         samples: samples of the model, in model space, (m, d); None: 1,000 new ones.
-        batch_size: the number of rows simulated together.
-        seed: the seed of the choice of rows, of draws and of resamples.
+        batch_size, seed: as for :meth:`~pyro_mdm.tables.Table.sample`.
         seconds: the time of draws, by which fewer rows and samples are compared; None: no limit.
-
-    Returns:
-        An :class:`Agreement`; None if fewer than 200 rows can be compared within the seconds.
+            Fewer than 200 rows are not compared, and the result is None.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
     chosen = torch.randperm(len(table.train), generator=generator)[:ROWS]

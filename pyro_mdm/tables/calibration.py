@@ -24,8 +24,6 @@ from pyro_mdm.tables.rows import TableRows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pyro_mdm.posteriors.calibration import Calibration
-
 __all__ = ["DRAWS", "TableCalibration", "observes_entries", "table_calibration"]
 
 DRAWS = 99
@@ -39,16 +37,22 @@ class TableCalibration:
     """Predictions of entries of a table, and the entries, by column.
 
     Attributes:
-        ranks: ranks of entries that are numbers, and tests that they are uniform.
-        pit: probability integral transforms of these entries, (rows,), NaN where an entry is
-            missing.
+        pit: probability integral transforms of entries that are numbers, (rows,), NaN where an
+            entry is missing.
         classes: frequencies of categories among each half of the draws, (2, rows, C), and the true
             categories, (rows,), NaN where an entry is missing.
     """
 
-    ranks: Calibration
     pit: dict[str, NDArray[np.float64]]
     classes: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+    @property
+    def smallest(self) -> float:
+        """The smallest p-value of the χ² tests that transforms are uniform, times their number."""
+        from scipy.stats import chisquare
+
+        counts = [np.histogram(u[~np.isnan(u)], 10, (0, 1))[0] for u in self.pit.values()]
+        return min(1.0, len(counts) * min(float(chisquare(one).pvalue) for one in counts))
 
     def figure(self) -> Figure:
         """The figure of :func:`pyro_mdm.plots.tables.calibration_figure`."""
@@ -66,12 +70,12 @@ class TableCalibration:
             weight = present.sum(1) / present.sum()
             off = torch.from_numpy(len(weight) * weight * (shares - share))  # of a ratio estimate
             error = Measured.from_values(off).standard_error
-            by_chance = self.ranks.smallest > 0.05
+            by_chance = self.smallest > 0.05
             word = "uniform, as far as this test shows" if by_chance else "NOT uniform"
             lines.append(
                 f"{LEVEL:.0%} intervals contain {share:.1%} ± {error:.1%} of {present.sum()} "
                 f"numbers; ranks are {word} (smallest p-value of {len(self.pit)} columns, times "
-                f"their number: {self.ranks.smallest:.2g})"
+                f"their number: {self.smallest:.2g})"
             )
         if self.classes:
             hits, chances = [], []
@@ -110,22 +114,13 @@ def table_calibration(
     """The calibration of a model on held-out rows, as :meth:`~pyro_mdm.tables.Table.calibration`.
 
     Args:
-        table: the training rows, with their columns.
-        model: the model of rows, trained at maps with entries observed.
+        table, model: the training rows, and their model, trained at maps with entries observed.
         rows: held-out rows as stored, (n, columns), NaN where an entry is missing.
-        draws, seed: as for the same.
-        progress: whether to show progress.
-
-    Returns:
-        A :class:`TableCalibration`.
 
     Raises:
         ValueError: rows without an entry; a model that was not trained at such maps, or that
             :func:`~pyro_mdm.impute` refuses.
     """
-    # here, since it loads much else
-    from pyro_mdm.posteriors.calibration import Calibration, ranks
-
     if not observes_entries(model):
         raise ValueError(
             "the model was never trained at maps with entries observed, expected maps of subsets "
@@ -143,16 +138,16 @@ def table_calibration(
     drawn = encode(table.columns, table.to_table(completed.flatten(0, 1)))
     first, second = drawn.unflatten(0, (draws, 2, len(rows))).unbind(1)
     drawn = torch.where(hidden, first, second)  # (draws, rows, columns)
-    place = ranks(drawn, rows, seed=seed)
-    u = (place + torch.rand(rows.shape, generator=generator)) / (draws + 1)
-    u = u.double().masked_fill(rows.isnan(), math.nan)
-    number_ranks, pit, classes = {}, {}, {}
+    # a rank among draws, at random among equal ones, and a uniform number
+    below, equal = (drawn < rows).sum(0), (drawn == rows).sum(0)
+    u = below + (equal + 1) * torch.rand(rows.shape, generator=generator)
+    u = (u / (draws + 1)).double().masked_fill(rows.isnan(), math.nan)
+    pit, classes = {}, {}
     for j, column in enumerate(table.columns):
         there = ~rows[:, j].isnan()
         if not bool(there.any()):
             continue
         if column.levels is None or column.kind == "ordinal":
-            number_ranks[column.name] = place[there, j]
             pit[column.name] = u[:, j].numpy()
         else:
             # what is absent is one more category
@@ -161,4 +156,4 @@ def table_calibration(
             one_hot = torch.nn.functional.one_hot(index.long(), number)
             halves = [half.double().mean(0).numpy() for half in (one_hot[::2], one_hot[1::2])]
             classes[column.name] = (np.stack(halves), codes.numpy())
-    return TableCalibration(Calibration(number_ranks, draws), pit, classes)
+    return TableCalibration(pit, classes)

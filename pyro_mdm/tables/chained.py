@@ -45,14 +45,8 @@ def chained_completions(
     leaf of a tree of levels. The first draws are of a Gaussian distribution: columns that are
     nearly one never leave the means from which scikit-learn's ``IterativeImputer`` starts.
 
-    Args:
-        x: rows, (n, d), NaN where an entry is missing; each column has an entry.
-        blocks: the dimensions that are drawn together, of one number or of levels.
-        num: the number of completed tables, of one chain.
-        seed: the seed of the draws.
-
-    Returns:
-        Rows without a gap, (num, n, d), in float64.
+    For x (n, d), NaN where an entry is missing, and blocks of dimensions that are drawn together,
+    it returns ``num`` tables of one chain, (num, n, d), in float64.
 
     Source: van Buuren & Groothuis-Oudshoorn, "mice: Multivariate imputation by chained equations
     in R", 2011; the donors in leaves are those of Doove, van Buuren & Dusseldorp, "Recursive

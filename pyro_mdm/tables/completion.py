@@ -53,7 +53,7 @@ def draws(
     *,
     piece: int = 0,
 ) -> list[pd.DataFrame]:
-    """Completed rows, with the modelled columns and rows 0, 1, ….
+    """Completed rows, with the modelled columns and rows 0, 1, …: a table for each draw.
 
     Args:
         table: the training rows, with their columns.
@@ -62,9 +62,6 @@ def draws(
         num: the number of draws of each row.
         how: the options of the draws.
         piece: the index of these rows among the pieces of a larger table, for their seed.
-
-    Returns:
-        A table for each draw.
     """
     piece_seed = seed_from(how.seed, "draws", piece)
     noise = torch.Generator().manual_seed(piece_seed)
@@ -88,12 +85,6 @@ def bootstrapped(
     """Models that begin with the Gaussian distributions of bootstrap samples of the training rows.
 
     They share the weights of the model, whose correction of that distribution they keep.
-
-    Args:
-        table: the training rows, with their columns.
-        model: the model of rows, which stays as it is.
-        num: the number of models.
-        seed: the seed of the samples.
 
     Raises:
         TypeError: a model that does not begin with a Gaussian distribution.
@@ -137,16 +128,7 @@ def draws_given(
     batch_size: int = 1024,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Rows with given values of some columns, their other columns drawn.
-
-    Args:
-        table, model: as for :func:`draws`.
-        n: the number of rows.
-        given: values by the names of columns.
-        batch_size, seed: as for :func:`draws`.
-
-    Returns:
-        A table of n rows.
+    """n rows with given values of some columns, by name, and draws of their other columns.
 
     Raises:
         DataError: an unknown column, or a value that it cannot have.
@@ -162,13 +144,8 @@ def draws_given(
 def middle(
     columns: Sequence[Column], draws: Sequence[pd.DataFrame], center: Center
 ) -> pd.DataFrame:
-    """The centre of each entry over draws.
-
-    Args:
-        columns: the modelled columns.
-        draws: completed rows, as :func:`draws` returns them.
-        center: mean or median for numbers.
-    """
+    """The centre of each entry over draws, those of :func:`draws`; of numbers the mean or
+    median."""
     return pd.DataFrame(
         {
             column.name: column.center(np.stack([rows[column.name] for rows in draws]), center)

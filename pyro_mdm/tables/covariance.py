@@ -73,13 +73,8 @@ def joint_moments(
 
 @torch.no_grad()
 def drawn_rows(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Data with missing entries drawn given the others, (N, d), by the Gaussian distribution of the
-    data.
-
-    Args:
-        x: data, (N, d), NaN where an entry is missing.
-        generator: the generator of the draws.
-    """
+    """Data, (N, d), with missing entries, NaN, drawn given the others by the Gaussian distribution
+    of the data."""
     (mean, C), present = joint_moments(x), ~x.isnan()
     groups = _by_gaps(present)
     noise = torch.randn(x.shape, generator=generator, dtype=C.dtype) @ torch.linalg.cholesky(C).mT

@@ -18,11 +18,11 @@ from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.support.checks import checked_arguments
 from pyro_mdm.support.modules import cached_on
 from pyro_mdm.support.settings import Recorded
+from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.likelihood import MixedLikelihood, Parts
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import Levels, OneHot, OneHotDenoiser
-from pyro_mdm.tables.splits import spread
 
 __all__ = ["GAUSSIAN_ROWS", "NoNetwork", "Levels", "MixedDenoiser", "OneHot"]
 

@@ -34,16 +34,7 @@ averaged over."""
 
 
 class RowBounds(NamedTuple):
-    """Bounds on log p of the entries of rows, nats.
-
-    Args:
-        table: the training rows, with their columns.
-        model, guide: the model of rows in model space, and its guide.
-        unknown: the treatment of values that a column cannot have, see :meth:`TableRows.codes`.
-        batch_size: the number of rows evaluated together.
-        only: the name of the one column whose entries are measured, given others; None: all
-            columns.
-    """
+    """Bounds on log p of the entries of rows, nats, or of one column given the others."""
 
     table: TableRows
     model: DiffusionModel
@@ -62,15 +53,11 @@ class RowBounds(NamedTuple):
         piece: int = 0,
         error: float = ERROR,
     ) -> pd.DataFrame:
-        """The bounds, and their standard errors.
+        """The bounds on rows, and their standard errors, as for
+        :meth:`~pyro_mdm.tables.Table.log_prob`.
 
         Args:
-            rows: rows whose entries are measured.
-            draws, seed, error: as for :meth:`~pyro_mdm.tables.Table.log_prob`.
             piece: the index of the first piece of the rows among those of a larger table.
-
-        Returns:
-            What :meth:`~pyro_mdm.tables.Table.log_prob` returns.
         """
         pieces = []
         for k, chunk in enumerate(in_pieces(rows), piece):

@@ -47,15 +47,7 @@ def as_frame(X: Frame) -> pd.DataFrame:
 
 
 def named(table: pd.DataFrame, where: object) -> pd.DataFrame:
-    """A table with the names of its columns as text.
-
-    Args:
-        table: the table.
-        where: its source, for the message.
-
-    Raises:
-        DataError: two columns with one name.
-    """
+    """A table with the names of its columns as text; DataError where two have one name."""
     table = table.set_axis(table.columns.map(str), axis=1)
     check_names([*table.columns], str(where))
     return table
@@ -77,12 +69,7 @@ def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def with_levels(types: Mapping[str, object], columns: Sequence[Column]) -> dict[str, object]:
-    """Types of a table's columns, with categories that hold all levels, so that draws keep them.
-
-    Args:
-        types: types by the names of columns.
-        columns: columns whose levels are added.
-    """
+    """Types of a table's columns, with categories that hold all levels, so that draws keep them."""
     whole = dict(types)
     for column in columns:
         dtype = whole.get(column.name)
@@ -118,13 +105,10 @@ def typed(table: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
 
 
 def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """A table with its missing entries filled in, its types kept.
+    """A table with its missing entries filled in by values, a table of some of its columns, its
+    types kept.
 
     A column without any entry has the type of the values, unless its own holds such numbers too.
-
-    Args:
-        table: the table.
-        values: a table of as many rows, of some of its columns.
     """
     whole = table.copy()
     for name in values.columns:

@@ -38,15 +38,8 @@ class Parts:
 
     @staticmethod
     def checked(part_of: object, count: int) -> Tensor:
-        """The part of each dimension as a tensor, (d,) int64.
-
-        Args:
-            part_of: the part of each dimension, numbers or a tensor.
-            count: the number of parts.
-
-        Raises:
-            ValueError: other numbers than exactly those from 0 to ``count`` - 1.
-        """
+        """The part of each dimension as a tensor, (d,) int64; ValueError for other numbers than
+        exactly those from 0 to ``count`` - 1."""
         parts = torch.as_tensor(part_of)
         if parts.dim() != 1 or parts.unique().tolist() != list(range(count)):
             raise ValueError(
@@ -74,14 +67,6 @@ class MixedLikelihood(Likelihood):
     Raises:
         ValueError: a part without a dimension, an index of no part. On call: a diffusion with
             clocks by dimension.
-
-    Example:
-        >>> from pyro_mdm.likelihoods import Gaussian
-        >>> from pyro_mdm.tables import OneHotLikelihood
-        >>> log_prior = torch.full((1, 3), 1 / 3).log()  # one column of three categories
-        >>> part_of = torch.tensor([0, 1, 1, 1])
-        >>> MixedLikelihood([Gaussian(), OneHotLikelihood(log_prior)], part_of).part_of.tolist()
-        [0, 1, 1, 1]
     """
 
     part_of: Tensor

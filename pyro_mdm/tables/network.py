@@ -270,13 +270,6 @@ class LevelLogits(Recorded, nn.Module):
 
     Raises:
         ValueError: shapes that do not fit.
-
-    Example:
-        >>> codes = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])  # two levels, in the first column
-        >>> prior, index = torch.tensor([0.5, 0.5]), torch.tensor
-        >>> levels = LevelLogits(codes, prior, index([0, 1]), index([0, 1]), index([0, 0]))
-        >>> levels.first.tolist()  # the first dimension of the column of each level
-        [0, 0]
     """
 
     codes: Tensor
@@ -308,11 +301,8 @@ class LevelLogits(Recorded, nn.Module):
         self.register_buffer("first", first, persistent=False)
 
     def set_coupled(self, coupled: Tensor) -> None:
-        """Compute evidence by some dimensions alone, those that depend on other columns.
-
-        Args:
-            coupled: their indices, (c,) int64.
-        """
+        """Compute evidence by the dimensions of some indices alone, (c,) int64, which depend on
+        other columns."""
         self.register_buffer("coupled", coupled, persistent=False)
         of_column = self.columns[coupled] == self.of_levels.unique().unsqueeze(-1)
         widths = of_column.sum(1)

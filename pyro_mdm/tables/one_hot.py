@@ -82,15 +82,8 @@ continuous."""
 
 
 def one_hot_index(x: Tensor, number: int) -> Tensor:
-    """The category of each column, (…, m) int64.
-
-    Args:
-        x: one-hot columns, (…, m C).
-        number: the number C of categories.
-
-    Raises:
-        ValueError: C neighbours that are not one 1 and zeros, to a thousandth.
-    """
+    """The category of each one-hot column of (…, m C), (…, m) int64; ValueError for C neighbours
+    that are not one 1 and zeros, to a thousandth."""
     columns = x.detach().unflatten(-1, (-1, number))
     index = columns.argmax(-1)
     on = ((columns - _one_hot(index, number, x.dtype)).abs() <= 1e-3).all(-1)
@@ -347,10 +340,6 @@ class OneHotLikelihood(Likelihood):
 
     Raises:
         ValueError: another prior.
-
-    Example:
-        >>> OneHotLikelihood(torch.tensor([[0.5, 0.25, 0.25]]).log()).log_prior.shape
-        torch.Size([1, 3])
     """
 
     log_prior: Tensor
@@ -397,19 +386,11 @@ class OneHotDecoder(DecoderDistribution):
         return constraints.independent(discrete.LevelSupport(self.levels), 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x), summed over columns, nats, (*sample, *batch).
-
-        Args:
-            value: one-hot columns x, (*sample, *batch, m C).
-        """
+        """log p(x) of one-hot columns, (*sample, *batch, m C), summed over them, nats."""
         return self.log_prob_by_dimension(value).sum(-1).to(self._dtype)
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """The log probability of each column in its first dimension, 0 in the others, nats.
-
-        Raises:
-            ValueError: x that is not one-hot.
-        """
+        """The log probability of each column in its first dimension, 0 in the others, nats."""
         self.check_event(value)
         number = self._categories.logits.shape[-1]
         terms = self._categories.log_prob(one_hot_index(value, number)).unsqueeze(-1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.support.files import JsonObject
+from pyro_mdm.support.splits import Rows, split_rows
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
@@ -26,27 +27,25 @@ from pyro_mdm.tables.columns import (
     fit_columns,
     to_model_space,
 )
-from pyro_mdm.tables.columns.base import as_written, rows_in_words
+from pyro_mdm.tables.columns.base import OTHERS, as_written, rows_in_words
 from pyro_mdm.tables.columns.dates import DAY, days_of
 from pyro_mdm.tables.columns.doubts import doubts_of
 from pyro_mdm.tables.columns.fitting import Unknown, completed_rows, unknown_in, without_unknown
+from pyro_mdm.tables.columns.gaps import SHOWN, TableGaps
 from pyro_mdm.tables.columns.kinds import (
     DROP,
     FindKind,
+    Kinds,
     class_of,
     is_name,
     kind_names,
     left_out,
+    parse_kinds,
     parse_spec,
 )
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Skipped
-from pyro_mdm.tables.columns.spec import OTHERS
-from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, dtype_of, named
-from pyro_mdm.tables.gaps import SHOWN, TableGaps
-from pyro_mdm.tables.splits import Rows, split_rows
-from pyro_mdm.tables.words import Kinds, parse_kinds
 
 __all__ = ["FEWEST", "UnknownPolicy", "TableRows", "without_dropped"]
 
@@ -59,8 +58,6 @@ FAR = 6.0
 UnknownPolicy = Literal["missing", "refuse"]
 """The treatment of values that a column cannot have: missing entries with a warning, or an
 error."""
-FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
-"""Of the network of the denoiser."""
 
 R = TypeVar("R", bound="TableRows")
 
@@ -132,15 +129,8 @@ class TableRows:
 
     @classmethod
     def from_facts(cls: type[R], facts: JsonObject, train: Tensor) -> R:
-        """The rows with the columns of facts.
-
-        Args:
-            facts: the columns as JSON, as in :attr:`facts`.
-            train: training rows as stored, (n, d).
-
-        Raises:
-            DataError: damaged facts.
-        """
+        """The rows with the columns of facts, and stored training rows, (n, d); DataError for
+        damaged facts."""
         rows = cls.__new__(cls)
         rows.begin("the table", None)
         rows.facts, rows.train = facts, train
@@ -154,12 +144,8 @@ class TableRows:
         columns: Kinds,
         find_kind: FindKind | None = None,
     ) -> None:
-        """Begin with the kinds of columns of a table that is read from a source.
-
-        Args:
-            source: the file or the table, for messages.
-            columns, find_kind: as for :class:`TableRows`.
-        """
+        """Begin with the kinds of columns of a table that is read from a source, a file or
+        words."""
         self._find_kind = find_kind
         self.source, self._asked, self._kinds = source, columns, parse_kinds(columns)
         self.columns: list[Column] = []
@@ -265,14 +251,7 @@ class TableRows:
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def take_columns(self, facts: JsonObject) -> None:
-        """Take the columns from facts.
-
-        Args:
-            facts: the columns as JSON.
-
-        Raises:
-            DataError: damaged facts.
-        """
+        """Take the columns from facts; DataError for damaged ones."""
         try:
             self.columns = [column_of_facts(one, self._class_of) for one in facts["columns"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -295,15 +274,9 @@ class TableRows:
             warnings.warn("\n".join([head, *lines[:SHOWN], *more]), stacklevel=2)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """Stored rows in model space.
-
-        Args:
-            data: codes, (n, columns).
-            generator: the generator of draws from intervals; None: the library's.
-
-        Returns:
-            x, (n, d), and the log determinants of x by the numbers of the table, nats, (n,).
-        """
+        """Stored rows, (n, columns), in model space, (n, d), and the log determinants of x by the
+        numbers of the table, nats, (n,); draws from intervals are by a generator, or else the
+        library's."""
         x, log_det = to_model_space(self.columns, data, generator)
         return Dequantized(x.to(self.dtype), log_det)
 
@@ -325,19 +298,6 @@ class TableRows:
         if self._completions is not None:
             return self._completions.flatten(0, 1)
         return self.to_model_space(self.train, torch.Generator().manual_seed(0))
-
-    def new_denoiser(self) -> MixedDenoiser:
-        """An untrained denoiser of the rows: that of their Gaussian, and a network."""
-        levels = [levels for column in self.columns for levels in column.denoiser_levels]
-        return MixedDenoiser.from_gaussian(
-            self.fit_x(),
-            levels,
-            hidden=64,
-            depth=2,
-            frequencies=FREQUENCIES,
-            members=4,
-            dropout=0.1,
-        )
 
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Stored rows in model space, (n, d), NaN where an entry is missing; see
@@ -401,12 +361,8 @@ class TableRows:
         return codes
 
     def with_absences(self, codes: Tensor, name: str) -> Tensor:
-        """Codes in which the missing entries of a column are absent, if they may be.
-
-        Args:
-            codes: codes, (n, columns), which are changed.
-            name: the name of the column.
-        """
+        """Codes, (n, columns), which are changed, in which the missing entries of a column are
+        absent, if they may be."""
         for j, column in enumerate(self.columns):
             if column.name == name and isinstance(column, Skipped):
                 empty = codes[:, j].isnan() | (codes[:, j] == HIDDEN)
@@ -447,15 +403,8 @@ def _far(column: Column, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_dropped(table: pd.DataFrame, columns: Kinds) -> pd.DataFrame:
-    """A table without the values of dropped columns, which may have any type.
-
-    Args:
-        table: the table.
-        columns: kinds of columns, as for :class:`TableRows`.
-
-    Raises:
-        DataError: two columns with one name.
-    """
+    """A table without the values of dropped columns, which may have any type; DataError where two
+    have one name."""
     table = named(table, "the table")
     kinds = parse_kinds(columns, [*table.columns])
     others = kinds.get(OTHERS)

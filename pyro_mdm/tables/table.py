@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_mdm.budgets import Budget, Outcome
 from pyro_mdm.conditioning.maps import RandomMaps
+from pyro_mdm.evaluation.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder, trained_folder
@@ -28,6 +30,7 @@ from pyro_mdm.tables.calibration import (
     table_calibration,
 )
 from pyro_mdm.tables.columns import Center, Column
+from pyro_mdm.tables.columns.kinds import Kinds
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.completion import (
     DRAW_STEPS,
@@ -39,12 +42,12 @@ from pyro_mdm.tables.completion import (
 )
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
-from pyro_mdm.tables.drawing import draw_batches
-from pyro_mdm.tables.estimator import TableEstimator
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
 from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 from pyro_mdm.tables.training import WINDOW, Schedule, Trained, train_rows
-from pyro_mdm.tables.words import Kinds
+
+if TYPE_CHECKING:
+    from sklearn.utils import Tags
 
 __all__ = ["NotFittedError", "Table"]
 
@@ -55,16 +58,10 @@ T = TypeVar("T", bound="Table")
 
 
 class NotFittedError(RuntimeError):
-    """The use of a Table that is not fitted yet.
-
-    Example:
-        >>> Table().sample(2)  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        NotFittedError: this Table is not fitted yet
-    """
+    """The use of a Table that is not fitted yet."""
 
 
-class Table(TableEstimator):
+class Table:
     """A joint distribution of the columns of a table, of any kinds, learned from incomplete rows.
 
     An estimator in the manner of scikit-learn: the settings are those of :meth:`get_params`,
@@ -321,7 +318,8 @@ class Table(TableEstimator):
         """Bounds on log p of the entries of rows, those of :meth:`log_prob`.
 
         Args:
-            batch_size, only: as for :class:`~pyro_mdm.tables.density.RowBounds`.
+            batch_size: the number of rows evaluated together.
+            only: the name of the one column that is measured, given the others; None: all are.
         """
         return RowBounds(*self._fitted[:3], self.unknown, batch_size, only)
 
@@ -484,7 +482,48 @@ class Table(TableEstimator):
         assert compared is not None  # without a limit of time
         return compared
 
-    # -- the conventions of scikit-learn -----------------------------------------------------------
+    # -- the conventions of scikit-learn, whose classes are slow to load ---------------------------
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """The names of the settings."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    def get_params(self, deep: bool = True) -> dict[str, object]:
+        """All settings by name, as they were given."""
+        return {name: getattr(self, name) for name in self.setting_names()}
+
+    def set_params(self: T, **params: object) -> T:
+        """The object, with settings changed by name, for the next ``fit``."""
+        for name, value in params.items():
+            if name not in self.setting_names():
+                raise ValueError(
+                    f"there is no setting {name!r}, expected one of "
+                    f"{', '.join(self.setting_names())}"
+                )
+            setattr(self, name, value)
+        return self
+
+    def fit_transform(self, X: Frame, y: object = None) -> Frame:
+        """``fit(X).transform(X)``."""
+        return self.fit(X, y).transform(X)
+
+    def __sklearn_tags__(self) -> Tags:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        inputs = InputTags(allow_nan=True, categorical=True, string=True)
+        target, transformer = TargetTags(required=False), TransformerTags(preserves_dtype=[])
+        return Tags(None, target, transformer, input_tags=inputs)
+
+    def __repr__(self) -> str:
+        usual = type(self)().get_params()
+        settings = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if name not in usual or value != usual[name]
+        ]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """The names of the columns that ``transform`` returns, those of the training table."""

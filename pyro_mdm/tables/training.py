@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,17 +17,27 @@ from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.randomness import piece, seed_from
+from pyro_mdm.randomness import held, seed_from
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count, check_number, tensor_device
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import say
+from pyro_mdm.support.splits import spread
+from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.network import FEW, MapMLP
 from pyro_mdm.tables.rows import TableRows
-from pyro_mdm.tables.splits import spread
 from pyro_mdm.training import FALL, MovingAverage, Trainer, indices
 
-__all__ = ["BATCH_SIZE", "GIVEN_RATE", "MAX_LOG_SNR", "WINDOW", "Schedule", "Trained", "train_rows"]
+__all__ = [
+    "BATCH_SIZE",
+    "GIVEN_RATE",
+    "MAX_LOG_SNR",
+    "WINDOW",
+    "Schedule",
+    "Trained",
+    "new_denoiser",
+    "train_rows",
+]
 
 STEPS, EVERY, PATIENCE = 800, 100, 3
 """The number of training steps, the steps between measurements of the bound on validation data, and
@@ -56,6 +66,9 @@ MANY, FEW_ROWS = 20, 5
 """The fewest dimensions of a table that may have too few rows, and the fewest rows for each."""
 QUIET = 5.0
 """The seconds before progress is shown that was not asked for."""
+NETWORK: dict[str, Any] = {"hidden": 64, "depth": 2, "members": 4, "dropout": 0.1}
+NETWORK["frequencies"] = (0.25, 0.5, 1.0, 2.0)
+"""Settings of the network."""
 CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
 """The largest norm of a gradient, the steps in which the rate rises, and the decay
 and forgetting of the moving average of weights."""
@@ -89,14 +102,8 @@ class Schedule(NamedTuple):
         """The schedule of a number of steps, all of which are taken where there is no limit of
         seconds.
 
-        Args:
-            steps: the number of steps; None: the default schedule, which may end early, or as many
-                as fit into the seconds.
-            learning_rate: the highest learning rate; None: the default one.
-            seconds: the time after which training ends, if it has not before; None: no limit.
-
-        Raises:
-            TypeError, ValueError: numbers that are not positive.
+        Without steps it is the default schedule, which may end early, or takes as many as fit into
+        the seconds. Numbers that are not positive are a TypeError or ValueError.
         """
         if learning_rate is not None:
             words = "the highest learning rate, such as 0.002"
@@ -131,13 +138,8 @@ def train_rows(
         rows: the rows, with their columns.
         schedule: steps, rates and measurements; None: the default schedule.
         batch_size: the number of rows of a step; None: 512, or all.
-        seed: the seed of the weights, the order and the noise.
-        device: the device of the model.
-        progress: whether to show progress; None: after five seconds.
+        seed, device, progress: as for :class:`~pyro_mdm.tables.Table`.
         budget: the seconds of the schedule, some of which may be spent; None: none are.
-
-    Returns:
-        The rows with their model and its guide.
 
     Raises:
         FloatingPointError: a loss that is not finite.
@@ -182,10 +184,16 @@ def train_rows(
     return Trained(rows, model.eval(), guide, outcome)
 
 
+def new_denoiser(rows: TableRows) -> MixedDenoiser:
+    """An untrained denoiser of rows: that of their Gaussian distribution, and a network."""
+    levels = [levels for column in rows.columns for levels in column.denoiser_levels]
+    return MixedDenoiser.from_gaussian(rows.fit_x(), levels, **NETWORK)
+
+
 def new_model(rows: TableRows, seed: int = 0) -> DiffusionModel:
     """The untrained model of rows, whose network is given maps of log SNR."""
     torch.manual_seed(seed_from(seed, "initial weights"))
-    score = rows.new_denoiser()
+    score = new_denoiser(rows)
     coupled = len(score.network.coupled) if isinstance(score.network, MapMLP) else 0
     shared = min(MOST_SHARED, max(1, round((coupled / FEW) ** 3)))
     score.training_maps = RandomMaps(window=WINDOW, missing="skip", shared=shared)
@@ -245,7 +253,7 @@ def _train(
                 filling.begin(step, model)
         chosen = filling.rows(step) if filled else indices(step, batch_size, len(data), seed)
         torch.manual_seed(seed_from(seed, "dropout", step, 0))
-        with piece(0, 1, seed_from(seed, "noise", step, 0)):
+        with held(seed_from(seed, "noise", step, 0)):
             x = rows.transform(data[chosen.to(device)]).x
             x = filling.fill(x, step) if filled else x
             loss = loss_of(x) / numbers
@@ -265,13 +273,8 @@ def _train(
 def validation_bound(
     rows: TableRows, model: DiffusionModel, guide: DiffusionGuide, seed: int = 0
 ) -> float:
-    """The bound on validation rows, in bits per dimension of their entries.
-
-    Args:
-        rows: the rows, with their columns.
-        model, guide: the model of rows and its guide.
-        seed: the seed of the noise, the same at every step, so that bounds are compared paired.
-    """
+    """The bound on validation rows, in bits per dimension of their entries, at the same noise at
+    every step, so that bounds are compared paired."""
     codes = rows.validation
     if len(codes) > VALIDATED:
         codes = codes[spread(len(codes), VALIDATED)]

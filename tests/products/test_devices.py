@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from docs._ext import trials
 from docs._ext.trials import X
 from pyro_mdm import Denoiser, DiffusionModel
+from pyro_mdm.evaluation.drawing import draw_batches
 from pyro_mdm.networks import MLP
 from pyro_mdm.plots.figures import field_figure, paths_figure, views_figures
 from pyro_mdm.plots.pictures import noising_figure
 from pyro_mdm.plots.tensorboard import write_simulated
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator
 from pyro_mdm.seeing import path_information_gap
-from pyro_mdm.tables.drawing import draw_batches
 from tests.benchmarks.operations import MODELS, STEPS, moved
 from tests.elsewhere import DeviceError, Elsewhere
 

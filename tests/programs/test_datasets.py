@@ -53,7 +53,7 @@ from models.files import (
 )
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
 from pyro_mdm.conditioning import Labels
-from pyro_mdm.tables.splits import spread
+from pyro_mdm.support.splits import spread
 from tests.mistakes import Bomb, refused
 
 Array = NDArray[Any]

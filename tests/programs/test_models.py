@@ -17,7 +17,7 @@ from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, problem 
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim, elbo_terms
 from pyro_mdm.likelihoods.base import JointTweedie, Tweedie
 from pyro_mdm.networks import UNet
-from pyro_mdm.tables.splits import spread
+from pyro_mdm.support.splits import spread
 from tests.mistakes import refused
 
 SIZES = {"toy": 10_000, "digits": 1_797, "mnist5k": 5_000}

@@ -33,7 +33,7 @@ from pyro_mdm import (
     NoisePrediction,
     randomness,
 )
-from pyro_mdm.evaluation import importance_weighted
+from pyro_mdm.evaluation import drawing, importance_weighted
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import (
     EulerMaruyama,
@@ -44,7 +44,6 @@ from pyro_mdm.samplers import (
 from pyro_mdm.simulated.priors import DistributionPrior
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import LogProgress, Progress
-from pyro_mdm.tables import drawing
 from tests.known_bound import denoiser, programs
 from tests.processes import Program, together
 from tests.programs.running import run_program

@@ -21,7 +21,7 @@ from inference.settings.problems import build_problem
 from inference.train import train
 from models import Digits, Images, Mnist5k, Problem, Tabular, Toy
 from pyro_mdm.networks import MLP
-from pyro_mdm.tables.splits import split_rows
+from pyro_mdm.support.splits import split_rows
 from tests.brief import SHORT
 
 pytestmark = pytest.mark.usefixtures("few_pictures")

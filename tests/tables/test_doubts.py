@@ -49,8 +49,7 @@ CLEAN: dict[str, Callable[[], Any]] = {
     "dates": lambda: [datetime.date(2020, 1, 1 + k % 28) for k in range(N)],
 }
 
-NUMBERS = ("ages", "amounts", "rating", "normal", "counts", "prices", "nullable", "objects")
-WHOLE = ("ages", "rating", "counts", "nullable", "objects")
+NUMBERS = ("ages", "normal", "prices", "nullable")
 WORDS = ("cities", "categories", "grades", "iso")
 
 
@@ -80,7 +79,7 @@ Damage = Callable[["pd.Series[Any]"], "pd.Series[Any]"]
 DAMAGES: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "-99": (marked(-99), tuple(n for n in NUMBERS if n != "normal"), "-99, there 20 times"),
     "-999": (marked(-999), NUMBERS, "-999, there 20 times, is apart from all others"),
-    "-9": (marked(-9), ("rating", "ages", "counts", "prices"), "-9, there 20 times"),
+    "-9": (marked(-9), ("rating", "prices"), "-9, there 20 times"),
     "99999": (marked(99999), NUMBERS, "99999, there 20 times"),
     "9 of a scale": (marked(9), ("rating",), "9, there 20 times"),
     "88 of a scale": (marked(88), ("rating",), "88, there 20 times"),
@@ -95,10 +94,10 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "decimal commas": (european, NUMBERS, r'as a plain number, as pandas.*decimal=","'),
     "thousands": (
         lambda values: (values.astype(float) * 1e5).map("{:,.0f}".format),
-        ("ages", "amounts", "counts", "prices"),
+        ("amounts", "counts"),
         r'as pandas.read_csv\(…, thousands=","',
     ),
-    "dollars": (as_text("${}"), ("amounts", "ages", "prices"), r"write '\$.* as a plain number"),
+    "dollars": (as_text("${}"), ("amounts",), r"write '\$.* as a plain number"),
     "blanks at the end": (
         lambda values: values.where(np.arange(N) % 3 > 0, values + " "),
         ("cities",),
@@ -221,7 +220,7 @@ def working() -> pd.DataFrame:
 def fitted(frame: pd.DataFrame) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samples, after few steps
-        return Table(steps=5).fit(frame)
+        return Table(steps=1).fit(frame)
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +236,11 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize("name", IMPOSSIBLE)
-@pytest.mark.parametrize("call", ["sample", "impute", "conditional", "log_prob"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [(name, "log_prob") for name in IMPOSSIBLE]
+    + [("hours", call) for call in ("sample", "impute", "conditional")],
+)
 def test_an_impossible_question_gets_a_word(people: Table, name: str, call: str) -> None:
     value, message = IMPOSSIBLE[name]
     given = {"works": "no", name: value}
@@ -250,7 +252,7 @@ def test_an_impossible_question_gets_a_word(people: Table, name: str, call: str)
             case "impute":
                 people.impute(rows, num=1)
             case "conditional":
-                people.conditional(rows, "hours" if name == "age" else "age", num=2).sample()
+                people.conditional(rows, "age", num=2).sample()
             case _:
                 people.log_prob(rows, draws=8)
 
@@ -261,8 +263,8 @@ def test_a_possible_question_gets_none(people: Table, given: dict[str, Any]) -> 
     assert (people.sample(3, given=given)[[*given]] == pd.Series(given)).all(axis=None)
 
 
-@pytest.mark.parametrize("name", ["hours", "since"])
-def test_the_mean_of_a_partly_absent_column_says_of_what_share(name: str) -> None:
+def test_the_mean_of_a_partly_absent_column_says_of_what_share() -> None:
+    name = "since"
     table = fitted(working()[["age", "works", name]])
     rows = pd.DataFrame({"works": ["yes", "no", None, None], "age": [30, 30, 30, None]})
     law = table.conditional(rows, name, num=60)
@@ -295,15 +297,14 @@ SHARP: dict[str, tuple[Callable[[np.random.Generator, int], Any], tuple[bool, bo
     "gamma": (lambda r, n: r.gamma(2, size=n), (False, False)),
     "counts": (lambda r, n: r.poisson(40, n).astype(float), (False, False)),
 }
-SIZES = (200, 1000, 5000)
 
 
 @pytest.mark.parametrize("name", SHARP)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", [200, 2000])
 def test_sharp_ends_are_inferred_and_kept(name: str, n: int) -> None:
     draw, expected = SHARP[name]
     right = 0
-    for seed in range(20):
+    for seed in range(6):
         values = draw(rng(seed), n)
         (column,) = fit_columns(pd.DataFrame({"w": values}), np.ones(n, dtype=bool))
         edges = column.edges  # type: ignore[attr-defined]
@@ -325,7 +326,7 @@ def test_sharp_ends_are_inferred_and_kept(name: str, n: int) -> None:
                 assert float(at_end.max()) <= 4 / n
         new = pd.Series([values.max() + 10.0, values.min()]).round(9)
         assert not column.unknown(new).any()
-    assert right >= 17
+    assert right >= 5
 
 
 @pytest.mark.parametrize("form", ["days", "text", "times"])
@@ -356,7 +357,7 @@ def test_few_numbers_have_no_sharp_end() -> None:
 # -- heaping ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [1000, 100, 50, 10, 5, 2, 1, 0.5, 0.25, 0.05, 0.01])
+@pytest.mark.parametrize("step", [1000, 50, 10, 2, 1, 0.25, 0.01])
 @pytest.mark.parametrize("law", ["uniform", "normal", "exponential"])
 def test_a_step_is_kept(step: float, law: str) -> None:
     random = rng()
@@ -413,22 +414,21 @@ TYPES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("gaps", [False, True])
-def test_the_types_of_a_table_are_those_of_its_samples(gaps: bool, tmp_path: Any) -> None:
+def test_the_types_of_a_table_are_those_of_its_samples(tmp_path: Any) -> None:
+    """With gaps where a type has room for them, but for float64, whose gaps may be of integers."""
     frame = pd.DataFrame({name: values() for name, values in TYPES.items()})
     types = frame.dtypes
-    if gaps:
-        holds = [n for n, t in types.items() if t.kind not in "iub" or not isinstance(t, np.dtype)]
-        holes = rng(2).random(frame.shape) < 0.05
-        frame = frame.mask(pd.DataFrame(holes, columns=frame.columns) & frame.columns.isin(holds))
-        frame = frame.astype(types)
+    full = [name for name, t in types.items() if isinstance(t, np.dtype) and t.kind in "iub"]
+    full += [name for name in frame if name.startswith("float64")]
+    holes = rng(2).random(frame.shape) < 0.05
+    frame = frame.mask(pd.DataFrame(holes, columns=frame.columns) & ~frame.columns.isin(full))
+    frame = frame.astype(types)
     table = fitted(frame)
     table.save_pretrained(tmp_path / "table")
     for one in (table, Table.from_pretrained(tmp_path / "table")):
         samples = one.sample(20), one.sample(20, given={"ordered": "a", "int32": 7})
         for rows in samples:
-            same = {n: rows[n].dtype for n in types.index if not (gaps and types[n] == "float64")}
-            assert same == {n: types[n] for n in same}
+            assert rows.dtypes.equals(types)
     filled = table.impute(frame.head(40), num=2)
     assert filled.dtypes.equals(types) and not filled.isna().any(axis=None)
     assert table.transform(frame.head(40)).dtypes.equals(types)

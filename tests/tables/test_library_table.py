@@ -21,7 +21,6 @@ from pyro_mdm.tables import Table, training
 from pyro_mdm.tables.table import NotFittedError
 from tests.mistakes import refused
 from tests.saved_files import rewrite
-from tests.tables.test_columns import typed
 
 
 def patients(n: int = 120) -> pd.DataFrame:
@@ -68,14 +67,6 @@ def test_it_has_densities_laws_and_samples(fitted: Table) -> None:
     words = fitted.columns_in_words
     assert 'columns="NAME=KIND,…"' in words and "--" not in words and "  age " in words
     pd.testing.assert_frame_equal(fitted.sample(4), fitted.sample(6).head(4))
-
-
-@pytest.mark.slow
-def test_it_is_calibrated_and_compared(fitted: Table) -> None:
-    calibration = fitted.calibration(patients().head(20), draws=9)
-    assert set(calibration.pit) == {"age", "dose"}
-    assert set(calibration.classes) == {"ward", "smokes"}
-    assert [distance.name for distance in fitted.agreement().columns] == fitted.names
 
 
 def test_the_sampler_is_the_models(fitted: Table) -> None:
@@ -155,15 +146,6 @@ def test_it_is_saved_and_opened(fitted: Table, tmp_path: Path) -> None:
         assert torch.equal(other.rows.train.nan_to_num(9), fitted.rows.train.nan_to_num(9))
     model = DiffusionModel.from_pretrained(tmp_path / "table")
     assert model.event_shape == fitted.model.event_shape
-
-
-@pytest.mark.slow
-def test_every_type_of_column_is_saved(brief: None, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        table = Table(steps=1).fit(pd.concat([typed()] * 30, ignore_index=True))
-    table.save_pretrained(tmp_path)
-    pd.testing.assert_frame_equal(Table.from_pretrained(tmp_path).sample(9), table.sample(9))
 
 
 @pytest.mark.slow

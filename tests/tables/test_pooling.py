@@ -235,7 +235,7 @@ def bounds(freedom: int) -> tuple[float, float]:
 
 def test_draws_have_the_variance_of_parameters_in_closed_form(fitted: Table) -> None:
     """The mean of y at an x is a line of the rows with y, whose variance is σ² (1/n + x²/Σx²)."""
-    train, copies, num, x = fitted.rows.train[:, :2].numpy(), 50, 60, 3.0
+    train, copies, num, x = fitted.rows.train[:, :2].numpy(), 50, 40, 3.0
     seen = train[~np.isnan(train[:, 1])]
     off = seen[:, 0] - seen[:, 0].mean()
     slope, start = np.polyfit(seen[:, 0], seen[:, 1], 1)
@@ -250,7 +250,7 @@ def test_draws_have_the_variance_of_parameters_in_closed_form(fitted: Table) -> 
 
 
 def test_shares_of_levels_vary_like_those_of_samples(fitted: Table) -> None:
-    num, n = 100, len(fitted.rows.train)
+    num, n = 60, len(fitted.rows.train)
     low, high = bounds(num - 1)
     models = bootstrapped(fitted.rows, fitted.model, num)
     parts = [model.score_function.parts for model in models]
@@ -305,7 +305,7 @@ def test_a_column_that_a_sample_leaves_out_is_no_failure(brief: None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = Table(steps=1, device="cpu", holdout=False).fit(frame)
-        drawn = table.impute(frame, 20, proper=True)
+        drawn = table.impute(frame, 6, proper=True)
     assert np.isfinite(drawn["y"]).all()
 
 

@@ -29,9 +29,9 @@ from inference.impute import impute
 from inference.sample import sample
 from inference.train import train
 from models import DataError
+from models.kept import table_bytes, table_of
 from pyro_mdm import tables
 from pyro_mdm.tables.columns import encode
-from pyro_mdm.tables.columns.kept import table_bytes, table_of
 from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.tables.test_columns import typed
@@ -377,17 +377,6 @@ def test_a_row_group_is_not_held_to_read_a_piece_of_it(tmp_path: Path) -> None:
     for _ in read_pieces(str(path), 100):
         assert pa.total_allocated_bytes() - before < path.stat().st_size / 2
         break
-
-
-def test_text_of_numerals_is_text(brief: None, tmp_path: Path) -> None:
-    code = pd.Series([f"0{k % 3}" for k in range(80)])
-    code[0] = "a"
-    table = Table(columns="code=categorical", **UNTRAINED).fit(pd.DataFrame({"code": code}))
-    rows = pd.DataFrame({"code": ["01", "02", "00"]})
-    rows.to_csv(tmp_path / "new.csv", index=False)
-    evaluate(table.run_folder, data=str(tmp_path / "new.csv"), draws=8, out=tmp_path / "rows.csv")
-    written = pd.read_csv(tmp_path / "rows.csv", index_col="row")
-    pd.testing.assert_frame_equal(written, table.log_prob(rows, draws=8), check_names=False)
 
 
 def test_columns_that_stay_have_their_types_in_parquet(

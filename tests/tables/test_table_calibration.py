@@ -20,7 +20,6 @@ from models import Tabular
 from models.tabular import read_table
 from pyro_mdm import VPSDE, DiffusionModel
 from pyro_mdm.conditioning import RandomMaps
-from pyro_mdm.posteriors import Calibration, ranks
 from pyro_mdm.tables.agreement import Agreement
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
 from tests.brief import SHORT, be_brief
@@ -47,25 +46,14 @@ def untrained(tmp_path: Path, kinds: str) -> tuple[Tabular, DiffusionModel]:
     return problem, model
 
 
-def test_ranks_are_uniform_where_draws_repeat() -> None:
-    rng = np.random.default_rng(0)
-    draws, truth = (torch.tensor(rng.poisson(1.0, size)) for size in ((9, 4000), 4000))
-    place = ranks(draws, truth)
-    assert Calibration({"x": place}, 9).smallest > 1e-3
-    assert int(place.min()) == 0 and int(place.max()) == 9
-    assert torch.equal(place, ranks(draws, truth)) and not torch.equal(
-        place, ranks(draws, truth, seed=1)
-    )
-
-
 @pytest.mark.slow
 def test_an_exact_model_is_calibrated_and_a_wrong_one_is_not(tmp_path: Path) -> None:
     problem, model = untrained(tmp_path, "*=continuous,size=categorical")
     rows = problem.train[:50]
     right = table_calibration(problem, model, rows, draws=19)
     assert [*right.pit] == ["a", "b", "c", "years"] and [*right.classes] == ["size"]
-    assert right.ranks.smallest > 1e-7
-    assert ("ranks are uniform" in str(right)) == (right.ranks.smallest > 0.05)
+    assert right.smallest > 1e-7
+    assert ("ranks are uniform" in str(right)) == (right.smallest > 0.05)
     for j, name in enumerate(right.pit):
         assert [*np.isnan(right.pit[name])] == rows[:, j].isnan().tolist()
     (choosing, own), known = right.classes["size"]
@@ -78,15 +66,14 @@ def test_an_exact_model_is_calibrated_and_a_wrong_one_is_not(tmp_path: Path) -> 
     wide = rows.clone()
     wide[:, :3] *= 3
     wrong = table_calibration(problem, model, wide, draws=19)
-    assert wrong.ranks.smallest < 1e-3 and "NOT uniform" in str(wrong)
+    assert wrong.smallest < 1e-3 and "NOT uniform" in str(wrong)
 
 
 def test_what_calibration_says_is_counted() -> None:
     u = np.array([0.01, 0.04, 0.5, 0.9, np.nan])
     p = np.array([[[0.9, 0.1]] * 5, [[0.6, 0.4]] * 5])
     truth = np.array([0, 0, 0, 1, np.nan])
-    place = torch.tensor([0, 1, 10, 18])
-    said = str(TableCalibration(Calibration({"x": place}, 19), {"x": u}, {"y": (p, truth)}))
+    said = str(TableCalibration({"x": u}, {"y": (p, truth)}))
     assert "contain 50.0% ±" in said and "of 4 numbers" in said
     assert "of 4 categories 75.0% are the most probable one, and 60.0% are predicted" in said
 

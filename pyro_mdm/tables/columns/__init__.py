@@ -5,7 +5,7 @@ inferred from its values or given; :func:`encode`, :func:`to_model_space` and :f
 them.
 """
 
-from pyro_mdm.tables.columns.base import Center, Column
+from pyro_mdm.tables.columns.base import Center, Column, ColumnSpec
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.facts import column_facts, column_of_facts
 from pyro_mdm.tables.columns.fitting import decode, encode, fit_columns, to_model_space
@@ -19,7 +19,6 @@ from pyro_mdm.tables.columns.numbers import (
     Nonnegative,
     Rounded,
 )
-from pyro_mdm.tables.columns.spec import ColumnSpec
 
 __all__ = [
     "KINDS",

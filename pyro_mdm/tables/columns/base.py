@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,16 @@ from torch import Tensor
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.scales import Values
-from pyro_mdm.tables.columns.spec import ColumnSpec, range_in_words
 from pyro_mdm.tables.one_hot import Levels, OneHot
 
 __all__ = [
+    "EVERYWHERE",
+    "OTHERS",
     "Center",
     "Column",
+    "ColumnSpec",
+    "Empty",
+    "Ends",
     "Mask",
     "Values",
     "WHOLE",
@@ -46,6 +50,7 @@ __all__ = [
     "check_sizes",
     "no_number",
     "numbers_of",
+    "range_in_words",
     "rows_in_words",
 ]
 
@@ -53,6 +58,32 @@ Mask = NDArray[np.bool_]
 """Whether each row is meant."""
 Center = Literal["mean", "median"]
 """The centre of draws."""
+Ends = tuple[float, float]
+"""The least and the largest number that a column may have."""
+EVERYWHERE: Ends = (-math.inf, math.inf)
+"""The ends of a column that has none."""
+
+Empty = Literal["absent", "mar"]
+"""The meaning of an empty entry: absent, as the column does not exist for the row, or missing at
+random.
+"""
+
+OTHERS = "*"
+"""The name that stands for all columns without a given kind."""
+
+
+class ColumnSpec(NamedTuple):
+    """The specification of a column, as far as it is given."""
+
+    kind: str | None = None  # the name of its kind; None: inferred from its values
+    order: tuple[str, ...] | None = None  # the levels of an ordinal column, the lowest first
+    ends: Ends | None = None  # the least and the largest number that it may have
+    empty: str | None = None  # the meaning of an empty entry; None: inferred
+
+
+def range_in_words(ends: Ends) -> str:
+    """A range as text, such as 0..100."""
+    return "..".join("" if math.isinf(end) else f"{end:.15g}" for end in ends)
 
 
 class Column(ABC):
@@ -72,13 +103,6 @@ class Column(ABC):
         width: the number of its dimensions in model space.
         noisy: whether a value is an interval of model space, from which x is drawn.
         dtype: the type of the column in its table, by :func:`pyro_mdm.tables.frames.dtype_of`.
-
-    Example:
-        >>> from pyro_mdm.tables import Categorical
-        >>> import pandas as pd
-        >>> size: Column = Categorical("size", pd.Series(["big", "big", "small"]))
-        >>> size.codes(pd.Series(["small", None, "big"])).tolist()
-        [1.0, nan, 0.0]
     """
 
     kind: str
@@ -96,43 +120,25 @@ class Column(ABC):
 
     @classmethod
     def recognizes(cls, values: pd.Series) -> bool:
-        """Whether values are inferred to be of this kind.
-
-        It is asked where the kind is not given, in the order of
-        :data:`~pyro_mdm.tables.columns.kinds.KINDS`.
-        """
+        """Whether values are inferred to be of this kind, asked where the kind is not given, in the
+        order of :data:`~pyro_mdm.tables.columns.kinds.KINDS`."""
         return False
 
     @classmethod  # noqa: B027  many kinds check nothing
     def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
-        """Raise DataError unless a column may be of this kind.
-
-        Args:
-            name: the name of the column.
-            values: the values of all rows.
-            spec: the specification of the column.
-        """
+        """Raise DataError unless a column with the values of all rows may be of this kind."""
 
     @classmethod
     @abstractmethod
     def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
-        """A column of this kind, fitted to values.
+        """A column of this kind, fitted to values of all rows, which :meth:`check` has passed.
 
-        Args:
-            name: the name of the column.
-            values: the values of all rows, which :meth:`check` has passed.
-            train: the mask of the training rows, (n,), among which two values differ.
-            spec: the specification of the column.
+        ``train`` is the mask of the training rows, (n,), among which two values differ.
         """
 
     @classmethod
     def doubts(cls, name: str, values: pd.Series) -> list[str]:
-        """Doubts that values are of this kind, in words, with a remedy each.
-
-        Args:
-            name: the name of the column.
-            values: its values, none missing.
-        """
+        """Doubts that values, none missing, are of this kind, in words, with a remedy each."""
         return []
 
     # -- the column --------------------------------------------------------------------------------
@@ -167,41 +173,23 @@ class Column(ABC):
 
     @abstractmethod
     def values(self, codes: Values) -> Values | pd.Index:
-        """The values of codes in the table, (n,).
-
-        Args:
-            codes: codes, (n,), none of them NaN.
-        """
+        """The values of codes in the table, (n,); no code is NaN."""
 
     @abstractmethod
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Codes in model space, with log determinants.
+        """Codes w, (n,) float64, NaN where missing, in model space, with log determinants.
 
-        Args:
-            codes: codes w, (n,) float64, NaN where missing.
-            noise: uniform numbers in [0, 1), (n,), for a noisy column; None: for others.
-
-        Returns:
-            x, (n,) or (n, width), and log|dx/dw|, or -log q(x) in an interval, or 0 for levels,
-            nats, (n,).
+        A noisy column draws by uniform noise in [0, 1), (n,). x is (n,) or (n, width), and the log
+        determinant log|dx/dw|, or -log q(x) in an interval, or 0 for levels, nats, (n,).
         """
 
     @abstractmethod
     def unscaled(self, x: Tensor) -> Tensor:
-        """The codes of x, (n,) float64.
-
-        Args:
-            x: values in model space, (n,) or (n, width).
-        """
+        """The codes, (n,) float64, of values in model space, (n,) or (n, width)."""
 
     @abstractmethod
     def center(self, draws: Values, center: Center) -> Values:
-        """The centre of draws, (n,).
-
-        Args:
-            draws: values, (num, n).
-            center: the centre of numbers, mean or median.
-        """
+        """The centre of draws, (num, n), mean or median for numbers, (n,)."""
 
     @property
     def places(self) -> int | Sequence[float] | None:
@@ -250,15 +238,8 @@ def numbers_of(values: pd.Series) -> Values:
 
 
 def check_sizes(name: str, values: pd.Series) -> None:
-    """Raise DataError for numbers that float64 cannot compute with.
-
-    They are complex, or their squares would be infinite or zero, or whole ones that differ would be
-    the same.
-
-    Args:
-        name: the name of the column.
-        values: the values of all rows; others than numbers are not looked at.
-    """
+    """Raise DataError for numbers of a column that float64 cannot compute with: complex ones, those
+    whose squares would be infinite or zero, and whole ones that differ and would be the same."""
     fix = f'say columns="{name}=categorical", or leave it out: columns="{name}=drop"'
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind == "complex":
@@ -309,14 +290,8 @@ def as_written(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_numbers(name: str, values: pd.Series, spec: ColumnSpec, advice: str = "") -> None:
-    """Raise DataError unless values are numbers, in the given range if there is one.
-
-    Args:
-        name: the name of the column.
-        values: the values of all rows.
-        spec: the specification of the column, with its range.
-        advice: the end of the message for a value that is no number.
-    """
+    """Raise DataError unless the values of all rows are numbers, in the given range if there is
+    one; ``advice`` ends the message for a value that is no number."""
     numbers = numbers_of(values)
     if (wrong := np.isnan(numbers) & values.notna().to_numpy()).any():
         raise DataError(no_number(name, values[wrong].iloc[0]) + advice)

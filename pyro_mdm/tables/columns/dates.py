@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import Center, Column, Mask, Values
+from pyro_mdm.tables.columns.base import EVERYWHERE, Center, Column, ColumnSpec, Mask, Values
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.numbers import Continuous, Integer
-from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec
 
 __all__ = ["DAY", "DateForm", "Dates", "days_of"]
 
@@ -71,11 +70,7 @@ class DateForm(NamedTuple):
         return cls(None, pattern + (".%f" if len(longest) > 19 else ""), step)
 
     def dates(self, days: Values) -> Values | pd.Index:
-        """Dates in this form, (n,), rounded to the step.
-
-        Args:
-            days: days since 1970, (n,).
-        """
+        """Dates in this form, (n,), of days since 1970, (n,), rounded to the step."""
         first, last = (-REACH, REACH) if "[ns" in (self.dtype or "") else (FIRST, LAST)
         micros = np.round(days.clip(first, last) * (DAY / self.step)) * self.step
         stamps = pd.DatetimeIndex(micros.astype(np.int64).astype("datetime64[us]"))
@@ -103,13 +98,6 @@ class Dates(Column):
 
     Raises:
         DataError: a value that is no date.
-
-    Example:
-        >>> import pandas as pd
-        >>> dates = pd.Series(["2024-01-01", "2024-01-05", "2024-02-01"])
-        >>> born = Dates("born", dates, np.ones(3, dtype=bool))
-        >>> born.codes(dates).tolist()
-        [19723.0, 19727.0, 19754.0]
     """
 
     kind = "date"

@@ -41,13 +41,7 @@ FORMATS += ["%H:%M", "%H:%M:%S"]
 
 
 def doubts_of(name: str, values: pd.Series, kind: str) -> list[str]:
-    """Doubts on the values of a column and on its inferred kind.
-
-    Args:
-        name: the name of the column.
-        values: its values.
-        kind: the name of the kind.
-    """
+    """Doubts on the values of a column and on its inferred kind, in words."""
     there, doubts = values.dropna(), []
     if pd.api.types.is_numeric_dtype(there) and not pd.api.types.is_bool_dtype(there):
         marks = marks_of(there.to_numpy(dtype=np.float64))
@@ -64,13 +58,10 @@ def doubts_of(name: str, values: pd.Series, kind: str) -> list[str]:
 
 
 def marks_of(numbers: Values) -> Values:
-    """Numbers that may stand for missing entries, in order: 9s and the like at an end.
+    """Numbers among (n,) that may stand for missing entries, in order: 9s and the like at an end.
 
     They are there three times at least, and farther from the others than these from each other, or
     negative and no other is, or three gaps of its levels from a column of levels.
-
-    Args:
-        numbers: the numbers of a column, (n,), none missing.
     """
     distinct, counts = np.unique(numbers, return_counts=True)
     for order in (slice(None), slice(None, None, -1)):

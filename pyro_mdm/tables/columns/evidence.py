@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 
-from pyro_mdm.tables.columns.base import WHOLE, Values
+from pyro_mdm.tables.columns.base import EVERYWHERE, WHOLE, Ends, Values
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.spec import EVERYWHERE, Ends
 
 __all__ = [
     "DECIMALS",
@@ -49,14 +48,11 @@ def finite_of(values: pd.Series) -> Values:
 
 
 def atoms_of(values: Values) -> Values:
-    """Numbers that repeat more often than a density can explain, in order.
+    """Numbers among (n,) that repeat more often than a density can explain, in order.
 
     They are at least 5 values and 2% of all. If the others mostly repeat too, numbers are rounded,
     and none is an atom. If numbers are rounded and others seldom repeat, none is an atom whose
     count might be chance, at 0.1% for the column.
-
-    Args:
-        values: numbers, (n,), none missing.
     """
     numbers, counts = np.unique(values, return_counts=True)
     often = counts >= max(REPEATS, SHARE * len(values))
@@ -76,11 +72,8 @@ def atoms_of(values: Values) -> Values:
 
 
 def decimals_of(values: Values) -> int | None:
-    """The number of decimals that numbers are rounded to; None: more than :data:`DECIMALS`.
-
-    Args:
-        values: numbers, (n,), NaN where missing.
-    """
+    """The number of decimals that numbers, (n,), are rounded to; None: more than
+    :data:`DECIMALS`."""
     there = values[~np.isnan(values)]
     for decimals in range(DECIMALS + 1):
         small = bool((np.abs(there) * 10.0**decimals < WHOLE).all())
@@ -90,26 +83,20 @@ def decimals_of(values: Values) -> int | None:
 
 
 def multiple_of(values: Values, decimals: int) -> int:
-    """The number of units of the last decimal that numbers are multiples of, such as 5 for 0.5.
-
-    Args:
-        values: numbers, (n,), NaN where missing.
-        decimals: the number of their decimals.
-    """
+    """The number of units of the last decimal that numbers, (n,), are multiples of, such as 5 for
+    0.5."""
     there = np.unique(values[~np.isnan(values)])
     multiple = int(np.gcd.reduce((there * 10.0**decimals).round().astype(np.int64)))
     return multiple if len(there) * math.log(max(multiple, 1)) > -math.log(CHANCE) else 1
 
 
 def edges_of(values: Values, step: float = 0.0) -> Ends:
-    """The least and the largest number where values end at once; infinite where they fade.
+    """The least and the largest of sorted numbers, (n,), where they end at once; infinite where
+    they fade.
 
-    They do if the density of the last 1% of the values, ten at least, is 0.4 of the
-    largest one of a quarter of them. A least number that is close to 0 is no such end, but 0 is.
-
-    Args:
-        values: numbers in order, (n,), none missing.
-        step: the step of rounded numbers, over which equal ones are spread; 0: of others.
+    They end if the density of the last 1% of the values, ten at least, is 0.4 of the largest one of
+    a quarter of them. A least number that is close to 0 is no such end, but 0 is. Equal numbers are
+    spread over their step, if they are rounded.
     """
     number, near = len(values), max(10, len(values) // 100)
     if number < FEWEST:

@@ -39,17 +39,9 @@ RECORDS: dict[str, Callable[..., object]] = {
 def column_facts(column: Column) -> dict[str, object]:
     """A column as JSON.
 
-    Args:
-        column: the column.
-
     Raises:
         TypeError: attributes, such as levels, of another type than numbers, text, tensors and
             columns.
-
-    Example:
-        >>> from pyro_mdm.tables import Boolean
-        >>> column_facts(Boolean("smokes"))
-        {'class': 'Boolean', 'attributes': {'name': 'smokes'}}
     """
     attributes = {name: _encoded(value) for name, value in vars(column).items()}
     name = type(column).__name__
@@ -58,19 +50,10 @@ def column_facts(column: Column) -> dict[str, object]:
 
 
 def column_of_facts(facts: JsonObject, find_kind: FindKind | None = None) -> Column:
-    """The column of :func:`column_facts`.
-
-    Args:
-        facts: the column as JSON.
-        find_kind: the function that returns a class of your own by its name; None: no such classes.
+    """The column of :func:`column_facts`, of a class of your own by ``find_kind``.
 
     Raises:
         ValueError: damaged facts, or an unknown class.
-
-    Example:
-        >>> facts = {"class": "Boolean", "attributes": {"name": "smokes"}}
-        >>> column_of_facts(facts).values(np.array([0.0, 1.0])).tolist()
-        [False, True]
     """
     try:
         name, attributes = str(facts["class"]), dict(facts["attributes"])

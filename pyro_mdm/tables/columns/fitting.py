@@ -17,7 +17,16 @@ import pyro_mdm.randomness as randomness
 from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.tables.chained import Block, chained_completions
-from pyro_mdm.tables.columns.base import Column, Mask, as_written, check_sizes, rows_in_words
+from pyro_mdm.tables.columns.base import (
+    OTHERS,
+    Column,
+    ColumnSpec,
+    Mask,
+    as_written,
+    check_sizes,
+    range_in_words,
+    rows_in_words,
+)
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     BUILT_IN,
@@ -33,7 +42,6 @@ from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Categorical, shown
 from pyro_mdm.tables.columns.numbers import Continuous, Mixed, finite_numbers
 from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
-from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, range_in_words
 
 __all__ = [
     "Unknown",
@@ -148,13 +156,8 @@ def _with_absences(
 
 def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Tensor | None:
     """Rows in model space whose missing and absent entries are drawn given the others, by chained
-    equations, (num, n, Σ width); None where no missing entry depends on other columns.
-
-    Args:
-        columns: the columns, fitted.
-        codes: codes of rows, (n, d), NaN where an entry is missing.
-        num: the number of completed tables.
-    """
+    equations, (num, n, Σ width), for codes (n, d); None where no missing entry depends on other
+    columns."""
     there = codes.isfinite().numpy()
     present = {
         column.name: pd.Series(column.values(np.where(here, code, 0.0))).where(here)
@@ -268,20 +271,8 @@ def without_unknown(table: pd.DataFrame, unknown: Mapping[str, Unknown]) -> pd.D
 def encode(columns: Sequence[Column], table: pd.DataFrame) -> Tensor:
     """The codes of a table, (n, d) float64, NaN where an entry is missing.
 
-    Args:
-        columns: the columns, fitted.
-        table: a table with these columns, and any others.
-
     Raises:
         DataError: a table without one of the columns, or a value that a column cannot have.
-
-    Example:
-        >>> import pandas as pd
-        >>> from pyro_mdm.tables import Boolean
-        >>> encode([Boolean("smokes")], pd.DataFrame({"smokes": [True, None, False]}))
-        tensor([[1.],
-                [nan],
-                [0.]], dtype=torch.float64)
     """
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
@@ -295,25 +286,12 @@ def encode(columns: Sequence[Column], table: pd.DataFrame) -> Tensor:
 def to_model_space(
     columns: Sequence[Column], codes: Tensor, generator: torch.Generator | None = None
 ) -> Dequantized:
-    """Stored data in model space, with log determinants.
+    """Stored data, codes (n, d), in model space, with log determinants.
 
-    Values that have a probability are fresh draws from their intervals at each call, and
-    log p(x) + log determinant is a bound on log p(row) in expectation.
-
-    Args:
-        columns: the columns, fitted.
-        codes: codes, (n, d), NaN where an entry is missing.
-        generator: the generator of these draws; None: the library's.
-
-    Returns:
-        x, (n, Σ width) float32, NaN where an entry is missing, and the log determinants of the
-        present entries, nats, (n,).
-
-    Example:
-        >>> from pyro_mdm.tables import Boolean
-        >>> to_model_space([Boolean("smokes")], torch.tensor([[1.0], [0.0]])).x
-        tensor([[ 1.],
-                [-1.]])
+    Values that have a probability are fresh draws from their intervals at each call, by a
+    generator or else the library's, and log p(x) + log determinant is a bound on log p(row) in
+    expectation. x is (n, Σ width) float32, NaN where an entry is missing, and the log determinants
+    are of the present entries, nats, (n,).
     """
     codes = codes.double()
     noise: list[Tensor | None] = [None] * len(columns)
@@ -333,20 +311,8 @@ def to_model_space(
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> pd.DataFrame:
-    """The table of data in model space, in its units and categories.
-
-    Args:
-        columns: the columns, fitted.
-        x: data in model space, (n, Σ width), NaN where an entry is missing.
-
-    Returns:
-        A table of n rows.
-
-    Example:
-        >>> from pyro_mdm.tables import Boolean
-        >>> decode([Boolean("smokes")], torch.tensor([[0.9], [-1.2]]))["smokes"].tolist()
-        [True, False]
-    """
+    """The table, in its units and categories, of data in model space, (n, Σ width), NaN where an
+    entry is missing."""
     table = {}
     pieces = x.cpu().split([c.width for c in columns], -1)
     for column, piece in zip(columns, pieces, strict=True):

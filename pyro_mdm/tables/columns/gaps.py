@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +17,10 @@ from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Ordinal
 from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 
-__all__ = ["dependent_gaps", "never_together", "patterns", "skip_rules"]
+__all__ = ["SHOWN", "TableGaps", "dependent_gaps", "patterns", "skip_rules"]
 
+SHOWN = 12
+"""The most patterns of gaps, or doubts, that are printed."""
 FALSE_ALARM = 1e-6
 """The largest probability that gaps by chance alone, in any column, count as dependent."""
 LEVELS = 20
@@ -41,17 +45,11 @@ FAR = 3.5
 
 
 def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, str]:
-    """The columns whose gaps depend on another column, each with the one on which they depend most.
+    """The columns whose gaps depend on another column, by name, each with the name of the one on
+    which they depend most.
 
     Were gaps chance, gaps at the codes where they are most frequent would have a hypergeometric
     distribution, as for :func:`skip_rules`.
-
-    Args:
-        columns: the columns that are tested, fitted.
-        table: the rows.
-
-    Returns:
-        Names of columns, by the names of columns with gaps.
     """
     from scipy.stats import hypergeom
 
@@ -79,15 +77,9 @@ def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, 
 def patterns(
     columns: Sequence[Column], table: pd.DataFrame, rules: Mapping[str, Rule]
 ) -> list[str]:
-    """The patterns of gaps in a table in words, those with most rows first.
-
-    A pattern is of columns that are empty in the same rows.
-
-    Args:
-        columns: the columns that are examined, fitted.
-        table: the rows.
-        rules: those of :func:`skip_rules`, by which no row has columns that are taken to exist.
-    """
+    """The patterns of gaps in a table in words, those with most rows first, each of columns that
+    are empty in the same rows; ``rules`` are those by which no row has columns that are taken to
+    exist, of :func:`skip_rules`."""
     absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
     depends, result = dependent_gaps(columns, table), []
     for names in _alike(table, [column.name for column in columns]):
@@ -209,13 +201,8 @@ def _end(column: Column, low: float, high: float) -> float:
 
 
 def _best_cut(column: _Codes, weights: Values, priced: bool = True) -> _Cut:
-    """The codes with the largest sum of the weights of their rows, less the price.
-
-    Args:
-        column: the column.
-        weights: the weights of rows, (n,).
-        priced: whether the price counts.
-    """
+    """The codes with the largest sum of the weights of their rows, (n,), less the price if it
+    counts."""
     k = len(column.codes)
     sums = np.bincount(column.places, weights, k + 1)[:k]
     cuts: list[tuple[float, float, Any]] = []  # their sums, prices, and places or two ends
@@ -269,12 +256,8 @@ class _Cuts(NamedTuple):
         return _Cuts(tuple(cuts), self.either)
 
     def explains(self, gone: Mask, price: float) -> bool:
-        """Whether gaps are where the rule holds, and the gaps elsewhere are by chance.
-
-        Args:
-            gone: the mask of gaps, (n,).
-            price: minus the logarithm of the probability that is allowed by chance, nats.
-        """
+        """Whether gaps, (n,), are where the rule holds, and the gaps elsewhere are by chance, of
+        which the probability e^{-price} is allowed."""
         from scipy.stats import hypergeom
 
         holds, decided = self.holds
@@ -328,14 +311,11 @@ def skip_rules(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Rule
 
 
 def _rule(gone: Mask, columns: Sequence[_Codes], price: float) -> Rule | None:
-    """The rule by which other columns make entries absent, if there is one.
+    """The rule by which other columns make entries absent, if there is one whose probability by
+    chance is below e^{-price}.
 
-    Several conditions are improved in turn, from those of single columns on which gaps depend most.
-
-    Args:
-        gone: the mask of gaps, (n,).
-        columns: the columns of which rules may consist.
-        price: minus the logarithm of the probability of a false alarm, nats.
+    Several conditions are improved in turn, from those of single columns on which gaps depend
+    most.
     """
     if min(int(gone.sum()), int((~gone).sum())) < FEWEST or not columns:
         return None
@@ -372,14 +352,12 @@ def _rule(gone: Mask, columns: Sequence[_Codes], price: float) -> Rule | None:
 
 
 def _dependence(column: _Codes, gone: Mask) -> tuple[float, _Cut]:
-    """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance.
+    """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance, in
+    nats less those that chance exceeds with probability :data:`CHANCE`.
 
     With p the share of gaps among n rows, and J the share of the codes among rows with a gap less
     that among others, the information on gaps is at least 2 n p (1 - p) J² nats, by Pinsker's
     inequality.
-
-    Returns:
-        These nats less those expected by chance with probability :data:`CHANCE`, and the codes.
     """
     there = column.there
     n, gaps = int(there.sum()), int(gone[there].sum())
@@ -387,3 +365,45 @@ def _dependence(column: _Codes, gone: Mask) -> tuple[float, _Cut]:
     cut = _best_cut(column, weights, priced=False)
     nats = 2 * gaps * (n - gaps) / max(n, 1) * cut.weight**2
     return nats - cut.price + math.log(CHANCE), cut
+
+
+class TableGaps:
+    """The gaps of the columns of new rows, found at the first access, which takes seconds; no rows
+    have none."""
+
+    def __init__(self, columns: Sequence[Column], rows: pd.DataFrame | None) -> None:
+        self.columns, self.rows = [*columns], rows
+
+    @functools.cached_property
+    def _unseen(self) -> dict[str, Rule]:
+        """The rules by which no row has columns that are taken to exist in all."""
+        return {} if self.rows is None else skip_rules(self.columns, self.rows)
+
+    @functools.cached_property
+    def in_words(self) -> str:
+        """The gaps, a line each; empty without gaps."""
+        gaps = [] if self.rows is None else patterns(self.columns, self.rows, self._unseen)
+        if not gaps:
+            return ""
+        lines = [f"  {pattern}" for pattern in gaps]
+        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
+
+    def warn(self) -> None:
+        """Warn of columns, and pairs of them, that no row has where a model extrapolates them."""
+        if self.rows is None:
+            return
+        names = [column.name for column in self.columns if not isinstance(column, Skipped)]
+        without = [
+            f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
+            f"can say whether rightly; say {name}=absent if it does not exist there"
+            for name, rule in self._unseen.items()
+        ]
+        without += [
+            f"no row has both {one!r} and {other!r}: how they depend on each other, given the "
+            "rest, is not in the data"
+            for one, other in never_together(self.rows, names)
+        ]
+        if without:
+            more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+            warnings.warn("; ".join(without[:SHOWN]) + more, stacklevel=2)

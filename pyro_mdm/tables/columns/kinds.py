@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, get_args
 
 from pyro_mdm.support.checks import DataError, checked_arguments
-from pyro_mdm.tables.columns.base import Column, Mask
+from pyro_mdm.tables.columns.base import OTHERS, Column, ColumnSpec, Empty, Mask
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.evidence import FEW, finite_of
 from pyro_mdm.tables.columns.lazy import pd
@@ -21,19 +22,21 @@ from pyro_mdm.tables.columns.numbers import (
     Nonnegative,
     Rounded,
 )
-from pyro_mdm.tables.columns.spec import OTHERS, ColumnSpec, Empty
 
 __all__ = [
     "BUILT_IN",
     "DROP",
     "KINDS",
     "FindKind",
+    "Kinds",
     "class_of",
+    "comma_separated",
     "is_name",
     "kind_names",
     "kind_of",
     "kinds_of",
     "left_out",
+    "parse_kinds",
     "parse_spec",
     "register_kind",
 ]
@@ -63,6 +66,9 @@ DROP = "drop"
 FindKind = Callable[[str], type[Column]]
 """A function that returns a class by its name, such as ``file.py:Name``, which stands for a
 kind."""
+
+Kinds = str | Mapping[str, str] | None
+"""Kinds of columns, as text or by name; None: all are inferred."""
 
 C = TypeVar("C", bound=Column)
 
@@ -106,11 +112,8 @@ def kind_names() -> list[str]:
 
 
 def class_of(kind: str, find_kind: FindKind | None = None) -> type[Column]:
-    """The class of a kind.
-
-    Args:
-        kind: the name of a kind, or of a class, ``file.py:Name``.
-        find_kind: the function that returns a class by such a name; None: no such classes.
+    """The class of a kind, by its name, or of a class ``file.py:Name``, which ``find_kind``
+    returns.
 
     Raises:
         DataError: an unknown kind.
@@ -139,18 +142,11 @@ def is_name(kind: str) -> bool:
 
 
 def parse_spec(name: str, text: str) -> ColumnSpec:
-    """The specification of a column from a text.
+    """The specification of a column from a text, or DataError.
 
     The text is a kind, an order a<b<c, or a range 0..100, which may follow a kind of numbers and
     have one end alone. A level may begin with <, as in ``<=50K<>50K``. The last or only word may be
     absent or mar.
-
-    Args:
-        name: the name of the column.
-        text: the text.
-
-    Raises:
-        DataError: another text.
     """
     rest, _, last = text.rpartition(" ")
     if last in get_args(Empty) and name != OTHERS:
@@ -191,13 +187,47 @@ def _parsed(name: str, text: str) -> ColumnSpec:
     )
 
 
-def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The kind of each column by its name: as given, or that of :data:`OTHERS`, or inferred.
+def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
+    """Kinds of columns by name, from a text such as ``"age=continuous,zip=drop"``, quoted as in a
+    CSV file; ValueError for another text.
 
-    Args:
-        table: the table.
-        kinds: texts by the names of columns; None: all kinds are inferred by :func:`kind_of`.
+    The names of the table may have = in them, or spaces around them that the text leaves out; an
+    exact name goes first.
     """
+    if isinstance(columns, Mapping):
+        return {str(name): kind.strip() for name, kind in columns.items()}
+    names_of = {name.strip(): name for name in names} | {name: name for name in names}
+    kinds = {}
+    for text in comma_separated(columns or "", "columns"):
+        ends = [i for i, sign in enumerate(text) if sign == "=" and text[:i].strip()]
+        if text.strip() and not ends:
+            raise ValueError(
+                f"columns has {text.strip()!r}, expected name=kind, with commas between; e.g. "
+                "age=continuous,zip=drop"
+            )
+        if ends:
+            exact = [i for i in ends if {text[:i], text[:i].strip()} & set(names_of)]
+            end = exact[-1] if exact else ends[0]  # before a sign of an order, such as <=50K<>50K
+            name, kind = text[:end], text[end + 1 :].strip()
+            kinds[names_of.get(name) or names_of.get(name.strip(), name.strip())] = kind
+    return kinds
+
+
+def comma_separated(text: str, name: str) -> list[str]:
+    """The words between commas, quoted as in a CSV file; ``name`` is the argument or option that
+    the text is of, for the ValueError of a line break outside of quotes."""
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise ValueError(
+            f"{name} is {text!r}, which has a line break outside of quotes; expected words "
+            'with commas between, quoted as in a CSV file: "a name=kind",other=kind'
+        ) from error
+
+
+def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The kind of each column by its name: as given by a text, or that of :data:`OTHERS`, or
+    inferred."""
     kinds = kinds or {}
     others = kinds.get(OTHERS)
     result = {}
@@ -225,11 +255,6 @@ def kind_of(values: pd.Series) -> str:
 
     Args:
         values: the values of the column.
-
-    Example:
-        >>> import pandas as pd
-        >>> kind_of(pd.Series([0.0, 1.0, 2.0, 1.0])), kind_of(pd.Series(["a", "b"]))
-        ('ordinal', 'categorical')
     """
     return _kind_of(values)
 
@@ -248,11 +273,6 @@ def left_out(
     They have no value in the training rows, or one. Of columns whose kind is inferred they are also
     text of which most values are in one row alone, and whole numbers that count the rows. Columns
     whose kind is given by name are never among them.
-
-    Args:
-        table: the table.
-        train: the mask of the training rows, (n,).
-        kinds: texts by the names of columns; None: all kinds are inferred.
     """
     kinds = kinds or {}
     others, reasons = kinds.get(OTHERS), {}

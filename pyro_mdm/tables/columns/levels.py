@@ -14,15 +14,17 @@ from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import (
     Center,
     Column,
+    ColumnSpec,
+    Ends,
     Mask,
     Values,
     as_number,
     check_numbers,
     numbers_of,
+    range_in_words,
 )
 from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
 
 __all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
 
@@ -75,11 +77,6 @@ class Boolean(_Levels):
 
     Args:
         name: the name of the column.
-
-    Example:
-        >>> import pandas as pd
-        >>> Boolean("smokes").codes(pd.Series([True, False, None])).tolist()
-        [1.0, 0.0, nan]
     """
 
     kind = "boolean"
@@ -126,11 +123,6 @@ class Ordinal(_Levels):
         said: whether the order was given, and is not that of the table.
         ends: the least and the largest of whole numbers that it may all have, also those between
             that no row has; None: those of ``values`` alone.
-
-    Example:
-        >>> size = Ordinal("size", np.empty(0), order=["small", "middle", "large"])
-        >>> size.scaled(torch.tensor([0.0, 1.0, 2.0]))[0].tolist()
-        [-1.0, 0.0, 1.0]
     """
 
     kind = "ordinal"
@@ -241,12 +233,6 @@ class Categorical(_Levels):
     Args:
         name: the name of the column.
         values: the values that it is fitted to.
-
-    Example:
-        >>> import pandas as pd
-        >>> work = Categorical("work", pd.Series(["a", "b", "b", "c"]))
-        >>> work.scaled(torch.tensor([0.0, 2.0]))[0].tolist()
-        [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
 
     kind = "categorical"
@@ -318,13 +304,8 @@ def _whole_ends(values: pd.Series) -> Ends | None:
 
 
 def _order(name: str, order: Sequence[str] | None, values: pd.Series) -> Sequence[object] | None:
-    """The levels of an ordinal column, lowest first, as in the table; None: numbers in their order.
-
-    Args:
-        name: the name of the column.
-        order: the given order; None: that of pandas, if there is one.
-        values: the values of all rows.
-    """
+    """The levels of an ordinal column, lowest first, as in the table, by an order that is given or
+    by that of pandas; None: numbers in their order."""
     if order is None:
         dtype = values.dtype
         return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None

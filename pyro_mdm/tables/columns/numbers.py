@@ -11,8 +11,11 @@ from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import (
+    EVERYWHERE,
     Center,
     Column,
+    ColumnSpec,
+    Ends,
     Mask,
     Values,
     as_number,
@@ -20,6 +23,7 @@ from pyro_mdm.tables.columns.base import (
     check_numbers,
     no_number,
     numbers_of,
+    range_in_words,
 )
 from pyro_mdm.tables.columns.evidence import (
     DECIMALS,
@@ -44,7 +48,6 @@ from pyro_mdm.tables.columns.scales import (
     smoothed,
     within,
 )
-from pyro_mdm.tables.columns.spec import EVERYWHERE, ColumnSpec, Ends, range_in_words
 
 __all__ = [
     "END",
@@ -78,12 +81,6 @@ class Continuous(Column):
         name: the name of the column.
         values: the values that it is fitted to, (n,), NaN where missing. The number of knots is the
             square root of theirs, at most 100.
-
-    Example:
-        >>> age = Continuous("age", np.linspace(20.0, 60.0, 100))
-        >>> x, log_slope = age.scaled(torch.tensor([30.0, 55.0]).double())
-        >>> age.unscaled(x).round().tolist()
-        [30.0, 55.0]
     """
 
     kind: str = "continuous"
@@ -222,11 +219,6 @@ class Mixed(Continuous):
         values: the numbers that it is fitted to, (n,), NaN where missing.
         everything: the numbers of all rows, which decide its ends.
         ends: the least and the largest number that it may have; None: inferred.
-
-    Example:
-        >>> rain = np.concatenate([np.zeros(50), np.linspace(0.1, 9.0, 50) ** 2])
-        >>> Mixed("rain", rain, rain).in_words
-        'mixed: atoms 0 (49.5%), and a density beside them, none below 0'
     """
 
     kind = "mixed"
@@ -337,11 +329,6 @@ class Bounded(Mixed):
 
     Args:
         name, values, everything, ends: as for :class:`Mixed`.
-
-    Example:
-        >>> score = np.linspace(0.0, 10.0, 50)
-        >>> Bounded("score", score, score, ends=(0.0, 20.0)).spec
-        'continuous 0..20'
     """
 
     kind = "continuous"
@@ -356,11 +343,6 @@ class Nonnegative(Bounded):
 
     Raises:
         DataError: a negative number without a given range.
-
-    Example:
-        >>> income = np.linspace(1.0, 9.0, 50) ** 2
-        >>> Nonnegative("income", income, income).in_words
-        'nonnegative: a density, none below 0'
     """
 
     kind = "nonnegative"
@@ -398,11 +380,6 @@ class Rounded(Continuous):
 
     Raises:
         DataError: numbers with too many decimals.
-
-    Example:
-        >>> height = np.array([1.5, 1.75, 1.8, 1.65])
-        >>> Rounded("height", height, height).decimals
-        2
     """
 
     kind = "rounded"
@@ -538,11 +515,6 @@ class Integer(Rounded):
 
     Raises:
         DataError: other numbers.
-
-    Example:
-        >>> children = np.array([0.0, 2.0, 1.0, 3.0])
-        >>> Integer("children", children, children).in_words
-        'integer: a probability of each integer, none below 0'
     """
 
     kind = "integer"
@@ -560,11 +532,8 @@ class Integer(Rounded):
 
 
 def finite_numbers(name: str, values: pd.Series) -> Values:
-    """Values as float64, finite, or NaN where missing or not a number.
-
-    Raises:
-        DataError: an infinite number.
-    """
+    """Values as float64, finite, or NaN where missing or not a number; DataError for infinite
+    ones."""
     numbers = numbers_of(values)
     check_finite(name, numbers)
     return numbers

@@ -71,8 +71,7 @@ def fewest_bends(
     or by an x that is off by more than 0.3 and three standard errors.
 
     Args:
-        w: distinct values, increasing, (m,).
-        share: the share of values below each, (m,).
+        w, share: distinct values, increasing, (m,), and the share of values below each.
         number: the number n of values.
         lower, upper: the ends between which the line must stay.
         edges: the ends to which it is bent where it passes them, over the last 5% of the values;
@@ -129,25 +128,17 @@ def _bent_to(
 
 
 def smoothed(ranks: Values, number: int) -> Values:
-    """Increasing shares in (0, 1), for ranks that do not fall: one value more is spread evenly over
-    them, and half a value lies beyond each end.
-
-    Args:
-        ranks: the numbers of values below points, (m,).
-        number: the number of values.
-    """
+    """Increasing shares in (0, 1), for ranks, (m,), among a number of values: one value more is
+    spread evenly over them, and half a value lies beyond each end."""
     even = np.arange(len(ranks)) / (len(ranks) - 1)
     return np.asarray((ranks + even + 0.5) / (number + 2))
 
 
 def within(low: Tensor, high: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """A draw x ~ N(0, 1) given low < x < high, and its log density.
+    """A draw x ~ N(0, 1) given low < x < high, and its log density, by uniform noise in [0, 1),
+    (n,).
 
     Far out, where the mass underflows, x is uniform over the unit next to the centre.
-
-    Args:
-        low, high: the ends of intervals, (n,), ±∞ too.
-        noise: uniform numbers in [0, 1), (n,).
     """
     flip = low + high > 0  # by the lower tail, whose masses have all their digits
     left, right = torch.where(flip, -high, low), torch.where(flip, -low, high)
@@ -169,12 +160,8 @@ def share_below(x: Tensor) -> Tensor:
 
 
 def along(value: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The line through points, continued beyond both ends, and its log slope, both like values.
-
-    Args:
-        value: values on the first axis, (n,).
-        start, end: the points on both axes, (m,), increasing.
-    """
+    """The line through increasing points (start, end), continued beyond both ends, at values (n,),
+    and its log slope."""
     i = torch.searchsorted(start, value.contiguous()).clamp(1, len(start) - 1)
     slope = (end[i] - end[i - 1]) / (start[i] - start[i - 1])
     return end[i - 1] + slope * (value - start[i - 1]), slope.log()

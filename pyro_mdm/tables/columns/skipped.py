@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mdm.tables.columns.base import Center, Column, Mask, Values
+from pyro_mdm.tables.columns.base import Center, Column, ColumnSpec, Mask, Values
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import shown
-from pyro_mdm.tables.columns.spec import ColumnSpec
 from pyro_mdm.tables.one_hot import Levels
 
 __all__ = ["ABSENT", "HIDDEN", "Condition", "Rule", "Skipped"]
@@ -73,12 +72,8 @@ class Rule(NamedTuple):
         return np.where(one == self.either, one, values.prod(0))
 
     def codes(self, empty: Mask, table: pd.DataFrame) -> Values:
-        """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries, (n,); 0 for others.
-
-        Args:
-            empty: the mask of empty entries, (n,).
-            table: the table, with the columns that decide.
-        """
+        """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries of a table, (n,); 0
+        for others."""
         holds = self.holds(table)
         unsaid = ABSENT if self.exact else math.nan
         codes = np.select([holds == 1, holds == 0], [ABSENT, HIDDEN], unsaid)

@@ -34,7 +34,7 @@ Conditional = Callable[[Tensor, int], Tensor]
 
 
 def joint(problem: Problem, z: Tensor) -> Conditional:
-    from pyro_mdm.tables import AmortizedJoint
+    from pyro_mdm.posteriors import AmortizedJoint
 
     task = TASKS[problem.task]
     how = {"seed": problem.seed, "steps": problem.steps or None}

@@ -230,15 +230,6 @@ def test_whoever_does_not_trust_a_kind_is_told_how_to_name_it(
         names.find_column_kind(f"{file}:Angle")
 
 
-def test_numbers_of_float32_are_what_was_written() -> None:
-    """As for ``Table``, so that 0.1 of one type is 0.1 of the other."""
-    table = pd.DataFrame({"x": np.round(np.random.default_rng(0).normal(size=300), 1)})
-    train = np.ones(300, dtype=bool)
-    double, single = (fit_columns(t, train) for t in (table, table.astype(np.float32)))
-    assert single[0].kind == double[0].kind == "rounded"
-    assert torch.equal(encode(single, table), encode(double, table.astype(np.float32)))
-
-
 class Plane(Angle):
     """Numbers of two dimensions in model space."""
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors import simulate
-from pyro_mdm.tables import AmortizedJoint
+from pyro_mdm.posteriors import AmortizedJoint, simulate
 
 FAR = 5.5
 """Standard errors that a right mean of draws exceeds in one of 26 million."""

@@ -8,7 +8,7 @@ likelihood, the posterior given a part of the data or of the parameters, and new
 ones.
 
 Source of the task: Gloeckler, Deistler, Weilbach, Wood & Macke, "All-in-one simulation-based
-inference", ICML 2024. The network and its training are those of tables here.
+inference", ICML 2024. The network and its training are those of tables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_int
 from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.support.checks import check_count, checked_arguments
-from pyro_mdm.tables.denoiser import MixedDenoiser
 
 __all__ = ["AmortizedJoint"]
 
@@ -88,6 +87,9 @@ class AmortizedJoint(nn.Module):
         hidden: int = HIDDEN,
         depth: int = DEPTH,
     ) -> None:
+        # here, so that other posteriors do without tables
+        from pyro_mdm.tables.denoiser import MixedDenoiser
+
         super().__init__()
         self.latent, self.observed = list(latent), list(observed)
         sites, data = named_sites(program, self.latent, self.observed)
