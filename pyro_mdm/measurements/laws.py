@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
+from pyro_mdm.levels.discrete import nearest_level
 from pyro_mdm.support.checks import check_shape, checked_arguments, describe
 
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
@@ -105,7 +106,7 @@ class Quantized(TorchDistribution):
             self._validate_sample(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
         ends = torch.cat([edges.new_tensor([-math.inf]), edges, edges.new_tensor([math.inf])])
-        k = _nearest(value, self.levels)
+        k = nearest_level(value, self.levels)[0]
         low, high = ends[k] - self.loc, ends[k + 1] - self.loc
         exact = self.scale == 0
         inside = torch.where((low <= 0) & (high > 0), 0.0, -math.inf)
@@ -122,7 +123,7 @@ class Quantized(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
-        return self.levels[_nearest(u, self.levels)]
+        return self.levels[nearest_level(u, self.levels)[0]]
 
 
 class _Levels(constraints.Constraint):
@@ -132,15 +133,9 @@ class _Levels(constraints.Constraint):
         self.levels = levels
 
     def check(self, value: Tensor) -> Tensor:
-        nearest = self.levels[_nearest(value, self.levels)]
+        nearest = self.levels[nearest_level(value, self.levels)[0]]
         # levels that went through float32 are still levels
         return (value - nearest).abs() <= 1e-6 * (self.levels[-1] - self.levels[0])
-
-
-def _nearest(value: Tensor, levels: Tensor) -> Tensor:
-    """The indices of the nearest levels, like the value."""
-    edges = (levels[1:] + levels[:-1]) / 2
-    return torch.searchsorted(edges, value.to(edges.dtype).contiguous())
 
 
 class Clipped(TorchDistribution):

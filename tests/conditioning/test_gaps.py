@@ -31,8 +31,7 @@ from pyro_mdm.measurements import (
     twisted_smc_gap,
 )
 from pyro_mdm.measurements.looseness import simulated_measurement
-from pyro_mdm.measurements.retained import Kept, Retained
-from pyro_mdm.measurements.twisted import weighted_particles
+from pyro_mdm.measurements.twisted import Kept, Retained, weighted_particles
 from pyro_mdm.networks import MLP
 from pyro_mdm.support.measured import Z95
 from tests.chains import affine, chain_law

@@ -20,11 +20,11 @@ from pyro_mdm.measurements import (
     Matrix,
     MeasuredDenoiser,
     denoiser,
-    factored,
+    inverses,
 )
 from pyro_mdm.measurements.covariance import DataCovariance
+from pyro_mdm.measurements.inverses import Factored, structured
 from pyro_mdm.measurements.solve import conjugate_gradients
-from pyro_mdm.measurements.structured import structured
 from tests.problems import GaussianMixture, Silent, fixed, given_measurement, normal
 
 IMAGE = (2, 2, 4)
@@ -77,12 +77,12 @@ def refuse(*_: object, **__: object) -> None:
 def by(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets one solver alone serve."""
     if route != "factored":
-        monkeypatch.setattr(factored, "LARGEST", 0)
+        monkeypatch.setattr(inverses, "LARGEST", 0)
     if route == "iterated":
         monkeypatch.setattr(MeasuredDenoiser, "_inverse", lambda *_: None)
         monkeypatch.setattr(denoiser, "TOLERANCE", 1e-12)
     else:
-        monkeypatch.setattr(denoiser, "Iterated", refuse)
+        monkeypatch.setattr(denoiser, "iterated", refuse)
 
 
 def law(
@@ -170,7 +170,7 @@ def test_data_have_levels_of_their_own(
     for route in ("factored", "structured", "iterated"):
         with monkeypatch.context() as patch:
             by(route, patch)
-            patch.setattr(denoiser, "Iterated", structured_or_iterated)
+            patch.setattr(denoiser, "iterated", structured_or_iterated)
             for level in (math.inf, 0.5, -math.inf):
                 score = MeasuredDenoiser(
                     Gaussian(covariance.matrix(IMAGE)),
@@ -192,7 +192,7 @@ def test_data_have_levels_of_their_own(
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
 
 
-structured_or_iterated = denoiser.Iterated
+structured_or_iterated = denoiser.iterated
 
 
 @torch.no_grad()
@@ -225,7 +225,7 @@ def test_exact_observations_of_small_and_of_no_variance() -> None:
     """Each in units of its own: the small one counts, and what does not vary says nothing."""
     sigma = torch.tensor([1.0, 1e-18, 0.0], dtype=torch.float64).diag()
     one = torch.eye(3, dtype=torch.float64)
-    made = factored.Factored.compute(sigma, one, torch.zeros(3, dtype=torch.float64), (3,))
+    made = Factored.compute(sigma, one, torch.zeros(3, dtype=torch.float64), (3,))
     expected = torch.tensor([1.0, 1e18, 0.0], dtype=torch.float64).diag()
     torch.testing.assert_close(made.inverse, expected, rtol=1e-12, atol=0)
     assert not made.values.any()
