@@ -23,8 +23,8 @@ __all__ = ["DenoiserCovariance", "Inverse", "Solution", "System", "conjugate_gra
 Product = Callable[[Tensor], Tensor]
 
 Inverse = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""The inverse of ``S = H C Hᵀ + R``: a function of r (n, m) in float64 that returns the solution u of
-S u = r, (n, m), and C Hᵀ u, (n, *event_shape)."""
+"""The inverse of ``S = H C Hᵀ + R``: a function of r (n, m) in float64, which returns the solution
+u of S u = r, (n, m), and C Hᵀ u, (n, *event_shape)."""
 
 AT_ONCE = 8
 """The iterations with the linear covariance between two questions to the device."""
