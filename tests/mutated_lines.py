@@ -28,7 +28,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "usual⟨ if seconds is None else ANY_STEPS→⟩"
         ],
     },
-    "pyro_mdm/conditioning/filling.py": {
+    "pyro_mdm/conditioning/completions.py": {
         "test_chained.py::test_a_training_on_gaps_begins_with_them": [
             "data.completed[self._present(0)]⟨.to(device)→⟩"
         ]

@@ -51,7 +51,33 @@ that are evaluated together, which bounds the memory."""
 # -- distributions ---------------------------------------------------------------------------------
 
 
-class Quantized(TorchDistribution):
+class _Entries(TorchDistribution):
+    """Entries of observations that are independent given u + N(0, scale²)."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    loc: Tensor
+    scale: Tensor
+
+    @checked_arguments
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Entries:
+        new = self._get_checked_instance(type(self), _instance)
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        own = {"_batch_shape": torch.Size(batch_shape), "_validate_args": False}
+        new.__dict__.update(self.__dict__, loc=loc, scale=scale, **own)
+        return new
+
+    def _noised(self, sample_shape: Sequence[int]) -> Tensor:
+        """Draws of u + N(0, scale²)."""
+        noise = torch.randn((*sample_shape, *self.batch_shape), dtype=self.loc.dtype)
+        return self.loc + self.scale * noise.to(self.loc.device)
+
+    def _checked(self, value: Tensor) -> None:
+        check_shape("value", value, ())
+        if self._validate_args:
+            self._validate_sample(value)
+
+
+class Quantized(_Entries):
     """The distribution of the level that is nearest to u + N(0, scale²).
 
     The first and the last level have all values beyond them.
@@ -69,8 +95,6 @@ class Quantized(TorchDistribution):
         >>> bits.log_prob(torch.tensor([0.0, 1.0]))
         tensor([0., 0.])
     """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     @checked_arguments
     def __init__(
@@ -95,15 +119,9 @@ class Quantized(TorchDistribution):
         """The levels."""
         return _Levels(self.levels)
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Quantized:
-        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return Quantized(loc, self.levels, scale, validate_args=False)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """The log probability of the bin of ``value``, nats, (*batch)."""
-        check_shape("value", value, ())
-        if self._validate_args:
-            self._validate_sample(value)
+        self._checked(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
         ends = torch.cat([edges.new_tensor([-math.inf]), edges, edges.new_tensor([math.inf])])
         k = nearest_level(value, self.levels)[0]
@@ -121,9 +139,7 @@ class Quantized(TorchDistribution):
     @torch.no_grad()
     @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = (*sample_shape, *self.batch_shape)
-        u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
-        return self.levels[nearest_level(u, self.levels)[0]]
+        return self.levels[nearest_level(self._noised(sample_shape), self.levels)[0]]
 
 
 class _Levels(constraints.Constraint):
@@ -138,7 +154,7 @@ class _Levels(constraints.Constraint):
         return (value - nearest).abs() <= 1e-6 * (self.levels[-1] - self.levels[0])
 
 
-class Clipped(TorchDistribution):
+class Clipped(_Entries):
     """The distribution of u + N(0, scale²) clipped to an interval, whose ends have probabilities.
 
     ``log_prob`` is a log density inside and a log probability at the ends; the float32 number that
@@ -158,8 +174,6 @@ class Clipped(TorchDistribution):
         >>> white.sample()
         tensor([1.])
     """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     @checked_arguments
     def __init__(
@@ -185,16 +199,9 @@ class Clipped(TorchDistribution):
         (low, nearest_low), (high, nearest_high) = map(_both, (self.low, self.high))
         return constraints.interval(min(low, nearest_low), max(high, nearest_high))
 
-    @checked_arguments
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Clipped:
-        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return Clipped(loc, scale, self.low, self.high, validate_args=False)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of ``value``, or its log probability at an end, nats, (*batch)."""
-        check_shape("value", value, ())
-        if self._validate_args:
-            self._validate_sample(value)
+        self._checked(value)
         rest = (value - self.loc) / self.scale
         inside = -0.5 * rest.square() - (math.sqrt(2 * math.pi) * self.scale).log()
         at_high = torch.where(value >= min(_both(self.high)), log_ndtr(-rest), inside)
@@ -203,9 +210,7 @@ class Clipped(TorchDistribution):
     @torch.no_grad()
     @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = (*sample_shape, *self.batch_shape)
-        noise = torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
-        return (self.loc + self.scale * noise).clamp(self.low, self.high)
+        return self._noised(sample_shape).clamp(self.low, self.high)
 
 
 def _both(end: float) -> tuple[float, float]:
