@@ -103,6 +103,7 @@ CASES = [
     for operator in OPERATORS
     for covariance in covariances()
     for noise in ("one", "each", "exact")
+    if noise == "one" or covariance == "full" or route == "structured"
     # exact observations that depend on each other are refused, and blurred ones nearly do
     if not (noise == "exact" and operator.startswith(("more", "blur")))
     if not (
@@ -164,8 +165,8 @@ def test_data_have_levels_of_their_own(
     """All together as one by one, whichever the solver, with the denoiser's covariance and without;
     and levels that differ between dimensions."""
     covariance, operator = covariances()[kind], OPERATORS[name]()
-    z, lam = normal(7, 4, *IMAGE), torch.tensor([-6.0, 0.0, 1.0, 6.0]).double()
-    maps = fixed(8, 4, *IMAGE)
+    z, lam = normal(7, 3, *IMAGE), torch.tensor([-6.0, 1.0, 6.0]).double()
+    maps = fixed(8, 3, *IMAGE)
     found = []
     for route in ("factored", "structured", "iterated"):
         with monkeypatch.context() as patch:
@@ -180,7 +181,7 @@ def test_data_have_levels_of_their_own(
                     data_covariance=covariance,
                     covariance_from=level,
                 )
-                apart = torch.cat([score.x_hat(z[i : i + 1], float(lam[i])) for i in range(4)])
+                apart = torch.cat([score.x_hat(z[i : i + 1], float(lam[i])) for i in range(3)])
                 found += [score.x_hat(z, lam), apart]
                 if level == 0.5:
                     assert score.iterations is not None

@@ -352,11 +352,14 @@ def chain_on_a_grid(model: Any, steps: int) -> tuple[Tensor, Tensor]:
     return y, p @ dist.Normal(law.mean, law.variance.sqrt()).log_prob(y).softmax(1)
 
 
-def one_dimension() -> GaussianMixture:
-    """Two parts."""
-    return GaussianMixture(
-        [0.6, 0.4], torch.tensor([[-0.6], [0.9]]), torch.tensor([[[0.1]], [[0.2]]])
-    )
+@pytest.fixture(scope="module")
+def chain() -> tuple[DiffusionModel, Tensor, Tensor]:
+    """A model of a mixture of two parts, and the data and probabilities of its chain of 8 steps."""
+    parts = torch.tensor([[-0.6], [0.9]]), torch.tensor([[[0.1]], [[0.2]]])
+    problem = GaussianMixture([0.6, 0.4], *parts)
+    model = program(problem, VPSDE(max_log_snr=6.0, min_log_snr=-7.0))
+    with torch.no_grad():
+        return model, *chain_on_a_grid(model, 8)
 
 
 def squared(x: Tensor) -> Tensor:
@@ -374,14 +377,13 @@ EACH["counts of exponentials"] = (
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", EACH)
-def test_twisted_particles_have_the_posterior_of_any_noise(name: str) -> None:
+def test_twisted_particles_have_the_posterior_of_any_noise(name: str, chain: Any) -> None:
     """Of a mixture, by a chain of few steps whose law is computed on a grid.
 
     Of 32 repeats an estimate is more than 5.5 of its own standard errors off 5 times in a million.
     """
     H, law, value = EACH[name]
-    model, steps = program(one_dimension(), VPSDE(max_log_snr=6.0, min_log_snr=-7.0)), 8
-    x, p = chain_on_a_grid(model, steps)
+    model, x, p = chain
     clean = H(x[:, None]) if callable(H) else x[:, None]
     obs = torch.full((clean.shape[1],), value).double()
     log_joint = p.log() + law(clean).log_prob(obs).sum(-1)
@@ -390,7 +392,7 @@ def test_twisted_particles_have_the_posterior_of_any_noise(name: str) -> None:
     spread = float(w @ (x - mean).square()) ** 0.5
     torch.manual_seed(3)
     given = condition_on_measurements(model, H, obs, law, **OWN)
-    found = twisted_smc(given, 128, steps=steps, repeats=32)
+    found = twisted_smc(given, 128, steps=8, repeats=32)
     value, error = found.log_evidence
     assert abs(value - evidence) < 5.5 * error < 0.5
     mean_found, of_mean = (float(t) for t in found.posterior_mean)
