@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inference import restore
 from inference.drawing import restoring
-from inference.drawing.observations import Observation, chosen_measurement
+from inference.drawing.observations import Observation, chosen_measurement, read
 from inference.drawing.restoration import Restoration, interval_ends
 from inference.folders.loading import load_trained
 from inference.folders.runs import RunError
@@ -175,34 +175,34 @@ def arrays(file: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("data", "how", "shape"),
     [
-        ("photo.png", {"task": "deblur"}, (1, 8, 8)),
-        ("coarse.png", {"task": "superresolve"}, (1, 4, 4)),
-        ("grey.png", {"task": "denoise"}, (1, 8, 8)),
-        ("rows.png", {"operator": "mine.py:Rows"}, (1, 8, 1)),
-        ("rows.png", {"operator": "mine.py:rows"}, (1, 8, 1)),
-        ("rows.png", {"operator": "mine.py:eight"}, (1, 8, 1)),
-        ("photo8.npy", {"operator": "pyro_mdm.measurements:Blur"}, (1, 8, 8)),
-        ("sums.npy", {"operator": "mine.py:sums"}, (4,)),
+        ("photo.png", ("deblur", None, None), (1, 8, 8)),
+        ("coarse.png", ("superresolve", None, None), (1, 4, 4)),
+        ("grey.png", ("denoise", None, None), (1, 8, 8)),
+        ("rows.png", (None, None, "mine.py:Rows"), (1, 8, 1)),
+        ("rows.png", (None, None, "mine.py:rows"), (1, 8, 1)),
+        ("rows.png", (None, None, "mine.py:eight"), (1, 8, 1)),
+        ("photo8.npy", (None, None, "pyro_mdm.measurements:Blur"), (1, 8, 8)),
+        ("sums.npy", (None, None, "mine.py:sums"), (4,)),
     ],
 )
 def test_a_file_is_the_measurement_itself(
-    data: str,
-    how: dict[str, Any],
-    shape: tuple[int, ...],
-    runs: dict[str, Path],
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    data: str, how: Any, shape: tuple[int, ...], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is added to it, and no truth is told."""
     monkeypatch.chdir(here)
-    restore.restore(runs["digits"], data=Path(data), out=Path("out"), **how, **FAST)
-    (page,) = Path("out").glob("*.png")
-    found = arrays(page.with_suffix(".npz"))
-    file = here / data
-    known = torch.from_numpy(np.load(file)) if file.suffix == ".npy" else pixels(file)
+    found = read(Path(data), chosen_measurement(*how), (1, 8, 8)).obs
+    known = torch.from_numpy(np.load(data)) if data.endswith(".npy") else pixels(here / data)
     known = known[..., 0] if known.dim() == 3 else known  # grey, saved as a colour
-    assert page.stem == file.stem and found["measured"].shape == shape
-    torch.testing.assert_close(found["measured"].reshape(known.shape), known)
+    assert found.shape == shape
+    torch.testing.assert_close(found.double().reshape(known.shape), known)
+
+
+def test_what_is_written_of_a_restored_image(runs: dict[str, Path], here: Path) -> None:
+    """Nothing is added to what was measured, and no truth is told."""
+    photo, out = here / "photo.png", here / "out"
+    restore.restore(runs["digits"], data=photo, task="deblur", out=out, **FAST)
+    assert sorted(path.name for path in out.iterdir()) == ["photo.npz", "photo.png"]
+    found = arrays(out / "photo.npz")
+    torch.testing.assert_close(found["measured"][0], pixels(photo))
     assert found["draws"].shape == (19, 1, 8, 8) and found["way"].shape == (3, 1, 8, 8)
     assert bool((found["way_log_snr"].diff() > 0).all())
     torch.testing.assert_close(found["mean"], found["draws"].mean(0))
@@ -576,8 +576,6 @@ def test_mistakes(
 
 def test_a_colour_network_needs_three_channels(here: Path) -> None:
     """Grey of colours is a measurement of its own."""
-    from inference.drawing.observations import read
-
     how = chosen_measurement("denoise", None, None)
     refused(
         ValueError,
