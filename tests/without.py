@@ -28,7 +28,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDS: dict[str, tuple[str, ...]] = {
-    "automatic": (),
+    "automatic": ("posteriors",),
     "auxiliary": (),
     "by_dimension": (),
     "conditioning": ("levels",),
@@ -39,7 +39,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "posteriors": ("conditioning",),
     "seeing": ("by_dimension",),
     "simulated": (),
-    "tables": ("conditioning", "levels"),
+    "tables": ("conditioning", "levels", "posteriors"),
     "varying": (),
 }
 """Wings of the library, with those that each needs."""
@@ -172,7 +172,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Imports of functions are not told apart: compilers look into them."""
+    """Imports within functions are as usual: compilers look into them."""
     builtins.__import__ = REAL_IMPORT
 
 

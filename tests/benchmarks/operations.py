@@ -133,11 +133,9 @@ class _Operations(TorchDispatchMode):
         self.counts.operations += 1
         if kind is not None:
             self.counts.waits[kind] += 1
+            self.counts.waiting[f"{kind:14s} {_line()}"] += 1
         if self.lines:
-            line = _line()
-            self.counts.working[line] += 1
-            if kind is not None:
-                self.counts.waiting[f"{kind:14s} {line}"] += 1
+            self.counts.working[_line()] += 1
         return func(*args, **kwargs or {})
 
 
@@ -161,14 +159,12 @@ class _Reads(TorchFunctionMode):
 
 def _line() -> str:
     """The innermost lines of this repository that are running."""
-    frames = [
-        f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno} {frame.name}"
-        for frame in traceback.extract_stack()[:-2]
-        if frame.filename.startswith(f"{ROOT}/")
-        and frame.filename != __file__
-        and "/.venv/" not in frame.filename
-    ]
-    return " < ".join(frames[::-1][:3]) or "backward"
+    lines = []
+    for frame, number in traceback.walk_stack(None):
+        name = frame.f_code.co_filename
+        if name.startswith(f"{ROOT}/") and name != __file__ and "/.venv/" not in name:
+            lines.append(f"{name.removeprefix(f'{ROOT}/')}:{number} {frame.f_code.co_name}")
+    return " < ".join(lines[:3]) or "backward"
 
 
 @contextmanager
@@ -197,7 +193,7 @@ def counted(
 
     Args:
         step: a function that takes a step, with its backward pass where it has one.
-        lines: whether to count lines too, which takes longer.
+        lines: whether to count the lines of all operations too, which takes longer.
         device: the device whose tensors count; None: those of all.
     """
     counts, alone = Counts(), Counts()
@@ -383,6 +379,7 @@ def sampler_counts(
             model.sampler = ExponentialIntegrator(steps)
             return counted(lambda: model(batch_size=16), network, lines=lines, device=device)
 
+        model.sampler = ExponentialIntegrator(short)
         model(batch_size=2)
         shorter, longer = run(short), run(long)
     return longer, longer.a_call(shorter, long - short)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,36 +22,9 @@ from pyro_mdm.__main__ import PROGRAMS as COMMANDS
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from tests.without import NEEDS, USES
 
 ROOT = Path(__file__).parents[2]
-WINGS = {
-    "by_dimension": ("by_dimension",),
-    "auxiliary": ("auxiliary",),
-    "conditioning": ("conditioning", "measurements"),
-    "imported": ("imported",),
-    "levels": ("levels",),
-    "plots": ("plots",),
-    "posteriors": ("posteriors", "automatic"),
-    "seeing": ("seeing",),
-    "simulated": ("simulated",),
-    "tables": ("tables",),
-    "varying": ("varying",),
-}
-"""What stands beside the core, which imports none of it; rooms by wing."""
-BETWEEN_WINGS = {
-    ("conditioning", "levels"),
-    ("plots", "simulated"),
-    ("posteriors", "conditioning"),
-    ("seeing", "by_dimension"),
-    ("tables", "conditioning"),
-    ("tables", "levels"),
-    ("tables", "plots"),
-    ("tables", "posteriors"),
-}
-"""Who imports another wing after all: data with levels may be given in part, pictures of simulated
-paths name the kind of diffusion, a posterior is of parameters given data, a context chooses clocks
-of dimensions, and a table has columns with levels, and is completed, drawn, and calibrated by
-ranks."""
 FLOORS = (
     ("support", "randomness"),
     ("budgets",),
@@ -66,7 +40,7 @@ FLOORS = (
     ("elbo", "distribution"),
     ("evaluation",),
     ("training",),
-    tuple(room for rooms in WINGS.values() for room in rooms),
+    tuple(NEEDS),
     ("public",),
 )
 """The library's rooms from the ground up."""
@@ -154,19 +128,30 @@ def test_imports_of_the_library_run_downwards() -> None:
 def wing(module: str) -> str | None:
     """The wing that a module is in; None for the core."""
     room = module.split(".")[1]
-    return next((name for name, rooms in WINGS.items() if room in rooms), None)
+    return room if room in NEEDS else None
 
 
-def test_the_core_imports_no_wing_and_a_wing_no_other() -> None:
-    """For types neither; the stub of the package alone has names of both."""
-    across = [
-        f"{i.by} imports {i.of}"
+def test_the_core_imports_no_wing_and_a_wing_those_that_it_needs() -> None:
+    """For types too; the stub of the package alone has names of all."""
+    across = {
+        (wing(i.by), wing(i.of))
         for i in all_imports()
         if i.by.startswith("pyro_mdm.") and i.by != "pyro_mdm.__main__"
         if wing(i.of) not in (None, wing(i.by))
-        if (wing(i.by), wing(i.of)) not in BETWEEN_WINGS
-    ]
-    assert not across
+    }
+    assert across == {(name, other) for name, needs in NEEDS.items() for other in needs} | USES
+
+
+def test_the_table_of_wings_is_that_of_their_imports() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith("| `")]
+    table = {
+        row[0].strip(" `"): [re.findall(r"`(\w+)`", cell) for cell in row[1:3]] for row in rows
+    }
+    assert table == {
+        name: [[*needs], [other for by, other in sorted(USES) if by == name]]
+        for name, needs in NEEDS.items()
+    }
 
 
 def test_programs_are_above_models_and_models_above_the_library() -> None:
