@@ -515,7 +515,7 @@ def test_a_page_has_all_of_it() -> None:
         ("--num_samples 18", "--num_samples is 18, expected at least 19"),
         ("--num_images 181", "--num_images is 181, expected at most the 180 test images"),
         ("--noise 0", "--noise is 0.0, expected a positive number"),
-        ("--out photo8.npy", "expected a name that ends in .png"),
+        ("--out a.npy", "expected a name that ends in .png"),
         ("--out mask.png", "mask.png exists; give another --out, or --overwrite"),
         ("photo.png --task deblur", "--noise is not given, expected the standard deviation"),
         ("photo.png --task deblur --noise -1", "--noise is -1.0, expected 0, for none, or a pos"),
