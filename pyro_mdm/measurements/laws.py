@@ -62,8 +62,8 @@ class _Entries(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Entries:
         new = self._get_checked_instance(type(self), _instance)
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        own = {"_batch_shape": torch.Size(batch_shape), "_validate_args": False}
-        new.__dict__.update(self.__dict__, loc=loc, scale=scale, **own)
+        inherited = {"_batch_shape": torch.Size(batch_shape), "_validate_args": False}
+        new.__dict__.update(self.__dict__, loc=loc, scale=scale, **inherited)
         return new
 
     def _noised(self, sample_shape: Sequence[int]) -> Tensor:
