@@ -251,8 +251,8 @@ def test_the_gap_of_particles_is_around_the_evidence_and_closes() -> None:
         A = operator.matrix()
         known = -entropy(Normal(OBS, A @ covariance @ A.mT + R.diag()))
         given = condition_on_measurements(model, operator, OBS, R, covariance_from=math.inf)
-        lower, upper, gap, n = twisted_smc_gap(given, P, steps=steps, simulated=24)
-        assert n == 24
+        lower, upper, gap, n = twisted_smc_gap(given, P, steps=steps, simulated=40)
+        assert n == 40
         assert lower.mean - 5 * lower.standard_error < known
         assert upper.mean + 5 * upper.standard_error > known
         found.append(gap)
