@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.samplers import Ancestral
-from tests.problems import D
+from tests.problems import D, GaussianMixture
 
 
 def affine(function: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
@@ -47,3 +47,10 @@ def chain_law(model: Any, steps: int) -> tuple[Tensor, Tensor]:
     A, b = affine(decoded, K * D)
     law: Any = model.likelihood(diffusion, model.score_function, torch.zeros(1, K, D).double(), 1)
     return A @ mean + b, A @ covariance @ A.mT + law.variance[0].diag()
+
+
+@torch.no_grad()
+def chain_problem(model: Any, steps: int) -> GaussianMixture:
+    """The Gaussian distribution of the data of such a chain."""
+    mean, covariance = chain_law(model, steps)
+    return GaussianMixture([1.0], mean[None], covariance[None])

@@ -34,7 +34,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "conditioning": ("levels",),
     "imported": (),
     "levels": (),
-    "measurements": ("conditioning",),
+    "measurements": ("conditioning", "levels"),
     "plots": (),
     "posteriors": ("conditioning",),
     "seeing": ("by_dimension",),

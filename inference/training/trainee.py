@@ -21,7 +21,7 @@ from inference.training import recipe
 from inference.training.batches import Batches
 from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
 from pyro_mdm.budgets import ANY_STEPS, Budget
-from pyro_mdm.conditioning.filling import Filling
+from pyro_mdm.conditioning.completions import Filling
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.saved import digest_of_tensors
 from pyro_mdm.training import MovingAverage, Trainer

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.base import BoundScore
-from pyro_mdm.samplers.base import At
 from pyro_mdm.scores.base import Coefficients
 from pyro_mdm.support.checks import check_number, checked_arguments, describe
 from pyro_mdm.support.settings import Recorded
@@ -154,7 +153,9 @@ class _GuidedScore(BoundScore):
         value = super().start_hat_at(y, at)
         return self._guided(value, at, lambda: self.without.start_hat_at(y, at))
 
-    def _guided(self, given: Tensor, at: At, ask: Callable[[], Tensor]) -> Tensor:
+    def _guided(
+        self, given: Tensor, at: Tensor | Coefficients, ask: Callable[[], Tensor]
+    ) -> Tensor:
         """The guided value, from the one with the context and a function of the other."""
         low, high = self.interval
         if math.isfinite(low) or math.isfinite(high):

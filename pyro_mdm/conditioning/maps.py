@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -136,8 +135,8 @@ class RandomMaps(TrainingMaps, Recorded):
             )
         present = score.counts(x)
         present = None if present is None else present.expand_as(x)
-        draw = self.draw if score.groups is None else partial(self.draw_by_group, score.groups)
-        drawn = draw(x.shape, low.item(), diffusion.max_log_snr, x.device, present=present)
+        ends = low.item(), diffusion.max_log_snr
+        drawn = self.draw(x.shape, *ends, x.device, present, score.groups)
         between = drawn.weight > 0  # elsewhere e^{±∞} times a weight of 0 would be NaN
         log_snr = torch.where(between, drawn.log_snr, 0.0)
         noise = randomness.normal(x.shape, x.dtype, x.device)
@@ -155,6 +154,7 @@ class RandomMaps(TrainingMaps, Recorded):
         high: float,
         device: torch.device,
         present: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> Maps:
         """Maps for n data, with log SNRs between λ(T) and λ(ε).
 
@@ -165,7 +165,16 @@ class RandomMaps(TrainingMaps, Recorded):
             device: device of the maps.
             present: mask of the entries that are present, bool, like the data; None: all. Missing
                 ones have no weight.
+            groups: index of the column of each dimension of vectors, (d,) int64; dimensions of one
+                column have one log SNR and weight. None: each is its own.
         """
+        if groups is not None:
+            number = cached_on(groups, "number", lambda groups: int(groups.max()) + 1)
+            groups = groups.to(device)
+            if present is not None:
+                present = present.new_empty(shape[0], number).index_copy_(1, groups, present)
+            maps = self.draw((shape[0], number), low, high, device, present)
+            return Maps(maps.log_snr[:, groups], maps.weight[:, groups])
         if present is not None and self.missing == "leave_out":
             return self._draw(shape, low, high, device, present)
         distinct = -(-shape[0] // self.shared)
@@ -176,28 +185,6 @@ class RandomMaps(TrainingMaps, Recorded):
         lacking = (~present & (log_snr != LEFT_OUT)).flatten(1).any(1)
         weight = weight * ~lacking.reshape(-1, *[1] * (len(shape) - 1))
         return Maps(torch.where(present, log_snr, LEFT_OUT), weight)
-
-    def draw_by_group(
-        self,
-        groups: Tensor,
-        shape: Sequence[int],
-        low: float,
-        high: float,
-        device: torch.device,
-        present: Tensor | None = None,
-    ) -> Maps:
-        """Maps as by :meth:`draw`, for vectors with columns that have one log SNR and weight.
-
-        Args:
-            groups: index of the column of each dimension, (d,) int64.
-            shape, low, high, device, present: as for :meth:`draw`, with data (n, d).
-        """
-        number = cached_on(groups, "number", lambda groups: int(groups.max()) + 1)
-        groups = groups.to(device)
-        if present is not None:
-            present = present.new_empty(shape[0], number).index_copy_(1, groups, present)
-        maps = self.draw((shape[0], number), low, high, device, present=present)
-        return Maps(maps.log_snr[:, groups], maps.weight[:, groups])
 
     def _draw(
         self,

@@ -66,7 +66,7 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     For stationary Gaussian textures whose correlation falls by a factor of e in a fifth of a window
     or less, with their exact denoiser, variances of pixels are right to 2%, and so are those of
     differences of neighbours, across a window's edges as elsewhere
-    (tests/conditioning/test_windows.py).
+    (tests/measurements/test_windows.py).
 
     Args:
         model: model of images (C, H, W), whose score is a :class:`~pyro_mdm.scores.DenoiserScore`.

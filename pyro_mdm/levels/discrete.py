@@ -45,6 +45,7 @@ __all__ = [
     "log_normalizer",
     "mean_terms",
     "mixture_kl",
+    "nearest_level",
     "noise_odds",
     "posterior_mean",
     "smoothed_histogram",
@@ -94,9 +95,9 @@ class LevelSupport(Constraint):
     def check(self, value: Tensor) -> Tensor:
         """Whether each entry is one of its levels, or a number, like the value."""
         if isinstance(self.levels, Tensor):
-            return _nearest(value, self.levels)[1]
+            return nearest_level(value, self.levels)[1]
         pairs = zip(value.unbind(-1), self.levels, strict=True)
-        return torch.stack([x == x if v is None else _nearest(x, v)[1] for x, v in pairs], -1)
+        return torch.stack([x == x if v is None else nearest_level(x, v)[1] for x, v in pairs], -1)
 
     def __repr__(self) -> str:
         if isinstance(self.levels, Tensor):
@@ -119,7 +120,7 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
 
     Raises ValueError for a value further from every level than a thousandth of the smallest gap.
     """
-    index, on = _nearest(x, levels)
+    index, on = nearest_level(x, levels)
     check_values(on.all(), partial(_report_off, x, levels, on))
     return index
 
@@ -133,7 +134,7 @@ def _report_off(x: Tensor, levels: Tensor, on: Tensor) -> None:
     )
 
 
-def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_level(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest level's index, and whether x is on it, to a thousandth of the smallest gap."""
     levels = levels.to(x.device)
     value = x.detach().to(levels.dtype).contiguous()  # an index has no gradient

@@ -143,15 +143,7 @@ class DataCovariance(Covariance):
         return posterior_variance(diagonal, variance.double())
 
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
-        """The product with C, as a function.
-
-        Args:
-            variance: variances V of the noise of z, (n, *event_shape).
-            by_dimension: whether V differs between dimensions. C is then that of independent ones.
-
-        Returns:
-            The function that returns C v, like v, for vectors v, (n, *event_shape).
-        """
+        """As :meth:`Covariance.given`; where V differs between dimensions, of independent ones."""
         if self.values is None or self.vectors is None or by_dimension:
             spread = self.spread(variance)
             return lambda v: (spread * v.double()).to(v.dtype)
@@ -193,7 +185,6 @@ class WindowedCovariance(Covariance):
         self.covariance, self.windows = covariance, Windows(window, size)
 
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
-        """The product with C, as a function; V and v are of images, (n, C, H, W)."""
         windows = self.windows
         variances = windows.cut(variance)
         of_window = self.covariance.given(variances.flatten(0, 1), by_dimension=by_dimension)

@@ -12,7 +12,7 @@ which is exact for Gaussian data and their exact denoiser.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,38 +23,40 @@ from pyro_mdm.conditioning.denoiser import ConditionedDenoiser
 from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows
-from pyro_mdm.measurements.checked import check_exact, checked_obs, checked_variance
 from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
-from pyro_mdm.measurements.derivatives import outside_inference_mode
-from pyro_mdm.measurements.factored import Factored, factored
+from pyro_mdm.measurements.inverses import Factored, Structured, diagonal, factored, structured
 from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest, log_prob_of
 from pyro_mdm.measurements.operators import (
+    LARGEST_MATRIX,
     Linear,
     LinearOperator,
     NonlinearOperator,
     Operator,
     as_operator,
+    outside_inference_mode,
 )
 from pyro_mdm.measurements.solve import (
     DenoiserCovariance,
     Inverse,
-    Iterated,
     System,
     conjugate_gradients,
+    iterated,
 )
-from pyro_mdm.measurements.structured import Diagonal, Structured, structured
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.support.checks import (
     Count,
+    check_finite,
     checked_arguments,
+    describe,
+    real_tensor,
     tensor_device,
 )
 from pyro_mdm.support.modules import replace, writes
 
-__all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
+__all__ = ["Given", "MeasuredDenoiser", "checked_variance", "condition_on_measurements"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -70,6 +72,8 @@ SMALLEST = 1e-12
 its site would be NaN."""
 EXAMPLES = 256
 """The number of simulated data whose clean measurements show where these lie."""
+SINGULAR = 1e-10
+"""The ratio of a singular value to the largest below which H counts as singular."""
 
 
 @outside_inference_mode
@@ -239,7 +243,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         self.event_shape = H.event_shape
         device = tensor_device(denoiser)
         self.operator = H.to(device)
-        self.register_buffer("obs", checked_obs(obs, H.obs_shape).to(device))
+        self.register_buffer("obs", _checked_obs(obs, H.obs_shape).to(device))
         peak = None
         if callable(noise):
             self.noise = noise
@@ -247,7 +251,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         else:
             variance = checked_variance(noise, H.obs_shape).to(device)
             self.register_buffer("noise", variance)
-            check_exact(self.operator, variance)
+            _check_exact(self.operator, variance)
         self.register_buffer("peak", peak, persistent=False)
         self.covariance_from, self.max_iterations = covariance_from, max_iterations
         if data_covariance is None:
@@ -280,8 +284,9 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        return self._denoised(z, log_snr, _one_number(log_snr), False).x_hat
+        return self.given_obs(z, log_snr).x_hat
 
+    @outside_inference_mode
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
         """Denoised data with and without obs, and the fit of obs.
 
@@ -295,22 +300,11 @@ class MeasuredDenoiser(DerivedDenoiser):
         Returns:
             A :class:`Given`.
         """
-        return self._denoised(z, log_snr, _one_number(log_snr), True)
-
-    @outside_inference_mode
-    def _denoised(self, z: Tensor, log_snr: Number, number: float | None, fits: bool) -> Given:
-        """See :meth:`given_obs`.
-
-        Args:
-            z, log_snr: as there.
-            number: λ, where it is one number that Python has read; None: not read.
-            fits: whether the fit is computed; it is NaN otherwise.
-        """
         batch_dim, lam = self._values("z", z, log_snr)
         batch, event = z.shape[:batch_dim], self.operator.event_shape
         states, by_dimension = z.reshape(-1, *event), lam.dim() > batch_dim
         variance = _variance_of(lam.to(z.device), batch, event, by_dimension)
-        trusted = self._trusted(lam, batch, by_dimension, number)
+        trusted = self._trusted(lam, batch, by_dimension, _one_number(log_snr))
 
         def denoise(at: Tensor) -> Tensor:
             return self.denoiser.x_hat(at.reshape(z.shape), lam).reshape(at.shape)
@@ -325,10 +319,10 @@ class MeasuredDenoiser(DerivedDenoiser):
         system = System(H, sites.variance.flatten(1), sites.scale, self.operator.obs_shape)
         inverse = self._inverse(system, variance, wide, by_dimension)
         if inverse is None:
-            inverse = Iterated(system.product(linear()), TOLERANCE, MOST_ITERATIONS)
+            inverse = iterated(system.product(linear()), TOLERANCE, MOST_ITERATIONS)
         rest = (sites.obs - clean).flatten(1)
-        u, image, self.iterations = self._solve(system, inverse, seen, trusted, rest, fits)
-        fit = rest.new_full((), math.nan) if u is None else sites.log_p - 0.5 * (rest * u).sum(-1)
+        u, image, self.iterations = self._solve(system, inverse, seen, trusted, rest)
+        fit = sites.log_p - 0.5 * (rest * u).sum(-1)
         conditioned = (x_hat + image.to(x_hat.dtype)).reshape(z.shape)
         return Given(x_hat.reshape(z.shape), conditioned, fit.expand(len(rest)).reshape(batch))
 
@@ -362,7 +356,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         if by_dimension or covariance.values is None:
             spread = covariance.spread(wide)
             if (variances := operator.variances(spread)) is not None:
-                return Diagonal(system, spread, variances)
+                return diagonal(system, spread, variances)
         factors = None if by_dimension else self._factors(covariance, operator)
         return None if factors is None else factors.at(variance.flatten(1))
 
@@ -436,28 +430,24 @@ class MeasuredDenoiser(DerivedDenoiser):
         seen: DenoiserCovariance | None,
         trusted: Tensor | bool,
         rest: Tensor,
-        fits: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The solution u of (H C Hᵀ + R) u = rest, (n, m), if ``fits``, C Hᵀ u, and directions.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The solution u of (H C Hᵀ + R) u = rest, (n, m), C Hᵀ u, and the number of directions.
 
         C is the denoiser's in the first directions of conjugate gradients, where it is trusted
         and has positive quadratic forms. In all others it is the linear one, which preconditions
         the first.
         """
-        left, first = system.scaled(rest), None
-        if seen is not None:
-            some = left if trusted is True else left * trusted.unsqueeze(1)  # type: ignore
-            first = conjugate_gradients(
-                system.product(seen), some, TOLERANCE, self.max_iterations, inverse.u
-            )
-            # what few directions leave, and rows that are not trusted, by the linear covariance
-            left = first.rest if trusted is True else left - some + first.rest
-        u, image = inverse.solved(left) if fits else (None, inverse.image(left))
-        if first is None:
-            return u if u is None else system.scaled(u), image, torch.zeros(len(rest)).long()
-        u = u if u is None else system.scaled(first.u + u)
+        left = system.scaled(rest)
+        if seen is None:
+            u, image = inverse(left)
+            return system.scaled(u), image, torch.zeros(len(rest)).long()
+        some = left if trusted is True else left * trusted.unsqueeze(1)  # type: ignore
+        product, most = system.product(seen), self.max_iterations
+        first = conjugate_gradients(product, some, TOLERANCE, most, lambda r: inverse(r)[0])
+        # what few directions leave, and rows that are not trusted, by the linear covariance
+        u, image = inverse(first.rest if trusted is True else left - some + first.rest)
         iterations = first.iterations if trusted is True else first.iterations * trusted
-        return u, first.image + image, iterations
+        return system.scaled(first.u + u), first.image + image, iterations
 
     # -- observations ------------------------------------------------------------------------------
 
@@ -530,3 +520,77 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
         )
     why = "a measurement is put into E[x | z], which a score of the raw state does not have"
     return denoiser_of(score, why)
+
+
+def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:
+    """Observations, checked, in float64, (*shape) or (n, *shape).
+
+    Args:
+        obs: observations.
+        shape: the shape of those of a datum.
+
+    Raises:
+        TypeError, ValueError: no numbers, another shape, not finite.
+    """
+    obs = real_tensor("obs", obs, "what is measured, (*obs_shape)")
+    if obs.shape[max(obs.dim() - len(shape), 0) :] != shape or obs.dim() > len(shape) + 1:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(
+            f"obs has shape {tuple(obs.shape)}, expected that of H x, ({sizes}), or (n, {sizes}) "
+            "of n data"
+        )
+    check_finite("obs", obs)
+    return obs
+
+
+def checked_variance(value: object, shape: Sequence[int]) -> Tensor:
+    """Variances of noise, checked, in float64, () or (*shape).
+
+    Args:
+        value: a number or numbers.
+        shape: the shape of observations.
+
+    Raises:
+        TypeError, ValueError: no numbers, another shape, a variance below 0 or not finite.
+    """
+    shape = tuple(shape)
+    variance = real_tensor("noise", value, "a variance, one for each observation, or a law")
+    if variance.dim() and variance.shape != shape:
+        raise ValueError(
+            f"noise has shape {tuple(variance.shape)}, expected a variance, or one for each "
+            f"observation, {shape}"
+        )
+    if not bool(((variance >= 0) & variance.isfinite()).all()):
+        raise ValueError(
+            f"noise reaches {variance.min().item():.3g}, expected finite variances, none "
+            "below 0 (observed exactly)"
+        )
+    return variance
+
+
+def _check_exact(operator: Operator, variance: Tensor) -> None:
+    """Raise ValueError for exact observations of which some follow from others.
+
+    Args:
+        operator: H.
+        variance: variances R, 0 where observed exactly.
+    """
+    if not isinstance(operator, LinearOperator):
+        if bool((variance == 0).any()):
+            raise ValueError(
+                f"noise is 0, and H is {describe(operator)}, of which no x may have exactly these "
+                "obs; give noise a positive variance"
+            )
+        return
+    exact = (variance == 0).expand(operator.obs_shape).flatten()
+    number, d = int(exact.sum()), math.prod(operator.event_shape)
+    if number == 0 or operator.independent or (number <= d and number * d > LARGEST_MATRIX):
+        return
+    values = torch.linalg.svdvals(operator.matrix()[exact])
+    rank = int((values > SINGULAR * values.max()).sum())
+    if rank < number:
+        raise ValueError(
+            f"noise is 0 for {number} observations, of which H makes only {rank} "
+            "independent of each other, expected full row rank; leave out those that follow from "
+            "others, or give noise a positive variance"
+        )

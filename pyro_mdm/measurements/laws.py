@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr
 
+from pyro_mdm.levels.discrete import nearest_level
 from pyro_mdm.support.checks import check_shape, checked_arguments, describe
 
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
@@ -50,7 +51,33 @@ that are evaluated together, which bounds the memory."""
 # -- distributions ---------------------------------------------------------------------------------
 
 
-class Quantized(TorchDistribution):
+class _Entries(TorchDistribution):
+    """Entries of observations that are independent given u + N(0, scale²)."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    loc: Tensor
+    scale: Tensor
+
+    @checked_arguments
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Entries:
+        new = self._get_checked_instance(type(self), _instance)
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        inherited = {"_batch_shape": torch.Size(batch_shape), "_validate_args": False}
+        new.__dict__.update(self.__dict__, loc=loc, scale=scale, **inherited)
+        return new
+
+    def _noised(self, sample_shape: Sequence[int]) -> Tensor:
+        """Draws of u + N(0, scale²)."""
+        noise = torch.randn((*sample_shape, *self.batch_shape), dtype=self.loc.dtype)
+        return self.loc + self.scale * noise.to(self.loc.device)
+
+    def _checked(self, value: Tensor) -> None:
+        check_shape("value", value, ())
+        if self._validate_args:
+            self._validate_sample(value)
+
+
+class Quantized(_Entries):
     """The distribution of the level that is nearest to u + N(0, scale²).
 
     The first and the last level have all values beyond them.
@@ -68,8 +95,6 @@ class Quantized(TorchDistribution):
         >>> bits.log_prob(torch.tensor([0.0, 1.0]))
         tensor([0., 0.])
     """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     @checked_arguments
     def __init__(
@@ -94,18 +119,12 @@ class Quantized(TorchDistribution):
         """The levels."""
         return _Levels(self.levels)
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Quantized:
-        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return Quantized(loc, self.levels, scale, validate_args=False)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """The log probability of the bin of ``value``, nats, (*batch)."""
-        check_shape("value", value, ())
-        if self._validate_args:
-            self._validate_sample(value)
+        self._checked(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
         ends = torch.cat([edges.new_tensor([-math.inf]), edges, edges.new_tensor([math.inf])])
-        k = _nearest(value, self.levels)
+        k = nearest_level(value, self.levels)[0]
         low, high = ends[k] - self.loc, ends[k + 1] - self.loc
         exact = self.scale == 0
         inside = torch.where((low <= 0) & (high > 0), 0.0, -math.inf)
@@ -120,9 +139,7 @@ class Quantized(TorchDistribution):
     @torch.no_grad()
     @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = (*sample_shape, *self.batch_shape)
-        u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
-        return self.levels[_nearest(u, self.levels)]
+        return self.levels[nearest_level(self._noised(sample_shape), self.levels)[0]]
 
 
 class _Levels(constraints.Constraint):
@@ -132,18 +149,12 @@ class _Levels(constraints.Constraint):
         self.levels = levels
 
     def check(self, value: Tensor) -> Tensor:
-        nearest = self.levels[_nearest(value, self.levels)]
+        nearest = self.levels[nearest_level(value, self.levels)[0]]
         # levels that went through float32 are still levels
         return (value - nearest).abs() <= 1e-6 * (self.levels[-1] - self.levels[0])
 
 
-def _nearest(value: Tensor, levels: Tensor) -> Tensor:
-    """The indices of the nearest levels, like the value."""
-    edges = (levels[1:] + levels[:-1]) / 2
-    return torch.searchsorted(edges, value.to(edges.dtype).contiguous())
-
-
-class Clipped(TorchDistribution):
+class Clipped(_Entries):
     """The distribution of u + N(0, scale²) clipped to an interval, whose ends have probabilities.
 
     ``log_prob`` is a log density inside and a log probability at the ends; the float32 number that
@@ -163,8 +174,6 @@ class Clipped(TorchDistribution):
         >>> white.sample()
         tensor([1.])
     """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     @checked_arguments
     def __init__(
@@ -190,16 +199,9 @@ class Clipped(TorchDistribution):
         (low, nearest_low), (high, nearest_high) = map(_both, (self.low, self.high))
         return constraints.interval(min(low, nearest_low), max(high, nearest_high))
 
-    @checked_arguments
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Clipped:
-        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return Clipped(loc, scale, self.low, self.high, validate_args=False)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of ``value``, or its log probability at an end, nats, (*batch)."""
-        check_shape("value", value, ())
-        if self._validate_args:
-            self._validate_sample(value)
+        self._checked(value)
         rest = (value - self.loc) / self.scale
         inside = -0.5 * rest.square() - (math.sqrt(2 * math.pi) * self.scale).log()
         at_high = torch.where(value >= min(_both(self.high)), log_ndtr(-rest), inside)
@@ -208,9 +210,7 @@ class Clipped(TorchDistribution):
     @torch.no_grad()
     @checked_arguments
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = (*sample_shape, *self.batch_shape)
-        noise = torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
-        return (self.loc + self.scale * noise).clamp(self.low, self.high)
+        return self._noised(sample_shape).clamp(self.low, self.high)
 
 
 def _both(end: float) -> tuple[float, float]:

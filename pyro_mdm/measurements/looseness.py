@@ -22,8 +22,7 @@ from pyro_mdm.evaluation.importance import path_weights
 from pyro_mdm.evaluation.weights import Gap
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.measurements.denoiser import MeasuredDenoiser
-from pyro_mdm.measurements.retained import Retained
-from pyro_mdm.measurements.twisted import checked_score, weighted_particles
+from pyro_mdm.measurements.twisted import Retained, checked_score, weighted_particles
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight

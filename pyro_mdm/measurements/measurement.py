@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints
 
 from pyro_mdm.distribution import MDM
-from pyro_mdm.measurements.checked import checked_variance
-from pyro_mdm.measurements.denoiser import condition_on_measurements
+from pyro_mdm.measurements.denoiser import checked_variance, condition_on_measurements
 from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
 from pyro_mdm.measurements.twisted import Particles, weighted_particles

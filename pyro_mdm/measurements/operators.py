@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.measurements.derivatives import outside_inference_mode
 from pyro_mdm.support.checks import (
     Count,
     check_instance,
@@ -38,7 +37,11 @@ __all__ = [
     "Operator",
     "Spectrum",
     "as_operator",
+    "outside_inference_mode",
 ]
+
+Inputs = ParamSpec("Inputs")
+R = TypeVar("R")
 
 LARGEST_MATRIX = 2**21
 """The most entries of an H whose matrix is computed, to check it and for its squares."""
@@ -48,6 +51,30 @@ of a derivative, at each x̂."""
 DIGITS = 1e-8
 """The largest distance of ⟨H x, y⟩ from ⟨x, Hᵀ y⟩, relative to their sizes, that float64 rounding
 may make."""
+
+
+def outside_inference_mode(function: Callable[Inputs, R]) -> Callable[Inputs, R]:
+    """The function, which leaves torch's inference mode for ``no_grad``, as it takes derivatives.
+
+    Positional arguments that are tensors are copied then, as no graph can hold tensors that were
+    made in inference mode.
+
+    Args:
+        function: a function that takes derivatives of its own.
+
+    Returns:
+        The wrapped function.
+    """
+
+    @functools.wraps(function)
+    def outside(*args: Inputs.args, **options: Inputs.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **options)
+        with torch.inference_mode(False), torch.no_grad():
+            copies = [v.clone() if isinstance(v, Tensor) else v for v in args]
+            return function(*copies, **options)  # type: ignore[arg-type]
+
+    return outside
 
 
 class Operator(Recorded, ExactBuffers, ABC):
@@ -165,7 +192,7 @@ class LinearOperator(Operator):
         """H and its adjoint, whatever x is."""
         return Linear(self, self.adjoint, lambda: self.squares.to(x.device))
 
-    @cached_property
+    @functools.cached_property
     @torch.no_grad()
     def squares(self) -> Tensor:
         """The diagonal of H Hᵀ, (*obs_shape); of a large H an estimate by random data."""
@@ -310,17 +337,13 @@ class FunctionOperator(LinearOperator):
         self.check()
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.dim() - len(self.event_shape)]
-        measured = self.function(x.reshape(-1, *self.event_shape))
-        return measured.reshape(*batch, *measured.shape[1:])
+        return _flat_batch(self.function, x, self.event_shape)
 
     def adjoint(self, obs: Tensor) -> Tensor:
         check_shape("obs", obs, self.obs_shape)
         if self._adjoint is None:
             return super().adjoint(obs)
-        batch = obs.shape[: obs.dim() - len(self.obs_shape)]
-        pulled = self._adjoint(obs.reshape(-1, *self.obs_shape))
-        return pulled.reshape(*batch, *pulled.shape[1:])
+        return _flat_batch(self._adjoint, obs, self.obs_shape)
 
 
 class NonlinearOperator(Operator):
@@ -353,9 +376,7 @@ class NonlinearOperator(Operator):
         self.check()
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.dim() - len(self.event_shape)]
-        measured = self.function(x.reshape(-1, *self.event_shape))
-        return measured.reshape(*batch, *measured.shape[1:])
+        return _flat_batch(self.function, x, self.event_shape)
 
     def linearized(self, x: Tensor) -> Linear:
         """The derivative J at data x, (n, *event_shape), by reverse mode.
@@ -580,6 +601,14 @@ def _obs_shape(function: Callable[[Tensor], Tensor], event_shape: Sequence[int])
             "keep the first dimension, that of the data, e.g. by x[:, 0] or .flatten(1)"
         )
     return obs.shape[1:]
+
+
+def _flat_batch(
+    function: Callable[[Tensor], Tensor], value: Tensor, shape: tuple[int, ...]
+) -> Tensor:
+    """A function of (n, *shape) of a value (*batch, *shape), (*batch, …)."""
+    result = function(value.reshape(-1, *shape))
+    return result.reshape(*value.shape[: value.dim() - len(shape)], *result.shape[1:])
 
 
 def _signs(n: int, shape: Sequence[int], device: torch.device) -> Tensor:

@@ -11,17 +11,20 @@ It is symmetric for an exact denoiser, and nearly so for a network where the noi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.measurements.operators import Linear
 
-__all__ = ["DenoiserCovariance", "Inverse", "Iterated", "Solution", "System", "conjugate_gradients"]
-
+__all__ = ["DenoiserCovariance", "Inverse", "Solution", "System", "conjugate_gradients", "iterated"]
 
 Product = Callable[[Tensor], Tensor]
+
+Inverse = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""The inverse of ``S = H C Hᵀ + R``: a function of r (n, m) in float64, which returns the solution
+u of S u = r, (n, m), and C Hᵀ u, (n, *event_shape)."""
 
 AT_ONCE = 8
 """The iterations with the linear covariance between two questions to the device."""
@@ -156,41 +159,13 @@ class System(NamedTuple):
         return product
 
 
-class Inverse(Protocol):
-    """The inverse of a system's matrix, ``S = H C Hᵀ + R``, for r (n, m) in float64."""
+def iterated(
+    product: Callable[[Tensor], tuple[Tensor, Tensor]], tolerance: float, max_iterations: int
+) -> Inverse:
+    """The inverse by :func:`conjugate_gradients`, for systems without a structure that is known."""
 
-    def u(self, r: Tensor) -> Tensor:
-        """The solution u of S u = r, (n, m)."""
-
-    def image(self, r: Tensor) -> Tensor:
-        """C Hᵀ u, (n, *event_shape)."""
-
-    def solved(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Both."""
-
-
-class Iterated:
-    """The inverse by conjugate gradients, for systems without a structure that is known.
-
-    Args:
-        product, tolerance, max_iterations: as for :func:`conjugate_gradients`.
-    """
-
-    def __init__(
-        self,
-        product: Callable[[Tensor], tuple[Tensor, Tensor]],
-        tolerance: float,
-        max_iterations: int,
-    ) -> None:
-        self._options = product, tolerance, max_iterations
-
-    def u(self, r: Tensor) -> Tensor:
-        return self.solved(r)[0]
-
-    def image(self, r: Tensor) -> Tensor:
-        return self.solved(r)[1]
-
-    def solved(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        product, tolerance, most = self._options
-        solution = conjugate_gradients(product, r, tolerance, most, ask_every=AT_ONCE)
+    def solved(r: Tensor) -> tuple[Tensor, Tensor]:
+        solution = conjugate_gradients(product, r, tolerance, max_iterations, ask_every=AT_ONCE)
         return solution.u, solution.image
+
+    return solved

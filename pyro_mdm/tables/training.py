@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, steps_within
-from pyro_mdm.conditioning.filling import Filling
+from pyro_mdm.conditioning.completions import Filling
 from pyro_mdm.conditioning.maps import RandomMaps
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO

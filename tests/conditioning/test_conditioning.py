@@ -344,39 +344,16 @@ def test_the_mode_of_the_network_is_its_own() -> None:
         assert not network.training and not model.training
 
 
-def test_a_shared_network_has_one_name_in_pyro() -> None:
-    """So that a program of both, the whole and the conditional model, steps it once."""
-    model = program(gaussian(), VPSDE(**ENDS))
-    conditioned = condition(model, torch.tensor([True, False, False, True]), torch.ones(D))
+def test_one_network_is_shared_saved_and_replaced(tmp_path: Path) -> None:
+    """It has one name in Pyro too, so that a program of both models steps it once."""
+    x, first = gaussian().sample(12, 1).float(), torch.tensor([True, False, False, True])
+    network = MLP(features=2 * D, out_features=D, hidden=8)
+    model = DiffusionModel(VPSDE(**ENDS), Denoiser.fit(network, x, maps=True))
+    conditioned = condition(model, first, x[0])
     with pyro.poutine.trace(param_only=True) as capture:
         model(batch_size=1)
         conditioned(batch_size=1)
-    assert len(capture.trace.nodes) == len([*model.parameters()]) == 1
-
-
-@pytest.mark.parametrize("wrap", ["condition", "StateDenoiser"])
-def test_a_network_that_is_set_is_the_denoisers(wrap: str) -> None:
-    x = gaussian().sample(12, 1).float()
-    denoiser = Denoiser.fit(
-        MLP(features=2 * D, out_features=D, hidden=8), x, maps=wrap != "StateDenoiser"
-    )
-    model = DiffusionModel(VPSDE(**ENDS), denoiser)
-    observed = torch.tensor([True, False, False, True])
-    made = (
-        condition(model, observed, x[0]).score_function
-        if denoiser.maps
-        else StateDenoiser(denoiser)
-    )
-    made.network = other = MLP(features=2 * D, out_features=D, hidden=9)
-    assert made.network is other and denoiser.network is other
-    assert sum("network" in name for name in made.state_dict()) == len(other.state_dict())
-
-
-def test_it_is_saved_with_one_network(tmp_path: Path) -> None:
-    x = gaussian().sample(12, 1).float()
-    network = MLP(features=2 * D, out_features=D, hidden=8)
-    model = DiffusionModel(VPSDE(**ENDS), Denoiser.fit(network, x, maps=True))
-    conditioned = condition(model, torch.tensor([True, False, False, True]), x[0])
+    assert len(capture.trace.nodes) == len([*model.parameters()])
     conditioned.save_pretrained(tmp_path)
     again = DiffusionModel.from_pretrained(tmp_path)
     assert set(again.state_dict()) == set(conditioned.state_dict())
@@ -387,38 +364,38 @@ def test_it_is_saved_with_one_network(tmp_path: Path) -> None:
         drawn.append(one(batch_size=3))
     torch.testing.assert_close(drawn[0][:, 0], x[0, 0].expand(3))
     torch.testing.assert_close(drawn[0], drawn[1])
+    seeing = StateDenoiser(Denoiser.fit(MLP(D, hidden=8), x))
+    for made in (conditioned.score_function, seeing):
+        made.network = other = MLP(features=2 * D, out_features=D, hidden=9)
+        assert made.network is other and made.denoiser.network is other
+        assert sum("network" in name for name in made.state_dict()) == len(other.state_dict())
 
 
 # -- what is refused -------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_conditioned() -> None:
-    observed = torch.tensor([True, False, False, False])
-    diffusion = VPSDE(**ENDS)
-    model = program(gaussian(), diffusion)
+def test_mistakes() -> None:
+    problem, x, diffusion = gaussian(), gaussian().sample(6, 1), VPSDE(**ENDS)
+    model, observed = program(problem, diffusion), torch.tensor([True, False, False, False])
     blurring = PerDimensionDiffusion(
         diffusion, block_of=torch.zeros(D, dtype=torch.int64), transform=Frequencies(1)
     )
     of_noise = DiffusionModel(diffusion, NoisePrediction(MLP(D)), event_shape=(D,))
     of_one_level = DiffusionModel(diffusion, Denoiser(MLP(D)), event_shape=(D,))
-    jointly = program(gaussian(), diffusion, likelihood=JointTweedie())
+    jointly = program(problem, diffusion, likelihood=JointTweedie())
+    levels = DiscreteDenoiser.fit(Silent(2 * D), torch.ones(9, D), 4, "tilt", maps=True)
+    of_levels, rows = DiffusionModel(diffusion, levels), observed.expand(3, D)
+    guide, of_rows = DiffusionGuide(diffusion), condition(model, observed.expand(6, D), x)
+    whole = "is a density of all dimensions together"
     refused(
         (TypeError, ValueError),
         (lambda: condition(of_noise, observed), "expected a DenoiserScore"),
         (lambda: condition(of_one_level, observed), "maps=True"),
-        (lambda: condition(Exact(gaussian()), observed), "expected a DiffusionModel"),
+        (lambda: condition(Exact(problem), observed), "expected a DiffusionModel"),
         (lambda: condition(condition(model, observed), observed), "conditioned already"),
         (lambda: condition(jointly, observed), "JointTweedie"),
-        (lambda: condition(program(gaussian(), blurring), observed), "states that hold the data"),
-    )
-
-
-def test_masks_and_values_are_checked() -> None:
-    model, observed = program(gaussian(), VPSDE(**ENDS)), torch.tensor([True, False, False, False])
-    levels = DiscreteDenoiser.fit(Silent(2 * D), torch.ones(9, D), 4, "tilt", maps=True)
-    of_levels, rows = DiffusionModel(VPSDE(**ENDS), levels), observed.expand(3, D)
-    refused(
-        (TypeError, ValueError),
+        (lambda: condition(program(problem, blurring), observed), "states that hold the data"),
+        # masks and values
         (lambda: condition(model, observed.double()), r"observed\.bool\(\)"),
         (lambda: condition(model, observed[:3]), r"observed has shape \(3,\)"),
         (lambda: condition(model, observed, left_out=rows[None]), r"shape \(1, 3, 4\)"),
@@ -426,37 +403,15 @@ def test_masks_and_values_are_checked() -> None:
         (lambda: condition(model, observed, left_out=observed), "both observed and left out"),
         (lambda: condition(model, rows, torch.zeros(2, D)), "for the same number of data"),
         (lambda: condition(model, observed, torch.zeros(2, D), ~rows), "for the same number of"),
-        (
-            lambda: condition(model, observed, torch.full((D,), math.nan)),
-            "1 observed .* not fin",
-        ),
+        (lambda: condition(model, observed, x[0] * math.nan), "1 observed .* not fin"),
         (lambda: condition(of_levels, observed, torch.full((D,), 0.123)), r"0\.123"),
-    )
-
-
-def test_calls_that_do_not_fit_what_is_observed() -> None:
-    problem, x = gaussian(), gaussian().sample(6, 1)
-    model, observed = program(problem, VPSDE(**ENDS)), torch.tensor([True, False, False, False])
-    guide = DiffusionGuide(model.diffusion)
-    of_rows = condition(model, observed.expand(6, D), x)
-    refused(
-        ValueError,
+        # calls
         (lambda: condition(model, observed)(batch_size=2), "no values of what is observed"),
         (lambda: elbo_terms(condition(model, observed, x[0]), guide, x), "5 observed .* differ"),
         (lambda: elbo_terms(of_rows, guide, x[:4]), "differs between 6 data, and x has 4"),
         (lambda: of_rows(batch_size=4), "differs between 6 data, and 4 are asked for"),
-    )
-
-
-def test_densities_of_all_dimensions_together_are_refused() -> None:
-    problem, x = gaussian(), gaussian().sample(6, 1)
-    model = condition(program(problem, VPSDE(**ENDS)), torch.tensor([True, False, False, False]), x)
-    guide = DiffusionGuide(model.diffusion)
-    text = "is a density of all dimensions together"
-    refused(
-        ValueError,
-        (lambda: Trace_ELBO().loss(model, guide, x), text),
-        (lambda: importance_weighted(model, guide, x, samples=2, times=5), text),
-        (lambda: probability_flow(model, guide, x), text),
-        (lambda: model.log_prob(x, method="flow"), text),
+        (lambda: Trace_ELBO().loss(of_rows, guide, x), whole),
+        (lambda: importance_weighted(of_rows, guide, x, samples=2, times=5), whole),
+        (lambda: probability_flow(of_rows, guide, x), whole),
+        (lambda: of_rows.log_prob(x, method="flow"), whole),
     )

@@ -204,31 +204,27 @@ def test_fits_ignore_what_is_missing() -> None:
     assert float((prior.exp() - share).abs().max()) < 0.03
 
 
-X = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
-TOLD = Denoiser(MLP(4, out_features=2), torch.zeros(2), maps=True)
-BLURRING = PerDimensionDiffusion(
-    VPSDE(**ENDS), block_of=torch.zeros(2, dtype=torch.int64), transform=Frequencies(1)
-)
-
-
-def loss_of(score: Any, x: Tensor = X, diffusion: Any = None) -> float:
-    diffusion = VPSDE(**ENDS) if diffusion is None else diffusion
-    model = DiffusionModel(diffusion, score, event_shape=(2,))
-    return MDM_ELBO().loss(model, DiffusionGuide(diffusion), x)
-
-
-MISTAKES: list[tuple[Any, str]] = [
-    (lambda: loss_of(Denoiser(MLP(2), torch.zeros(2))), "1 entries .*; if NaN stands .* maps=True"),
-    (lambda: loss_of(NoisePrediction(MLP(2))), "1 entries that are NaN.*; if NaN stands"),
-    (lambda: Denoiser.fit(MLP(2), X), "make the denoiser with maps=True"),
-    (lambda: loss_of(TOLD, X / 0), "2 entries that are .*infinite, expected finite data"),
-    (lambda: loss_of(TOLD, diffusion=BLURRING), "states that hold the data"),
-    (lambda: Denoiser.fit(MLP(4, out_features=2), X[:1], maps=True), "no value in 1 of its"),
-]
-
-
 def test_what_cannot_leave_out_is_refused() -> None:
-    refused(ValueError, *MISTAKES)
+    x = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
+    told, one_level = MLP(4, out_features=2), Denoiser(MLP(2), torch.zeros(2))
+    with_maps = Denoiser(told, torch.zeros(2), maps=True)
+    blurring = PerDimensionDiffusion(
+        VPSDE(**ENDS), block_of=torch.zeros(2, dtype=torch.int64), transform=Frequencies(1)
+    )
+
+    def loss_of(score: Any, x: Tensor = x, diffusion: Any = None) -> float:
+        model = DiffusionModel(diffusion or VPSDE(**ENDS), score, event_shape=(2,))
+        return MDM_ELBO().loss(model, DiffusionGuide(model.diffusion), x)
+
+    refused(
+        ValueError,
+        (lambda: loss_of(one_level), "1 entries .*; if NaN stands .* maps=True"),
+        (lambda: loss_of(NoisePrediction(MLP(2))), "1 entries that are NaN.*; if NaN stands"),
+        (lambda: Denoiser.fit(MLP(2), x), "make the denoiser with maps=True"),
+        (lambda: loss_of(with_maps, x / 0), "2 entries that are .*infinite, expected finite data"),
+        (lambda: loss_of(with_maps, diffusion=blurring), "states that hold the data"),
+        (lambda: Denoiser.fit(told, x[:1], maps=True), "no value in 1 of its"),
+    )
 
 
 def test_missing_entries_are_bounded_or_refused() -> None:

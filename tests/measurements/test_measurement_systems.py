@@ -20,11 +20,11 @@ from pyro_mdm.measurements import (
     Matrix,
     MeasuredDenoiser,
     denoiser,
-    factored,
+    inverses,
 )
 from pyro_mdm.measurements.covariance import DataCovariance
-from pyro_mdm.measurements.solve import conjugate_gradients
-from pyro_mdm.measurements.structured import structured
+from pyro_mdm.measurements.inverses import Factored, structured
+from pyro_mdm.measurements.solve import iterated
 from tests.problems import GaussianMixture, Silent, fixed, given_measurement, normal
 
 IMAGE = (2, 2, 4)
@@ -77,12 +77,12 @@ def refuse(*_: object, **__: object) -> None:
 def by(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets one solver alone serve."""
     if route != "factored":
-        monkeypatch.setattr(factored, "LARGEST", 0)
+        monkeypatch.setattr(inverses, "LARGEST", 0)
     if route == "iterated":
         monkeypatch.setattr(MeasuredDenoiser, "_inverse", lambda *_: None)
         monkeypatch.setattr(denoiser, "TOLERANCE", 1e-12)
     else:
-        monkeypatch.setattr(denoiser, "Iterated", refuse)
+        monkeypatch.setattr(denoiser, "iterated", refuse)
 
 
 def law(
@@ -103,6 +103,7 @@ CASES = [
     for operator in OPERATORS
     for covariance in covariances()
     for noise in ("one", "each", "exact")
+    if noise == "one" or covariance == "full" or route == "structured"
     # exact observations that depend on each other are refused, and blurred ones nearly do
     if not (noise == "exact" and operator.startswith(("more", "blur")))
     if not (
@@ -164,13 +165,13 @@ def test_data_have_levels_of_their_own(
     """All together as one by one, whichever the solver, with the denoiser's covariance and without;
     and levels that differ between dimensions."""
     covariance, operator = covariances()[kind], OPERATORS[name]()
-    z, lam = normal(7, 4, *IMAGE), torch.tensor([-6.0, 0.0, 1.0, 6.0]).double()
-    maps = fixed(8, 4, *IMAGE)
+    z, lam = normal(7, 3, *IMAGE), torch.tensor([-6.0, 1.0, 6.0]).double()
+    maps = fixed(8, 3, *IMAGE)
     found = []
     for route in ("factored", "structured", "iterated"):
         with monkeypatch.context() as patch:
             by(route, patch)
-            patch.setattr(denoiser, "Iterated", structured_or_iterated)
+            patch.setattr(denoiser, "iterated", iterated)
             for level in (math.inf, 0.5, -math.inf):
                 score = MeasuredDenoiser(
                     Gaussian(covariance.matrix(IMAGE)),
@@ -180,7 +181,7 @@ def test_data_have_levels_of_their_own(
                     data_covariance=covariance,
                     covariance_from=level,
                 )
-                apart = torch.cat([score.x_hat(z[i : i + 1], float(lam[i])) for i in range(4)])
+                apart = torch.cat([score.x_hat(z[i : i + 1], float(lam[i])) for i in range(3)])
                 found += [score.x_hat(z, lam), apart]
                 if level == 0.5:
                     assert score.iterations is not None
@@ -192,40 +193,11 @@ def test_data_have_levels_of_their_own(
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
 
 
-structured_or_iterated = denoiser.Iterated
-
-
-@torch.no_grad()
-def test_factors_follow_what_they_are_made_of() -> None:
-    """Noise that is written to, and a copy for other rows."""
-    covariance = covariances()["full"]
-    operator = Mask(fixed(2, *IMAGE) > 0)
-    obs = normal(5, 3, *operator.obs_shape)
-
-    def made(noise: float) -> MeasuredDenoiser:
-        return MeasuredDenoiser(
-            Gaussian(covariance.matrix(IMAGE)),
-            operator,
-            obs,
-            noise,
-            data_covariance=covariance,
-            covariance_from=math.inf,
-        )
-
-    score, other, z = made(0.1), made(2.0), normal(7, 3, *IMAGE)
-    first = score.x_hat(z, 0.0)
-    torch.testing.assert_close(score.for_rows(torch.tensor([2])).x_hat(z[2:], 0.0), first[2:])
-    score.noise.fill_(2.0)
-    again = score.x_hat(z, 0.0)
-    torch.testing.assert_close(again, other.x_hat(z, 0.0))
-    assert float((again - first).abs().max()) > 0.1
-
-
 def test_exact_observations_of_small_and_of_no_variance() -> None:
     """Each in units of its own: the small one counts, and what does not vary says nothing."""
     sigma = torch.tensor([1.0, 1e-18, 0.0], dtype=torch.float64).diag()
     one = torch.eye(3, dtype=torch.float64)
-    made = factored.Factored.compute(sigma, one, torch.zeros(3, dtype=torch.float64), (3,))
+    made = Factored.compute(sigma, one, torch.zeros(3, dtype=torch.float64), (3,))
     expected = torch.tensor([1.0, 1e18, 0.0], dtype=torch.float64).diag()
     torch.testing.assert_close(made.inverse, expected, rtol=1e-12, atol=0)
     assert not made.values.any()
@@ -244,56 +216,40 @@ def test_woodburys_identity_serves_above_rounding(rest: float, noise: float, ser
     assert (made is not None) is serves
 
 
-def test_a_learned_operator_keeps_its_derivative() -> None:
-    """Also in a second step, for which nothing of the first was kept."""
+def measured(operator: LinearOperator, noise: float, rows: int) -> MeasuredDenoiser:
     covariance = covariances()["full"]
-    weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    operator = FunctionOperator(lambda x: weight * x[..., :3], IMAGE)
-    score = MeasuredDenoiser(
-        Gaussian(covariance.matrix(IMAGE)),
-        operator,
-        normal(5, *operator.obs_shape),
-        0.3,
-        data_covariance=covariance,
-        covariance_from=math.inf,
-    )
-    z = normal(7, 1, *IMAGE)
-    for _ in range(2):
-        (slope,) = torch.autograd.grad(score.x_hat(z, 0.0).sum(), weight)
-        assert float(slope.abs()) > 1e-3
+    score = Gaussian(covariance.matrix(IMAGE))
+    options: dict[str, Any] = {"data_covariance": covariance, "covariance_from": math.inf}
+    obs = normal(5, rows, *operator.obs_shape)
+    return MeasuredDenoiser(score, operator, obs, noise, **options)
+
+
+@torch.no_grad()
+def test_factors_follow_what_they_are_made_of() -> None:
+    """Noise that is written to, and a copy for other rows."""
+    operator, z = Mask(fixed(2, *IMAGE) > 0), normal(7, 3, *IMAGE)
+    score, other = measured(operator, 0.1, 3), measured(operator, 2.0, 3)
+    first = score.x_hat(z, 0.0)
+    torch.testing.assert_close(score.for_rows(torch.tensor([2])).x_hat(z[2:], 0.0), first[2:])
+    score.noise.fill_(2.0)
+    again = score.x_hat(z, 0.0)
+    torch.testing.assert_close(again, other.x_hat(z, 0.0))
+    assert float((again - first).abs().max()) > 0.1
 
 
 def test_an_operator_of_a_network_follows_its_weights() -> None:
-    """Frozen, changed while it is frozen, and learned from then on."""
-    covariance = covariances()["full"]
+    """Frozen, changed while it is frozen, and learned from then on, for which nothing is kept."""
     weights = nn.Linear(4, 3, bias=False).double().requires_grad_(False)
-    options: dict[str, Any] = {"data_covariance": covariance, "covariance_from": math.inf}
-
-    def made() -> MeasuredDenoiser:
-        operator = FunctionOperator(weights, IMAGE)
-        obs = normal(5, *operator.obs_shape)
-        return MeasuredDenoiser(Gaussian(covariance.matrix(IMAGE)), operator, obs, 0.3, **options)
-
-    score, z = made(), normal(7, 1, *IMAGE)
+    score, z = measured(FunctionOperator(weights, IMAGE), 0.3, 1), normal(7, 1, *IMAGE)
     first = score.x_hat(z, 0.0)
     weights.weight.mul_(2.0)
-    again = score.x_hat(z, 0.0)
+    again, new = score.x_hat(z, 0.0), measured(FunctionOperator(weights, IMAGE), 0.3, 1)
     assert float((again - first).abs().max()) > 0.01
-    torch.testing.assert_close(again, made().x_hat(z, 0.0))
+    torch.testing.assert_close(again, new.x_hat(z, 0.0))
     weights.requires_grad_(True)
     slopes = [
-        torch.autograd.grad(one.x_hat(z, 0.0).sum(), weights.weight)[0] for one in (score, made())
+        torch.autograd.grad(one.x_hat(z, 0.0).sum(), weights.weight)[0] for one in (score, new, new)
     ]
-    torch.testing.assert_close(*slopes)
-
-
-def test_what_python_asks_of_systems_changes_no_solution() -> None:
-    A = fixed(3, 4, 6, 6)
-    S = A @ A.mT + 0.5 * torch.eye(6, dtype=torch.float64)
-    b = fixed(4, 4, 6)
-
-    def product(p: Tensor) -> tuple[Tensor, Tensor]:
-        return (S @ p.unsqueeze(-1)).squeeze(-1), p
-
-    often, seldom = (conjugate_gradients(product, b, 1e-3, 50, ask_every=n) for n in (1, 20))
-    assert torch.equal(often.u, seldom.u) and torch.equal(often.iterations, seldom.iterations)
+    assert float(slopes[0].abs().max()) > 1e-3
+    for slope in slopes[1:]:
+        torch.testing.assert_close(slope, slopes[0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_mdm.conditioning.filling import Filling
+from pyro_mdm.conditioning.completions import Filling
 from pyro_mdm.tables import Table
 from pyro_mdm.tables.agreement import agreement
 from pyro_mdm.tables.rows import TableRows

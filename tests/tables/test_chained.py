@@ -14,7 +14,7 @@ import torch
 
 from models import Tabular
 from pyro_mdm import DiffusionModel
-from pyro_mdm.conditioning.filling import Filling
+from pyro_mdm.conditioning.completions import Filling
 from pyro_mdm.tables.chained import chained_completions
 from pyro_mdm.tables.columns import decode, encode, fit_columns, to_model_space
 from pyro_mdm.tables.columns.fitting import completed_rows

@@ -20,7 +20,7 @@ from inference.folders.runs import Run, RunError
 from inference.train import train
 from inference.training import report
 from inference.training.trainee import Trainee
-from pyro_mdm.conditioning import filling
+from pyro_mdm.conditioning import completions
 from pyro_mdm.training import schedule
 from tests.brief import SHORT, be_brief
 from tests.conditioning.test_missing_at_random import people
@@ -128,9 +128,9 @@ def test_what_is_filled_is_of_the_rows_that_are_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which are others by the number of steps; a run that is killed meanwhile is the same."""
-    monkeypatch.setattr(filling, "DRAWS", 4)
-    monkeypatch.setattr(filling, "MOST", 64)
-    own, filled = filling.Filling.fill, []
+    monkeypatch.setattr(completions, "DRAWS", 4)
+    monkeypatch.setattr(completions, "MOST", 64)
+    own, filled = completions.Filling.fill, []
 
     def fill(self: Any, x: torch.Tensor, step: int, piece: slice) -> torch.Tensor:
         completed = own(self, x, step, piece)
@@ -139,7 +139,7 @@ def test_what_is_filled_is_of_the_rows_that_are_trained_on(
         filled.append(step)
         return completed
 
-    monkeypatch.setattr(filling.Filling, "fill", fill)
+    monkeypatch.setattr(completions.Filling, "fill", fill)
     options: dict[str, Any] = SHORT | {"model": "tabular", "data": people(), "guide": "vpsde"}
     options |= {"test_size": None, "log_every": 1, "measure_every": 13}
     train(**options, run=tmp_path / "run")
