@@ -344,7 +344,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "torch.logdet(prior) ⟨-→+⟩ end.log_det)",
             "quadratic = ⟨0.5 * →⟩(column.mT @",
         ],
-        "test_truths.py::test_bounds_are_the_log_likelihood[normal-cld]": [
+        "test_truths.py::test_bounds_are_the_log_likelihood[cld]": [
             "torch.logdet(prior)⟨ - end.log_det→⟩)"
         ],
         "test_context.py::test_the_bound_of_gaussian_data_is_known[VPSDE-gaussian]": [
