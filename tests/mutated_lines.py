@@ -264,10 +264,12 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/imported/checking.py": {
-        "test_imported.py::test_a_wrong_sign_scale_or_time_is_named": [
+        "test_import_check.py::test_a_fault_is_named[the other way]": [
             "schedule.time⟨.flip(0)→⟩, -1"
         ],
-        "test_import_check.py::test_two_faults_are_named": ["moved = shift ⟨-→+⟩ b / (a * scale)"],
+        "test_import_check.py::test_a_fault_is_named[from 0 to 1 and the other way]": [
+            "moved = shift ⟨-→+⟩ b / (a * scale)"
+        ],
         "test_import_check.py::test_pairs_by_optimal_transport_are_told[1.0]": [
             "PAIRED[0] < ⟨slope→-slope⟩ < PAIRED[1]"
         ],

@@ -25,23 +25,24 @@ PARTS = {
     "transformer": "DiTTransformer2DModel",
     "scheduler": "DDPMScheduler",
 }
-CLASSES: dict[str, Any] = {
-    "the pipeline of all": ["diffusers", "DiffusionPipeline"],
-    "a pipeline": ["diffusers", "DDPMPipeline"],
-    "a modular pipeline": ["diffusers", "ModularPipeline"],
-    "a class that chooses": ["diffusers", "AutoModel"],
-    "a pipeline that chooses": ["diffusers", "AutoPipelineForText2Image"],
-    "a base of networks": ["diffusers", "ModelMixin"],
-    "a base of schedulers": ["diffusers", "SchedulerMixin"],
-    "a module": ["diffusers", "utils"],
-    "an attribute": ["diffusers", "__loader__"],
-    "a class of another package": ["transformers", "CLIPTextModel"],
-    "a file beside it": ["mine", "Network"],
-    "no package": [None, "UNet2DModel"],
-    "a list": ["diffusers", ["UNet2DModel"]],
-    "an object": ["diffusers", {"UNet2DModel": 1}],
-    "a number": ["diffusers", 3],
-}
+CLASSES: list[Any] = [
+    ["diffusers", "DiffusionPipeline"],  # the pipeline of all
+    ["diffusers", "DDPMPipeline"],  # a pipeline
+    ["diffusers", "ModularPipeline"],  # a modular pipeline
+    ["diffusers", "AutoModel"],  # a class that chooses
+    ["diffusers", "AutoPipelineForText2Image"],  # a pipeline that chooses
+    ["diffusers", "ModelMixin"],  # a base of networks
+    ["diffusers", "SchedulerMixin"],  # a base of schedulers
+    ["diffusers", "utils"],  # a module
+    ["diffusers", "__loader__"],  # an attribute
+    ["transformers", "CLIPTextModel"],  # a class of another package
+    ["mine", "Network"],  # a file beside it
+    [None, "UNet2DModel"],  # no package
+    ["diffusers", ["UNet2DModel"]],  # a list
+    ["diffusers", {"UNet2DModel": 1}],  # an object
+    ["diffusers", 3],  # a number
+]
+"""What an index may not name."""
 
 
 @pytest.fixture
@@ -67,9 +68,8 @@ def rename(folder: Path, **kinds: Any) -> None:
 
 
 @pytest.mark.parametrize("place", PARTS)
-@pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
 def test_no_class_opens_a_part_but_those_of_the_list(
-    place: str, kind: Any, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     for name in ("ConfigMixin", "ModelMixin", "DiffusionPipeline"):
@@ -78,9 +78,11 @@ def test_no_class_opens_a_part_but_those_of_the_list(
             monkeypatch.setattr(
                 getattr(diffusers, name), method, lambda *_, **__: opened.append("")
             )
-    rename(pipeline, **{place: kind})
-    with pytest.raises(ValueError, match=f"the {place} in .* expected a class of diffusers among"):
-        from_pipeline(pipeline, data())
+    words = f"the {place} in .* expected a class of diffusers among"
+    for kind in CLASSES:
+        rename(pipeline, **{place: kind})
+        with pytest.raises(ValueError, match=words):
+            from_pipeline(pipeline, data())
     assert not opened and not (pipeline.parent / "ran").exists()
 
 

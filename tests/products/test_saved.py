@@ -375,7 +375,7 @@ def killed_everywhere(base: Path, work: Callable[[Path], object]) -> Iterator[Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [1, None], ids=["over another", "new"])
-@pytest.mark.parametrize("name", ONE_FILE)
+@pytest.mark.parametrize("name", ["model", "members", "table", "trainer", "checkpoint"])
 def test_killed_at_any_point_of_a_save_the_old_or_the_new_is_whole(
     name: str, before: int | None, tmp_path: Path
 ) -> None:

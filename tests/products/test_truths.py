@@ -35,7 +35,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.by_dimension import Frequencies, TurnClocks
 from pyro_mdm.diffusions.base import coordinates
-from pyro_mdm.levels import DiscretizedGaussian
+from pyro_mdm.levels import NetworkPosterior
 from pyro_mdm.likelihoods import Gaussian, JointTweedie, Likelihood, Tweedie, read_state
 from pyro_mdm.measurements import condition_on_measurements, twisted_smc
 from pyro_mdm.seeing import ContextClocks, ContextDiffusion, GaussianContext
@@ -344,7 +344,7 @@ def test_levels_have_their_probabilities(make: Any) -> None:
     if diffusion.context is not None:
         q = diffusion.context.posterior(x)
         lost = float(kl_divergence(q, diffusion.context.prior().expand(q.batch_shape)).mean())
-    for likelihood in (None, DiscretizedGaussian(problem.levels)):
+    for likelihood in (None, NetworkPosterior()):
         model = DiffusionModel(diffusion, score, likelihood)
         check_bound(model, x, problem.log_prob(x) - lost, noisy(diffusion), 2)
     torch.manual_seed(1)
