@@ -19,6 +19,7 @@ from inference.folders.metrics import Metrics
 from inference.folders.runs import Run
 from inference.train import train
 from inference.training import report
+from pyro_mdm.plots.figures import new_figure
 from tests.brief import be_brief
 from tests.programs.running import Stopped
 
