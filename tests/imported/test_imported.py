@@ -641,23 +641,6 @@ class Raw(nn.Module):
         return (x - self.sigma_data**2 / total * w) / c_out
 
 
-def test_raw_networks_of_edm() -> None:
-    network = EDMPreconditioned(Raw(0.7, 1), 0.7)
-    close(from_sigma_denoiser(network, MIXTURE.sample(1000), 0.002, 80.0))
-
-
-def test_a_denoiser_of_azula() -> None:
-    class Azula(nn.Module):
-        def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.ones_like(t)[..., None], (0.01 * (50 / 0.01) ** t)[..., None]
-
-        def forward(self, w: Tensor, told: Tensor) -> SimpleNamespace:
-            sigma = 0.01 * (50 / 0.01) ** told
-            return SimpleNamespace(mean=MIXTURE.x_hat(w, -2 * sigma.log()))
-
-    close(from_azula(Azula(), MIXTURE.sample(1000)))
-
-
 @pytest.mark.parametrize("name", ["VE", "VP", "Cosine", "Rectified"])
 def test_schedules_of_azula(name: str) -> None:
     noise, denoise = pytest.importorskip("azula.noise"), pytest.importorskip("azula.denoise")

@@ -9,12 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
-from inference import trust
-from inference.settings import names
-from inference.settings.names import find
 from pyro_mdm.imported import from_diffusers, from_pipeline
 from pyro_mdm.imported.pipelines import NETWORK_CLASSES, SCHEDULER_CLASSES
 from tests.imported.test_imported_pipelines import data, diffusers, unet
@@ -116,40 +112,3 @@ def test_a_version_that_lacks_a_class_is_named(
     monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(__version__="0.1"))
     with pytest.raises(ImportError, match=r"diffusers 0\.1 does not have, expected a version"):
         from_pipeline(pipeline, data())
-
-
-# -- trust -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
-
-
-def test_a_pipeline_that_a_file_names_is_behind_the_same_trust(pipeline: Path) -> None:
-    problem: Any = SimpleNamespace(fit_x=data)
-    name = str(pipeline)
-    refused = pytest.raises(trust.UntrustedCodeError, match=r"would open .*model_index\.json")
-    with trust.command([], trusts=False), refused:
-        find("score", name)
-    with trust.command([name], trusts=False):  # on the command line
-        find("score", name)
-        assert find("score", name)(problem, None).event_shape == data().shape[1:]
-        trust.remember(names.own_names({"score": name}))  # as whoever trains does
-    with trust.command([], trusts=False):
-        find("score", name)
-        rename(pipeline, scheduler=["diffusers", "DDIMScheduler"])
-        with pytest.raises(trust.UntrustedCodeError, match="has changed since"):
-            find("score", name)
-    with trust.command([], trusts=True):
-        find("score", name)
-
-
-def test_a_folder_takes_no_name_of_ours(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline.rename(tmp_path / "mixed")
-    monkeypatch.chdir(tmp_path)
-    assert find("score", "mixed") is names.SCORES["mixed"]
-    assert names.canonical_name("score", "mixed") == "mixed"
-    assert names.own_names({"score": "mixed"}) == [] and torch.is_tensor(data())
