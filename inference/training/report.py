@@ -36,8 +36,9 @@ from pyro_mdm import Diffusion, DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.plots import hparams, tensorboard
-from pyro_mdm.plots.figures import snapshot
-from pyro_mdm.plots.tables import marginals_figure
+from pyro_mdm.plots.figures import diffusion_term_figure, snapshot
+from pyro_mdm.plots.pictures import pictures_figure, ranked_images_figure
+from pyro_mdm.plots.tables import calibration_figure, marginals_figure, pairs_figure
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.tables.agreement import agreement
 from pyro_mdm.tables.calibration import observes_entries, table_calibration
@@ -317,7 +318,7 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
     tensorboard.write_samples(writer, alone, step)
     write_atomically(run.folder / "samples.png", png(alone))
     if len(problem.columns) > 1:
-        tensorboard.write_pairs(writer, compared.rows, compared.samples, step)
+        writer.add_figure("samples/pairs", pairs_figure(compared.rows, compared.samples), step)
 
 
 def _drawn(run: Run, programs: Programs, number: int) -> Tensor | None:
@@ -406,7 +407,8 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
         if name != "diffusion" and (last := records[-1])["step"] == step:
             by_log_snr = (last["diffusion_by_log_snr"], last["diffusion_by_log_snr_error"])
             tag = f"{'test' if name == 'test' else 'training'}/diffusion_term_by_log_snr_of_{name}"
-            tensorboard.write_diffusion_term(writer, tag, last["log_snr_edges"], *by_log_snr, step)
+            figure = diffusion_term_figure(last["log_snr_edges"], *by_log_snr)
+            writer.add_figure(tag, figure, step)
     diffusion = programs.model.diffusion
     if step == 0 or _learned(diffusion):  # else drawn once
         data = functools.partial(_data, run, programs)
@@ -438,10 +440,11 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> 
                 by_sampler[f"{sampler}, {number} calls"] = picture
     if by_sampler:
         columns = max(2, len(samplers))
-        tensorboard.write_pictures(writer, "samples/by_sampler", by_sampler, columns, step)
+        writer.add_figure("samples/by_sampler", pictures_figure(by_sampler, columns), step)
 
     if images:
-        tensorboard.write_ranked_images(writer, *_best_and_worst(programs, seed), step)
+        ranked = ranked_images_figure(*_best_and_worst(programs, seed))
+        writer.add_figure("test/best_and_worst", ranked, step)
 
 
 def draw_calibration(
@@ -456,7 +459,8 @@ def draw_calibration(
         return
     measured = table_calibration(problem, model, rows, draws=RANKS, seed=run.config["seed"])
     group = {"test": "test", "validation": "training"}[part]
-    tensorboard.write_calibration(writer, group, measured.pit, measured.classes, step)
+    figure = calibration_figure(measured.pit, measured.classes)
+    writer.add_figure(f"{group}/calibration", figure, step)
 
 
 def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tensor]:

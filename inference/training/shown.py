@@ -15,6 +15,7 @@ from pyro_mdm import Diffusion, LinearDiffusion, NonlinearDiffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import frozen
 from pyro_mdm.plots import tensorboard
+from pyro_mdm.plots.pictures import noising_figure
 
 Data = Callable[[int], Tensor]
 """A function that returns at most so many training data in model space."""
@@ -56,7 +57,8 @@ class ShownKernels:
 
     def write_noising(self, writer: SummaryWriter, x: Tensor, step: int) -> None:
         """Write a figure of data x (n, *event_shape) at several times."""
-        tensorboard.write_noising(writer, self.diffusion, x, step, seed=self.seed)
+        figure = noising_figure(self.diffusion, x, seed=self.seed)
+        writer.add_figure("noising/noising", figure, step)
 
 
 @dataclass(frozen=True)

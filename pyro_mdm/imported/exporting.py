@@ -71,7 +71,7 @@ def to_azula(
 
     Raises:
         TypeError: a score that is no denoiser of z.
-        ImportError: azula is not installed (``pip install -e ".[azula]"``).
+        ImportError: azula is not installed (``pip install -e ".[imported]"``).
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser

@@ -204,7 +204,7 @@ def to_pipeline(
     Raises:
         TypeError: a score that is no denoiser of z.
         ValueError: data of another shape, an interval without a length.
-        ImportError: diffusers is not installed (``pip install -e ".[diffusers]"``).
+        ImportError: diffusers is not installed (``pip install -e ".[imported]"``).
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser

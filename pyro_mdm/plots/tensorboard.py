@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.diffusions.linear import LinearDiffusion, frozen
 from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
-from pyro_mdm.plots import figures, pictures, tables
+from pyro_mdm.plots import figures
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support import measured
@@ -49,18 +49,12 @@ __all__ = [
     "TERMS",
     "write_bound",
     "write_bound_history",
-    "write_calibration",
     "write_curves",
     "write_diffusion",
     "write_diffusion_history",
-    "write_diffusion_term",
     "write_layout",
     "write_mean",
-    "write_noising",
-    "write_pairs",
     "write_paths",
-    "write_pictures",
-    "write_ranked_images",
     "write_samples",
     "write_simulated",
     "write_terms",
@@ -227,22 +221,6 @@ def write_bound(
             likelihood = term in ("bits_per_dim", "reconstruction")
             name = "elbo" if term == "bits_per_dim" else term
             writer.add_scalar(f"nats/{name}/{split}", -nats if likelihood else nats, step)
-
-
-def write_diffusion_term(
-    writer: SummaryWriter, tag: str, edges: object, mean: object, standard_error: object, step: int
-) -> None:
-    """Write :func:`~pyro_mdm.plots.figures.diffusion_term_figure` as ``tag``.
-
-    Args:
-        writer: writer of the run.
-        tag: tag of the figure.
-        edges: increasing bounds of the intervals of log SNR, (n + 1,).
-        mean: diffusion term of each interval, (n,), in bits/dim.
-        standard_error: Monte Carlo standard error of the diffusion term, (n,), in bits/dim.
-        step: number of training steps so far.
-    """
-    writer.add_figure(tag, figures.diffusion_term_figure(edges, mean, standard_error), step)
 
 
 def write_bound_history(
@@ -435,82 +413,3 @@ def write_samples(writer: SummaryWriter, picture: Tensor, step: int) -> None:
         step: number of training steps so far.
     """
     writer.add_image("Overview/samples", picture, step)
-
-
-def write_pictures(
-    writer: SummaryWriter, tag: str, by_title: Mapping[str, Tensor], columns: int, step: int
-) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.pictures_figure` as ``tag``.
-
-    Args:
-        writer: writer of the run.
-        tag: tag of the figure.
-        by_title: pictures by title, uint8 (3, height, width) each.
-        columns: number of pictures in a row.
-        step: number of training steps so far.
-    """
-    writer.add_figure(tag, pictures.pictures_figure(by_title, columns), step)
-
-
-def write_ranked_images(
-    writer: SummaryWriter, images: Tensor, bits: Tensor, errors: Tensor, step: int
-) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.ranked_images_figure` as ``test/best_and_worst``.
-
-    Args:
-        writer: writer of the run.
-        images: images, (n, C, H, W) uint8.
-        bits: bits/dim of each image, (n,).
-        errors: Monte Carlo standard errors of the bits/dim, (n,).
-        step: number of training steps so far.
-    """
-    figure = pictures.ranked_images_figure(images, bits, errors)
-    writer.add_figure("test/best_and_worst", figure, step)
-
-
-def write_pairs(
-    writer: SummaryWriter, observed: Mapping[str, object], drawn: Mapping[str, object], step: int
-) -> None:
-    """Write :func:`~pyro_mdm.plots.tables.pairs_figure` of a table as ``samples/pairs``.
-
-    Args:
-        writer: writer of the run.
-        observed: columns of the table by name, (n,) each.
-        drawn: columns of drawn rows by name.
-        step: number of training steps so far.
-    """
-    writer.add_figure("samples/pairs", tables.pairs_figure(observed, drawn), step)
-
-
-def write_calibration(
-    writer: SummaryWriter,
-    group: str,
-    pit: Mapping[str, object],
-    classes: Mapping[str, tuple[Any, Any]] | None,
-    step: int,
-) -> None:
-    """Write :func:`~pyro_mdm.plots.tables.calibration_figure` as ``<group>/calibration``.
-
-    Args:
-        writer: writer of the run.
-        group: group of the tag.
-        pit: probability integral transforms by column, (n,) each.
-        classes: predictions of categories by column; None: none.
-        step: number of training steps so far.
-    """
-    writer.add_figure(f"{group}/calibration", tables.calibration_figure(pit, classes), step)
-
-
-def write_noising(
-    writer: SummaryWriter, diffusion: LinearDiffusion, x: Tensor, step: int, *, seed: int = 0
-) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``noising/noising``.
-
-    Args:
-        writer: writer of the run.
-        diffusion: the noising diffusion.
-        x: images or vectors in model space.
-        step: number of training steps so far.
-        seed: seed of the noise.
-    """
-    writer.add_figure("noising/noising", pictures.noising_figure(diffusion, x, seed=seed), step)

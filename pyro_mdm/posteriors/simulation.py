@@ -359,7 +359,7 @@ def _results(tasks: Iterable[tuple[object, ...]], workers: int | None) -> Iterat
     except ImportError as error:
         raise ImportError(
             "workers are those of joblib, which is not installed: "
-            f"{installing('simulators')}, or leave workers out"
+            f"{installing('posteriors')}, or leave workers out"
         ) from error
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
     results = parallel(delayed(_run_batch)(*task) for task in tasks)

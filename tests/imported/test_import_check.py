@@ -148,13 +148,14 @@ def name_of(kind: tuple[str, Prediction]) -> str:
     return "-".join(kind)
 
 
-@pytest.mark.parametrize("error", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("error", [0.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_a_right_reading_is_right_however_it_was_trained(
     kind: tuple[str, Prediction], error: float
 ) -> None:
     found = check(*kind, error, Fault())
     assert found.likely is None and not found.paired and found.is_plausible
+    assert "worse" not in str(found).splitlines()[-1] or error > 0
     assert error < 0.2 or found.ratio > 1.04 or kind[1] == "velocity"
 
 
@@ -164,11 +165,13 @@ def names(kind: tuple[str, Prediction], error: float, faults: list[Fault]) -> li
     for fault in faults:
         if not is_possible(*kind, fault):
             continue
-        likely, words = check(*kind, error, fault).likely, words_of(fault, kind[1])
+        found, words = check(*kind, error, fault), words_of(fault, kind[1])
+        likely = found.likely
         if likely is None:
             silent.append(" and ".join(words))
             continue
         near = error > 0 and str(fault.data).endswith("times") and "times what is said" in likely
+        assert likely in str(found) and not found.is_plausible
         assert likely.count(" and ") == len(words) - 1, (words, likely)
         assert near or all(word in likely for word in words), (words, likely)
     return silent
@@ -179,16 +182,13 @@ ALIKE = {"predicts='v'"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("faults", [SINGLE, PAIRS], ids=["one", "two"])
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
-def test_faults_of_an_exact_network_are_named(
-    kind: tuple[str, Prediction], faults: list[Fault]
-) -> None:
-    assert set(names(kind, 0.0, faults)) <= ALIKE
+def test_faults_of_an_exact_network_are_named(kind: tuple[str, Prediction]) -> None:
+    assert set(names(kind, 0.0, [*SINGLE, *PAIRS][KINDS.index(kind) % 2 :: 2])) <= ALIKE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS, ids=name_of)
+@pytest.mark.parametrize("kind", KINDS[::3], ids=name_of)
 def test_faults_of_a_network_that_was_trained_for_seconds_are_named_or_none(
     kind: tuple[str, Prediction],
 ) -> None:
@@ -196,10 +196,19 @@ def test_faults_of_a_network_that_was_trained_for_seconds_are_named_or_none(
     assert len(names(kind, 0.1, faults)) < len(faults) / 2
 
 
-def test_two_faults_are_named() -> None:
-    """As of pixels from 0 to 1, of which the network saw the opposite."""
-    kind: tuple[str, Prediction] = ("data at 1", "velocity")
-    assert names(kind, 0.0, [Fault("from 0 to 1", "the other way"), Fault(data="4 times")]) == []
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("from 0 to 1", "the other way"),  # of pixels, seen as the opposite
+        Fault(data="4 times"),
+        Fault(predicts="noise"),
+        Fault(times="the other way"),
+        Fault(sign=True),
+    ],
+    ids=lambda fault: " and ".join(words_of(fault, "velocity")),
+)
+def test_a_fault_is_named(fault: Fault) -> None:
+    assert names(("data at 1", "velocity"), 0.0, [fault]) == []
 
 
 def test_a_network_that_refuses_other_times_is_checked() -> None:

@@ -570,53 +570,6 @@ def test_mistakes(make: Callable[[], object], message: str) -> None:
 # -- whether it is read as it was trained ----------------------------------------------------------
 
 
-def test_a_right_reading_is_plausible() -> None:
-    for name, predicts in (("cosine", "v"), ("ddpm", "noise"), ("data at 1", "velocity")):
-        check = check_import(imported(SCHEDULES[name], predicts), MIXTURE.sample(500, seed=3))
-        assert check.is_plausible and check.likely is None
-        assert "worse" not in str(check) and len(str(check).splitlines()) == 9
-
-
-def wrong(name: str, truth: Prediction, **said: Any) -> str | None:
-    told = SCHEDULES[name]
-    network = Exact(told.of_told, truth, said.pop("shift", 0.0), said.pop("scale", 1.0))
-    options = {"schedule": told.schedule, "predicts": truth} | said
-    denoiser = ImportedDenoiser.fit(network, MIXTURE.sample(1000), **options)
-    check = check_import(denoiser, MIXTURE.sample(500, seed=3))
-    assert check.likely is None or check.likely in str(check)
-    return check.likely
-
-
-@pytest.mark.parametrize("said", get_args(Prediction))
-def test_a_wrong_prediction_is_named(said: Prediction) -> None:
-    for predicts in get_args(Prediction):
-        found = wrong("vp", predicts, predicts=said)
-        assert found == (None if said == predicts else f"predicts={predicts!r}")
-
-
-def test_a_wrong_sign_scale_or_time_is_named() -> None:
-    told = SCHEDULES["data at 1"]
-
-    class Negative(Exact):
-        def forward(self, w: Tensor, told: Tensor) -> Tensor:
-            return -super().forward(w, told)
-
-    denoiser = ImportedDenoiser.fit(
-        Negative(told.of_told, "velocity", 0.0, 1.0),
-        MIXTURE.sample(1000),
-        told.schedule,
-        "velocity",
-    )
-    check = check_import(denoiser, MIXTURE.sample(500, seed=3))
-    assert check.likely == "an output of the other sign" and not check.is_plausible
-    assert wrong("cosine", "noise", scale=2.0) == "scale=2, 2 times what is said"
-    assert wrong("cosine", "noise", scale=0.5) == "scale=0.5, 0.5 times what is said"
-    backwards = wrong("data at 1", "data", schedule=SCHEDULES["data at 0"].schedule)
-    assert backwards == "times that run the other way"
-    from_zero = wrong("cosine", "noise", shift=0.5, scale=2.0)
-    assert from_zero == "shift=0.5, scale=2, as of data from 0 to 1"
-
-
 def test_a_network_that_draws_is_named() -> None:
     """So does guidance by random directions; x̂ is then no function of z."""
 
@@ -686,23 +639,6 @@ class Raw(nn.Module):
         x = MIXTURE.x_hat(w, -2 * sigma[:, 0].log())
         c_out = self.sign * sigma * self.sigma_data / total.sqrt()
         return (x - self.sigma_data**2 / total * w) / c_out
-
-
-def test_raw_networks_of_edm() -> None:
-    network = EDMPreconditioned(Raw(0.7, 1), 0.7)
-    close(from_sigma_denoiser(network, MIXTURE.sample(1000), 0.002, 80.0))
-
-
-def test_a_denoiser_of_azula() -> None:
-    class Azula(nn.Module):
-        def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.ones_like(t)[..., None], (0.01 * (50 / 0.01) ** t)[..., None]
-
-        def forward(self, w: Tensor, told: Tensor) -> SimpleNamespace:
-            sigma = 0.01 * (50 / 0.01) ** told
-            return SimpleNamespace(mean=MIXTURE.x_hat(w, -2 * sigma.log()))
-
-    close(from_azula(Azula(), MIXTURE.sample(1000)))
 
 
 @pytest.mark.parametrize("name", ["VE", "VP", "Cosine", "Rectified"])

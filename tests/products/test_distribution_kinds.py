@@ -107,7 +107,6 @@ def simulated() -> DiffusionModel:
 
 KINDS: dict[str, Callable[[], DiffusionModel]] = {
     "vpsde": lambda: DiffusionModel(VPSDE(**ENDS), denoiser()),
-    "cld": lambda: DiffusionModel(CLD(**ENDS), denoiser()),
     "learned": lambda: DiffusionModel(LearnedDiffusion(3, **ENDS), denoiser()),
     "time-varying": lambda: DiffusionModel(
         TimeVaryingDiffusion(turning, rubbing, **ENDS), denoiser()

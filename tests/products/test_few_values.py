@@ -23,7 +23,7 @@ from pyro_mdm.support.measured import Z95, Measured, student_factor
 from pyro_mdm.tables.conditional import _shares
 from tests.benchmarks.few_values import ESTIMATES, covered
 
-RUNS = 2_000
+RUNS = 800
 SMALL = 0.05
 """The spread of logs of estimates, beside which that of their mean's log is small."""
 
@@ -98,7 +98,7 @@ REPORTED: Mapping[str, Reported] = {
 """What reports a standard error of n values alone."""
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 8, 64])
+@pytest.mark.parametrize("n", [2, 4])
 @pytest.mark.parametrize("name", REPORTED)
 def test_its_errors_cover(name: str, n: int) -> None:
     values = torch.randn(RUNS, n, dtype=torch.float64)
@@ -106,12 +106,12 @@ def test_its_errors_cover(name: str, n: int) -> None:
     for sample in values:
         mean, error = REPORTED[name](sample)
         inside += abs(mean) <= Z95 * error
-    # of normal values 95% with a deviation of 0.5%; s/√n has 71% at 2 and 85% at 4
-    assert 0.92 < inside / RUNS < 0.98
+    # of normal values 95% with a deviation of 0.8%; s/√n has 71% at 2 and 85% at 4
+    assert 0.91 < inside / RUNS < 0.99
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("n", [2, 3, 7, 8])
+@pytest.mark.parametrize("n", [3, 8])
 def test_a_bound_has_the_error_of_its_data(n: int) -> None:
     """From 8 data on too, which take another way."""
     x = torch.randn(n, 2, dtype=torch.float64)
@@ -127,21 +127,19 @@ def test_a_bound_has_the_error_of_its_data(n: int) -> None:
     assert found.reconstruction.standard_error > 0
 
 
-@pytest.mark.parametrize("n", [8, 64])
-def test_a_difference_has_a_p_value_of_5_percent_at_the_end_of_its_interval(n: int) -> None:
+def test_a_difference_has_a_p_value_of_5_percent_at_the_end_of_its_interval() -> None:
     """And of 1% at Student's quantile, not at the normal one."""
-    none = (0.0, 0.0)
-    quantile = {8: (2.364624, 3.499483), 64: (1.998341, 2.656145)}[n]
-    for t, p in zip(quantile, (0.05, 0.01), strict=True):
+    n, none = 8, (0.0, 0.0)
+    for t, p in ((2.364624, 0.05), (3.499483, 0.01)):
         error = 0.1 * float(student_factor(n - 1))
         found = Difference("a", "b", (0.1 * t, error), none, none, none, 0.0, degrees=n - 1)
         assert found.p_value == pytest.approx(p, rel=1e-4)
         assert (found.interval[0] == pytest.approx(0, abs=1e-6)) == (p == 0.05)
 
 
-@pytest.mark.parametrize("R", [4, 8, 16])
+@pytest.mark.parametrize("R", [4, 8])
 @pytest.mark.parametrize("law", ESTIMATES)
 def test_no_sample_of_repeats_is_flagged_and_errors_cover(law: str, R: int) -> None:
     """The error by the spread alone covers 68% of what it did not flag, of 8 lognormal
     estimates of σ = .8, and ever less beyond."""
-    assert covered(ESTIMATES[law], R, RUNS) > 0.9 - 3 * math.sqrt(0.09 / RUNS)
+    assert covered(ESTIMATES[law], R, RUNS // 2) > 0.9 - 5 * math.sqrt(0.09 / (RUNS // 2))

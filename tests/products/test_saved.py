@@ -202,8 +202,8 @@ def refused_in_words(kind: Kind, path: Path) -> None:
 def flips(content: bytes) -> Iterator[int]:
     """Places of the length, the header and the tensors."""
     header = 8 + int.from_bytes(content[:8], "little")
-    yield from (*range(9), *range(9, header, 1 + header // 60))
-    yield from range(header, len(content), 1 + (len(content) - header) // 40)
+    yield from (*range(0, 9, 4), *range(9, header, 1 + header // 12))
+    yield from range(header, len(content), 1 + (len(content) - header) // 8)
 
 
 def test_any_flipped_bit_is_refused(saves: Any) -> None:
@@ -223,7 +223,7 @@ def test_another_digit_anywhere_in_the_description_is_refused(saves: Any) -> Non
         with restored(path) as content:
             header = content[: 8 + int.from_bytes(content[:8], "little")]
             places = [i for i in range(8, len(header)) if header[i : i + 1].isdigit()]
-            for place in places[:: 1 + len(places) // 60]:
+            for place in places[:: 1 + len(places) // 10]:
                 digit = b"%d" % ((int(header[place : place + 1]) + 1) % 10)
                 path.write_bytes(content[:place] + digit + content[place + 1 :])
                 refused_in_words(kind, path)
@@ -234,10 +234,10 @@ def test_a_file_that_is_shorter_longer_or_lost_is_refused(saves: Any) -> None:
     for path in sorted((folder / "1").iterdir()):
         with restored(path) as content:
             n = len(content)
-            for length in (0, 1, 7, 8, 40, 99, 120, n // 2, n - 9, n - 1):
+            for length in (0, 7, 8, 99, n // 2, n - 1):
                 path.write_bytes(content[:length])
                 refused_in_words(kind, path)
-            for more in (b"\0", content, b" " * 8):
+            for more in (b"\0", content):
                 path.write_bytes(content + more)
                 refused_in_words(kind, path)
             path.unlink()
@@ -375,7 +375,7 @@ def killed_everywhere(base: Path, work: Callable[[Path], object]) -> Iterator[Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [1, None], ids=["over another", "new"])
-@pytest.mark.parametrize("name", ONE_FILE)
+@pytest.mark.parametrize("name", ["model", "members", "table", "trainer", "checkpoint"])
 def test_killed_at_any_point_of_a_save_the_old_or_the_new_is_whole(
     name: str, before: int | None, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from inference.folders.metrics import Metrics
 from inference.folders.runs import Run
 from inference.train import train
 from inference.training import report
+from pyro_mdm.plots.figures import new_figure
 from tests.brief import be_brief
 from tests.programs.running import Stopped
 
@@ -242,10 +243,11 @@ def test_the_best_and_the_worst_images_are_told_apart(
 ) -> None:
     drawn = {}
 
-    def keep(writer: Any, images: Any, bits: Any, errors: Any, step: int) -> None:
+    def keep(images: Any, bits: Any, errors: Any) -> Any:
         drawn.update(images=images, bits=bits, errors=errors)
+        return new_figure(1, 1)
 
-    monkeypatch.setattr(report.tensorboard, "write_ranked_images", keep)
+    monkeypatch.setattr(report, "ranked_images_figure", keep)
     run, programs, _ = load_trained(trained)
     with SummaryWriter(str(tmp_path)) as writer:
         report.draw_end(run, writer, programs, 0)

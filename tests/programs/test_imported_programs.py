@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from inference import trust
 from inference.evaluate import evaluate
 from inference.folders.loading import load_trained
 from inference.sample import sample
+from inference.settings import names
+from inference.settings.names import find
 from inference.train import train
 from models import Problem
 from pyro_mdm import Diffusion
 from pyro_mdm.imported import ImportedDenoiser, NoiseSchedule
-from tests.imported.test_imported_pipelines import diffusers, unet
+from tests.imported.test_imported_pipelines import data, diffusers, unet
 from tests.programs.running import last_line
 
 OPTIONS: dict[str, Any] = {
@@ -119,3 +124,40 @@ def test_no_steps_leave_any_network_as_it_starts(tiny: str, tmp_path: Path) -> N
     assert checkpoint.step == 0 and run.config["steps"] == 0
     with pytest.raises(ValueError, match=r"--steps is -1, expected a positive number, or 0"):
         train(**options, steps=-1, run=tmp_path / "other")
+
+
+# -- trust -----------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_that_a_file_names_is_behind_the_same_trust(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
+    problem: Any = SimpleNamespace(fit_x=data)
+    name = str(folder)
+    refused = pytest.raises(trust.UntrustedCodeError, match=r"would open .*model_index\.json")
+    with trust.command([], trusts=False), refused:
+        find("score", name)
+    with trust.command([name], trusts=False):  # on the command line
+        find("score", name)
+        assert find("score", name)(problem, None).event_shape == data().shape[1:]
+        trust.remember(names.own_names({"score": name}))  # as whoever trains does
+    with trust.command([], trusts=False):
+        find("score", name)
+        index = folder / "model_index.json"
+        other = {"scheduler": ["diffusers", "DDIMScheduler"]}
+        index.write_text(json.dumps(json.loads(index.read_text()) | other))
+        with pytest.raises(trust.UntrustedCodeError, match="has changed since"):
+            find("score", name)
+    with trust.command([], trusts=True):
+        find("score", name)
+
+
+def test_a_folder_takes_no_name_of_ours(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.rename(tmp_path / "mixed")
+    monkeypatch.chdir(tmp_path)
+    assert find("score", "mixed") is names.SCORES["mixed"]
+    assert names.canonical_name("score", "mixed") == "mixed"
+    assert names.own_names({"score": "mixed"}) == []
