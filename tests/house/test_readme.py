@@ -43,6 +43,9 @@ SHORTER = {
     r"\(300": "(30",  # data
     r"\(updates=\d{3,}": "(updates=20",
     r"start_updates=\d{3,}": "start_updates=100",
+    r"row_paths=8": "row_paths=2",
+    r"images\[::10\]": "images[::90]",
+    r"train\[::20\]": "train[::80]",
     r"\(draws=first, updates=\d{3,}": "(draws=first, start_updates=20, updates=20",
     r"num_samples=2_000, warmup_steps=200": "num_samples=400, warmup_steps=100",
     r"1_000(:?\])": r"200\1",
