@@ -202,24 +202,12 @@ def program(words: list[str]) -> tuple[Path | None, list[str]]:
     raise AssertionError(f"{words} runs nothing that is known here")
 
 
-def different(found: list[Any]) -> list[Any]:
-    """Those commands that give a program an option, with its value, that none before them gave."""
-    kept, seen = [], set()
-    for command in found:
-        file, words = program(command.values[0])
-        pieces = re.split(r" (?=--)", " ".join(["", *words]))
-        new = {(file, piece) for piece in pieces} - seen
-        if file is not None and new:
-            kept.append(command)
-            seen |= new
-    return kept
-
-
-@pytest.mark.parametrize("words", different(commands()))
+@pytest.mark.parametrize("words", commands())
 def test_commands_are_understood(words: list[str], monkeypatch: Any, capsys: Any) -> None:
     """By the program's own parser, which prints the settings; of other scripts, the options."""
     file, words = program(words)
-    assert file is not None
+    if file is None:
+        return
     text = file.read_text(encoding="utf-8")
     if "command_line" in text or "jsonargparse" in text:
         monkeypatch.chdir(ROOT)
