@@ -71,22 +71,32 @@ def installed_with(names: set[str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is written to the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution, of a copy, so that nothing is written
+    to the checkout."""
+    folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("pyro_mdm", "inference", "models"):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    done = subprocess.run(
-        [*command, "--wheel-dir", str(folder), str(source)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
+    for kind in ("wheel", "sdist"):
+        program = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program],
+            cwd=source,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
 
 
 def test_wheel_holds_the_library_and_its_programs_in_one_package(wheel):
@@ -182,6 +192,23 @@ def test_what_the_library_imports_is_required(described):
             assert names & allowed, f"{path.name} imports {module}, which setup.py does not ask for"
 
 
+HIDING = """
+import json, sys
+blocked = set(json.loads(sys.argv[1]))
+finders = list(sys.meta_path)
+
+class Present:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        return next((spec for spec in specs if spec is not None), None)
+
+sys.meta_path[:] = [Present()]
+"""
+"""As if the packages that the first word names were not installed."""
+
+
 @pytest.mark.slow
 def test_only_pictures_need_more_than_the_library_installs(described):
     """Every module is imported as if nothing were installed that pip does not install for it."""
@@ -192,17 +219,8 @@ def test_only_pictures_need_more_than_the_library_installs(described):
         if not there & {canonicalize_name(name) for name in names} and module != "pyro_mdm"
     ]
     assert {"matplotlib", "yaml", "sklearn", "lightning_fabric"} <= set(blocked)
-    program = (
-        "import importlib, json, pkgutil, sys\n"
-        "blocked = set(json.loads(sys.argv[1]))\n"
-        "finders = list(sys.meta_path)\n"
-        "class Present:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in blocked:\n"
-        "            return None\n"
-        "        specs = (finder.find_spec(name, path, target) for finder in finders)\n"
-        "        return next((spec for spec in specs if spec is not None), None)\n"
-        "sys.meta_path[:] = [Present()]\n"
+    program = HIDING + (
+        "import importlib, pkgutil\n"
         "import pyro_mdm\n"
         "errors = {}\n"
         "modules = pkgutil.walk_packages(pyro_mdm.__path__, 'pyro_mdm.')\n"
@@ -279,19 +297,6 @@ def test_wheel_works_elsewhere_with_trained_models_and_programs(wheel, tmp_path)
 
 
 ALONE = """
-import json, sys
-blocked = set(json.loads(sys.argv[1]))
-
-finders = list(sys.meta_path)
-
-class Present:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            return None
-        specs = (finder.find_spec(name, path, target) for finder in finders)
-        return next((spec for spec in specs if spec is not None), None)
-
-sys.meta_path[:] = [Present()]
 import warnings
 import numpy as np, pandas as pd
 import pyro_mdm
@@ -322,7 +327,7 @@ def test_a_table_needs_the_wheel_and_pandas_alone(wheel, tmp_path):
     empty.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE, json.dumps(WITHOUT), "saved"],
+        [sys.executable, "-W", "ignore", "-c", HIDING + ALONE, json.dumps(WITHOUT), "saved"],
         cwd=empty,
         env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,
@@ -419,21 +424,9 @@ def test_the_command_lists_the_programs_and_knows_no_other(monkeypatch, capsys):
     assert "did you mean train?" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_source_distribution_has_what_the_wheel_is_made_of(tmp_path):
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("pyro_mdm", "inference", "models"):
-        shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
-        shutil.copy(ROOT / name, source)
-    program = "from setuptools import build_meta; build_meta.build_sdist('dist')"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], cwd=source, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (built,) = (source / "dist").glob("*.tar.gz")
-    with tarfile.open(built) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
+def test_a_source_distribution_has_what_the_wheel_is_made_of(built):
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
     assert {"inference/train.py", "models/trained/digits/model.safetensors"} <= names
     assert not any("__pycache__" in name for name in names)

@@ -113,7 +113,6 @@ def test_a_bound_by_dequantization_is_below_the_log_probability_and_tends_to_it(
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_bound_of_a_flow_is_below_its_log_probability_and_tends_to_it() -> None:
-    pytest.importorskip("zuko")
     peer = disturbed(Flow((1, 1, 2), 2, transforms=2, hidden=16, bins=4), 0.2)
     side = (torch.arange(400) + 0.5) / 400
     w = torch.cartesian_prod(side, side)

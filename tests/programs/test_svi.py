@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pyro_mdm import networks
 from tests.processes import Program, finish, signalled
+from tests.programs.running import run_program
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "inference" / "svi.py"
@@ -19,8 +23,6 @@ SCRIPT = ROOT / "inference" / "svi.py"
 
 def small_networks() -> None:
     """In a process of its own: U-Nets of half as many channels."""
-    from pyro_mdm import networks
-
     networks.UNet = functools.partial(networks.UNet, base=16)
 
 
@@ -58,7 +60,6 @@ def test_it_trains_resumes_measures_and_samples(tmp_path: Path) -> None:
     assert np.load(stopped / "samples.npy").shape == (64, 30)
 
 
-@pytest.mark.other_processes
 @pytest.mark.parametrize(
     ("guide", "score", "file"),
     [
@@ -70,15 +71,24 @@ def test_it_trains_resumes_measures_and_samples(tmp_path: Path) -> None:
     ],
 )
 def test_it_takes_every_guide_and_any_file(
-    guide: str, score: str, file: str, tmp_path: Path
+    guide: str,
+    score: str,
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(networks, "UNet", functools.partial(networks.UNet, base=16))
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which the script replaces
+    pyro.clear_param_store()
     rng = np.random.default_rng(0)
     np.save(tmp_path / "images.npy", np.tanh(rng.normal(size=(60, 1, 4, 4))))
     numbers = rng.normal(size=(60, 3))
     np.savetxt(tmp_path / "numbers.csv", numbers, delimiter=",", header="a,b,c", comments="")
     shape = {"numbers.csv": (64, 3), "images.npy": (64, 1, 4, 4)}[file]
     words = ("--guide", guide, "--score", score, "--steps", 1, "--data", tmp_path / file)
-    assert "elbo" in run(*words, "--logdir", tmp_path / "run")
+    run_program("svi", *words, "--logdir", tmp_path / "run")
+    assert "elbo" in capsys.readouterr().out
     assert np.load(tmp_path / "run" / "samples.npy").shape == shape
 
 
