@@ -35,13 +35,11 @@ from pyro_mdm.samplers import (
     ProbabilityFlow,
     Splitting,
     StochasticExponentialIntegrator,
-    StochasticHeun,
 )
 from pyro_mdm.scores.base import Score
 from pyro_mdm.seeing import path_information_gap
 from pyro_mdm.seeing.volatility import Volatility
 from pyro_mdm.simulated import TorchSDE
-from pyro_mdm.simulated.sde import ForwardSDE
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
 from tests.problems import generator, normal
@@ -322,7 +320,7 @@ def test_the_ends_have_their_gradients_for_a_denoiser(end: str) -> None:
         return torch.trapezoid(rate, dx=(high - low) / 2000)
 
     slopes = []
-    for seed in range(32):
+    for seed in range(12):
         torch.manual_seed(seed)
         x = VARIANCE**0.5 * normal(30 + seed, 1024, 1)
         found = score.diffusion_term(diffusion, x)[0].mean()
@@ -391,10 +389,8 @@ def test_a_state_dict_goes_on_where_it_was() -> None:
     [
         ExponentialIntegrator(40),
         StochasticExponentialIntegrator(60, noise=0.5),
-        StochasticExponentialIntegrator(60),
         Ancestral(80),
         EulerMaruyama(100, grid="log_snr"),
-        StochasticHeun(30, grid="log_snr"),
         ProbabilityFlow(30),
         TorchSDE(30),
     ],
@@ -407,11 +403,11 @@ def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
     torch.manual_seed(1)
     start = diffusion.start
     with torch.no_grad():
-        y = sampler(diffusion, model.bound_score, (10_000, 1, 1), dtype=torch.float64)
+        y = sampler(diffusion, model.bound_score, (4000, 1, 1), dtype=torch.float64)
         z = y / start.mean
     expected = VARIANCE + math.exp(-HIGH)
-    assert z.var().item() == pytest.approx(expected, rel=0.04 + 5.5 * (2 / 10_000) ** 0.5)
-    assert abs(z.mean()) < 5 * (expected / 10_000) ** 0.5
+    assert z.var().item() == pytest.approx(expected, rel=0.04 + 5.5 * (2 / 4000) ** 0.5)
+    assert abs(z.mean()) < 5 * (expected / 4000) ** 0.5
 
 
 # -- the library around it -------------------------------------------------------------------------
@@ -459,7 +455,6 @@ def test_what_is_made_of_linear_kernels_is_refused() -> None:
         (lambda: law.log_prob(guide.law(x).sample()), r"log p.* of a state alone needs a drift"),
         (lambda: condition(model, torch.tensor([True, False])), "driven by the data"),
         (lambda: Splitting(5)(diffusion, model.bound_score, (3, 1, 2)), "use EulerMaruyama"),
-        (lambda: ForwardSDE(diffusion), "a drift that does not see the data"),
     )
 
 

@@ -119,13 +119,13 @@ def test_the_network_sees_and_gives_numbers_of_unit_variance():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [VPSDE, CLD, lambda: learned(3, 3, 60)])
+@pytest.mark.parametrize("make", [VPSDE, CLD])
 def test_a_fit_by_simulation_is_the_closed_form_within_its_sampling_error(make):
     linear = make()
     linear.max_log_snr = 4.0
     linear.beta = ConstantBeta(3.0)
-    n, K = 2000, linear.num_variables
-    diffusion = Simulated(linear, Simulation(step_size=1 / 60))
+    n, K = 1000, linear.num_variables
+    diffusion = Simulated(linear, Simulation(step_size=1 / 40))
     x = data(500)
     state = torch.get_rng_state()
     score = ResidualScore.fit(Zero(), diffusion, x, num_levels=6, num_paths=n)
