@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors import AmortizedJoint, AmortizedLikelihood, log_prior, simulate
+from pyro_mdm.posteriors import AmortizedLikelihood, log_prior, simulate
 from pyro_mdm.posteriors.laws import ContinuousLaw
 from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import TrainingOptions
