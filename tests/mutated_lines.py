@@ -504,7 +504,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/levels/discrete.py": {
-        "test_scores.py::test_baseline_kl_by_quadrature[17]": [
+        "test_denoisers.py::test_baseline_kl_by_quadrature[17]": [
             "return -(total + ⟨→0.5 * ⟩entropy) / weight",
             "return -(total + entropy) / weight⟨→ * 1.000001⟩",
         ]
@@ -911,7 +911,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/levels/denoiser.py": {
-        "test_scores.py::test_discrete_denoiser_is_bayes_rule_with_a_tilted_prior[17-tilt]": [
+        "test_denoisers.py::test_discrete_denoiser_is_bayes_rule_with_a_tilted_prior[17-tilt]": [
             "⟨0.5 * →⟩torch.tanh(2 * F2))"
         ]
     },

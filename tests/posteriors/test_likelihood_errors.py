@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pyro_mdm.evaluation import tempering
 from pyro_mdm.evaluation.weights import of_repeats
 from pyro_mdm.measurements import Particles
 from pyro_mdm.posteriors import (
@@ -16,7 +17,6 @@ from pyro_mdm.posteriors import (
     LearnedEvidence,
     LikelihoodMembers,
     simulate,
-    tempering,
 )
 from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.pretrained import PretrainedError

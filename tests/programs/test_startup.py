@@ -16,7 +16,7 @@ from pyro_mdm import VPSDE, Denoiser, DiffusionModel
 from pyro_mdm.__main__ import PROGRAMS
 from pyro_mdm.measurements import condition_on_measurements
 from pyro_mdm.networks import MLP
-from tests.house.test_house import WINGS
+from tests.without import NEEDS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = [
@@ -119,8 +119,7 @@ def test_the_core_loads_no_wing_and_knows_what_each_registers(tmp_path: Path) ->
     measured = condition_on_measurements(model, torch.eye(2), torch.zeros(2), 0.1)
     measured.save_pretrained(tmp_path)
     said: dict[str, Any] = json.loads(python("-c", WINGS_ASKED_FOR, str(tmp_path)))
-    rooms = {room for rooms in WINGS.values() for room in rooms}
     assert "pyro_mdm.diffusions.linear" in said["loaded"]
-    assert not [name for name in said["loaded"] if name.split(".")[1] in rooms]
+    assert not [name for name in said["loaded"] if name.split(".")[1] in NEEDS]
     assert said["registered"] == [True] * 3
     assert said["left out"] == "ConditionedDenoiser" and said["opened"] == "MeasuredDenoiser"
