@@ -674,7 +674,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/posteriors/calibration.py": {
-        "test_table_calibration.py::test_ranks_are_uniform_where_draws_repeat": [
+        "test_amortized.py::test_ranks_are_uniform_where_draws_repeat": [
             "(places * ⟨(equal + 1)→equal⟩).long()"
         ],
         "test_amortized.py::test_ranks_are_of_other_simulations_than_those_of_training": [

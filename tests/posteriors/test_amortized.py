@@ -25,6 +25,7 @@ from pyro_mdm.posteriors import (
     log_prior,
     simulate,
 )
+from pyro_mdm.posteriors.calibration import ranks
 from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.reading import is_interior
 from pyro_mdm.pretrained import PretrainedError
@@ -334,20 +335,30 @@ def test_ranks_are_of_other_simulations_than_those_of_training() -> None:
 
 
 def test_p_values_are_those_of_scipy() -> None:
-    ranks = torch.randint(20, (150, 2), generator=generator(0))
-    found = Calibration({"a": ranks, "b": ranks[:, 0]}, 19).p_values(5)
+    places = torch.randint(20, (150, 2), generator=generator(0))
+    found = Calibration({"a": places, "b": places[:, 0]}, 19).p_values(5)
     for j in range(2):
-        counts = (ranks[:, j] // 4).bincount(minlength=5).numpy()
+        counts = (places[:, j] // 4).bincount(minlength=5).numpy()
         expected = scipy.stats.chisquare(counts).pvalue
         assert float(found["a"][j]) == pytest.approx(expected)
     assert float(found["b"]) == pytest.approx(float(found["a"][0]))
-    calibration = Calibration({"a": ranks // 2, "b": ranks[:, 0]}, 19)  # of a no rank is high
+    calibration = Calibration({"a": places // 2, "b": places[:, 0]}, 19)  # of a no rank is high
     found = calibration.p_values()
     assert calibration.smallest == pytest.approx(3 * float(found["a"].min())) and found["b"] > 1e-6
     few = Calibration({"a": torch.zeros(300).long()}, 5)
     assert few.smallest < 1e-6
     with pytest.raises(ValueError, match="bins is 10, expected from 2 to 6"):
         few.p_values()
+
+
+def test_ranks_are_uniform_where_draws_repeat() -> None:
+    rate = torch.ones(10, 4000)
+    draws, truth = torch.poisson(rate, generator=generator(0)).split([9, 1])
+    place = ranks(draws, truth[0])
+    assert Calibration({"x": place}, 9).smallest > 1e-6
+    assert int(place.min()) == 0 and int(place.max()) == 9
+    assert torch.equal(place, ranks(draws, truth[0]))
+    assert not torch.equal(place, ranks(draws, truth[0], seed=1))
 
 
 # -- what a score is beside ------------------------------------------------------------------------
