@@ -49,6 +49,7 @@ docs = [
 test = [
     *benchmarks,
     *docs,
+    "distributed>=2024.8",
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",

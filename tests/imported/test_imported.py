@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import diffusers
 import pytest
 import torch
+from azula import denoise, noise, sample
 from torch import Tensor, nn
 
 from pyro_mdm import (
@@ -643,7 +645,6 @@ class Raw(nn.Module):
 
 @pytest.mark.parametrize("name", ["VE", "VP", "Cosine", "Rectified"])
 def test_schedules_of_azula(name: str) -> None:
-    noise, denoise = pytest.importorskip("azula.noise"), pytest.importorskip("azula.denoise")
     kind = getattr(noise, f"{name}Schedule")
 
     class Best(denoise.Denoiser):  # type: ignore[misc]
@@ -679,7 +680,6 @@ def test_a_model_is_a_denoiser_of_sigma() -> None:
 
 
 def test_a_model_is_a_denoiser_of_azula() -> None:
-    noise, sample = pytest.importorskip("azula.noise"), pytest.importorskip("azula.sample")
     model = DiffusionModel(CLD(max_log_snr=9.0), Denoiser(Knows()), event_shape=(2,))
     low = model.diffusion.terminal_log_snr.item()
     for schedule in (None, noise.VPSchedule(alpha_min=0.05, sigma_min=0.02)):
@@ -744,7 +744,6 @@ DIFFUSERS = ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
 @pytest.mark.parametrize("name", DIFFUSERS)
 @pytest.mark.parametrize("said", ["epsilon", "sample", "v_prediction"])
 def test_schedulers_of_diffusers(name: str, said: str) -> None:
-    diffusers = pytest.importorskip("diffusers")
     scheduler = getattr(diffusers, name)(
         beta_start=1e-4, beta_end=0.02, prediction_type=said, num_train_timesteps=1000
     )
@@ -768,7 +767,6 @@ def test_schedulers_of_diffusers(name: str, said: str) -> None:
 
 @pytest.mark.parametrize("said", ["epsilon", "v_prediction"])
 def test_a_scheduler_of_edm_reads_a_network_as_diffusers_does(said: str) -> None:
-    diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.EDMEulerScheduler(sigma_data=0.7, prediction_type=said)
     network = Raw(0.7, 1 if said == "epsilon" else -1)
     close(from_diffusers(network, scheduler, MIXTURE.sample(1000)))
@@ -790,13 +788,12 @@ def test_a_scheduler_of_edm_reads_a_network_as_diffusers_does(said: str) -> None
     ],
 )
 def test_schedulers_that_are_not_read(name: str, options: dict[str, Any], message: str) -> None:
-    scheduler = getattr(pytest.importorskip("diffusers"), name)(**options)
+    scheduler = getattr(diffusers, name)(**options)
     with pytest.raises((TypeError, ValueError), match=message):
         from_diffusers(nn.Identity(), scheduler, MIXTURE.sample(10))
 
 
 def test_a_scheduler_of_flow_matching() -> None:
-    diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
 
     class Velocity(nn.Module):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from pyro_mdm.imported import (
 )
 from tests.imported.test_imported import whole
 
-diffusers = pytest.importorskip("diffusers")
 # a scheduler of diffusers makes arrays of tensors
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SHAPE = (1, 4, 4)

@@ -92,8 +92,6 @@ def test_networks_of_the_list_are_networks(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", SCHEDULER_CLASSES)
 def test_schedulers_of_the_list_are_read(name: str) -> None:
-    if name == "DPMSolverSDEScheduler":
-        pytest.importorskip("torchsde")
     scheduler = getattr(diffusers, name)()
     assert isinstance(scheduler, diffusers.SchedulerMixin)
     assert from_diffusers(nn.Identity(), scheduler, data()).event_shape == data().shape[1:]

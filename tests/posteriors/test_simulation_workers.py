@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -82,7 +83,6 @@ def test_draws_are_the_same_on_any_number_of_workers(tmp_path: Path) -> None:
 @pytest.mark.other_processes
 def test_a_cluster_of_dask_makes_the_same_draws(tmp_path: Path) -> None:
     """Two processes of a local cluster."""
-    distributed = pytest.importorskip("distributed")
     from joblib import parallel_config
 
     one = simulate(program, 6, seed=5, workers=1)

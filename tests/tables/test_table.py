@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.base import clone
@@ -332,8 +333,6 @@ def test_a_file_is_completed_in_pieces(
     mixed: Table, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the draws of the object, whatever is in one piece alone."""
-    if suffix == "parquet":
-        pytest.importorskip("pyarrow")
     for module in ("pyro_mdm.tables.frames", "inference.impute"):
         monkeypatch.setattr(f"{module}.PIECE", 8)
     rows = people().head(20).convert_dtypes() if suffix == "parquet" else people().head(20)
@@ -369,7 +368,6 @@ def groups(path: Path) -> list[int]:
 
 
 def test_a_row_group_is_not_held_to_read_a_piece_of_it(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
     rows = pd.DataFrame(np.random.default_rng(0).random((100_000, 4)), columns=[*"abcd"])
     path, before = tmp_path / "long.parquet", pa.total_allocated_bytes()
     rows.to_parquet(path, use_dictionary=False, compression="none", data_page_size=4096)
@@ -383,7 +381,6 @@ def test_columns_that_stay_have_their_types_in_parquet(
     mixed: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the first piece has no value of them."""
-    pytest.importorskip("pyarrow")
     for module in ("pyro_mdm.tables.frames", "inference.impute"):
         monkeypatch.setattr(f"{module}.PIECE", 4)
     born = pd.Series([None] * 5 + [date(2020, 1, 2)] * 3, dtype=object)
