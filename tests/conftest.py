@@ -91,6 +91,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def _fresh_start() -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
+    pyro.enable_validation(True)  # a test, or a package that it loads, may have turned it off
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # a program may have chosen others
 
 

@@ -598,7 +598,6 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
     "Measurement.sample": values(sample_shape=(4,)),
     "Particles.resampled": values(n=4),
     "Completions.draw": {"model": mapped, **values(steps=2, batch_size=4, seed=0)},
-    "Completions.fill": values(x=X.where(SEEN, math.nan), rows=torch.arange(8)),
     "ClassPosterior.accuracy": values(labels=torch.zeros(8, dtype=torch.int64)),
     "GenerativeChain.log_prob": {"value": lambda: NoisingPath(cld(), X, cld_times())()},
     "GenerativeChain.sample": values(sample_shape=()),

@@ -123,6 +123,7 @@ def test_components_are_those_of_the_draws(number: int) -> None:
     assert 0 <= apart < 0.03
 
 
+@pytest.mark.slow
 def test_components_with_two_modes_are_split() -> None:
     """Of 2⁵ modes in ten latents, whose probabilities differ by a factor of 5⁵."""
     w = torch.randn(16_000, 10)
@@ -177,7 +178,7 @@ def test_halves_have_the_moments_of_their_component() -> None:
 
 def test_all_draws_count_in_many_latents() -> None:
     """The divergence of a Gaussian with n draws' moments is d (d + 3) / 4 n nats on average."""
-    d, n = 150, 6_000
+    d, n = 50, 3_000
     root = torch.eye(d) + 0.1 * torch.randn(d, d).tril(-1)
     truth = dist.MultivariateNormal(torch.zeros(d), scale_tril=root)
     mixture = Mixture(d)
@@ -185,7 +186,7 @@ def test_all_draws_count_in_many_latents() -> None:
     x = truth.sample((4_000,))
     with torch.no_grad():
         apart = float((truth.log_prob(x) - mixture.log_density(x)).mean())
-    assert mixture.number == 1 and apart == pytest.approx(d * (d + 3) / 4 / n, rel=0.2)
+    assert mixture.number == 1 and apart == pytest.approx(d * (d + 3) / 4 / n, rel=0.3)
 
 
 def test_a_latent_that_hardly_moves_hides_no_modes() -> None:
@@ -216,6 +217,7 @@ def test_draws_of_no_width_have_components() -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in mixture.components())
 
 
+@pytest.mark.slow
 def test_shares_are_learned_where_particles_are_in_wrong_numbers() -> None:
     """Nine of ten draws are in the mode that has a quarter."""
 

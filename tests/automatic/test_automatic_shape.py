@@ -146,6 +146,7 @@ def made(start: object, **settings: object) -> AutoMDM:
     return AutoMDM(funnel, start=start, steps=2, **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_fitted_shape_beats_the_gaussian_on_the_funnel() -> None:
     """The gap of the best Gaussian is over 1 nat in ten dimensions, 0.3 in four."""
     bounds = {}

@@ -10,11 +10,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.transforms import spline_autoregressive
 from scipy.stats import binom
 from torch import Tensor
 
-from pyro_mdm import CLD, AutoMDM
+from pyro_mdm import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.defensive import SHARE, Defensive, Scored, defended
 from pyro_mdm.evaluation.weights import FEWEST, Defence, ImportanceWeights
@@ -201,15 +200,12 @@ def _of_modes() -> float:
     ("program", "truth", "options"),
     [
         (cauchy, 0.0, {}),
-        (cauchy, 0.0, {"diffusion": CLD()}),
         (cauchy, 0.0, {"start": "shaped"}),
-        (cauchy, 0.0, {"start": spline_autoregressive}),
         (conjugate, _log_normal(1.0), {}),
-        (two_modes, _of_modes(), {}),
         (two_modes, _of_modes(), {"start": "particles"}),
         (subsampled, _log_normal(2.0), {}),
     ],
-    ids=["cauchy", "cld", "shaped", "spline", "conjugate", "modes", "particles", "subsample"],
+    ids=["cauchy", "shaped", "conjugate", "modes", "subsample"],
 )
 def test_evidences_of_poor_guides_are_right(
     program: Callable[[], None], truth: float, options: dict[str, Any]
@@ -223,7 +219,7 @@ def test_evidences_of_poor_guides_are_right(
     value, error = estimates.double().unbind(1)
     given = error.isfinite()
     right = (value - truth).abs() <= 1.96 * error
-    assert given.any() or (options == {} and program is two_modes)  # a Gaussian between the modes
+    assert given.any()
     assert float(binom.cdf(int(right.sum()), int(given.sum()), 0.9)) > 1e-6
 
 

@@ -54,6 +54,9 @@ SHORTER = {
     r"\"steps\": \d{3,}": '"steps": 20',
     r"num=50\)": "num=3)",  # each drawn by steps
     r"draws=8\)": "draws=2)",
+    r"images\[::10\]": "images[::90]",
+    r"train\[::20\]": "train[::80]",
+    r"row_weights\(50\)": "row_weights(10)",
     r"particles=2000": "particles=200",
     r"steps=50, repeats=4": "steps=10, repeats=4",
 }

@@ -177,9 +177,9 @@ def test_linear_diffusions_have_no_step():
         step_size_bias(*programs(linear()), data(16))
 
 
-def test_checkpoints_take_parameters_of_another_precision():
+def test_the_adjoint_takes_parameters_of_another_precision():
     free = LearnedDiffusion.from_diffusion(linear())
-    settings = Simulation(step_size=1 / 12, backpropagation="checkpointed")
+    settings = Simulation(step_size=1 / 12, backpropagation="adjoint")
     diffusion = LearnedDrift(free, MLP(4, hidden=8, depth=1), simulation=settings)
     x = data(64).float()
     model = DiffusionModel(diffusion, ResidualScore.fit(MLP(4), linear(), x), event_shape=(D,))
