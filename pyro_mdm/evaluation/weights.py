@@ -42,7 +42,8 @@ LEVEL = 2.0
 FEWEST_FOR_TAIL = 25  # the least number of weights of a datum, other than 0, for a tail index
 FEWEST_ABOVE = 5  # the least number of weights above the start of the tail, where many are alike
 ALIKE = 1e-4  # the relative difference of weights that are alike: more than float32's rounding
-HEAVY = 3  # the number of dimensions, on average, in which a draw of heavy tails is Cauchy
+HEAVY = 3
+"""The number of dimensions, on average, in which a draw of heavy tails is Cauchy."""
 FEWEST = 80  # the least effective number of draws of h, in up to three dimensions
 # the parts of the draws of h, the worst of which is counted for all: an effective number is too
 # high where the largest weights are missing, which they are not in all parts
