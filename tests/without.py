@@ -141,9 +141,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     real_entry_points = importlib.metadata.entry_points
     sys.meta_path.insert(0, _Hide())
-    importlib.metadata.entry_points = lambda **params: EntryPoints(
-        point for point in real_entry_points(**params) if not _wing(point.module)
-    )
+
+    def entry_points(**params: Any) -> Any:
+        points = real_entry_points(**params)
+        return EntryPoints(p for p in points if not _wing(p.module)) if params else points
+
+    importlib.metadata.entry_points = entry_points
     library = import_module("pyro_mdm")
     for path in sorted((ROOT / "pyro_mdm").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
