@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,8 +40,10 @@ from pyro_mdm.diffusions.linear import LinearDiffusion, frozen
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.paths.base import noising_law
 from pyro_mdm.samplers.base import simulation_grid
-from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support.checks import tensor_device
+
+if TYPE_CHECKING:
+    from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 __all__ = [
     "bound_figure",

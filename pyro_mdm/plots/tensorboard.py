@@ -37,12 +37,13 @@ from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures
 from pyro_mdm.plots.pictures import image_grid
-from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support import measured
 from pyro_mdm.support.checks import checked_arguments, tensor_device
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 __all__ = [
     "image_grid",
