@@ -6,7 +6,7 @@
 Options go on to pytest. A wing goes with those that need it. Every module that is left is imported,
 and the tests of the core and of the rooms that are left run. An import of a hidden wing fails,
 unless it is one of ``USES``: the test is skipped then, as are those that use what tests themselves
-import of a hidden wing.
+import of a hidden wing. No file of the core's tests may be skipped as a whole.
 """
 
 from __future__ import annotations
@@ -177,6 +177,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """Imports within functions are as usual: compilers look into them."""
     builtins.__import__ = REAL_IMPORT
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file of the core's tests that is skipped as a whole tests nothing: an error."""
+    if report.skipped and report.nodeid.startswith("tests/core/"):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} needs a hidden wing before any of its tests"
 
 
 def _places(hidden: set[str]) -> Iterator[str]:

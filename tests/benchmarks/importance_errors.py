@@ -17,11 +17,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from inference.folders.output import aligned
 from pyro_mdm.evaluation.weights import evidence
 from pyro_mdm.support.measured import Z95
 
@@ -219,7 +219,7 @@ def main() -> None:
             part = f"{found.right / found.with_error:.0%}" if found.with_error else "-"
             cells.append(f"{part} {none}")
         rows.append((name, *cells))
-    print(aligned(rows))
+    print(pd.DataFrame(rows[1:], columns=rows[0]).to_string(index=False))
     print(f"of all that have an error: {right / max(total, 1):.1%} of {total:,}")
 
 
