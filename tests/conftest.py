@@ -56,7 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     import_module("pyro_mdm.support.splits")  # by a seed of its own, which is not shifted
     manual_seed = torch.manual_seed
 
-    class Generator(torch.Generator):
+    from tests.elsewhere import OfGenerators
+
+    class Generator(torch.Generator, metaclass=OfGenerators):
         def manual_seed(self, seed: int) -> torch.Generator:
             return super().manual_seed(seed + offset)
 

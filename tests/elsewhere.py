@@ -189,7 +189,7 @@ class _Moved(torch.autograd.Function):
         return _Moved.apply(tangents[0], ctx.device, ctx.there)
 
 
-class _OfGenerators(type(torch.Generator)):  # type: ignore[misc]
+class OfGenerators(type(torch.Generator)):  # type: ignore[misc]
     """The kind of a class whose instances are all generators: annotations that are first read
     while it is torch's keep it."""
 
@@ -197,7 +197,7 @@ class _OfGenerators(type(torch.Generator)):  # type: ignore[misc]
         return isinstance(instance, type(torch.default_generator))
 
 
-class _Generator(type(torch.default_generator), metaclass=_OfGenerators):  # type: ignore[misc]
+class _Generator(type(torch.default_generator), metaclass=OfGenerators):  # type: ignore[misc]
     """A generator that says that it is where it was asked for."""
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
