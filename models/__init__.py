@@ -8,16 +8,14 @@ See docs/guide/data.md.
 from __future__ import annotations
 
 from models.base import ImageProblem, Problem
-from models.cifar10 import CIFAR10
 from models.digits import Digits
-from models.fashion_mnist import FashionMNIST
-from models.files import DataError
 from models.imagenet32 import ImageNet32New, ImageNet32Old
 from models.images import Images
-from models.mnist import MNIST
 from models.mnist5k import Mnist5k
+from models.official import CIFAR10, MNIST, FashionMNIST
 from models.tabular import Tabular
 from models.toy import Toy
+from pyro_mdm.support.checks import DataError
 
 __all__ = [
     "CIFAR10",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.files import DataError
+from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.files import regular
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.frames import check_names

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from models.checks import as_tensor, check_numbers, check_shape
-from models.files import DataError
 from pyro_mdm.conditioning import Labels, Vectors
 from pyro_mdm.contexts import GivenContext
+from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.splits import EVERY, Rows, split_rows
 

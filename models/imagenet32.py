@@ -9,74 +9,44 @@ They were downsampled by different methods, so that their bits/dim are not compa
   alternative to the CIFAR datasets*, arXiv:1707.08819; 1,281,167 and 50,000 images, NumPy arrays in
   two zip archives from image-net.org.
 
-On the two: https://github.com/tensorflow/datasets/issues/4662. The checksums of the old are those
-of tensorflow/datasets.
+On the two: https://github.com/tensorflow/datasets/issues/4662.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import tarfile
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from models.base import FileImages
-from models.files import DataError, Published, cached
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.files import temporary
 from pyro_mdm.support.splits import spread
 
-Part = Literal["train", "test"]
-Images = NDArray[np.uint8]
-T = TypeVar("T")
-
-OLD = {
-    "train": Published(
-        "train_32x32.tar",
-        "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5",
-        "SHA-256",
-        4_113_018_880,
-    ),
-    "test": Published(
-        "valid_32x32.tar",
-        "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7",
-        "SHA-256",
-        161_474_560,
-    ),
-}
-NEW = {
-    "train": [
-        Published("train_data_batch_1.npz", "464fde20de6eb44c28cc1a8c11544bb1"),
-        Published("train_data_batch_2.npz", "bdb56e71882c3fd91619d789d5dd7c79"),
-        Published("train_data_batch_3.npz", "83ff36d76ea26867491a281ea6e1d03b"),
-        Published("train_data_batch_4.npz", "98ff184fe109d5c2a0f6da63843880c7"),
-        Published("train_data_batch_5.npz", "62b8803e13c3e6de9498da7aaaae57c8"),
-        Published("train_data_batch_6.npz", "e0b06665f890b029f1d8d0a0db26e119"),
-        Published("train_data_batch_7.npz", "9731f469aac1622477813c132c5a847a"),
-        Published("train_data_batch_8.npz", "60aed934b9d26b7ee83a1a83bdcfbe0f"),
-        Published("train_data_batch_9.npz", "b96328e6affd718660c2561a6fe8c14c"),
-        Published("train_data_batch_10.npz", "1dc618d544c554220dd118f72975470c"),
-    ],
-    "test": [Published("val_data.npz", "a8c04a389f2649841fb7a01720da9dd9")],
-}
-ZIPS = {"train": "Imagenet32_train_npz.zip", "test": "Imagenet32_val_npz.zip"}
+Pixels = NDArray[np.uint8]
 
 TORRENT = "https://academictorrents.com/details/bf62f5051ef878b9c357e6221e879629a9b4b172"
 DOWNLOAD = "https://image-net.org/data/downsample"
 
-ORDER = 1
-"""The version of the order of images in decoded files; files of another version are made again."""
+DAMAGE = (OSError, ValueError, EOFError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+"""The errors of files that are damaged."""
 
-BATCH = 1024  # images decoded at a time
+BATCH = 1024
+"""The number of images that are decoded at a time."""
 
 
 class ImageNet32(FileImages):
@@ -88,6 +58,9 @@ class ImageNet32(FileImages):
     The first use decodes the images into ``<data>/imagenet32/<name>-train.npy`` (3.9 GB) and
     ``-test.npy``. Validation images come last, so that every part is a slice of a memory-mapped
     file.
+
+    Raises:
+        DataError: an archive is missing, damaged, or does not have the right number of images.
     """
 
     event_shape = (3, 32, 32)
@@ -97,49 +70,68 @@ class ImageNet32(FileImages):
     sizes: ClassVar[dict[str, int]]
     """The number of images in the official training set (train) and validation set (test)."""
 
-    files: ClassVar[tuple[str, ...]]
-    """The files and folders that hold them."""
+    archives: ClassVar[dict[str, str]]
+    """The files that hold them."""
 
     @property
     def folder(self) -> Path:
         """The folder of archives and decoded images."""
         return self.root / "imagenet32"
 
-    def parts(self) -> tuple[Tensor, Tensor]:
-        return self._images_of("train"), self._images_of("test")
-
-    def _images_of(self, part_name: Part) -> Tensor:
-        if not self.folder.is_dir():
-            next(self.decode(part_name, []))  # raises: nothing is there, and nothing should be made
-        held_out = self.held_out if part_name == "train" else 0
-        return cached(
-            self.folder / f"{self.name}-{part_name}.npy",
-            {"images": self.name, "part": part_name, "order": ORDER, "last": held_out},
-            (self.sizes[part_name], *self.event_shape),
-            partial(self.decode, part_name),
-        )
+    @abstractmethod
+    def decode(self, archive: Path) -> Iterator[Pixels]:
+        """The images of an archive in batches, (n, 3, 32, 32), in a fixed order."""
 
     @abstractmethod
-    def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
-        """The images of ``part`` in batches, checked; appends their files to ``sources``."""
+    def fetch(self, archive: Path) -> str:
+        """Advice on how to get an archive, in words."""
 
-    def _last(self, part_name: Part) -> NDArray[np.int64]:
-        """Sorted indices of the images that come last in the decoded file."""
-        count = self.held_out if part_name == "train" else 0
-        return spread(self.sizes[part_name], count).numpy() if count else np.empty(0, np.int64)
+    def parts(self) -> tuple[Tensor, Tensor]:
+        return self._images("train", self.held_out), self._images("test", 0)
 
-    def _missing(self, part_name: Part, looked_for: str, get: str) -> DataError:
-        other = ImageNet32New if isinstance(self, ImageNet32Old) else ImageNet32Old
-        names = (*other.files, *(f"{other.name}-{name}.npy" for name in ("train", "test")))
-        there = [name for name in names if (self.folder / name).exists()]
-        message = f"{self.folder} has no {part_name} images of {self.name}: "
-        message += f"{looked_for} is not there. "
-        if there:
-            message += (
-                f"It has {', '.join(there)} of {other.name}, which are other images: bits/dim of "
-                f"the two are not comparable. If you want those: --model {other.name}. "
+    def _images(self, name: str, held_out: int) -> Tensor:
+        """The images of an official set, those that may be held out last."""
+        path = self.folder / f"{self.name}-{name}.npy"
+        try:
+            if not path.exists():
+                self._write(path, name, held_out)
+            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"decoded images {path} cannot be used: {error}. Delete the file, and it is made "
+                "again"
+            ) from error
+
+    def _write(self, path: Path, name: str, held_out: int) -> None:
+        archive, n = self.folder / self.archives[name], self.sizes[name]
+        if not archive.is_file():
+            raise DataError(
+                f"{archive} is not there, the {name} images of {self.name}. To get it: "
+                f"{self.fetch(archive)}"
             )
-        return DataError(f"{message}To get {self.name}: {get}")
+        last = spread(n, held_out).numpy() if held_out else np.empty(0, np.int64)
+        row = np.argsort(np.concatenate([np.setdiff1d(np.arange(n), last), last]))
+        count, decoded = 0, temporary(path)
+        try:
+            shape = (n, *self.event_shape)
+            images = np.lib.format.open_memmap(decoded, "w+", np.uint8, shape)
+            with tqdm(total=n, desc=path.stem, unit="image", leave=False, disable=None) as bar:
+                for batch in self.decode(archive):
+                    rows = row[count : count + len(batch)]
+                    images[rows] = batch[: len(rows)]
+                    count += len(batch)
+                    bar.update(len(batch))
+            if count != n:
+                raise DataError(f"{archive} has {count:,} images, expected {n:,} of {self.name}")
+            images.flush()
+            os.replace(decoded, path)
+        except DAMAGE as error:
+            raise DataError(
+                f"{archive} cannot be decoded to {path}: {error}. If it is damaged, delete it and "
+                f"get it again: {self.fetch(archive)}"
+            ) from error
+        finally:
+            decoded.unlink(missing_ok=True)
 
 
 class ImageNet32Old(ImageNet32):
@@ -147,68 +139,45 @@ class ImageNet32Old(ImageNet32):
 
     Read from ``train_32x32.tar`` and ``valid_32x32.tar`` in ``<data>/imagenet32``. Images are in
     the order of their file names.
-
-    Raises:
-        DataError: files are missing, damaged, of the other version, or not the right number.
     """
 
     name = "imagenet32_old"
     sizes: ClassVar = {"train": 1_281_149, "test": 49_999}
-    files = ("train_32x32.tar", "valid_32x32.tar")
+    archives: ClassVar = {"train": "train_32x32.tar", "test": "valid_32x32.tar"}
 
-    def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
-        published = OLD[part]
-        path = self.folder / published.name
-        get = (
+    def fetch(self, archive: Path) -> str:
+        return (
             f"image-net.org no longer offers it; download “Downsampled ImageNet 32x32” from "
-            f"{TORRENT} and put {published.name} into {self.folder}"
+            f"{TORRENT} and put {archive.name} into {self.folder}"
         )
-        if not path.exists():
-            raise self._missing(part, path.name, get)
-        published.check(path, str(path), get)
-        sources.append(published.description())
-        yield from _decoded(self._tar(path, part))
 
-    def _tar(self, path: Path, part_name: Part) -> Iterator[tuple[str, bytes]]:
-        """The name and content of every image."""
+    def decode(self, archive: Path) -> Iterator[Pixels]:
         members = []
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(archive, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or a million stay in memory
                 if member.isfile() and member.name.endswith(".png"):
                     members.append((member.name, member.offset_data, member.size))
-        if len(members) != self.sizes[part_name]:
-            raise DataError(
-                f"{path} holds {len(members):,} PNG files, expected the "
-                f"{self.sizes[part_name]:,} of {self.name}"
-            )
-        with open(path, "rb") as file:
-            for name, offset, size in self._ordered(sorted(members), part_name):
-                file.seek(offset)
-                yield f"{name} in {path}", file.read(size)
-
-    def _ordered(self, items: list[T], part_name: Part) -> Iterator[T]:
-        last = set(self._last(part_name).tolist())
-        yield from (item for i, item in enumerate(items) if i not in last)
-        yield from (items[i] for i in sorted(last))
+        members.sort()
+        with open(archive, "rb") as file:
+            for start in range(0, len(members), BATCH):
+                batch = []
+                for name, offset, size in members[start : start + BATCH]:
+                    file.seek(offset)
+                    batch.append(_pixels(name, file.read(size)))
+                yield np.stack(batch)
 
 
-def _decoded(files: Iterable[tuple[str, bytes]]) -> Iterator[Images]:
-    batch = []
-    for place, content in files:
-        try:
-            with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except Exception as error:  # a damaged image can raise anything
-            raise DataError(f"{place} is no image that can be read: {error}") from error
-        if pixels.shape != (32, 32, 3):
-            raise DataError(f"{place} has {pixels.shape[0]}×{pixels.shape[1]} pixels, not 32×32")
-        batch.append(pixels.transpose(2, 0, 1))
-        if len(batch) == BATCH:
-            yield np.stack(batch)
-            batch.clear()
-    if batch:
-        yield np.stack(batch)
+def _pixels(name: str, content: bytes) -> Pixels:
+    """The pixels of a PNG file, (3, 32, 32)."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # a damaged image can raise anything
+        raise ValueError(f"{name} is no image that can be read: {error}") from error
+    if pixels.shape != (32, 32, 3):
+        raise ValueError(f"{name} has {pixels.shape[0]}×{pixels.shape[1]} pixels, not 32×32")
+    return pixels.transpose(2, 0, 1)
 
 
 class ImageNet32New(ImageNet32):
@@ -216,72 +185,32 @@ class ImageNet32New(ImageNet32):
 
     Read from ``Imagenet32_train_npz.zip`` and ``Imagenet32_val_npz.zip`` in ``<data>/imagenet32``.
     Images are in the order of the files in them.
-
-    Raises:
-        DataError: files are missing, damaged, of the other version, or not the right number.
     """
 
     name = "imagenet32_new"
     sizes: ClassVar = {"train": 1_281_167, "test": 50_000}
-    files = tuple(ZIPS.values())
+    archives: ClassVar = {"train": "Imagenet32_train_npz.zip", "test": "Imagenet32_val_npz.zip"}
 
-    def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
-        mask = np.zeros(self.sizes[part], dtype=bool)
-        mask[self._last(part)] = True
-        start, last = 0, []
-        for place, images in self._arrays(part):
-            stop = start + len(images)
-            if stop > len(mask):
-                raise DataError(
-                    f"{place} brings the images to {stop:,}, expected {len(mask):,} of {self.name}"
-                )
-            chosen = mask[start:stop]
-            last.append(images[chosen])
-            yield images[~chosen]
-            start = stop
-        sources += [published.description() for published in NEW[part]]
-        yield from last
-
-    def _arrays(self, part_name: Part) -> Iterator[tuple[str, Images]]:
-        """The images (n, 3, 32, 32) of every file in an archive, with its place."""
-        archive = self.folder / ZIPS[part_name]
-        get = (
+    def fetch(self, archive: Path) -> str:
+        return (
             f"curl -fL --create-dirs -o {shlex.quote(str(archive))} {DOWNLOAD}/{archive.name} "
             "(should image-net.org ask for it, log in at https://image-net.org/login and save that "
             f"address as {archive})"
         )
-        if not archive.exists():
-            raise self._missing(part_name, archive.name, get)
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                members = {name.rsplit("/")[-1]: name for name in opened.namelist()}
-                for published in NEW[part_name]:
-                    place = f"{published.name} in {archive}"
-                    if published.name not in members:
-                        raise DataError(
-                            f"{archive} holds {', '.join(sorted(members)) or 'nothing'}, expected "
-                            f"{', '.join(p.name for p in NEW[part_name])}. To fetch it: {get}"
-                        )
-                    content = opened.read(members[published.name])
-                    published.check(content, place, get)
-                    yield place, _npz(content, place)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataError(
-                f"{archive} is damaged: found {archive.stat().st_size:,} bytes that are no whole "
-                f"zip archive ({error}), expected one with "
-                f"{', '.join(p.name for p in NEW[part_name])}. Delete it and fetch it again: {get}"
-            ) from error
+
+    def decode(self, archive: Path) -> Iterator[Pixels]:
+        with zipfile.ZipFile(archive) as opened:
+            names = [name for name in opened.namelist() if name.endswith(".npz")]
+            for name in sorted(names, key=_number):
+                with np.load(io.BytesIO(opened.read(name)), allow_pickle=False) as arrays:
+                    rows = arrays["data"]  # 1,024 values of red, then green, then blue
+                if rows.dtype != np.uint8 or rows.shape[1:] != (3 * 32 * 32,):
+                    raise ValueError(
+                        f"{name} has 'data' {rows.dtype} {rows.shape}, expected uint8 (n, 3072)"
+                    )
+                yield rows.reshape(-1, 3, 32, 32)
 
 
-def _npz(content: bytes, place: str) -> Images:
-    """The images (n, 3, 32, 32): a row is 1,024 values of red, then green, then blue."""
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            images = arrays["data"]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{place} has no array 'data' that can be read: {error}") from error
-    if images.dtype != np.uint8 or images.shape[1:] != (3 * 32 * 32,):
-        raise DataError(
-            f"{place}: found 'data' {images.dtype} {images.shape}, expected uint8 (n, 3072)"
-        )
-    return images.reshape(-1, 3, 32, 32)
+def _number(name: str) -> tuple[int, str]:
+    """The key that sorts ``…_batch_2.npz`` before ``…_batch_10.npz``."""
+    return len(name), name

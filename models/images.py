@@ -1,10 +1,9 @@
-"""Images of your own: a folder of PNG, JPEG, WebP or BMP files, an .npz file, or IDX files."""
+"""Images of your own: a folder of PNG, JPEG, WebP or BMP files, or an .npz file."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,8 +20,8 @@ from tqdm.auto import tqdm
 
 from models.base import FINE, PAPER, PUBLISHED, SMALL, ImageProblem
 from models.data import SHOWN_CLASSES
-from models.files import IDX_BYTES, DataError, check_npz, idx_array
-from pyro_mdm.support.files import read_file, regular
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.files import regular
 
 FEWEST = 20
 """The fewest images that a model is trained on."""
@@ -46,10 +45,6 @@ PARTS = {
 }
 """The names of subfolders and arrays that hold parts of the data."""
 
-IDX_PARTS = PARTS | {"t10k": "test"}
-IDX_NAME = re.compile(r"[-.]idx[34]-ubyte(\.gz)?$")
-"""The names of image files in the format of MNIST; idx1 files hold labels."""
-
 GREY = frozenset(["1", "L", "LA", "La"])
 COLOUR = frozenset(["P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
 TRANSPARENT = frozenset(["LA", "La", "PA", "RGBA", "RGBa"])
@@ -62,17 +57,16 @@ U = TypeVar("U")
 class Images(ImageProblem):
     """Your own images, x_j ∈ linspace(-1, 1, 256), with tilts of a pixel's histogram and a U-Net.
 
-    ``data`` is a folder, an .npz file or an IDX file, the format of MNIST. In a folder, images are
+    ``data`` is a folder or an .npz file. In a folder, images are
     searched for at any depth and taken in the order of their paths, without hidden files and files
     with other suffixes. Images are turned upright by their EXIF data, transparent ones are put on
     white, and of an animation the first frame is taken. All have one channel if all files are grey
     (palettes are colours), else three.
 
-    An .npz file has arrays of uint8, (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3; an
-    IDX file, gzipped or not, has one. In a folder with files ``…-idx3-ubyte`` only these are read.
+    An .npz file has arrays of uint8, (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3.
 
-    Subfolders, arrays or IDX files named ``train``, ``validation`` (or ``val``, ``valid``) and
-    ``test`` (or ``t10k`` for IDX files, whose names may have other words too) are the parts.
+    Subfolders or arrays named ``train``, ``validation`` (or ``val``, ``valid``) and
+    ``test`` are the parts.
     Without ``test``, a tenth of the training images, drawn by ``split_seed``, is test; without
     ``validation``, ``holdout`` keeps another tenth. They are drawn evenly from the subfolders,
     which may be classes. Without ``holdout`` a ``validation`` part is trained on.
@@ -112,7 +106,7 @@ class Images(ImageProblem):
         if data is None:
             raise ValueError(
                 "--model images needs --data PATH: a folder of images (PNG, JPEG, WebP, BMP, …), "
-                "an .npz file with arrays of uint8, or IDX files like those of MNIST"
+                "or an .npz file with arrays of uint8"
             )
         if image_size is not None and image_size < 1:
             raise ValueError(f"--image_size is {image_size}, expected a number of pixels")
@@ -121,18 +115,16 @@ class Images(ImageProblem):
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         folders = self._files = None
-        if idx := _idx_files(self.root):
-            parts = _from_idx(idx, self.root, self.image_size)
-        elif self.root.is_dir():
+        if self.root.is_dir():
             parts, self._files = _from_folder(self.root, self.image_size)
             folders = _numbered([path.parent for path in self._files["train"]])
         elif self.root.is_file() and self.root.suffix == ".npz":
             parts = _from_npz(self.root, self.image_size)
         else:
-            reason = "is neither a folder nor an .npz file nor an IDX file"
+            reason = "is neither a folder nor an .npz file"
             raise DataError(
                 f"--data {self.root} {reason if self.root.exists() else 'is not there'}; expected "
-                "a folder of images, an .npz file with arrays of uint8, or an IDX file like MNIST's"
+                "a folder of images, or an .npz file with arrays of uint8"
             )
         if (count := sum(map(len, parts.values()))) < FEWEST:
             what = f" ({', '.join(sorted(SUFFIXES))})" if self.root.is_dir() else ""
@@ -389,7 +381,6 @@ def read_pixels(path: Path, image_size: int | None = None) -> Pixels:
 
 def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
     try:
-        check_npz(path)
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = list(file.files)
             named = _named_parts(names, path)
@@ -408,9 +399,18 @@ def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
                     "of no known part; expected train, validation (or val, valid) and test"
                 )
             arrays = {
-                part_name: _planes(file[name], path, name) for part_name, name in named.items()
+                part_name: _planes(np.asarray(file[name]), path, name)
+                for part_name, name in named.items()
             }
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path} cannot be read as arrays of numbers: {error}") from error
     return _sized(arrays, path, image_size)
 
@@ -426,39 +426,6 @@ def _sized(arrays: dict[str, Pixels], path: Path, image_size: int | None) -> dic
         if array.shape[2:] != train:
             raise _other_size(f"train in {path}", train, f"{part_name} in {path}", array.shape[2:])
     return {part_name: torch.from_numpy(array) for part_name, array in arrays.items()}
-
-
-def _idx_files(root: Path) -> list[Path]:
-    """The IDX files of images that ``root`` is or holds, without the .gz of one that is there."""
-    if root.is_file():
-        with open(root, "rb") as file:
-            begin = file.read(3)
-        return [root] if begin == IDX_BYTES or IDX_NAME.search(root.name) else []
-    if not root.is_dir():
-        return []
-    paths = sorted(path for path in root.iterdir() if IDX_NAME.search(path.name))
-    return [path for path in paths if path.suffix != ".gz" or path.with_suffix("") not in paths]
-
-
-def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict[str, Tensor]:
-    parts: dict[str, Path] = {}
-    for path in files:
-        words = re.split(r"[^a-z0-9]+", path.name.lower())
-        part_name = next((IDX_PARTS[word] for word in words if word in IDX_PARTS), "train")
-        if part_name in parts:
-            raise DataError(
-                f"{root} has both {parts[part_name].name} and {path.name} for {part_name}"
-            )
-        parts[part_name] = path
-    if "train" not in parts:
-        raise DataError(
-            f"{root} has {', '.join(path.name for path in files)} but no file of training images"
-        )
-    arrays = {
-        part_name: _planes(idx_array(read_file(path), str(path)), path, "images")
-        for part_name, path in parts.items()
-    }
-    return _sized(arrays, root, image_size)
 
 
 def _planes(array: NDArray[Any], path: Path, name: str) -> Pixels:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from models.checks import check_shape
 from models.csv_files import read_csv, text_columns
-from models.files import DataError
 from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
+from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.files import read_file, regular
 from pyro_mdm.tables.columns import Categorical
 from pyro_mdm.tables.columns.base import OTHERS

@@ -70,15 +70,9 @@ LINES: dict[str, dict[str, list[str]]] = {
             '⟨torch.manual_seed(seed_from(seed, "dropout", step, r))→pass⟩'
         ]
     },
-    "models/files.py": {
-        "test_datasets.py::test_a_malicious_pickle_with_the_right_checksum_is_refused": [
-            "if ⟨(module, name) not in _STAND_INS→False⟩:"
-        ],
-        "test_datasets.py::test_a_damaged_file_is_named_with_both_checksums[mnist-flip]": [
-            "if ⟨digest != self.digest→False⟩:"
-        ],
-        "test_datasets.py::test_values_arrive_pixel_by_pixel_in_the_right_parts[mnist]": [
-            "return torch.from_numpy(images).⟨→mT.contiguous().⟩view(-1, 1, *shape)"
+    "models/imagenet32.py": {
+        "test_datasets.py::test_values_arrive_pixel_by_pixel_in_the_right_parts[new]": [
+            "images[⟨rows→count : count + len(batch)⟩] = batch"
         ],
     },
     "pyro_mdm/automatic/chain.py": {

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from inference.settings.names import find, make, slug
 from models import DataError
-from models.files import check_npy
 from models.images import SUFFIXES, image_files, read_pixels
 from pyro_mdm.measurements import Blur, Downsample, FunctionOperator, LinearOperator, Mask
 from pyro_mdm.support.files import regular
@@ -247,10 +246,8 @@ def read(path: Path, measurement: MeasurementChoice, image: Shape) -> Observatio
 
 def _array(path: Path) -> Tensor:
     try:
-        with open(regular(path), "rb") as file:
-            check_npy(file, path.stat().st_size)
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        values = np.load(regular(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise DataError(f"--data {path} cannot be read as an array of numbers: {error}") from error
     if not (isinstance(values, np.ndarray) and np.issubdtype(values.dtype, np.floating)):
         kind = getattr(values, "dtype", type(values).__name__)

@@ -9,7 +9,6 @@ It is trained on the training part alone, and saved as ``runs/classifier-<data s
 from __future__ import annotations
 
 import argparse
-import gzip
 from pathlib import Path
 
 import torch
@@ -18,9 +17,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from models import MODELS, DataError
+from models import MODELS, DataError, FashionMNIST
 from models.base import Problem
-from models.fashion_mnist import DEBIAN
 
 __all__ = ["Classifier", "features_of", "labels_of"]
 
@@ -66,12 +64,8 @@ def labels_of(problem: Problem) -> tuple[Tensor, Tensor]:
             for part in (problem.train, problem.test)
         )
         return train, test
-    if problem.name == "fashion_mnist":
-        files = [DEBIAN / f"{part}-labels-idx1-ubyte.gz" for part in ("train", "t10k")]
-        for file in files:
-            if not file.is_file():
-                raise DataError(f"there is no {file}; apt-get install dataset-fashion-mnist")
-        train, test = (torch.tensor(list(gzip.decompress(f.read_bytes())[8:])) for f in files)
+    if isinstance(problem, FashionMNIST):
+        train, test = problem.labels()
         return train[: len(problem.train)], test
     raise DataError(f"the labels of {problem.name} are not known here; use digits, fashion_mnist")
 

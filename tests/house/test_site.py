@@ -52,18 +52,18 @@ def test_the_repository_is_that_of_the_citation_or_of_the_host(
 
 def test_links_of_files_that_are_pages_lead_on(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
-        "[a](docs/guide/pyro.md#x) [b](CHANGELOG.md) [c](LICENSE) [d](models/files.py#L3) "
+        "[a](docs/guide/pyro.md#x) [b](CHANGELOG.md) [c](LICENSE) [d](models/data.py#L3) "
         "[e](https://x.org/y) [f](#here)"
     )
     monkeypatch.setattr(project, "repository", lambda: "")
     assert project.links_from(text) == (
         "[a](/guide/pyro.md#x) [b](/project/changelog.md) [c](/project/licence.md) "
-        "{download}`d <../../models/files.py>` [e](https://x.org/y) [f](#here)"
+        "{download}`d <../../models/data.py>` [e](https://x.org/y) [f](#here)"
     )
     monkeypatch.setattr(project, "repository", lambda: "https://host/we/it")
     monkeypatch.setenv("READTHEDOCS_GIT_COMMIT_HASH", "c0ffee")
     links = project.links_from(text)
-    assert "[d](https://host/we/it/blob/c0ffee/models/files.py#L3)" in links
+    assert "[d](https://host/we/it/blob/c0ffee/models/data.py#L3)" in links
 
 
 @pytest.mark.parametrize(

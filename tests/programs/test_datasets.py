@@ -6,17 +6,12 @@ import functools
 import gzip
 import hashlib
 import io
-import json
-import os
 import pickle
-import re
 import shlex
 import shutil
 import struct
 import sys
 import tarfile
-import threading
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,19 +33,10 @@ from models import (
     ImageNet32New,
     ImageNet32Old,
     Images,
-    fashion_mnist,
-    imagenet32,
-    mnist as mnist_module,
+    official,
 )
 from models.base import FileImages, ImageProblem
-from models.files import (
-    Published,
-    cached,
-    idx_images,
-    idx_labels,
-    python_command,
-    unpickle_arrays,
-)
+from models.official import Official
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
 from pyro_mdm.conditioning import Labels
 from pyro_mdm.support.splits import spread
@@ -160,21 +146,14 @@ class Small:
     test: Array
     held_out: list[int]
     file: Path  # a file of the training part
-    algorithm: str  # of its checksum
     get: str  # in messages: how to get the file
-    check_again: Callable[[], None]  # make the checksums those of the files as they are now
 
     def load(self, **options: Any) -> FileImages:
         return self.kind(data=self.root, **options)
 
 
 def small_idx(
-    kind: type[FileImages],
-    module: Any,
-    root: Path,
-    patch: pytest.MonkeyPatch,
-    *,
-    debian: bool = False,
+    kind: type[Official], root: Path, patch: pytest.MonkeyPatch, *, debian: bool = False
 ) -> Small:
     """MNIST or Fashion-MNIST; ``debian``: the latter as Debian has it, packed elsewhere."""
     train, test = pixels(30, 1, 28, 28), pixels(7, 1, 28, 28)
@@ -182,25 +161,22 @@ def small_idx(
     for name, images in (("train", train), ("t10k", test)):
         write_idx(raw / f"{name}-images-idx3-ubyte", images[:, 0])
         write_idx(raw / f"{name}-labels-idx1-ubyte", labels_of(images))
-    published = {}
-    for what, files in (("images", module.IMAGES), ("labels", module.LABELS)):
-        contents = {file.name: (raw / file.name).read_bytes() for file in files}
-        published[what] = [Published(n, md5(c), size=len(c)) for n, c in contents.items()]
-    patch.setattr(kind, "published", published)
     patch.setattr(kind, "held_out", 4)
-    fetch = f"from torchvision.datasets import {kind.__name__}; "
-    get = f"python -c \"{fetch}{kind.__name__}('{root}', download=True)\""
+    patch.setattr(official, "DEBIAN", packed)
     file = raw / "train-images-idx3-ubyte"
-    if kind is FashionMNIST:
-        patch.setattr(fashion_mnist, "DEBIAN", packed)
-        get += f", or on Debian and Ubuntu {fashion_mnist.INSTALL}"
     if debian:
         packed.mkdir()
         for path in raw.iterdir():
             (packed / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         shutil.rmtree(raw.parent)
         file = packed / f"{file.name}.gz"
-    return Small(kind, root, train, test, [26, 27, 28, 29], file, "MD5", get, lambda: None)
+    return Small(kind, root, train, test, [26, 27, 28, 29], file, fetch_of(kind, root))
+
+
+def fetch_of(kind: type[Official], root: Path) -> str:
+    name = kind.__name__
+    program = f"from torchvision.datasets import {name} as kind; kind('{root}', download=True)"
+    return f"python -c {shlex.quote(program)}"
 
 
 def small_cifar10(root: Path, patch: pytest.MonkeyPatch, num_test: int = 7) -> Small:
@@ -213,22 +189,19 @@ def small_cifar10(root: Path, patch: pytest.MonkeyPatch, num_test: int = 7) -> S
         (folder / name).write_bytes(python2_pickle(batch))
     (folder / "test_batch").write_bytes(python2_pickle(cifar_batch(test, 1)))
 
-    def check_again() -> None:
-        def listed(names: list[str]) -> list[list[str]]:
-            return [[name, md5((folder / name).read_bytes())] for name in names]
+    meta = folder / "batches.meta"
+    meta.write_bytes(python2_pickle({"label_names": ["a", "b", "c"]}))
 
-        patch.setattr(torchvision.datasets.CIFAR10, "train_list", listed(names))
-        patch.setattr(torchvision.datasets.CIFAR10, "test_list", listed(["test_batch"]))
+    def listed(names: list[str]) -> list[list[str]]:
+        return [[name, md5((folder / name).read_bytes())] for name in names]
 
-    check_again()
+    published = torchvision.datasets.CIFAR10
+    patch.setattr(published, "train_list", listed(names))
+    patch.setattr(published, "test_list", listed(["test_batch"]))
+    patch.setattr(published, "meta", published.meta | {"md5": md5(meta.read_bytes())})
     patch.setattr(CIFAR10, "held_out", 4)
-    get = (
-        'python -c "from torchvision.datasets.utils import download_and_extract_archive as fetch; '
-        f"fetch('https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', '{root}', "
-        "md5='c58f30108f718f92721af3b95e74349a')\""
-    )
     file = folder / "data_batch_3"
-    return Small(CIFAR10, root, train, test, [26, 27, 28, 29], file, "MD5", get, check_again)
+    return Small(CIFAR10, root, train, test, [26, 27, 28, 29], file, fetch_of(CIFAR10, root))
 
 
 def small_old(root: Path, patch: pytest.MonkeyPatch) -> Small:
@@ -239,14 +212,6 @@ def small_old(root: Path, patch: pytest.MonkeyPatch) -> Small:
         shuffled = {name: files[name] for name in sorted(files, key=lambda n: md5(n.encode()))}
         write_tar(folder / f"{part}_32x32.tar", f"{part}_32x32", shuffled)
 
-    def check_again() -> None:
-        for part, published in imagenet32.OLD.items():
-            raw = (folder / published.name).read_bytes()
-            digest = hashlib.sha256(raw).hexdigest()
-            known = Published(published.name, digest, "SHA-256", len(raw))
-            patch.setitem(imagenet32.OLD, part, known)
-
-    check_again()
     patch.setattr(ImageNet32Old, "sizes", {"train": 30, "test": 7})
     patch.setattr(ImageNet32Old, "held_out", 4)
     file = folder / "train_32x32.tar"
@@ -255,7 +220,7 @@ def small_old(root: Path, patch: pytest.MonkeyPatch) -> Small:
         f"train_32x32.tar into {folder}"
     )
     held = spread(30, 4).tolist()
-    return Small(ImageNet32Old, root, train, test, held, file, "SHA-256", get, check_again)
+    return Small(ImageNet32Old, root, train, test, held, file, get)
 
 
 def small_new(root: Path, patch: pytest.MonkeyPatch, num_test: int = 7) -> Small:
@@ -271,9 +236,6 @@ def small_new(root: Path, patch: pytest.MonkeyPatch, num_test: int = 7) -> Small
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
             for name, content in chosen.items():
                 opened.writestr(name, content)
-    for part, all_published in imagenet32.NEW.items():
-        known = [Published(p.name, md5(files[p.name])) for p in all_published]
-        patch.setitem(imagenet32.NEW, part, known)
     patch.setattr(ImageNet32New, "sizes", {"train": 30, "test": num_test})
     patch.setattr(ImageNet32New, "held_out", 4)
     get = (
@@ -282,18 +244,17 @@ def small_new(root: Path, patch: pytest.MonkeyPatch, num_test: int = 7) -> Small
     )
     held = spread(30, 4).tolist()
     file = folder / "Imagenet32_train_npz.zip"
-    return Small(ImageNet32New, root, train, test, held, file, "MD5", get, lambda: None)
+    return Small(ImageNet32New, root, train, test, held, file, get)
 
 
 SOURCES: dict[str, Callable[[Path, pytest.MonkeyPatch], Small]] = {
-    "mnist": functools.partial(small_idx, MNIST, mnist_module),
-    "fashion": functools.partial(small_idx, FashionMNIST, fashion_mnist),
-    "fashion, Debian": functools.partial(small_idx, FashionMNIST, fashion_mnist, debian=True),
+    "mnist": functools.partial(small_idx, MNIST),
+    "fashion": functools.partial(small_idx, FashionMNIST),
+    "fashion, Debian": functools.partial(small_idx, FashionMNIST, debian=True),
     "cifar10": small_cifar10,
     "old": small_old,
     "new": small_new,
 }
-PLAIN = [name for name in SOURCES if name != "fashion, Debian"]  # those with the file's own
 
 
 @pytest.fixture
@@ -355,73 +316,36 @@ def flip(path: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_missing_file_is_named_with_what_to_run(name, make):
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "fashion, Debian"])
+def test_what_cannot_be_read_is_told_with_what_to_run(name, damage, make):
     small = make(name)
-    small.file.unlink()
-    with pytest.raises(DataError) as caught:
-        small.load()
-    assert small.file.name in str(caught.value) and small.get in str(caught.value)
-    shutil.rmtree(small.root)
+    if name in ("mnist", "fashion") and damage is flip:
+        return  # a pixel, and nobody has a checksum of the unpacked files
+    damage(small.file)
     with pytest.raises(DataError) as caught:
         small.load()
     assert small.get in str(caught.value)
-    assert not small.root.exists()  # looking for it leaves nothing behind
+    if small.root.name in str(caught.value):  # nothing half done is left
+        assert not list(small.root.rglob("*.npy")) and not list(small.root.rglob(".*"))
 
 
-@pytest.mark.parametrize("damage", [flip, truncate])
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_damaged_file_is_named_with_both_checksums(name, damage, make):
-    small = make(name)
-    before = small.file.read_bytes()
-    damage(small.file)
-    after = small.file.read_bytes()
-    with pytest.raises(DataError, match=r"(?s)is damaged.*found.*expected.*Delete it") as caught:
-        small.load()
-    message = str(caught.value)
-    assert str(small.file) in message and small.get in message
-    if small.file.suffix != ".zip":  # inside an archive it is the members that have checksums
-        name = small.algorithm.lower().replace("-", "")
-        for content in (before, after):
-            assert f"{small.algorithm} {hashlib.new(name, content).hexdigest()}" in message
-        assert f"{len(after):,} bytes" in message
-
-
-def test_a_damaged_or_other_packed_file_is_named(make):
+def test_a_damaged_file_of_debian_is_named_and_leaves_nothing(make):
     small = make("fashion, Debian")
-    whole, name = small.file.read_bytes(), re.escape(str(small.file))
-    right, install = small.kind.published["images"][0].digest, re.escape(fashion_mnist.INSTALL)
-
-    def no_deflate(path: Path) -> None:
-        path.write_bytes(whole[:10] + b"\x07" + whole[11:])  # there is no type 3 of blocks
-
-    for damage in (flip, truncate, no_deflate):
-        small.file.write_bytes(whole)
-        damage(small.file)
-        pattern = rf"{name} is damaged .*expected to unpack to 23,536 bytes with MD5 {right}.*"
-        with pytest.raises(DataError, match=pattern + install):
-            small.load()
-    other = bytearray(gzip.decompress(whole))
-    other[1000] ^= 1
-    small.file.write_bytes(gzip.compress(bytes(other)))
-    pattern = rf"{name}, unpacked, is damaged or another file: found .*{md5(other)}.*{right}.*"
-    with pytest.raises(DataError, match=pattern + install):
+    truncate(small.file)
+    with pytest.raises(DataError, match="fetch it"):
         small.load()
+    assert not list((small.root / "FashionMNIST" / "raw").iterdir())
 
 
 def test_fashion_mnist_of_the_data_folder_comes_before_debians(make):
     small = make("fashion, Debian")
-    raw = small.root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
-    raw.parent.mkdir(parents=True)
-    raw.write_bytes(b"damaged")
-    with pytest.raises(DataError, match=rf"{re.escape(str(raw))} is damaged"):
-        small.load()
-    raw.write_bytes(gzip.decompress(small.file.read_bytes()))
-    small.file.write_bytes(b"damaged")
-    assert same(small.load().train, small.train)  # the test images are Debian's
+    small.load()
+    shutil.rmtree(small.file.parent)
+    assert same(small.load().train, small.train)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion", "fashion, Debian", "cifar10"])
@@ -441,68 +365,12 @@ def test_labels_are_those_of_the_images_of_each_part(name, make):
     assert isinstance(problem.context, Labels) and problem.context.num_classes == 3
 
 
-def test_what_is_no_file_of_images_or_labels_is_named(make):
-    small = make("mnist")
-    small.file.with_name("t10k-labels-idx1-ubyte").write_bytes(b"damaged")
-    header = struct.pack(">4i", 0x803, 2, 28, 28)
-    whole = header + bytes(2 * 28 * 28)
-    labels = struct.pack(">2i", 0x801, 8) + bytes(8)
-    refused(
-        DataError,
-        (lambda: small.load().condition_on("labels"), "t10k-labels-idx1-ubyte is damaged or an"),
-        (lambda: idx_labels(whole, "a file"), "expected an IDX file of labels, unsigned bytes of"),
-        *(
-            (lambda raw=raw: idx_images(raw, "a file", (28, 28)), "a file: expected an IDX file of")
-            for raw in (b"", b"short", labels, whole[:-1], whole + b"0")
-        ),
-        (lambda: idx_images(whole, "it", (32, 32)), r"of \(28, 28\) pixels, expected \(32, 32\)"),
-    )
-
-
-@pytest.mark.skipif(
-    not fashion_mnist.DEBIAN.is_dir(), reason="the package dataset-fashion-mnist is not installed"
-)
-def test_fashion_mnist_of_debian_is_torchvisions(tmp_path):
-    problem = FashionMNIST(data=tmp_path, holdout=True)
-    sizes = [len(part) for part in (problem.train, problem.validation, problem.test)]
-    assert sizes == [55_000, 5_000, 10_000]
-    images = torch.cat([problem.train, problem.validation]).float() / 255
-    # as is widely used to normalize it
-    assert images.mean().item() == pytest.approx(0.2860, abs=5e-5)
-    assert images.std().item() == pytest.approx(0.3530, abs=5e-5)
-    # torchvision's compressed files are Debian's but for the header, which has a time and the name
-    known = dict(torchvision.datasets.FashionMNIST.resources)
-    for name, seconds in (("train", "dee9a759"), ("t10k", "f3e9a759")):
-        name = f"{name}-images-idx3-ubyte"
-        header = bytes.fromhex(f"1f8b0808{seconds}0003") + name.encode() + b"\0"
-        packed = (fashion_mnist.DEBIAN / f"{name}.gz").read_bytes()
-        assert md5(header + packed[10:]) == known[f"{name}.gz"]
-
-
-def test_a_wrong_file_inside_a_whole_zip_is_named(make):
-    small = make("new")
-    with zipfile.ZipFile(small.file) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    other = npz(pixels(3, 3, 32, 32, seed=1))
-    with zipfile.ZipFile(small.file, "w") as archive:
-        for name, content in (files | {"train_data_batch_2.npz": other}).items():
-            archive.writestr(f"some/folder/{name}", content)
-    right = md5(files["train_data_batch_2.npz"])
-    pattern = rf"train_data_batch_2\.npz in .*found .*MD5 {md5(other)}.*expected MD5 {right}"
-    with pytest.raises(DataError, match=pattern):
-        small.load()
-    with zipfile.ZipFile(small.file, "w") as archive:
-        archive.writestr("train_data_batch_1", b"pickle")
-    with pytest.raises(DataError, match=r"holds train_data_batch_1, expected .*_batch_1\.n"):
-        small.load()
-
-
 @pytest.mark.parametrize("count", [29, 31])
 @pytest.mark.parametrize("name", ["old", "new"])
 def test_another_number_of_images_is_refused(name, count, make, monkeypatch):
     small = make(name)
     monkeypatch.setattr(small.kind, "sizes", {"train": count, "test": 7})
-    with pytest.raises(DataError, match=rf"30.*expected .*\b{count}\b|found 30 .*expected {count}"):
+    with pytest.raises(DataError, match=rf"has 30 images, expected {count}"):
         small.load()
     assert not list((small.root / "imagenet32").glob("*.npy"))
     assert not list((small.root / "imagenet32").glob(".*"))  # nor anything half done
@@ -517,25 +385,11 @@ def test_a_file_of_an_archive_that_is_no_such_image(make):
         (other, "has 31×32 pix"),
     ):
         write_tar(small.file, "train_32x32", whole | {"0000011.png": wrong})
-        small.check_again()
-        with pytest.raises(DataError, match=rf"0000011.png in .*train_32x32.tar {message}"):
+        with pytest.raises(DataError, match=rf"train_32x32.tar .*0000011.png {message}"):
             small.load()
 
 
-def test_commands_can_be_pasted_whatever_the_folder_is_called():
-    for root in ("data", "my data", "it's", 'a "b"', "$HOME/`x`", "C:\\data"):
-        program = f"print({root!r})"
-        words = shlex.split(python_command(program))
-        assert words == ["python", "-c", program]
-    assert python_command("MNIST('data')") == "python -c \"MNIST('data')\""
-
-
 def test_the_published_numbers_are_those_of_the_publishers():
-    assert mnist_module.IMAGES[0].size == 16 + 60_000 * 28 * 28
-    assert mnist_module.IMAGES[1].size == 16 + 10_000 * 28 * 28
-    # of the contents; test_fashion_mnist_of_debian_is_torchvisions
-    for ours, mnist in zip(fashion_mnist.IMAGES, mnist_module.IMAGES, strict=True):
-        assert (ours.name, ours.size) == (mnist.name, mnist.size) and ours.digest != mnist.digest
     assert (MNIST.held_out, CIFAR10.held_out, ImageNet32Old.held_out) == (5_000, 5_000, 10_000)
     assert ImageNet32Old.sizes == {"train": 1_281_149, "test": 49_999}
     assert ImageNet32New.sizes == {"train": 1_281_167, "test": 50_000}
@@ -544,99 +398,30 @@ def test_the_published_numbers_are_those_of_the_publishers():
 # -- nothing that is read runs code ----------------------------------------------------------------
 
 
-def test_a_malicious_pickle_with_the_right_checksum_is_refused(tmp_path, make):
-    mark = tmp_path / "owned"
-    small = make("cifar10")
-    batch = cifar_batch(pixels(6, 3, 32, 32), 3)
-    for bomb in (batch | {"data": Bomb(mark)}, batch | {"labels": [Bomb(mark)]}, Bomb(mark)):
-        raw = pickle.dumps(bomb, protocol=2)
-        pickle.loads(raw)
-        assert mark.is_dir()  # it does work
-        mark.rmdir()
-        small.file.write_bytes(raw)
-        small.check_again()
-        with pytest.raises(DataError, match=r"batch_3 is not read: it wants to call .*\.mkdir"):
-            small.load()
-        assert not mark.exists()
-
-
-@pytest.mark.parametrize(
-    ("program", "message"),
-    [
-        (b"cos\nsystem\n(S'echo'\ntR.", r"os\.system"),
-        (b"(S'echo'\nios\nsystem\n.", r"os\.system"),
-        (b"\x80\x02cbuiltins\neval\n(U\x011tR.", r"builtins\.eval"),
-        (b"\x80\x02c__builtin__\neval\n(U\x011tR.", r"builtins\.eval|__builtin__\.eval"),
-        (b"\x80\x02ccopyreg\n_reconstructor\n.", r"copyreg\._reconstructor"),
-        (b"\x80\x02cnumpy\nload\n(U\x01xtR.", r"numpy\.load"),
-        (b"\x80\x04\x8c\x05numpy\x8c\x07ndarray.\x93.", r"not read"),
-        (b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.tofile.x\x93.", r"numpy\.ndarray\.tofile"),
-        (b"\x80\x02c_codecs\nencode\n(U\x01xU\x04zlibtR.", r"_codecs\.encode"),
-        (b"\x80\x02cnumpy\ndtype\n(U\x02u1tR.", r"not read"),
-        (b"\x80\x02\x82\x01.", r"not read"),
-        (b"\x80\x02U\x01xQ.", r"persistent"),
-        (b"", r"not read"),
-        (b"\x80\x02}q\x00(U", r"not read"),
-    ],
-)
-def test_no_name_in_a_pickle_is_looked_up(program, message, tmp_path):
-    path = tmp_path / "batch"
-    path.write_bytes(program)
-    with pytest.raises(DataError, match=message):
-        unpickle_arrays(path)
-
-
-def test_arrays_of_objects_are_refused(tmp_path):
-    path = tmp_path / "batch"
-    for array, dtype in ((np.array([None, "x"], dtype=object), "O8"), (np.arange(3.0), "f8")):
-        path.write_bytes(python2_pickle({"data": array}))
-        with pytest.raises(DataError, match=rf"dtype '{dtype}', expected bytes"):
-            unpickle_arrays(path)
-
-
-def test_a_cifar_batch_without_images(make):
-    small = make("cifar10")
-    small.file.write_bytes(python2_pickle({"data": pixels(6, 12), "labels": [1]}))
-    small.check_again()
-    with pytest.raises(DataError, match=r"data_batch_3: found arrays .*\(6, 12\).*of \(n, 3072\)"):
+def test_pickles_are_not_read_before_their_checksums(tmp_path, make):
+    mark, small = tmp_path / "owned", make("cifar10")
+    small.file.write_bytes(pickle.dumps(Bomb(mark), protocol=2))
+    with pytest.raises(DataError, match="reads no CIFAR10"):
         small.load()
+    assert not mark.exists()
 
 
-def test_a_malicious_npz_is_refused(tmp_path, make, monkeypatch):
-    mark = tmp_path / "owned"
+def test_arrays_with_pickles_are_refused(tmp_path, make):
+    mark, small = tmp_path / "owned", make("new")
+    bomb = np.array([Bomb(mark)], dtype=object)
     file = io.BytesIO()
-    np.savez(file, data=np.array([Bomb(mark)], dtype=object))
-    small = make("new")
-    known = imagenet32.NEW["train"]
+    np.savez(file, data=bomb)
     with zipfile.ZipFile(small.file, "w") as archive:
-        for published in known:
-            archive.writestr(published.name, file.getvalue())
-    known[:] = [Published(p.name, md5(file.getvalue())) for p in known]
-    with pytest.raises(
-        DataError, match=r"train_data_batch_1\.npz in .* has no array 'data'.*allow_pi"
-    ):
+        archive.writestr("train_data_batch_1.npz", file.getvalue())
+    with pytest.raises(DataError, match=r"train_npz\.zip cannot be decoded.*allow_pi"):
         small.load()
-
+    np.save(small.root / "imagenet32" / "imagenet32_new-train.npy", bomb, allow_pickle=True)
+    with pytest.raises(DataError, match=r"new-train\.npy cannot be used.*Delete the file"):
+        small.load()
     path = tmp_path / "own.npz"
     path.write_bytes(file.getvalue())
     with pytest.raises(DataError, match=r"own\.npz cannot be read.*allow_pickle=False"):
         Images(data=path)
-    assert not mark.exists()
-
-
-def test_a_malicious_cache_is_refused(tmp_path, make):
-    mark = tmp_path / "owned"
-    small = make("old")
-    small.load()
-    cache = small.root / "imagenet32" / "imagenet32_old-train.npy"
-    np.save(cache, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
-    record = json.loads(cache.with_suffix(".json").read_text())
-    raw, status = cache.read_bytes(), cache.stat()
-    record |= {"bytes": len(raw), "mtime_ns": status.st_mtime_ns}
-    cache.with_suffix(".json").write_text(
-        json.dumps(record | {"sha256": hashlib.sha256(raw).hexdigest()})
-    )
-    assert same(small.load().test, small.test)
     assert not mark.exists()
 
 
@@ -648,112 +433,17 @@ def test_the_second_time_the_decoded_file_is_enough(name, make):
     small = make(name)
     first = small.load(holdout=True)
     folder = small.root / "imagenet32"
-    decoded = {f"{small.kind.name}-{part}" for part in ("train", "test")}
     for path in folder.iterdir():
-        if path.stem not in decoded:
+        if path.suffix != ".npy":
             path.unlink()
-    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    before = (folder / f"{small.kind.name}-train.npy").read_bytes()
     second = small.load(holdout=True)
     for part in ("train", "validation", "test"):
         assert torch.equal(getattr(first, part), getattr(second, part))
-    assert times == {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
-
-    record = json.loads((folder / f"{small.kind.name}-train.json").read_text())
-    raw = (folder / f"{small.kind.name}-train.npy").read_bytes()
-    assert record["sha256"] == hashlib.sha256(raw).hexdigest() and record["bytes"] == len(raw)
-    assert record["about"]["images"] == small.kind.name
-    assert len(record["made_from"]) == (10 if name == "new" else 1)
     if sys.platform == "linux":  # the images are in no memory but the file's
         assert f"{small.kind.name}-train.npy" in Path("/proc/self/maps").read_text()
-
-
-def test_writing_to_the_images_leaves_the_file_alone(make):
-    small = make("new")
-    problem = small.load()
-    cache = small.root / "imagenet32" / "imagenet32_new-train.npy"
-    before = cache.read_bytes()
-    problem.train[:] = 7
-    del problem
-    assert cache.read_bytes() == before
-
-
-def flip_json(path: Path) -> None:
-    path.with_suffix(".json").write_text("{")
-
-
-def of_another(path: Path) -> None:
-    record = json.loads(path.with_suffix(".json").read_text())
-    record["about"]["images"] = "imagenet32_new"
-    path.with_suffix(".json").write_text(json.dumps(record))
-
-
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, flip_json, of_another])
-def test_a_damaged_decoded_file_is_made_again(damage, make, capsys):
-    small = make("old")
-    kept = small.load().train.clone()
-    cache = small.root / "imagenet32" / "imagenet32_old-train.npy"
-    damage(cache)
-    assert torch.equal(small.load().train, kept)
-    told = "imagenet32_old-train.npy" in capsys.readouterr().err
-    assert told == (damage is not Path.unlink)
-
-
-def test_a_copy_of_a_decoded_file_is_believed_after_a_look(make, monkeypatch):
-    small = make("old")
-    kept = small.load().train.clone()
-    small.file.unlink()
-    cache = small.root / "imagenet32" / "imagenet32_old-train.npy"
-    os.utime(cache, ns=(1, 1))
-    assert torch.equal(small.load().train, kept)
-    assert cache.stat().st_mtime_ns != 1  # so that the next look is a short one
-
-
-@pytest.mark.parametrize("name", ["old", "new"])
-def test_the_two_versions_are_told_apart(name, make):
-    small = make(name)
-    other: type[FileImages] = ImageNet32New if name == "old" else ImageNet32Old
-    for _ in range(2):  # by the published files, then by the decoded ones alone
-        with pytest.raises(DataError) as caught:
-            other(data=small.root)
-        message = str(caught.value)
-        for word in (other.name, "not comparable", f"--model {small.kind.name}", small.file.stem):
-            assert word in message
-        small.load()
-        small.file.unlink()
-        small.file = small.root / "imagenet32" / f"{small.kind.name}-train.npy"
-
-
-def test_of_several_processes_one_decodes(tmp_path):
-    calls, results = [], []
-
-    def slow(sources: list[dict[str, Any]]) -> list[Array]:
-        calls.append(1)
-        time.sleep(0.2)
-        sources.append({"file": "nothing"})
-        return [pixels(2, 1, 2, 2), pixels(1, 1, 2, 2)]
-
-    def load() -> None:
-        path = tmp_path / "sub" / "images.npy"
-        results.append(cached(path, {"images": "few"}, (3, 1, 2, 2), slow))
-
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    expected = np.concatenate([pixels(2, 1, 2, 2), pixels(1, 1, 2, 2)])
-    assert len(calls) == 1 and len(results) == 4
-    assert all(same(result, expected) for result in results)
-
-
-def test_where_decoded_files_cannot_be_kept(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"images\.npy, where decoded images are kept, cannot be"):
-        cached(tmp_path / "file" / "images.npy", {}, (1, 1, 2, 2), lambda _: [pixels(1, 1, 2, 2)])
-    with pytest.raises(DataError, match=r"found images uint8 \(1, 3, 2\), expected uint8 \(1, 2,"):
-        cached(tmp_path / "images.npy", {}, (1, 1, 2, 2), lambda _: [pixels(1, 1, 3, 2)])
-    with pytest.raises(DataError, match=r"images: found 2 images, expected 1"):
-        cached(tmp_path / "images.npy", {}, (1, 1, 2, 2), lambda _: [pixels(2, 1, 2, 2)])
+    second.train[:] = 7  # in memory alone
+    assert (folder / f"{small.kind.name}-train.npy").read_bytes() == before
 
 
 # -- images of one's own ---------------------------------------------------------------------------
@@ -954,47 +644,6 @@ def test_images_are_cut_square_and_scaled_with_antialiasing(kind, tmp_path):
     x = problem.test[0, 0].int()
     inside = x[1:-1, 1:3], x[1:-1, 5:7]
     assert (inside[0] - 64).abs().max() <= 4 and (inside[1] - 128).abs().max() <= 4
-
-
-def idx(images: Array) -> bytes:
-    """An IDX file of unsigned bytes."""
-    return struct.pack(f">4B{images.ndim}i", 0, 0, 8, images.ndim, *images.shape) + images.tobytes()
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("axes", [3, 4])
-def test_idx_files_of_ones_own(packed, axes, tmp_path):
-    train, test = pixels(30, 3, 8, 10), pixels(25, 3, 8, 10, seed=1)
-    if axes == 3:
-        train, test = train[:, :1], test[:, :1]
-
-    def write(name: str, images: Array) -> Path:
-        content = idx(images[:, 0] if axes == 3 else images)
-        path = tmp_path / (f"{name}.gz" if packed else name)
-        path.write_bytes(gzip.compress(content) if packed else content)
-        return path
-
-    one = write(f"own.idx{axes}-ubyte", train)
-    problem = by_order(data=one, holdout=True)
-    index = np.arange(30) % 10
-    check_parts(problem, train[(index != 0) & (index != 8)], train[index == 8], train[index == 0])
-    one.unlink()
-    write(f"emnist-letters-train-images-idx{axes}-ubyte", train)
-    write(f"t10k-images-idx{axes}-ubyte", test)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(30, np.uint8)))
-    problem = by_order(data=tmp_path)
-    check_parts(problem, train, train[:0], test)
-    assert problem.event_shape == train.shape[1:]
-
-
-def test_of_idx_files_that_are_there_packed_too_one_is_read(tmp_path):
-    images = pixels(30, 1, 8, 8)
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images[:, 0]))
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"torn")
-    check_parts(by_order(data=tmp_path), images[np.arange(30) % 10 != 0], images[:0], images[::10])
-    (tmp_path / "more-train-idx3-ubyte").write_bytes(idx(images[:, 0]))
-    with pytest.raises(DataError, match=r"has both more-train.* and train-images.* for train"):
-        by_order(data=tmp_path)
 
 
 def test_folders_that_cannot_be_used(tmp_path):

@@ -8,7 +8,6 @@ unfold without end, and configurations of a billion layers.
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import signal
@@ -38,7 +37,6 @@ from inference.posteriors.hierarchy import read_units
 from inference.posteriors.observations import read_observation
 from inference.settings.names import find
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
-from models.files import idx_array, unpickle_arrays
 from models.images import FORMATS, Images, read_pixels
 from models.tabular import read_table
 from pyro_mdm import CLD, VPSDE, Denoiser, DiffusionModel, pretrained
@@ -101,9 +99,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipeline": (lambda path: from_pipeline(path.parent, torch.zeros(9, 2)), "model_index.json"),
     "picture": (read_pixels, "a.png"),
     "images": (lambda path: Images(data=path), "a.npz"),
-    "images of IDX": (lambda path: Images(data=path), "a-idx3-ubyte"),
     "measurement": (measured, "a.npy"),
-    "arrays of pickles": (unpickle_arrays, "a.pickle"),
     "code": (lambda path: find("guide", f"{path}:G"), "mine.py"),
     "trainer": (trained, "checkpoint.pt"),
 }
@@ -206,11 +202,6 @@ def png_that_claims(side: int) -> bytes:
     return bytes(content)
 
 
-def idx(*sizes: int, numbers: int) -> bytes:
-    head = bytes([0, 0, 8, len(sizes)])
-    return head + struct.pack(f">{len(sizes)}I", *sizes) + bytes(numbers)
-
-
 def images(path: Path) -> object:
     return Images(data=path)
 
@@ -221,24 +212,9 @@ def pieces(path: Path) -> object:
 
 CLAIMS: dict[str, tuple[Callable[[Path], object], str, bytes, str]] = {
     # more than there is
-    "npz": (images, "a.npz", npz(npy((HUGE, 28, 28), 30_000)), "claims .* bytes, and 30,000 are"),
-    "npz of nothing": (images, "a.npz", npz(npy((2**40, 2**20), 0)), "and 0 are there"),
-    "npz with a tail": (images, "a.npz", npz(npy((2, 3), 9)), "6 bytes, and 9 are there"),
-    "npy": (measured, "a.npy", npy((HUGE, 10**5), 64, "<f8"), "claims .* and 64 are there"),
-    "idx": (images, "a-idx3-ubyte", idx(HUGE, 28, 28, numbers=40), "expected an IDX file"),
-    "packed idx": (
-        images,
-        "a-idx3-ubyte.gz",
-        gzip.compress(idx(2**32 - 1, 2**32 - 1, 2**32 - 1, numbers=40)),
-        "expected an IDX file",
-    ),
-    "packed idx with a tail": (
-        images,
-        "a-idx3-ubyte.gz",
-        gzip.compress(idx(2, 2, 2, numbers=10**6)),
-        "expected an IDX file",
-    ),
-    "signs of idx": (images, "a-idx3-ubyte", idx(2**32 - 1, 2**32 - 2, 8, numbers=16), "IDX file"),
+    "npz": (images, "a.npz", npz(npy((HUGE, 28, 28), 30_000)), "cannot be read as arrays"),
+    "npz of nothing": (images, "a.npz", npz(npy((2**40, 2**20), 0)), "cannot be read as arrays"),
+    "npy": (measured, "a.npy", npy((HUGE, 10**5), 64, "<f8"), "cannot be read as an array"),
     "picture": (read_pixels, "a.png", png_that_claims(8193), "8,193×8,193 pixels, expected at"),
     "picture of one bit": (read_pixels, "a.png", picture(8193), "expected at most 67,108,864"),
     # another format
@@ -247,7 +223,7 @@ CLAIMS: dict[str, tuple[Callable[[Path], object], str, bytes, str]] = {
     "text as a picture": (read_pixels, "a.jpg", LATIN, "is no image that can be read"),
     "ICO as a picture": (read_pixels, "a.bmp", picture(16, "RGB", "ico"), "is no image that"),
     "picture as npz": (images, "a.npz", picture(8), "cannot be read as arrays"),
-    "text as npz": (images, "a.npz", npz(LATIN), "cannot be read as arrays"),
+    "text as npz": (images, "a.npz", npz(LATIN), "expected uint8"),
     "picture as npy": (measured, "a.npy", picture(8), "cannot be read as an array"),
     "picture as CSV": (read_table, "a.csv", picture(8), "a.csv"),
     "picture as pieces": (pieces, "a.csv", picture(8), "a.csv"),
@@ -284,10 +260,6 @@ def test_pictures_of_all_formats_are_read(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.quick
 def test_whole_arrays_are_read(tmp_path: Path) -> None:
-    whole = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
-    content = idx(2, 2, 2, numbers=0) + whole.tobytes()
-    for packed in (content, gzip.compress(content)):
-        assert (idx_array(packed, "a") == whole).all()
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", train=np.zeros((30, 8, 8), np.uint8))
         assert len(Images(data=tmp_path / "a.npz").train) == 27
