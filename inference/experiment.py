@@ -91,6 +91,7 @@ def experiment(
     chosen = paper(settings.model) if settings.table == "paper" else TABLES[settings.table]
     if settings.steps is not None:
         chosen = replace(chosen, options=chosen.options | {"steps": settings.steps})
+        chosen.options.pop("measure_every", None)  # which the number of steps says
     if settings.data is not None:
         chosen = replace(chosen, options=chosen.options | {"data": str(settings.data)})
     if settings.seeds is not None:

@@ -100,7 +100,8 @@ def _length(settings: Training, problem: Problem) -> dict[str, int | None]:
     if steps is None:
         steps = ANY_STEPS if limited else expected
     every, patience = settings.measure_every, settings.patience
-    every = max(250, expected // 10) if every is None else every
+    if every is None:
+        every = max(expected // 10, min(250, -(-expected // 4)))  # four times in a short run
     if limited and patience is None and len(problem.validation) and steps > (PATIENCE + 1) * every:
         patience = PATIENCE
     return {"steps": steps, "measure_every": every, "patience": patience}

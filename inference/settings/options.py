@@ -233,7 +233,7 @@ class Evaluation:
     Args:
         log_every: number of steps between entries of the training objective.
         measure_every: number of steps between measurements of the bound, with averaged weights; by
-            default a tenth of all steps, and at least 250.
+            default a tenth of all steps, and at least 250 or a quarter of them.
         checkpoint_every: number of steps between checkpoints.
         draws: number of network evaluations per test datum at the end.
         test_size: largest number of test data at the end, spread evenly over the test part; by

@@ -236,16 +236,14 @@ def write_bound_history(
     Args:
         writer: writer of the run.
         bounds: records by split, see :mod:`pyro_mdm.plots.figures`; the terms of the last split are
-            shown. Nothing is written before its second record.
+            shown.
         step: number of training steps so far.
         title: title of the figure, in a line.
     """
-    shown = [records for records in bounds.values() if len(records) > 1]
-    if shown:
-        writer.add_figure("Overview/bound", figures.bound_figure(bounds, title), step)
-        writer.add_figure("Overview/terms", figures.terms_figure(bounds), step)
-        heat_map = figures.diffusion_term_history_figure(shown[-1])
-        writer.add_figure("training/diffusion_term_by_log_snr", heat_map, step)
+    writer.add_figure("Overview/bound", figures.bound_figure(bounds, title), step)
+    writer.add_figure("Overview/terms", figures.terms_figure(bounds), step)
+    heat_map = figures.diffusion_term_history_figure([*bounds.values()][-1])
+    writer.add_figure("training/diffusion_term_by_log_snr", heat_map, step)
 
 
 # -- the diffusion ---------------------------------------------------------------------------------

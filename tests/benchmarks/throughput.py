@@ -45,7 +45,7 @@ from inference.settings.plan import Programs
 from inference.training.batches import Batches
 from inference.training.trainee import Trainee
 from models.base import ImageProblem
-from models.cifar10 import CIFAR10
+from models.official import CIFAR10
 from pyro_mdm import CLD, DiffusionGuide
 from pyro_mdm.levels.even_levels import EvenLevels
 

@@ -15,7 +15,7 @@ from inference.measuring.experiment_tables import FIXED, PaperData, paper
 from inference.samplers.published import Euler, quadratic_from_start
 from inference.settings.names import find
 from inference.settings.options import Training
-from models.mnist import MNIST
+from models.official import MNIST
 from pyro_mdm import CLD
 from pyro_mdm.networks import StridedUNet, UNet
 from pyro_mdm.samplers import EulerMaruyama

@@ -22,8 +22,8 @@ from inference.settings.names import find
 from inference.settings.options import GROUPS, Guide, Training
 from inference.train import train
 from models import MODELS, ImageProblem
-from models.cifar10 import CIFAR10
 from models.mnist5k import Mnist5k
+from models.official import CIFAR10
 from pyro_mdm.likelihoods.base import JointTweedie
 from pyro_mdm.networks import StridedUNet, UNet
 

@@ -35,8 +35,8 @@ from inference.settings.plan import Programs
 from inference.training.trainee import Trainee
 from models.base import SMALL, ImageProblem
 from models.digits import Digits
-from models.fashion_mnist import FashionMNIST
 from models.mnist5k import Mnist5k
+from models.official import FashionMNIST
 from pyro_mdm import VPSDE, DiffusionGuide
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.randomness import seed_from
