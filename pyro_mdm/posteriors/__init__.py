@@ -23,6 +23,7 @@ from pyro_mdm.posteriors.reading import (
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import DataDistribution, LearnedLikelihood
 from pyro_mdm.posteriors.stored import read_draws
+from pyro_mdm.posteriors.training import LearningOptions
 
 __all__ = [
     "AmortizedJoint",
@@ -37,6 +38,7 @@ __all__ = [
     "ImportanceWeights",
     "LearnedEvidence",
     "LearnedLikelihood",
+    "LearningOptions",
     "LikelihoodMembers",
     "LinearGaussian",
     "LocalGuide",

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.conditioning.contexts import EncodedContext, Vectors
@@ -46,7 +47,7 @@ from pyro_mdm.posteriors.reading import (
     named_sites,
     rows_of,
 )
-from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
+from pyro_mdm.posteriors.training import LearningOptions, Usual, to_learn_from, train
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import Count, check_count, check_number, checked_arguments
@@ -63,8 +64,8 @@ MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
 """λ(T), and λ(ε), where the decoder takes over. Residuals have unit variance, so the noise at ε has
 a standard deviation of 0.0025."""
 
-STEPS = 8_000
-"""The number of steps for 10,000 simulations where neither steps nor seconds are given."""
+USUAL: Usual = {"steps": 8_000, "batch_size": 256, "learning_rate": 2e-3}
+"""The usual options of training."""
 
 HIDDEN, DEPTH = 128, 3
 """The width and the number of blocks of the MLP."""
@@ -174,46 +175,21 @@ class AmortizedPosterior(nn.Module):
         latent: Sequence[str],
         observed: Sequence[str],
         *,
-        draws: Draws | str | os.PathLike[str] | None = None,
-        simulations: int = 10_000,
         missing: float = 0.0,
-        steps: int | None = None,
-        batch_size: int = 256,
-        learning_rate: float = 2e-3,
-        seconds: float | None = None,
         network: nn.Module | None = None,
         diffusion: LinearDiffusion | None = None,
         encoder: nn.Module | None = None,
-        vectorized: bool = False,
-        workers: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        leave_out: bool = False,
-        seed: int = 0,
-        progress: bool = False,
+        **learning: Unpack[LearningOptions],
     ) -> AmortizedPosterior:
-        """The posterior trained on nine tenths of the simulations.
-
-        The last tenth, at most 1,000, is validation data: of the moving averages of the weights,
-        those with the lowest loss on it are kept.
+        """The posterior trained on simulations.
 
         Args:
             program, latent, observed, network, diffusion, encoder: as for the class.
-            draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
-                wrote; None: new simulations.
-            simulations: the number of new simulations.
             missing: the fraction of the simulations of a step that have numbers of x hidden. Each
                 of these simulations draws a probability uniformly, and hides each number with it.
                 If the fraction is positive, data may have NaN.
-            steps: the most steps of Adam; None: as many as fit into ``seconds``, or else 8,000 for
-                10,000 simulations, in proportion to their number above, and to its square root
-                below.
-            batch_size: the number of simulations of a step.
-            learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
-            seconds: the most seconds of training, without those of simulations. Training then ends
-                earlier if nothing is gained any more. None: no limit.
-            vectorized, workers, folder, leave_out: as for :func:`simulate`.
-            seed: the seed of simulations, weights and noise.
-            progress: whether to show a progress bar.
+            learning: options by name, see :class:`LearningOptions`; usual are 8,000 steps, batches
+                of 256 and a learning rate of 2e-3.
 
         Returns:
             The posterior, in evaluation mode.
@@ -225,31 +201,24 @@ class AmortizedPosterior(nn.Module):
         """
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
-        options = TrainingOptions.within(steps, STEPS, batch_size, learning_rate, progress, seconds)
-        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
-        names = [*latent, *observed]
-        with to_learn_from(
-            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
-        ) as chosen:
-            sites, gaps = (program, latent, observed), missing > 0
-            posterior = cls(*sites, chosen, network, diffusion, missing=gaps, encoder=encoder)
-            posterior._train(chosen, missing, options)
-        return posterior
+        sites, gaps = (program, latent, observed), missing > 0
+        with to_learn_from(program, [*latent, *observed], learning, **USUAL) as (draws, options):
+            posterior = cls(*sites, draws, network, diffusion, missing=gaps, encoder=encoder)
+            x = posterior.data(draws)
+            r = posterior.coordinates(draws, x)[0]
+            elbo = MDM_ELBO()(posterior.model, posterior.noising)
 
-    def _train(self, draws: Draws, missing: float, options: TrainingOptions) -> None:
-        x = self.data(draws)
-        r, elbo = self.coordinates(draws, x)[0], MDM_ELBO()(self.model, self.noising)
+            def loss(rows: Tensor) -> Tensor:
+                chosen, coordinates = x[rows], r[rows]
+                if missing:
+                    chosen = posterior.encoding.hide(chosen, missing)
+                    of_rows = {name: values[rows] for name, values in draws.items()}
+                    coordinates = posterior.coordinates(of_rows, chosen)[0]
+                return elbo(coordinates, chosen) / len(rows)
 
-        def loss(rows: Tensor) -> Tensor:
-            chosen, coordinates = x[rows], r[rows]
-            if missing:
-                chosen = self.encoding.hide(chosen, missing)
-                coordinates = self.coordinates({n: v[rows] for n, v in draws.items()}, chosen)[0]
-            return elbo(coordinates, chosen) / len(rows)
-
-        options = options.for_simulations(len(x))
-        self.outcome = train(elbo, loss, len(x), options, largest_gradient=float(r.shape[1]))
-        self.eval()
+            size = float(r.shape[1])
+            posterior.outcome = train(elbo, loss, len(x), options, largest_gradient=size)
+        return posterior.eval()
 
     @checked_arguments
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

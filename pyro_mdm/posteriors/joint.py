@@ -13,12 +13,12 @@ inference", ICML 2024. The network and its training are those of tables.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions.transforms import IndependentTransform
+from typing_extensions import Unpack
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.conditioning.imputation import impute
@@ -30,14 +30,15 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
 from pyro_mdm.posteriors.tails import TailMap, scales_of
-from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
+from pyro_mdm.posteriors.training import LearningOptions, Usual, to_learn_from, train
 from pyro_mdm.support.checks import check_count, checked_arguments
 
 __all__ = ["AmortizedJoint"]
 
-STEPS, HIDDEN, DEPTH = 8_000, 128, 3
-"""The number of steps for 10,000 simulations where neither steps nor seconds are given, and the
-width and the number of blocks of the network."""
+USUAL: Usual = {"steps": 8_000, "batch_size": 256, "learning_rate": 2e-3}
+"""The usual options of training."""
+HIDDEN, DEPTH = 128, 3
+"""The width and the number of blocks of the network."""
 MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
 """The range of log SNR of the noising."""
 LEVELS, SUBSETS = 0.2, 0.8
@@ -127,37 +128,23 @@ class AmortizedJoint(nn.Module):
         self.noising = DiffusionGuide(self.model.diffusion)
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         program: Callable[..., object],
         latent: Sequence[str],
         observed: Sequence[str],
         *,
-        draws: Draws | str | os.PathLike[str] | None = None,
-        simulations: int = 10_000,
-        steps: int | None = None,
-        batch_size: int = 256,
-        learning_rate: float = 2e-3,
-        seconds: float | None = None,
         hidden: int = HIDDEN,
         depth: int = DEPTH,
-        vectorized: bool = False,
-        workers: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        leave_out: bool = False,
-        seed: int = 0,
-        progress: bool = False,
+        **learning: Unpack[LearningOptions],
     ) -> AmortizedJoint:
-        """The joint distribution trained on nine tenths of the simulations.
-
-        The last tenth, at most 1,000, is validation data: of the moving averages of the weights,
-        those with the best bound on log p(θ, x) there are kept.
+        """The joint distribution trained on simulations, by the bound on log p(θ, x).
 
         Args:
             program, latent, observed, hidden, depth: as for the class.
-            draws, simulations: as for :meth:`~pyro_mdm.posteriors.AmortizedPosterior.fit`.
-            steps, batch_size, learning_rate, seconds: as for the same.
-            vectorized, workers, folder, leave_out, seed, progress: as for the same.
+            learning: options by name, see :class:`LearningOptions`; usual are 8,000 steps, batches
+                of 256 and a learning rate of 2e-3.
 
         Returns:
             The joint distribution, in evaluation mode.
@@ -167,16 +154,10 @@ class AmortizedJoint(nn.Module):
             TypeError, ValueError: as for the class, :func:`~pyro_mdm.posteriors.simulate` and
                 :func:`~pyro_mdm.posteriors.read_draws`; numbers that are too small.
         """
-        options = TrainingOptions.within(steps, STEPS, batch_size, learning_rate, progress, seconds)
-        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
-        names = [*latent, *observed]
-        with to_learn_from(
-            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
-        ) as chosen:
-            joint = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
-            z = joint._standardized(joint._numbers(chosen))
+        with to_learn_from(program, [*latent, *observed], learning, **USUAL) as (draws, options):
+            joint = cls(program, latent, observed, draws, hidden=hidden, depth=depth)
+            z = joint._standardized(joint._numbers(draws))
             elbo = MDM_ELBO()(joint.model, joint.noising)
-            options = options.for_simulations(len(z))
 
             def loss(rows: Tensor) -> Tensor:
                 return elbo(z[rows]) / len(rows)

@@ -32,6 +32,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
+from typing_extensions import Unpack
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.evaluation.tempering import GROUPS, temper
@@ -63,7 +64,12 @@ from pyro_mdm.posteriors.reading import (
 )
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
-from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
+from pyro_mdm.posteriors.training import (
+    LearningOptions,
+    TrainingOptions,
+    Usual,
+    to_learn_from,
+)
 from pyro_mdm.support.checks import Count, check_count, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.measured import Measured
@@ -84,10 +90,8 @@ FILE, KIND = "likelihood.safetensors", "a likelihood"
 LEAST_PARTICLES = 20_000
 """The least number of particles by default."""
 
-USUAL = 6_000
-"""The number of steps of a network for 10,000 simulations where neither steps nor seconds are
-given."""
-
+USUAL: Usual = {"steps": 6_000, "batch_size": 1024, "learning_rate": 3e-3}
+"""The usual options of training a network."""
 
 OF_SIMULATIONS = {"vectorized", "workers", "folder", "leave_out"}
 """The options of :meth:`AmortizedLikelihood.fit` that are those of simulations."""
@@ -199,42 +203,23 @@ class AmortizedLikelihood(LearnedLikelihood):
         latent: Sequence[str],
         observed: Sequence[str],
         *,
-        draws: Draws | str | os.PathLike[str] | None = None,
-        simulations: int = 10_000,
-        steps: int | None = None,
-        batch_size: int = 1024,
-        learning_rate: float = 3e-3,
-        seconds: float | None = None,
         hidden: int = 64,
         depth: int = 3,
         form: Form | None = None,
         exchangeable: Sequence[str] = (),
-        vectorized: bool = False,
-        workers: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        leave_out: bool = False,
-        seed: int = 0,
-        progress: bool = False,
+        **learning: Unpack[LearningOptions],
     ) -> AmortizedLikelihood:
-        """The likelihood trained on nine tenths of the simulations.
-
-        The last tenth, at most 1,000, is validation data. Of the moving averages of the weights,
-        those with the lowest loss on it are kept.
+        """The likelihood trained on simulations.
 
         Args:
             program, latent, observed, hidden, depth, exchangeable: as for the class.
-            steps: the number of steps of Adam for each network; None: as many as fit into
-                ``seconds``, or else at most 6,000 for 10,000 simulations, in proportion to their
-                number above, and to its square root below, until nothing is gained any more.
-            batch_size: the number of simulations of a step. Large ones overfit less.
-            learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
-            seconds: the most seconds of training of all networks, in equal parts, without those of
-                simulations; None: no limit.
             form: the form of the distribution of real numbers, ``"gaussian"`` or ``"mixture"``;
                 None: mixtures where they are better than a Gaussian on the validation data. What is
                 given up by the other is measured in any case (:meth:`misfit`).
-            draws, simulations, vectorized, workers, folder, leave_out, seed, progress: as for
-                :meth:`AmortizedPosterior.fit`.
+            learning: options by name, see :class:`LearningOptions`; usual are at most 6,000 steps
+                for each network, until nothing is gained any more, batches of 1,024, which overfit
+                less than small ones, and a learning rate of 3e-3. ``seconds`` are those of all
+                networks, in equal parts.
 
         Returns:
             The likelihood, in evaluation mode.
@@ -244,22 +229,17 @@ class AmortizedLikelihood(LearnedLikelihood):
             TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
                 numbers that are too small.
         """
-        options = TrainingOptions.within(steps, USUAL, batch_size, learning_rate, progress, seconds)
-        options = options._replace(patient=options.patient or steps is None, form=form)
-        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
-        with to_learn_from(
-            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
-        ) as chosen:
-            sites = program, latent, observed, chosen
+        with to_learn_from(program, names, learning, **USUAL) as (draws, options):
+            sites = program, latent, observed, draws
             likelihood = cls(*sites, hidden=hidden, depth=depth, exchangeable=exchangeable)
-            likelihood.simulations = {name: chosen[name] for name in names}
-            likelihood._train(chosen, options)
+            likelihood.simulations = {name: draws[name] for name in names}
+            patient = options.patient or learning.get("steps") is None
+            likelihood._train(draws, options._replace(patient=patient, form=form))
         return likelihood.eval().requires_grad_(False)
 
     def _train(self, draws: Draws, options: TrainingOptions) -> None:
         theta = self._inputs(self.sites.values(draws))
-        options = options.for_simulations(len(next(iter(theta.values()))))
         assert options.budget is not None
         options.budget.trainings = sum(law.trainings for _, law in self._factors)
         for factor, law in self._factors:

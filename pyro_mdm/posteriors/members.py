@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyro_mdm.budgets import Budget
-from pyro_mdm.posteriors.laws import DataBounds
+from pyro_mdm.posteriors.laws import DataBounds, Form
 from pyro_mdm.posteriors.likelihood import (
-    OF_SIMULATIONS,
     AmortizedLikelihood,
     opened_likelihoods,
     save_likelihoods,
 )
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
-from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
+from pyro_mdm.posteriors.training import LearningOptions, to_learn_from
 from pyro_mdm.support.checks import Several, check_count, checked_arguments
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import progress_bar
@@ -40,6 +40,9 @@ __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
 
 FILE, KIND = "members.safetensors", "likelihoods of members"
 """The file of the members in their folder, and its kind in words."""
+
+OF_TRAINING = {"steps", "batch_size", "learning_rate", "progress"}
+"""The options that each member is trained with."""
 
 FEW = 4
 """The number of members by default. Training takes as long as of two likelihoods by all
@@ -146,46 +149,43 @@ class LikelihoodMembers(LearnedLikelihood):
         observed: Sequence[str],
         *,
         members: Several = FEW,
-        draws: Draws | str | os.PathLike[str] | None = None,
-        simulations: int = 10_000,
-        seed: int = 0,
-        seconds: float | None = None,
-        progress: bool = False,
-        **options: Any,
+        hidden: int = 64,
+        depth: int = 3,
+        form: Form | None = None,
+        exchangeable: Sequence[str] = (),
+        **learning: Unpack[LearningOptions],
     ) -> LikelihoodMembers:
         """Members trained on random halves of simulations.
 
         Args:
-            program, latent, observed: as for :class:`AmortizedLikelihood`.
+            program, latent, observed, hidden, depth, form, exchangeable: as for
+                :meth:`AmortizedLikelihood.fit`.
             members: the number of members. Training takes as long as half of them would by all
                 simulations. Two make the error of learning four times as large as four do.
-            draws, simulations, progress: as for :meth:`AmortizedLikelihood.fit`.
-            seed: the seed of simulations, halves, weights and noise.
-            seconds: the most seconds of training of all members; None: no limit.
-            options: further options of :meth:`AmortizedLikelihood.fit`.
+            learning: as for the same; ``seconds`` are those of all members.
 
         Raises:
             FloatingPointError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.fit`.
         """
-        how = {name: options.pop(name) for name in OF_SIMULATIONS & options.keys()}
-        shown, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
-        budget, fitted = Budget(seconds, trainings=members), []
-        with to_learn_from(
-            program, draws, simulations, shown, names=names, seed=seed, **how
-        ) as chosen:
-            n = len(chosen[names[0]])
+        names, fitted = [*latent, *observed], []
+        budget = Budget(learning.get("seconds"), trainings=members)
+        with to_learn_from(program, names, learning) as (draws, _):
+            n = len(draws[names[0]])
             halves = [torch.randperm(n)[: max(2, n // 2)] for _ in range(members)]
+        of_training: Any = {k: v for k, v in learning.items() if k in OF_TRAINING}
         for place, rows in enumerate(halves):
-            half = {name: chosen[name][rows] for name in names}
             likelihood = AmortizedLikelihood.fit(
                 program,
                 latent,
                 observed,
-                draws=half,
+                hidden=hidden,
+                depth=depth,
+                form=form,
+                exchangeable=exchangeable,
+                draws={name: draws[name][rows] for name in names},
                 seconds=budget.next(),
-                seed=seed + place,
-                progress=progress,
-                **options,
+                seed=learning.get("seed", 0) + place,
+                **of_training,
             )
             fitted.append(likelihood)
         return cls(fitted)

@@ -6,10 +6,11 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from pyro_mdm.budgets import Budget, Outcome, steps_within
 from pyro_mdm.posteriors.reading import Draws, Program
@@ -23,7 +24,15 @@ from pyro_mdm.posteriors.stored import read_draws
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.training import Trainer
 
-__all__ = ["VALIDATED", "TrainingOptions", "to_learn_from", "train", "usual_steps"]
+__all__ = [
+    "VALIDATED",
+    "LearningOptions",
+    "TrainingOptions",
+    "Usual",
+    "to_learn_from",
+    "train",
+    "usual_steps",
+]
 
 WARM_UP = 100
 """The number of steps in which the learning rate rises."""
@@ -50,65 +59,108 @@ def usual_steps(steps: int, n: int) -> int:
 class TrainingOptions(NamedTuple):
     """The options of training."""
 
-    steps: int  # the most steps; with ``by_size`` those for 10,000 simulations
+    steps: int  # the most steps
     batch_size: int  # the number of simulations of a step
     learning_rate: float  # the highest learning rate of Adam
     progress: bool = False  # whether to show a progress bar
     budget: Budget | None = None  # the time of all trainings; None: no limit
-    by_size: bool = False  # whether steps grow with the number of simulations
     patient: bool = False  # whether training ends when nothing is gained any more
     form: str | None = None  # of distributions of real numbers; None: that of the lowest loss
 
-    @classmethod
-    def within(
-        cls,
-        steps: int | None,
-        usual: int,
-        batch_size: int,
-        learning_rate: float,
-        progress: bool,
-        seconds: float | None,
-    ) -> TrainingOptions:
-        """Options with the given number of steps, or as many as fit into the seconds, or else the
-        usual number, which :meth:`for_simulations` makes that for their number.
 
-        Raises:
-            TypeError, ValueError: numbers of steps or seconds out of range.
-        """
-        by_size = steps is None and seconds is None
-        steps, budget = steps_within(steps, seconds, usual), Budget(seconds)
-        patient = seconds is not None
-        return cls(steps, batch_size, learning_rate, progress, budget, by_size, patient)
+class LearningOptions(TypedDict, total=False):
+    """Options of what is learned from simulations, by nine tenths of them.
 
-    def for_simulations(self, n: int) -> TrainingOptions:
-        """The options with the usual number of steps for n simulations, if that is asked for."""
-        return self._replace(steps=usual_steps(self.steps, n)) if self.by_size else self
+    The last tenth, at most 1,000, is validation data: of the moving averages of the weights, those
+    with the lowest loss on it are kept.
+
+    - ``draws``: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
+      wrote; None: new simulations.
+    - ``simulations``: the number of new simulations, 10,000 by default.
+    - ``steps``: the most steps of Adam; None: as many as fit into ``seconds``, or else the usual
+      number for 10,000 simulations, in proportion to their number above, and to its square root
+      below.
+    - ``batch_size``: the number of simulations of a step.
+    - ``learning_rate``: the highest learning rate of Adam, with a cosine schedule that ends at 0.
+    - ``seconds``: the most seconds of training, without those of simulations. Training then ends
+      earlier if nothing is gained any more. None: no limit.
+    - ``vectorized``, ``workers``, ``folder``, ``leave_out``: as for :func:`simulate`.
+    - ``seed``: the seed of simulations, weights and noise, 0 by default.
+    - ``progress``: whether to show a progress bar.
+    """
+
+    draws: Draws | str | os.PathLike[str] | None
+    simulations: int
+    steps: int | None
+    batch_size: int
+    learning_rate: float
+    seconds: float | None
+    vectorized: bool
+    workers: int | None
+    folder: str | os.PathLike[str] | None
+    leave_out: bool
+    seed: int
+    progress: bool
+
+
+class Usual(TypedDict):
+    """The usual options of training, where none are given."""
+
+    steps: int  # for 10,000 simulations
+    batch_size: int
+    learning_rate: float
 
 
 @contextmanager
 def to_learn_from(
     program: Program,
-    draws: Draws | str | os.PathLike[str] | None,
-    simulations: int,
-    options: TrainingOptions,
-    *,
     names: Sequence[str],
-    seed: int,
-    leave_out: bool = False,
-    **how: Any,
-) -> Iterator[Draws]:
-    """A context with simulations in random order, and its own random state for training.
+    options: LearningOptions,
+    *,
+    steps: int = 1,
+    batch_size: int = 1,
+    learning_rate: float = 1.0,
+) -> Iterator[tuple[Draws, TrainingOptions]]:
+    """A context with simulations in random order, the options of training, and a random state of
+    its own.
 
-    Arguments and errors are those of :meth:`AmortizedPosterior.fit`; ``names`` are those of the
-    sites of parameters and data, and ``how`` has further options of :func:`simulate`.
+    Args:
+        program: the simulator.
+        names: the names of the sites of parameters and data.
+        options: options of the caller.
+        steps, batch_size, learning_rate: the usual ones, where options have none; ``steps`` for
+            10,000 simulations.
+
+    Raises:
+        TypeError, ValueError: see :func:`simulate` and :func:`read_draws`; numbers that are out of
+            range; a site without draws.
     """
+    simulations, progress = options.get("simulations", 10_000), options.get("progress", False)
+    leave_out = options.get("leave_out", False)
+    given, seconds = options.get("steps"), options.get("seconds")
+    training = TrainingOptions(
+        steps_within(given, seconds, steps),
+        options.get("batch_size", batch_size),
+        options.get("learning_rate", learning_rate),
+        progress,
+        Budget(seconds),
+        patient=seconds is not None,
+    )
     check_count("simulations", simulations, "the number of draws that are learned from", 2)
-    check_count("batch_size", options.batch_size, "the number of simulations of a step")
+    check_count("batch_size", training.batch_size, "the number of simulations of a step")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(options.get("seed", 0))
+        draws = options.get("draws")
         if draws is None:
-            how["progress"] = options.progress
-            draws = simulate(program, simulations, leave_out=leave_out, **how)
+            draws = simulate(
+                program,
+                simulations,
+                vectorized=options.get("vectorized", False),
+                workers=options.get("workers"),
+                folder=options.get("folder"),
+                leave_out=leave_out,
+                progress=progress,
+            )
         elif not isinstance(draws, Mapping):
             draws = read_draws(draws, names)
         if absent := [name for name in names if name not in draws]:
@@ -118,7 +170,9 @@ def to_learn_from(
         if leave_out:
             draws, reasons = without_gaps(draws, names)
             warn_of_failures(reasons, len(reasons) + max(map(len, draws.values())))
-        yield shuffled(draws)
+        if given is None and seconds is None:
+            training = training._replace(steps=usual_steps(steps, len(draws[names[0]])))
+        yield shuffled(draws), training
 
 
 def train(
