@@ -272,7 +272,7 @@ def test_images_are_restored_and_scored(tmp_path: Path, monkeypatch: pytest.Monk
     rows = pd.read_csv(file)
     assert rows.image.tolist() == [0, 1, 0, 1] and rows.steps.eq(3).all()
     assert rows.psnr.between(3, 40).all() and rows.crps.between(0, 1).all()
-    assert rows.calls.gt(3).all()
+    assert rows.calls.ge(3).all()
     summary.of_images(file, tmp_path)
     table = pd.read_csv(tmp_path / "measurements-digits.csv", comment="#").set_index("method")
     assert table.psnr["default"] == pytest.approx(rows.psnr[:2].mean(), abs=1e-3)
