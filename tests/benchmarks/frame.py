@@ -75,20 +75,20 @@ class Study:
 def _has(rows: pd.DataFrame, job: Row) -> bool:
     if not {*job} <= {*rows.columns}:
         return False
-    return bool(
-        pd.concat([rows[name] == value for name, value in job.items()], axis=1).all(1).any()
-    )
+    same = [rows[name] == value for name, value in job.items()]
+    return bool(pd.concat(same, axis=1).all(axis=1).any())
 
 
 def means(rows: pd.DataFrame, by: Sequence[str], plain: Sequence[str] = ()) -> pd.DataFrame:
-    """Means over seeds by some columns, in their order, with standard errors but for plain ones;
-    rows of one seed as they are."""
+    """Means over seeds by some columns and all that are no numbers, with standard errors but for
+    plain columns; rows of one seed as they are."""
     if rows.seed.nunique() == 1:
         return rows.drop(columns="seed")
-    numbers = [name for name in rows.columns if name not in (*by, "seed")]
+    numbers = [name for name in rows.select_dtypes("number") if name not in (*by, "seed")]
+    names = [name for name in rows.columns if name not in (*numbers, "seed")]
     made = []
-    for key, group in rows.groupby([*by], sort=False, dropna=False):
-        cells: Row = dict(zip(by, key, strict=True))
+    for key, group in rows.groupby(names, sort=False, dropna=False):
+        cells: Row = dict(zip(names, key, strict=True))
         for name in numbers:
             cells[name], error = mean_and_error(group[name])
             if name not in plain:

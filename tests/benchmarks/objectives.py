@@ -53,7 +53,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.paths.flow import Probes, divergence, with_divergence
 from pyro_mdm.scores.base import Score
-from tests.benchmarks.documented import write
+from tests.benchmarks.frame import Options, Row, Study, main, quartiles
 from tests.problems import ExactNoise, GaussianMixture
 
 __all__ = ["OBJECTIVES", "Times", "half_square", "implicit", "not_hybrid"]
@@ -245,17 +245,12 @@ def rows(
         row["loss_deviation"] = float(one.loss.mean().sqrt()) / unit
         row["milliseconds"] = one.milliseconds
         # each group's beside the mean of the library's, so that quartiles show one group's error
-        ratio = (one.gradient / ours.gradient.mean()).sort().values
-        row |= _quartiles("gradient_variance", ratio)
-        row |= _quartiles("work", ratio * (one.milliseconds / ours.milliseconds))
+        ratio = pd.Series((one.gradient / ours.gradient.mean()).tolist())
+        row |= quartiles("gradient_variance", ratio)
+        row |= quartiles("work", ratio * (one.milliseconds / ours.milliseconds))
         found.append(row)
         print(row, flush=True)
     return found
-
-
-def _quartiles(name: str, values: Tensor) -> dict[str, float]:
-    low, middle, high = (float(values.quantile(q)) for q in (0.25, 0.5, 0.75))
-    return {name: middle, f"{name}_q1": low, f"{name}_q3": high}
 
 
 def exact(batches: int) -> list[dict[str, Any]]:
@@ -297,27 +292,31 @@ def trained(folder: Path, batches: int) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--runs", type=Path, default=Path("runs/auxiliary"), help="their folder")
-    parser.add_argument("--tables", type=Path, default=Path("docs/measured/data"))
-    parser.add_argument("--batches", type=int, default=20, help="in each of 8 groups")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    command = "python -m tests.benchmarks.objectives"
-    found = exact(options.batches) + trained(options.runs, options.batches)
-    write(
-        options.tables / "objectives-variance.csv",
-        pd.DataFrame(found),
-        [f"{command} --batches {options.batches}"],
-        "0",
+def variances(job: Row, options: Options) -> list[Row]:
+    """Rows of all objectives of one kind of score."""
+    batches = 2 if options.small else options.batches
+    if job["score"] == "exact":
+        return exact(batches)
+    return trained(options.runs, batches)
+
+
+STUDIES = {
+    "objectives-variance": Study(
+        variances,
+        [{"score": "exact"}, {"score": "trained on digits"}],
         notes=[
-            f"batches of {BATCH}, {GROUPS} groups of {options.batches}",
+            f"batches of {BATCH}, {GROUPS} groups",
             "Deviations of a batch's mean in bits/dim; time of a processor, with the gradient",
             "Variance and work are multiples of the library's; brackets are quartiles over groups",
         ],
     )
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, default=Path("runs/auxiliary"), help="their folder")
+    parser.add_argument("--batches", type=int, default=20, help="in each of 8 groups")
 
 
 if __name__ == "__main__":
-    main()
+    main("objectives", __doc__, STUDIES, arguments)
