@@ -206,7 +206,7 @@ class StratifiedIntegrals:
 
         With a plan, whose targets these must be, the spread of the pilot's draws counts too, as
         draws of a heavy-tailed integrand that come out low also look alike. Of a mean of skewness
-        t the error is 1 + 3 t² times that of the spread (tests/benchmarks/coverage.py).
+        t the error is 1 + 3 t² times that of the spread (tests/benchmarks/likelihoods.py).
         """
         group = self._round * self.folds + self._fold
         error, skewness = error_of_sum(self._weight() * self._left_of(targets), group, self._level)

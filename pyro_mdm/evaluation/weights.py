@@ -127,8 +127,8 @@ def of_repeats(log_means: Tensor) -> Measured:
     and of that of the mean's log by the logs of lognormal estimates, √(v / R + v² / (2 (R - 1)))
     (Cox's method: Zhou & Gao, "Confidence intervals for the log-normal mean", Statistics in
     Medicine 1997), by Student's t with R - 1 degrees of freedom. No sample is left out by its
-    spread, as what passed would be what missed the tail (tests/benchmarks/importance_errors.py).
-    The error is NaN for one estimate, and where one is 0 or not finite.
+    spread, as what passed would be what missed the tail. The error
+    is NaN for one estimate, and where one is 0 or not finite.
     """
     R = len(log_means)
     value = log_mean_weight(log_means)

@@ -1,33 +1,25 @@
-"""Programs whose evidence and modes are known, beside other ways to know them."""
+"""Programs whose evidence is known, beside other ways to know them."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from argparse import Namespace
 
-import pandas as pd
 import pytest
 import torch
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from tests.benchmarks import first_answers, modes
+from tests.benchmarks import first_answers
 from tests.benchmarks.densities import answers
 from tests.benchmarks.densities.base import Target
 from tests.benchmarks.densities.laplace import evidence
 from tests.benchmarks.densities.targets import sites_of
 
-PROGRAMS = answers.PROGRAMS | modes.PROGRAMS
-BY_GRID = ("square", "bananas", "conflict", "ring")
-"""Programs of two latents."""
 
-
-@pytest.mark.parametrize("name", [*PROGRAMS])
+@pytest.mark.parametrize("name", answers.PROGRAMS)
 def test_a_density_is_what_pyro_computes(name: str) -> None:
-    target = PROGRAMS[name]()
+    target = answers.PROGRAMS[name]()
     potential, sites = initialize_model(target.program)[1], sites_of(target.program)
     x = answers.start_of(target, 0) + 0.1 * torch.randn(3, target.dim)
     expected = []
@@ -54,21 +46,11 @@ def without_gaussians(target: Target, kept: Tensor) -> Tensor:
     return torch.stack(values)
 
 
-@pytest.mark.parametrize(
-    ("whole", "marginal", "few"),
-    [
-        (answers.state_space, answers.state_space_marginal, 4),
-        (modes.factors, modes.factors_marginal, 5),
-    ],
-)
-def test_latents_that_are_gaussian_are_left_out(
-    whole: Callable[[], Target], marginal: Callable[[], Target], few: int
-) -> None:
-    kept = 0.3 * torch.randn(3, few, generator=torch.Generator().manual_seed(0))
-    expected = without_gaussians(whole(), kept)
-    torch.testing.assert_close(
-        marginal().log_density(kept.double()).double(), expected, rtol=1e-5, atol=1e-4
-    )
+def test_latents_that_are_gaussian_are_left_out() -> None:
+    kept = 0.3 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    expected = without_gaussians(answers.state_space(), kept)
+    density = answers.state_space_marginal().log_density(kept.double()).double()
+    torch.testing.assert_close(density, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_effects_of_groups_are_left_out() -> None:
@@ -95,59 +77,8 @@ def test_closed_forms_are_what_weights_say(name: str) -> None:
     assert error < 0.02 and abs(log_z - answers.truth(name)[0]) < 5 * error + 1e-3
 
 
-@pytest.mark.parametrize("name", BY_GRID)
-def test_evidence_and_modes_are_those_of_a_grid(name: str) -> None:
-    target = modes.PROGRAMS[name]()
-    x = torch.cartesian_prod(torch.linspace(-9, 12, 841), torch.linspace(-30, 30, 2_001))
-    density = target.log_density(x).double()
-    log_z = float(density.logsumexp(0)) + math.log(0.025 * 0.03)
-    assert log_z == pytest.approx(modes.truth(name)[0], abs=2e-3)
-    if target.modes is not None:
-        shares = torch.zeros_like(target.modes.probabilities, dtype=torch.float64)
-        shares.index_add_(0, target.modes.of(x), density.softmax(0))
-        expected = target.modes.probabilities.double()
-        torch.testing.assert_close(shares, expected, rtol=0, atol=5e-3)
-
-
-@pytest.mark.parametrize("name", ["regressions", "two_components", "three_components", "factors"])
-def test_modes_that_are_images_are_told_apart(name: str) -> None:
-    small, starts = modes.starts_of(name)
-    assert small.modes is not None
-    order = small.modes.of(starts)
-    assert sorted(order.tolist()) == [*range(len(small.modes.probabilities))]
-    density = small.log_density(starts.double())
-    if name in ("regressions", "factors"):  # of others, shares are no images at these starts
-        torch.testing.assert_close(density, density[:1].expand_as(density))
-
-
-def test_a_summary_counts_modes_that_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = itertools.cycle(
-        [
-            {"missed": 1, "is_told": 0, "is_right": 0, "doubted": 0, "verdict": "trust: yes"},
-            {"missed": 0, "is_told": 1, "is_right": 1, "doubted": 0, "verdict": "trust: no"},
-        ]
-    )
-    monkeypatch.setattr(modes, "fit", lambda job: next(rows))
-    call = f"modes --programs ring square --seeds 1 --out {tmp_path / 'modes.csv'}"
-    monkeypatch.setattr(sys, "argv", call.split())
-    with pytest.raises(SystemExit, match=r"^0$"):
-        modes.main()
-    said = capsys.readouterr().out
-    assert "missed modes: 2 of 4 fits, told of 0" in said
-    assert "right guides: 2, told to be wrong: 2" in said
-
-
 @pytest.mark.parametrize(("way", "within"), [("laplace", 0.1), ("auto_mdm", math.inf)])
-def test_ways_are_held_to_the_truth(
-    way: str, within: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "answers.csv"
-    call = f"first_answers --programs six --ways truth {way} --seeds 1 --seconds 1 --out {out}"
-    monkeypatch.setattr(sys, "argv", call.split())
-    with pytest.raises(SystemExit, match=r"^0$"):
-        first_answers.main()
-    rows = pd.read_csv(out).set_index("way")
-    assert rows.log_z[way] == pytest.approx(rows.log_z["truth"], abs=within)
-    assert rows.elbo[way] <= rows.log_z[way] + 0.01
+def test_ways_are_held_to_the_truth(way: str, within: float) -> None:
+    job = {"program": "six", "way": way, "seed": 0}
+    row = first_answers.scores(job, Namespace(seconds=1.0))
+    assert abs(row["log_z_error"]) < within and row["gap"] >= -row["log_z_error"] - 0.01

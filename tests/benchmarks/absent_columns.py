@@ -1,8 +1,6 @@
 """Columns that are absent in the same rows: the dependence of samples beside that of the law.
 
-    python -m tests.benchmarks.absent_columns --out runs/absent_columns.csv
-    python -m tests.benchmarks.absent_columns --out runs/absent_columns.csv \\
-        --summary docs/measured/data
+    python -m tests.benchmarks.absent_columns --tables docs/measured/data
 
 One, two or four columns that only those have who say yes, in 0%, 20%, 50% or 80% of 1,500 rows
 absent, of numbers, integers or categories, beside a number that all have. Of 4,000 samples of a
@@ -18,26 +16,20 @@ absent, of numbers, integers or categories, beside a number that all have. Of 4,
 
 from __future__ import annotations
 
-import argparse
-import sys
+import itertools
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.tables import Table
-from tests.benchmarks import runs
-from tests.benchmarks.documented import seeds_in_words, write
+from tests.benchmarks.frame import Options, Row, Study, main
 
 Values = NDArray[np.float64]
 KINDS = ("numbers", "integers", "categories")
-KEY = ("seed", "kind", "columns", "share")
-SCORES = ("correlation", "of_rows", "exists", "rmse", "seconds")
 LEVELS = np.array(["never", "seldom", "often", "always"], dtype=object)
 
 
@@ -72,15 +64,15 @@ def correlations(table: pd.DataFrame) -> Values:
     return numbers(table).corr().to_numpy()
 
 
-def work(job: dict[str, Any]) -> dict[str, float]:
+def scores(job: Row, options: Options) -> Row:
     """The scores of one table."""
-    kind, number, share, seed = job["kind"], job["columns"], job["share"], job["seed"]
+    kind, number, share, seed = job["kind"], job["columns"], job["absent"], job["seed"]
     table = survey(kind, number, share, seed=seed)
     ideal = survey(kind, number, 0.0, seed=1000 + seed, n=20_000)
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = Table(seed=seed, progress=False).fit(table)
+        fitted = Table(seed=seed, steps=2 if options.small else None, progress=False).fit(table)
         seconds = time.perf_counter() - began
         samples = fitted.sample(4000)
         new = ideal.head(500).assign(**{"asked": "yes"} if share else {})
@@ -88,8 +80,8 @@ def work(job: dict[str, Any]) -> dict[str, float]:
         draws = fitted.conditional(new, last, num=50).sample()
     gone = samples[[f"y{j}" for j in range(number)]].isna()
     law = correlations(ideal)
-    scores = {level: float(k) for k, level in enumerate(LEVELS)}
-    drawn = draws.map(lambda v: scores.get(v, v)).astype(float)
+    places = {level: float(k) for k, level in enumerate(LEVELS)}
+    drawn = draws.map(lambda v: places.get(v, v)).astype(float)
     whole = numbers(ideal)
     x = np.column_stack([np.ones(len(whole)), whole.drop(columns=last).to_numpy()])
     line = np.linalg.lstsq(x, whole[last].to_numpy(), rcond=None)[0]
@@ -104,41 +96,16 @@ def work(job: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def summarize(file: Path, folder: Path) -> None:
-    """Means over seeds."""
-    rows, made = pd.read_csv(file), []
-    for (kind, number, share), fits in rows.groupby(["kind", "columns", "share"]):
-        cells: dict[str, object] = {"kind": kind, "columns": number, "absent": share}
-        cells |= {name: f"{fits[name].mean():.3f}" for name in SCORES[:-1]}
-        made.append(cells | {"seconds": f"{fits.seconds.mean():.0f}"})
-    command = "python -m tests.benchmarks.absent_columns --out runs/absent_columns.csv"
-    notes = ["errors of correlations are the largest of all pairs"]
-    words = seeds_in_words(rows)
-    write(folder / "gaps-absent.csv", pd.DataFrame(made), [command], words, None, notes)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", default=[*KINDS], choices=KINDS)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/absent_columns.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
-    options = parser.parse_args()
-    if options.summary:
-        summarize(options.out, options.summary)
-        return
-    torch.set_num_threads(1)
-    jobs: list[runs.Row] = [
-        {"seed": seed, "kind": kind, "columns": number, "share": share}
-        for seed in range(options.seeds)
-        for kind in options.kinds
-        for number in (1, 2, 4)
-        for share in (0.0, 0.2, 0.5, 0.8)
-    ]
-    rows = runs.Rows(options.out, KEY, SCORES)
-    if runs.run_all(jobs, work, rows, workers=1):
-        sys.exit(1)
-
+STUDIES = {
+    "gaps-absent": Study(
+        scores,
+        [
+            {"kind": kind, "columns": number, "absent": share}
+            for kind, number, share in itertools.product(KINDS, (1, 2, 4), (0.0, 0.2, 0.5, 0.8))
+        ],
+        notes=["errors of correlations are the largest of all pairs"],
+    )
+}
 
 if __name__ == "__main__":
-    main()
+    main("absent_columns", __doc__, STUDIES)

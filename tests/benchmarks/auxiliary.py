@@ -1,6 +1,6 @@
 """Are the auxiliary variables used by trained scores? And the information in paths; run by hand.
 
-    python -m tests.benchmarks.auxiliary --runs runs/auxiliary --tables docs/measured/data
+    python -m tests.benchmarks.auxiliary --runs runs/auxiliary --seeds 2 --draws 16
 
 Trains CLD and learned diffusions of two and three variables on digits, with noise predictions and
 with denoisers, as in the table ``digits`` of :mod:`inference.experiment`, where runs that are
@@ -12,25 +12,18 @@ what :func:`pyro_mdm.auxiliary.auxiliary_information` says of the diffusions the
 from __future__ import annotations
 
 import argparse
+import functools
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from inference.experiment import TABLES, Cell, train_all
+from inference.experiment import TABLES, train_all
 from inference.folders.loading import load_trained
 from pyro_mdm import ALDA, CLD, MALDA, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.auxiliary import (
-    AuxiliaryUse,
-    GaussianPosterior,
-    auxiliary_information,
-    auxiliary_use,
-)
-from tests.benchmarks.documented import mean_and_error, write
+from pyro_mdm.auxiliary import GaussianPosterior, auxiliary_information, auxiliary_use
+from tests.benchmarks.frame import Options, Row, Study, main
 
 SCORES, GUIDES = ("noise", "denoiser"), ("cld", "learned2", "learned3")
 START, LEVELS = 9.0, (9.0, 6.0, 3.0, 0.0, -3.0)
@@ -41,43 +34,32 @@ MEASURED = {
     "joint_decoder_loss": "joint_loss",
     "joint_decoder_gap": "start_gap",
 }
-"""Columns, and the numbers of :class:`AuxiliaryUse` that they hold."""
+"""Columns, and the numbers of :class:`~pyro_mdm.auxiliary.AuxiliaryUse` that they hold."""
 
 
-def cells(seeds: int) -> list[Cell]:
-    """The runs that are measured, seed by seed."""
-    chosen = TABLES["digits"].cells()
-    return [
-        cell
-        for cell in chosen
-        if cell.score in SCORES and cell.guide in GUIDES and cell.seed < seeds
-    ]
+@functools.cache
+def run_of(folder: Path, score: str, guide: str, seed: int) -> Path:
+    """A run of the experiment ``digits``, trained if it is not there."""
+    names = score, guide, seed
+    chosen = [c for c in TABLES["digits"].cells() if (c.score, c.guide, c.seed) == names]
+    train_all(chosen, folder, 1)
+    return folder / chosen[0].name
 
 
-def measured(folder: Path, draws: int) -> tuple[AuxiliaryUse, LinearDiffusion]:
-    """What a run makes of its auxiliary variables, on its test images."""
-    _, (problem, model, guide), _ = load_trained(folder)
+def use(job: Row, options: Options) -> Row:
+    """What a run makes of its auxiliary variables, on its test images, in bits/dim."""
+    run = run_of(options.runs, job["score"], job["diffusion"], job["seed"])
+    _, (problem, model, guide), _ = load_trained(run)
     law = GaussianPosterior.fit(problem.to_model_space(problem.train))
     x = problem.to_model_space(problem.test)
-    use = auxiliary_use(model, guide, x, draws=draws, posterior=law)
-    print(f"{folder.name}: {use}", flush=True)
-    return use, model.diffusion
+    found = auxiliary_use(model, guide, x, draws=options.draws, posterior=law)
+    print(f"{run.name}: {found}", flush=True)
+    bits = found.in_bits()
+    # rounded as the file is, so that no number is -0.0000
+    return {column: round(bits[name].mean, 4) + 0.0 for column, name in MEASURED.items()}
 
 
-def over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Means over seeds with their standard errors."""
-
-    def row(group: pd.DataFrame) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for column in group.columns.difference([*by, "seed"], sort=False):
-            found[column], found[f"{column}_se"] = mean_and_error(group[column])
-        return found
-
-    groups = rows.groupby(by, sort=False)
-    return pd.DataFrame([dict(zip(by, key, strict=True)) | row(g) for key, g in groups])
-
-
-def told(diffusion: LinearDiffusion, variances: Tensor) -> dict[str, float]:
+def information(diffusion: LinearDiffusion, variances: Tensor) -> Row:
     """Bits/dim that v tells beyond x_s where log SNR is LEVELS, by column."""
     with torch.no_grad():
         s = diffusion.time_at_log_snr(torch.tensor(LEVELS, dtype=torch.float64))
@@ -88,71 +70,55 @@ def told(diffusion: LinearDiffusion, variances: Tensor) -> dict[str, float]:
     }
 
 
-def presets() -> Iterator[tuple[str, LinearDiffusion]]:
-    """Diffusions before any training."""
-    yield "cld", CLD(max_log_snr=START)
-    yield "malda", MALDA(max_log_snr=START)
-    yield "alda", ALDA(max_log_snr=START)
-    for K in (2, 3):
-        yield f"learned{K} at its start", LearnedDiffusion(K, max_log_snr=START, min_log_snr=-10.0)
+PRESETS = {
+    "cld": lambda: CLD(max_log_snr=START),
+    "malda": lambda: MALDA(max_log_snr=START),
+    "alda": lambda: ALDA(max_log_snr=START),
+    "learned2 at its start": lambda: LearnedDiffusion(2, max_log_snr=START, min_log_snr=-10.0),
+    "learned3 at its start": lambda: LearnedDiffusion(3, max_log_snr=START, min_log_snr=-10.0),
+}
+"""Diffusions before any training."""
+AFTER = ("learned2 after training", "learned3 after training")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--runs", type=Path, default=Path("runs/auxiliary"), help="their folder")
-    parser.add_argument("--tables", type=Path, default=Path("docs/measured/data"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=64, help="for each image")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    train_all(cells(options.seeds), options.runs, 1)
-    rows: list[dict[str, Any]] = []
-    paths: list[dict[str, Any]] = []
-    variances = torch.ones(1)
-    for cell in cells(options.seeds):
-        use, diffusion = measured(options.runs / cell.name, options.draws)
-        bits = use.in_bits()
-        # rounded as the file is, so that no number is -0.0000
-        row = {column: round(bits[name].mean, 4) + 0.0 for column, name in MEASURED.items()}
-        rows.append({"score": cell.score, "diffusion": cell.guide, "seed": cell.seed, **row})
-        if cell.score == SCORES[0]:
-            problem = load_trained(options.runs / cell.name)[1].problem
-            variances = GaussianPosterior.fit(problem.to_model_space(problem.train)).variances
-            if cell.guide != "cld":
-                name = f"{cell.guide} after training"
-                paths.append({"diffusion": name, "seed": cell.seed, **told(diffusion, variances)})
-    paths = [{"diffusion": n, "seed": 0, **told(d, variances)} for n, d in presets()] + paths
-    command = "python -m tests.benchmarks.auxiliary"
-    command += f" --seeds {options.seeds} --draws {options.draws}"
-    seeds = ", ".join(map(str, range(options.seeds)))
-    steps = TABLES["digits"].options["steps"]
-    write(
-        options.tables / "auxiliary-use.csv",
-        over_seeds(pd.DataFrame(rows), ["score", "diffusion"]),
-        [command],
-        seeds,
-        "bits/dim",
-        [
-            f"digits, {steps} steps of 128, 180 test images, {options.draws} draws of each",
-            "log SNR at the start is 9",
-            "± is the standard error over seeds",
-        ],
+def told(job: Row, options: Options) -> Row:
+    """Of Gaussian data with the covariance of the training digits."""
+    name = job["diffusion"]
+    guide = name.split()[0] if name in AFTER else "cld"
+    run = run_of(options.runs, SCORES[0], guide, job["seed"] if name in AFTER else 0)
+    _, (problem, model, _), _ = load_trained(run)
+    variances = GaussianPosterior.fit(problem.to_model_space(problem.train)).variances
+    return information(model.diffusion if name in AFTER else PRESETS[name](), variances)
+
+
+STUDIES = {
+    "auxiliary-use": Study(
+        use,
+        [{"score": score, "diffusion": guide} for score in SCORES for guide in GUIDES],
+        seeds=3,
+        unit="bits/dim",
+        notes=["log SNR at the start is 9", "± is the standard error over seeds"],
         digits=4,
-    )
-    write(
-        options.tables / "auxiliary-told.csv",
-        over_seeds(pd.DataFrame(paths), ["diffusion"]),
-        [command],
-        seeds,
-        "bits/dim",
-        [
+    ),
+    "auxiliary-told": Study(
+        told,
+        [{"diffusion": name} for name in (*PRESETS, *AFTER)],
+        seeds=3,
+        unit="bits/dim",
+        notes=[
             "information of v beyond x_s about Gaussian data with the covariance of the training "
             "digits, by log SNR of the whole state; for noise predictions after training",
             "± is the standard error over seeds",
         ],
         digits=4,
-    )
+    ),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, default=Path("runs/auxiliary"), help="their folder")
+    parser.add_argument("--draws", type=int, default=64, help="for each image")
 
 
 if __name__ == "__main__":
-    main()
+    main("auxiliary", __doc__, STUDIES, arguments)

@@ -1,7 +1,6 @@
 """Do the errors of evidences by defensive mixtures hold the truth? By hand.
 
-    python -m tests.benchmarks.defended --summary docs/measured/data
-    python -m tests.benchmarks.defended --programs --summary docs/measured/data
+    python -m tests.benchmarks.defended --tables docs/measured/data
 
 The first is of known targets by a Gaussian proposal, the second of programs fitted by AutoMDM. Of
 each target, number of dimensions and number of draws the table has the share of runs that have an
@@ -13,15 +12,12 @@ are the weights of as many of their draws, without a defence.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -32,7 +28,7 @@ from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.defensive import Scored, defended
 from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.support.measured import Z95, Measured
-from tests.benchmarks.documented import write
+from tests.benchmarks.frame import Options, Row, Study, main
 
 __all__ = ["TARGETS", "Covered", "by_gaussian", "covered", "of_schools", "schools"]
 
@@ -87,10 +83,11 @@ class Covered(NamedTuple):
     error: float
 
     @property
-    def cells(self) -> tuple[float, float, float, float]:
+    def cells(self) -> dict[str, float]:
         """The columns of a table."""
         share = self.right / self.with_error if self.with_error else math.nan
-        return self.with_error / self.runs, share, self.spread, self.error
+        given = self.with_error / self.runs
+        return {"given": given, "covered": share, "spread": self.spread, "error": self.error}
 
 
 def covered(estimate: Callable[[], Measured], truth: float, runs: int) -> Covered:
@@ -200,71 +197,61 @@ PROGRAMS: Mapping[str, tuple[Callable[[int], Callable[[], None]], str]] = {
 """Functions of the number of latents that make a program, with the start of its guide."""
 
 
-Row = tuple[object, ...]
+@functools.cache
+def guide_of(name: str, d: int, updates: int) -> AutoMDM:
+    """A guide fitted to a program."""
+    make, start = PROGRAMS[name]
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    guide = AutoMDM(make(d), start=start, steps=8)
+    return guide.fit(updates=updates, start_updates=updates, progress=False)
 
 
-def _of_programs(options: argparse.Namespace) -> Iterator[Row]:
-    for name in options.names or PROGRAMS:
-        make, start = PROGRAMS[name]
-        truth = of_schools() if name == "schools" else 0.0
-        for d in options.dims if name != "schools" else (10,):
-            pyro.clear_param_store()
-            pyro.set_rng_seed(options.seed)
-            guide = AutoMDM(make(d), start=start, steps=8)
-            guide.fit(updates=options.updates, start_updates=options.updates, progress=False)
-            for n in options.draws:
-
-                def estimate(guide: AutoMDM = guide, n: int = n) -> Measured:
-                    return Weighing(guide).weighed(n)[1].log_evidence
-
-                yield name, d, n, *covered(estimate, truth, options.runs).cells
+def of_program(job: Row, options: Options) -> Row:
+    name, n = job["program"], job["draws"]
+    truth = of_schools() if name == "schools" else 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        guide = guide_of(name, job["latents"], 20 if options.small else 500)
+        runs = 10 if options.small else 100
+        return covered(lambda: Weighing(guide).weighed(n)[1].log_evidence, truth, runs).cells
 
 
-def _of_targets(options: argparse.Namespace) -> Iterator[Row]:
-    for name in options.names or TARGETS:
-        target, scale = TARGETS[name]
-        for d in options.dims:
-            for n in options.draws:
-                problem = target, scale, d, n
-                found = covered(lambda p=problem: by_gaussian(*p).log_evidence, 0.0, options.runs)
-                alone = covered(lambda p=problem: _alone(*p), 0.0, options.runs)
-                yield name, d, n, *found.cells, *alone.cells[:2]
+def of_target(job: Row, options: Options) -> Row:
+    target, scale = TARGETS[job["target"]]
+    problem = target, scale, job["latents"], job["draws"]
+    torch.manual_seed(job["seed"])
+    runs = 10 if options.small else 600
+    cells = covered(lambda: by_gaussian(*problem).log_evidence, 0.0, runs).cells
+    alone = covered(lambda: _alone(*problem), 0.0, runs).cells
+    return cells | {f"{column}_alone": alone[column] for column in ("given", "covered")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", action="store_true")
-    parser.add_argument("--names", nargs="+", help="of targets or programs; all by default")
-    parser.add_argument("--dims", type=int, nargs="+", default=[1, 4, 20])
-    parser.add_argument("--draws", type=int, nargs="+", default=[1_000, 4_000, 16_000])
-    parser.add_argument("--runs", type=int, default=600)
-    parser.add_argument("--updates", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--summary", type=Path, help="folder of the tables")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.manual_seed(options.seed)
-    rows = []
-    for row in _of_programs(options) if options.programs else _of_targets(options):
-        print(*(f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row), flush=True)
-        rows.append(row)
-    name = "program" if options.programs else "target"
-    columns = [name, "latents", "draws", "given", "covered", "spread", "error"]
-    columns += [] if options.programs else ["given_alone", "covered_alone"]
-    if options.summary:
-        notes = [
-            f"shares of {options.runs:,} runs with an error (given), and of these with the truth"
-        ]
-        if options.programs:
-            notes.append(f"{options.updates} updates of the start and of a chain of 8 steps")
-        write(
-            options.summary / f"automatic-evidence-{name}s.csv",
-            pd.DataFrame(rows, columns=columns),
-            [f"python -m tests.benchmarks.defended {' '.join(sys.argv[1:])}"],
-            str(options.seed),
-            notes=notes,
-        )
-
+STUDIES = {
+    "automatic-evidence-targets": Study(
+        of_target,
+        [
+            {"target": name, "latents": d, "draws": n}
+            for name in TARGETS
+            for d in (1, 4, 20)
+            for n in (1_000, 4_000, 16_000)
+        ],
+        notes=["shares of 600 runs with an error (given), and of these with the truth"],
+    ),
+    "automatic-evidence-programs": Study(
+        of_program,
+        [
+            {"program": name, "latents": d, "draws": n}
+            for name in PROGRAMS
+            for d in ((1, 4, 20) if name != "schools" else (10,))
+            for n in (1_000, 4_000)
+        ],
+        notes=[
+            "shares of 100 runs with an error (given), and of these with the truth",
+            "500 updates of the start and of a chain of 8 steps",
+        ],
+    ),
+}
 
 if __name__ == "__main__":
-    main()
+    main("defended", __doc__, STUDIES)

@@ -1,6 +1,6 @@
 """The evidence of measurements by particles: does its interval cover the exact value?
 
-    python -m tests.benchmarks.evidence --summary docs/measured/data
+    python -m tests.benchmarks.evidence --tables docs/measured/data
 
 Problems are drawn at random: mixtures of one to four Gaussians in two to eight dimensions with
 their exact denoisers, near or far from each other, of which one or two random combinations are
@@ -10,27 +10,18 @@ in the same way.
 
 from __future__ import annotations
 
-import argparse
 import math
-from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
 
 from pyro_mdm import VPSDE, DiffusionModel
-from pyro_mdm.measurements import Particles, condition_on_measurements, twisted_smc
-from tests.benchmarks.documented import write
+from pyro_mdm.measurements import condition_on_measurements, twisted_smc
+from tests.benchmarks.frame import Options, Row, Study, main
 from tests.problems import ExactDenoiser, GaussianMixture, given_measurement
 
-COMMAND = "python -m tests.benchmarks.evidence --summary docs/measured/data"
-
-
-class Answer(NamedTuple):
-    """What particles say of a problem, and what is true."""
-
-    exact: float
-    particles: Particles
+FIRST, PARTICLES, STEPS, REPEATS = 1000, 64, 64, 16
+"""The first seed, and the size of a run."""
 
 
 def problem(seed: int) -> tuple[GaussianMixture, torch.Tensor, torch.Tensor, float]:
@@ -55,71 +46,47 @@ def problem(seed: int) -> tuple[GaussianMixture, torch.Tensor, torch.Tensor, flo
 
 
 @torch.no_grad()
-def answer(seed: int, particles: int, steps: int, repeats: int) -> Answer:
-    """The evidence of a problem."""
+def answer(job: Row, options: Options) -> Row:
+    """The evidence of a problem by particles, less the exact one."""
+    seed = FIRST + job["seed"]
     data, H, obs, variance = problem(seed)
     model = DiffusionModel(VPSDE(), ExactDenoiser(data))
     given = condition_on_measurements(model, H, obs, variance, data=data.sample(256, seed + 1))
     torch.manual_seed(seed)
-    exact = given_measurement(data, H, obs, torch.tensor(variance).double().expand(len(obs)))[1]
-    return Answer(float(exact), twisted_smc(given, particles, steps=steps, repeats=repeats))
-
-
-def row(seed: int, options: argparse.Namespace) -> dict[str, float]:
-    exact, particles = answer(seed, options.particles, options.steps, options.repeats)
-    low, high = particles.interval
-    chain, bound = particles.log_evidence, particles.lower_bound
+    noise = torch.tensor(variance).double().expand(len(obs))
+    exact = float(given_measurement(data, H, obs, noise)[1])
+    found = twisted_smc(given, PARTICLES, steps=STEPS, repeats=REPEATS)
+    low, high = found.interval
     return {
-        "off": particles.extrapolated.mean - exact,
-        "of_chain": chain.mean - exact,
-        "bound": bound.mean - exact,
+        "off": found.extrapolated.mean - exact,
+        "of_chain": found.log_evidence.mean - exact,
+        "bound": found.lower_bound.mean - exact,
         "covered": float(low <= exact <= high),
         "width": high - low,
     }
 
 
-def root_mean_square(values: pd.Series) -> float:
-    return math.sqrt((values**2).mean())
+def over_problems(rows: pd.DataFrame) -> pd.DataFrame:
+    n, covered = len(rows), float(rows.covered.mean())
+    row = {
+        "particles": f"{REPEATS} × {PARTICLES}, {STEPS} steps",
+        "covered": covered,
+        "covered_se": math.sqrt(covered * (1 - covered) / n),
+        "width": rows.width.mean(),
+        "rms": math.sqrt((rows.off**2).mean()),
+        "rms_of_chain": math.sqrt((rows.of_chain**2).mean()),
+        "bound": rows.bound.mean(),
+        "bound_se": rows.bound.std() / math.sqrt(n),
+    }
+    return pd.DataFrame([row])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", type=int, default=200)
-    parser.add_argument("--first_seed", type=int, default=1000)
-    parser.add_argument("--particles", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=16)
-    parser.add_argument("--summary", type=Path, help="folder of the table")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    seeds = range(options.first_seed, options.first_seed + options.problems)
-    rows = pd.DataFrame([row(seed, options) for seed in seeds])
-    n = len(rows)
-    covered = float(rows.covered.mean())
-    table = pd.DataFrame(
-        [
-            {
-                "particles": f"{options.repeats} × {options.particles}, {options.steps} steps",
-                "covered": covered,
-                "covered_se": math.sqrt(covered * (1 - covered) / n),
-                "width": float(rows.width.mean()),
-                "rms": root_mean_square(rows.off),
-                "rms_of_chain": root_mean_square(rows.of_chain),
-                "bound": float(rows.bound.mean()),
-                "bound_se": float(rows.bound.std() / math.sqrt(n)),
-            }
-        ]
-    )
-    print(table.to_string(index=False))
-    if options.summary:
-        notes = [
-            f"{n} problems; covered is the share whose 95% interval contains the exact log "
-            "p(obs), width that of the interval, rms the root mean square error of log p(obs), by "
-            "extrapolation and of the chain, bound the lower bound − the exact value, in nats"
-        ]
-        file = options.summary / "measurements-intervals.csv"
-        write(file, table, [COMMAND], f"{seeds[0]} to {seeds[-1]}", notes=notes)
-
+NOTE = (
+    "200 problems; covered is the share whose 95% interval contains the exact log p(obs), width "
+    "that of the interval, rms the root mean square error of log p(obs), by extrapolation and of "
+    "the chain, bound the lower bound − the exact value, in nats"
+)
+STUDIES = {"measurements-intervals": Study(answer, table=over_problems, seeds=200, notes=[NOTE])}
 
 if __name__ == "__main__":
-    main()
+    main("evidence", __doc__, STUDIES)

@@ -1,6 +1,6 @@
 """The mass of the flow's density and its error in the mean, by the steps that MDM chooses. By hand.
 
-    python -m tests.benchmarks.flow_steps --summary docs/measured/data
+    python -m tests.benchmarks.flow_steps --tables docs/measured/data
 
 Data are mixtures in one dimension with their exact denoisers. The mass is by quadrature, and the
 error in the mean is that to four times as many steps, over draws of the data.
@@ -8,22 +8,17 @@ error in the mean is that to four times as many steps, over draws of the data.
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 
 from pyro_mdm import MDM, VPSDE, DiffusionModel
 from pyro_mdm.paths.flow import Solver
-from tests.benchmarks.documented import write
+from tests.benchmarks.frame import Options, Row, Study, main
 from tests.problems import ExactDenoiser, GaussianMixture
 
 __all__ = ["MODES", "Steps", "by_steps", "chosen"]
-
-COMMAND = "python -m tests.benchmarks.flow_steps --summary docs/measured/data"
 
 MODES = {
     "one of two sizes": ([0.0, 0.0], [1.0, 0.3], [0.5, 0.5]),
@@ -79,26 +74,23 @@ def by_steps(name: str, model: DiffusionModel, steps: int) -> Steps:
     return Steps(steps, float(mass), float((law.log_prob(drawn) - fine.log_prob(drawn)).mean()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--summary", type=Path, help="folder of the table")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    for name in MODES:
-        for high in (9.0, 12.0):
-            model = model_of(name, high)
-            found, twenty = (by_steps(name, model, n) for n in (chosen(model), 20))
-            errors = found.mean_error, twenty.mass, twenty.mean_error
-            rows.append((name, int(high), found.steps, found.mass, *errors))
-    columns = ["modes", "max_log_snr", "steps", "mass", "mean_error", "mass_by_20", "error_by_20"]
-    table = pd.DataFrame(rows, columns=columns)
-    print(table.to_string(index=False))
-    if options.summary:
-        notes = ["mass is the integral of exp log p, errors of log p are in the mean, in nats"]
-        file = options.summary / "posteriors-flow-steps.csv"
-        write(file, table, [COMMAND], "0", notes=notes, digits=4)
+def measured(job: Row, options: Options) -> Row:
+    """The density by the chosen number of steps and by twenty."""
+    torch.manual_seed(job["seed"])
+    model = model_of(job["modes"], job["max_log_snr"])
+    found, twenty = (by_steps(job["modes"], model, n) for n in (chosen(model), 20))
+    by_twenty = {"mass_by_20": twenty.mass, "error_by_20": twenty.mean_error}
+    return found._asdict() | by_twenty
 
+
+STUDIES = {
+    "posteriors-flow-steps": Study(
+        measured,
+        [{"modes": name, "max_log_snr": high} for name in MODES for high in (9, 12)],
+        notes=["mass is the integral of exp log p, errors of log p are in the mean, in nats"],
+        digits=4,
+    )
+}
 
 if __name__ == "__main__":
-    main()
+    main("flow_steps", __doc__, STUDIES)

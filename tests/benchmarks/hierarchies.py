@@ -1,6 +1,6 @@
 """Hierarchical programs around learned likelihoods, held to truths that are known.
 
-    python -m tests.benchmarks.hierarchies --out docs/measured/data
+    python -m tests.benchmarks.hierarchies --tables docs/measured/data
 
 - *gaussian*: units with parameters θ_i ~ N(μ, τ²) and four data of each, N(θ_i, σ²). The likelihood
   is learned anew in each repeat, by members, and the log evidence is compared with the exact one.
@@ -15,11 +15,9 @@ alike, so that what differs is what is learned.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -33,7 +31,7 @@ from torch import Tensor
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.posteriors import AmortizedLikelihood, LearnedEvidence, LikelihoodMembers, simulate
 from pyro_mdm.support.measured import Measured
-from tests.benchmarks.documented import write
+from tests.benchmarks.frame import Options, Row, Study, main
 
 NOISE, DATA = 0.5, 4
 GROUPS = (2, 10, 50)
@@ -381,31 +379,28 @@ def engines(groups: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parts: dict[str, tuple[Callable[[int], pd.DataFrame], int]] = {
-        "gaussian": (gaussian, 100),
-        "ranks": (ranks, 400),
-        "factor": (factor, 60),
-        "ricker": (ricker_units, 20),
-        "engines": (lambda repeats: engines(GROUPS[:repeats]), 3),
-    }
-    anew = ("gaussian", "factor")  # a seed for each repeat
-    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
-    parser.add_argument("--repeats", type=int, help="of each part, else its own number")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    for name in options.parts:
-        measure, repeats = parts[name]
-        command = f"python -m tests.benchmarks.hierarchies --parts {name} --out {options.out}"
-        if options.repeats is not None:
-            repeats = options.repeats
-            command = command.replace(" --out", f" --repeats {repeats} --out")
-        pyro.set_rng_seed(0)
-        table = measure(repeats)
-        seeds = f"0 to {repeats - 1}" if name in anew else "0"
-        write(options.out / f"hierarchies-{name}.csv", table, [command], seeds)
+PARTS: dict[str, tuple[Callable[[int], pd.DataFrame], int]] = {
+    "gaussian": (gaussian, 100),
+    "ranks": (ranks, 400),
+    "factor": (factor, 60),
+    "ricker": (ricker_units, 20),
+    "engines": (lambda repeats: engines(GROUPS[:repeats]), 3),
+}
 
+
+def measured(job: Row, options: Options) -> list[Row]:
+    """The rows of a part, by so many repeats."""
+    measure, repeats = PARTS[job["part"]]
+    pyro.set_rng_seed(job["seed"])
+    return measure(1 if options.small else repeats).to_dict("records")
+
+
+STUDIES = {
+    f"hierarchies-{name}": Study(
+        measured, [{"part": name}], lambda rows: rows.drop(columns=["seed", "part"])
+    )
+    for name in PARTS
+}
 
 if __name__ == "__main__":
-    main()
+    main("hierarchies", __doc__, STUDIES)

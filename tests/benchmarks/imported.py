@@ -1,22 +1,17 @@
 """Likelihoods of networks that another package trained: by schedule, prediction and ends.
 
-    python -m tests.benchmarks.imported --out runs/imported.csv
-    python -m tests.benchmarks.imported --out runs/imported.csv --summary docs/measured/data
+    python -m tests.benchmarks.imported --tables docs/measured/data
 
 The ``UNet2DModel`` of ``diffusers`` is trained on scikit-learn's digits by the loss of its own
 schedulers, each for the same steps, and read by :mod:`pyro_mdm.imported`. Printed are bits per
 dimension of the test images, with a decoder of 17 levels, its terms, the same under CLD with the
-network's ends, and under VPSDE with an upper end that training images choose. Rows that are there
-are not measured again.
+network's ends, and under VPSDE with an upper end that training images choose.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -27,8 +22,7 @@ from models.digits import Digits
 from pyro_mdm import CLD, VPSDE, Bound, DiffusionGuide, DiffusionModel, LinearDiffusion, bound
 from pyro_mdm.imported import ImportedDenoiser, check_import, from_diffusers
 from pyro_mdm.levels import DiscretizedGaussian
-from tests.benchmarks import runs
-from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+from tests.benchmarks.frame import Options, Row, Study, main, means
 from tests.imported.test_imported import whole
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
@@ -42,20 +36,9 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 }
 Loss = Callable[[nn.Module, Tensor], Tensor]
 """The loss of a network and a batch."""
-KEY = ("seed", "schedule")
 TERMS = ("reconstruction", "prior_kl", "diffusion")
 ENDS = ("max_log_snr", "min_log_snr", "high")
-VALUES = (
-    "bits",
-    "bits_se",
-    *TERMS,
-    "bits_cld",
-    "bits_cld_se",
-    "bits_narrow",
-    "bits_narrow_se",
-    *ENDS,
-)
-BATCH, RATE = 128, 2e-3
+STEPS, BATCH, RATE = 500, 128, 2e-3
 HIGHS, LOW = (4.0, 5.0, 6.0, 7.0, 8.0), -10.0
 """Greatest log SNRs, one of which training images choose, and the least."""
 
@@ -110,22 +93,20 @@ def train(
     return averaged
 
 
-def work(job: runs.Row, steps: int) -> runs.Row:
+def measured(job: Row, options: Options) -> Row:
     import diffusers
 
     torch.manual_seed(job["seed"])
     problem = Digits()
     train_x, test_x = (problem.to_model_space(data) for data in (problem.train, problem.test))
     scheduler = SCHEDULES[job["schedule"]](diffusers)
-    network = train(network_of(diffusers), functools.partial(loss_of, scheduler), train_x, steps)
+    network = train(network_of(diffusers), functools.partial(loss_of, scheduler), train_x, STEPS)
     denoiser = from_diffusers(network, scheduler, train_x)
     print(check_import(denoiser, test_x))
     return bits_of(denoiser, train_x, test_x)
 
 
-def bits_of(
-    denoiser: ImportedDenoiser, train_x: Tensor, test_x: Tensor, draws: int = 16
-) -> runs.Row:
+def bits_of(denoiser: ImportedDenoiser, train_x: Tensor, test_x: Tensor, draws: int = 16) -> Row:
     """Bits per dimension of test images, with their terms and ends."""
 
     def bits(diffusion: LinearDiffusion, x: Tensor) -> Bound:
@@ -134,7 +115,7 @@ def bits_of(
         model = DiffusionModel(diffusion, denoiser, event_shape=shape, likelihood=likelihood)
         return bound(model, DiffusionGuide(diffusion), x, draws=draws)
 
-    row: runs.Row = {**whole(denoiser)}
+    row: Row = {**whole(denoiser)}
     low = max(LOW, denoiser.trained_min.item())
     some = train_x[:: len(train_x) // len(test_x)]
     on_some = {
@@ -148,61 +129,27 @@ def bits_of(
     diffusions = {"": VPSDE(**whole(denoiser)), "_cld": CLD(**whole(denoiser)), "_narrow": narrow}
     for name, diffusion in diffusions.items():
         found = bits(diffusion, test_x)
-        mean, error = found.bits_per_dim
-        row |= {f"bits{name}": mean, f"bits{name}_se": error}
+        row[f"bits{name}"] = found.bits_per_dim.mean
         if not name:
             row |= {term: found.in_bits()[term].mean for term in TERMS}
     return row
 
 
-def table_of(
-    rows: pd.DataFrame, by: str, errors: Sequence[str], plain: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Means over seeds, of some columns with their errors."""
-    made = []
-    for name, of_name in rows.groupby(by, sort=False):
-        cells: dict[str, Any] = {by: name}
-        for column in errors:
-            cells[column], cells[f"{column}_se"] = mean_and_error(of_name[column])
-        cells |= {column: of_name[column].mean() for column in plain}
-        made.append(cells)
-    return pd.DataFrame(made)
+def table_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, with errors of all but the ends."""
+    return means(rows, [], ENDS)
 
 
-def summarize(out: Path, folder: Path) -> None:
-    rows = pd.read_csv(out)
-    command = "python -m tests.benchmarks.imported --out runs/imported.csv"
-    write(
-        folder / "imported-digits.csv",
-        table_of(rows, "schedule", ("bits", *TERMS, "bits_cld", "bits_narrow"), ENDS),
-        [command],
-        seeds_in_words(rows),
-        "bits/dim",
-        ["errors are over seeds"],
+STUDIES = {
+    "imported-digits": Study(
+        measured,
+        [{"schedule": name} for name in SCHEDULES],
+        table_of,
+        seeds=3,
+        unit="bits/dim",
+        notes=["errors are over seeds"],
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--schedules", nargs="+", default=[*SCHEDULES], choices=SCHEDULES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--out", type=Path, default=Path("runs/imported.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
-    options = parser.parse_args()
-    if options.summary:
-        summarize(options.out, options.summary)
-        return
-    torch.set_num_threads(1)
-    jobs: list[runs.Row] = [
-        {"seed": seed, "schedule": name}
-        for seed in range(options.seeds)
-        for name in options.schedules
-    ]
-    rows = runs.Rows(options.out, KEY, VALUES)
-    if runs.run_all(jobs, lambda job: work(job, options.steps), rows, workers=1):
-        sys.exit(1)
-
+}
 
 if __name__ == "__main__":
-    main()
+    main("imported", __doc__, STUDIES)

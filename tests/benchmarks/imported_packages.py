@@ -1,7 +1,6 @@
 """Likelihoods of networks that other packages trained, each with its own loss.
 
-    python -m tests.benchmarks.imported_packages
-    python -m tests.benchmarks.imported_packages --summary docs/measured/data
+    python -m tests.benchmarks.imported_packages --tables docs/measured/data
 
 One small ``UNet2DModel`` is trained on scikit-learn's digits for the same steps by each package,
 and read by its door in :mod:`pyro_mdm.imported`. Printed are bits per dimension of the test images
@@ -9,14 +8,12 @@ as in :mod:`tests.benchmarks.imported`, and, where the package has a likelihood,
 (``theirs``) beside ours of the same quantity (``ours``): of a learned variance, its variational
 bound for images of 256 levels; of a flow, the density by its ODE of images with uniform noise.
 
-Both are also given the exact network of a mixture of Gaussians, whose log density is known. Rows
-that are there are not measured again. The program runs in an environment of its own, in
-``data/imported``, which is made once.
+Both are also given the exact network of a mixture of Gaussians, whose log density is known. The
+program runs in an environment of its own, in ``data/imported``, which is made once.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import math
@@ -28,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -47,21 +43,20 @@ from pyro_mdm.imported import (
 from pyro_mdm.levels import DiscretizedGaussian
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.paths.flow import Solver
-from tests.benchmarks import runs
-from tests.benchmarks.documented import seeds_in_words, write
 from tests.benchmarks.environments import install, install_apart, python_of
-from tests.benchmarks.imported import ENDS, TERMS, VALUES, Loss, bits_of, loss_of, table_of, train
+from tests.benchmarks.frame import Options, Row, Study, main
+from tests.benchmarks.imported import STEPS, Loss, bits_of, loss_of, table_of, train
 from tests.imported.test_imported import whole
 from tests.problems import GaussianMixture
 
 ENVIRONMENT = Path("data/imported")
 ROOT = Path(__file__).parents[2]
+MODULE = "tests.benchmarks.imported_packages"
 PACKAGES = (
     "azula==0.11.1",
     "deepinv==0.5.0",
     "denoising-diffusion-pytorch==2.3.4",
     "diffusers==0.42.1",
-    "onnxruntime==1.32.0",
     "pot==0.9.7.post1",
     "torch==2.13.0",
     "torchdiffeq==0.2.5",
@@ -69,15 +64,12 @@ PACKAGES = (
     "torchvision==0.28.0",
 )
 APART = (
-    "adaptive-terrain-diffusion==0.4.2",
     "dctorch==0.1.2",
     "flow-matching==1.0.10",
     "k-diffusion==0.1.1.post1",
     "torchcfm==1.0.7",
 )
 """Without what they require, which is not used here, and away from this package ``tests``."""
-KEY = ("seed", "package")
-COMPARED = ("exact", "theirs", "ours", "theirs_less_exact", "ours_less_exact")
 BATCH = 64
 DATA = 500
 """Data of the mixture for each seed."""
@@ -85,13 +77,13 @@ SIGMAS = (0.002, 80.0)
 """Those of k-diffusion's configurations."""
 
 
-def enter(environment: Path, module: str) -> None:
-    """Go on with the module in the environment, which is made if it is not there."""
+def enter(environment: Path) -> None:
+    """Go on in the environment, which is made if it is not there."""
     if Path(sys.prefix) != environment.absolute():
         install(environment, [*PACKAGES, "--editable", str(ROOT)])
         for package in APART:
             install_apart(environment, package)
-        command = [python_of(environment), "-m", module, *sys.argv[1:]]
+        command = [python_of(environment), "-m", MODULE, *sys.argv[1:]]
         sys.exit(subprocess.run(command).returncode)
     sys.path += [str(environment / package.partition("==")[0]) for package in APART]
 
@@ -411,7 +403,7 @@ class ExactNoise(nn.Module):
         return torch.stack([noise, between], 1).reshape(len(w), 2, 2, 2).to(w.dtype)
 
 
-def of_exact_noise(x: Tensor) -> runs.Row:
+def of_exact_noise(x: Tensor) -> Row:
     """Images of 256 levels."""
     from denoising_diffusion_pytorch import LearnedGaussianDiffusion
 
@@ -443,7 +435,7 @@ class ExactVelocity(nn.Module):
         return data - (x - alpha * data) / sigma
 
 
-def of_exact_velocity(x: Tensor, **options: Any) -> runs.Row:
+def of_exact_velocity(x: Tensor, **options: Any) -> Row:
     denoiser = from_velocity(ExactVelocity(), x)
     diffusion = VPSDE(**whole(denoiser))
     model = DiffusionModel(diffusion, denoiser, event_shape=(4,))
@@ -457,7 +449,7 @@ def of_exact_velocity(x: Tensor, **options: Any) -> runs.Row:
     return {name: bits_per_dim(log_prob, 4) for name, log_prob in log_probs.items()}
 
 
-EXACT: dict[str, Callable[[Tensor], runs.Row]] = {
+EXACT: dict[str, Callable[[Tensor], Row]] = {
     "denoising_diffusion_pytorch: learned variance": of_exact_noise,
     "flow_matching: dopri5": of_exact_velocity,
     "flow_matching: Euler, 20 steps": functools.partial(
@@ -466,19 +458,19 @@ EXACT: dict[str, Callable[[Tensor], runs.Row]] = {
 }
 
 
-def work_exactly(job: runs.Row) -> runs.Row:
+def exactly(job: Row, options: Options) -> Row:
     torch.manual_seed(job["seed"])
     row = EXACT[job["package"]](MIXTURE.sample(DATA, seed=job["seed"]))
     less = {f"{whose}_less_exact": row[whose] - row["exact"] for whose in ("theirs", "ours")}
     return row | less
 
 
-def work(job: runs.Row, steps: int) -> runs.Row:
+def measured(job: Row, options: Options) -> Row:
     torch.manual_seed(job["seed"])
     problem = Digits()
     train_x, test_x = (problem.to_model_space(data) for data in (problem.train, problem.test))
     training = TRAININGS[job["package"]]()
-    module = train(training.module, training.loss, train_x, steps, BATCH)
+    module = train(training.module, training.loss, train_x, 2 if options.small else STEPS, BATCH)
     denoiser = training.read(module, train_x)
     print(check_import(denoiser, test_x))
     row = bits_of(denoiser, train_x, test_x, draws=8)
@@ -488,53 +480,29 @@ def work(job: runs.Row, steps: int) -> runs.Row:
     return row
 
 
-def summarize(out: Path, exact_out: Path, folder: Path) -> None:
-    rows, exact_rows = pd.read_csv(out), pd.read_csv(exact_out)
-    bits = ("bits", *TERMS, "bits_cld", "bits_narrow")
-    for name, measured, columns, ends in (
-        ("packages", rows, bits, ENDS),
-        ("likelihoods", rows[rows.theirs.notna()], ("theirs", "ours", *bits), ()),
-        ("exact", exact_rows, COMPARED, ()),
-    ):
-        write(
-            folder / f"imported-{name}.csv",
-            table_of(measured, "package", columns, ends),
-            [f"python -m tests.benchmarks.imported_packages --seeds {measured.seed.nunique()}"],
-            seeds_in_words(measured),
-            "bits/dim",
-            ["errors are over seeds"],
-            digits=4,
-        )
+def without_likelihoods(job: Row, options: Options) -> Row:
+    row = measured(job, options)
+    return {name: value for name, value in row.items() if name not in ("theirs", "ours")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--packages", nargs="+", default=[*TRAININGS], choices=TRAININGS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--out", type=Path, default=Path("runs/imported-packages.csv"))
-    parser.add_argument("--exact_out", type=Path, default=Path("runs/imported-exact.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the tables made of both files")
-    parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
-    options = parser.parse_args()
-    enter(options.environment, "tests.benchmarks.imported_packages")
-    torch.set_num_threads(1)
-    if options.summary:
-        summarize(options.out, options.exact_out, options.summary)
-        return
-    jobs: list[runs.Row] = [
-        {"seed": seed, "package": name}
-        for seed in range(options.seeds)
-        for name in options.packages
-    ]
-    rows = runs.Rows(options.out, KEY, (*VALUES, "theirs", "ours"))
-    failed = runs.run_all(jobs, lambda job: work(job, options.steps), rows, workers=1)
-    jobs = [{"seed": seed, "package": name} for seed in range(options.seeds) for name in EXACT]
-    rows = runs.Rows(options.exact_out, KEY, COMPARED)
-    failed += runs.run_all(jobs, work_exactly, rows, workers=1)
-    if failed:
-        sys.exit(1)
-
+OF_BOTH = ("denoising_diffusion_pytorch: learned variance", "flow_matching: noise within levels")
+"""Trainings whose packages have a likelihood."""
+FACTS: dict[str, Any] = {
+    "seeds": 3,
+    "unit": "bits/dim",
+    "notes": ["errors are over seeds"],
+    "digits": 4,
+}
+STUDIES = {
+    "imported-packages": Study(
+        without_likelihoods, [{"package": name} for name in TRAININGS], table_of, **FACTS
+    ),
+    "imported-likelihoods": Study(
+        measured, [{"package": name} for name in OF_BOTH], table_of, **FACTS
+    ),
+    "imported-exact": Study(exactly, [{"package": name} for name in EXACT], **FACTS),
+}
 
 if __name__ == "__main__":
-    main()
+    enter(ENVIRONMENT)
+    main("imported_packages", __doc__, STUDIES)

@@ -1,6 +1,6 @@
 """The cost of automatic kernels, beside formulas by hand; run by hand.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.kernel_times --tables docs/measured/data
+    python -m tests.benchmarks.kernel_times --tables docs/measured/data
 
 The law of y_s given x at 256 times, one for each datum of a batch: its mean, covariance, Cholesky
 factor and the factor's inverse, in float64. By hand these are the closed forms of VPSDE and of
@@ -15,21 +15,17 @@ Critically-Damped Langevin Diffusion", 2022, both in the matrices of :mod:`pyro_
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.kernels import inverse_tril
-from tests.benchmarks.documented import write
+from tests.benchmarks.frame import Options, Row, Study, in_turns, main, quartiles
 
 __all__ = ["Law", "cld_by_hand", "vpsde_by_hand"]
 
@@ -92,48 +88,39 @@ def with_gradient(diffusion: LearnedDiffusion, s: Tensor) -> None:
     torch.autograd.grad(total, list(diffusion.parameters()), allow_unused=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tables", type=Path, default=Path("docs/measured/data"))
-    parser.add_argument("--repeat", type=int, default=200)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def times(job: Row, options: Options) -> list[Row]:
+    """All in turns."""
     vpsde, cld = VPSDE(max_log_snr=9.0), CLD(max_log_snr=9.0)
     s = log_snr_times(vpsde, BATCH).detach()
-    runs: dict[tuple[str, str], Callable[[], object]] = {
-        ("VPSDE", "by hand"): lambda: vpsde_by_hand(vpsde.clock(s)),
-        ("VPSDE", "automatic"): lambda: automatic(vpsde, s),
-        ("CLD", "by hand"): lambda: cld_by_hand(cld.clock(s)),
-        ("CLD", "automatic"): lambda: automatic(cld, s),
-        ("MALDA", "automatic"): partial(automatic, MALDA(max_log_snr=9.0), s),
-        ("ALDA", "automatic"): partial(automatic, ALDA(max_log_snr=9.0), s),
+    works: dict[str, Callable[[], object]] = {
+        "VPSDE, by hand": lambda: vpsde_by_hand(vpsde.clock(s)),
+        "VPSDE, automatic": lambda: automatic(vpsde, s),
+        "CLD, by hand": lambda: cld_by_hand(cld.clock(s)),
+        "CLD, automatic": lambda: automatic(cld, s),
+        "MALDA, automatic": partial(automatic, MALDA(max_log_snr=9.0), s),
+        "ALDA, automatic": partial(automatic, ALDA(max_log_snr=9.0), s),
     }
     for K in (2, 3):
         learned = LearnedDiffusion(K, max_log_snr=9.0)
-        runs[f"learned K = {K}", "automatic, with gradient"] = partial(with_gradient, learned, s)
-    times: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
-    for turn in range(options.repeat + 5):
-        for name, run in runs.items():
-            began = time.process_time()
-            run()
-            if turn >= 5:
-                times[name].append(1e3 * (time.process_time() - began))
+        works[f"learned K = {K}, automatic, with gradient"] = partial(with_gradient, learned, s)
+    found = in_turns(works, 3 if options.small else 50)
     rows = []
-    for name, found in times.items():
-        low, middle, high = pd.Series(found).quantile([0.25, 0.5, 0.75])
-        row = {"diffusion": name[0], "kernels": name[1]}
-        rows.append(row | {"milliseconds": middle, "milliseconds_q1": low, "milliseconds_q3": high})
-    write(
-        options.tables / "speed-kernels.csv",
-        pd.DataFrame(rows),
-        [f"OMP_NUM_THREADS=1 python -m tests.benchmarks.kernel_times --repeat {options.repeat}"],
-        "0",
+    for name, values in found.items():
+        diffusion, _, kernels = str(name).partition(", ")
+        row = {"diffusion": diffusion, "kernels": kernels}
+        rows.append(row | quartiles("milliseconds", values))
+    return rows
+
+
+STUDIES = {
+    "speed-kernels": Study(
+        times,
         notes=[
-            f"laws at {BATCH} times, one for each datum of a batch",
+            f"distributions at {BATCH} times, one for each datum of a batch",
             "medians, brackets are quartiles",
         ],
     )
-
+}
 
 if __name__ == "__main__":
-    main()
+    main("kernel_times", __doc__, STUDIES)

@@ -118,10 +118,9 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="of the others")
     parser.add_argument("--out", type=Path, default=Path("runs/measured-images.csv"))
     parser.add_argument("--summary", type=Path, help="folder of the tables made of --out")
-    parser.add_argument("--table", help="name of the table, if it is not that of the run")
     options = parser.parse_args()
     if options.summary:
-        summary.of_images(options.out, options.summary, options.table)
+        summary.of_images(options.out, options.summary)
         return
     rows, jobs = runs.Rows(options.out, KEY, SCORES), []
     for seed in range(options.first_seed, options.first_seed + options.seeds):

@@ -1,8 +1,6 @@
 """Models of rows whose entries are missing at random, beside the distribution of whole rows.
 
-    python -m tests.benchmarks.missing_at_random --seeds 5 --out runs/missing_at_random.csv
-    python -m tests.benchmarks.missing_at_random --out runs/missing_at_random.csv \\
-        --summary docs/measured/data
+    python -m tests.benchmarks.missing_at_random --tables docs/measured/data
 
 Rows are drawn from a known law, and which entries are missing depends on those that are there:
 
@@ -13,7 +11,7 @@ Rows are drawn from a known law, and which entries are missing depends on those 
     survey     a category, integers that those who work alone have, incomes and ages, of which
                incomes are missing by age
 
-A ``Table`` is trained by two ways of training on gaps, ``--gaps fill`` and ``leave_out``; on the
+A ``Table`` is trained by two ways of training on gaps, ``fill`` and ``leave_out``; on the
 survey, some of whose columns do not exist, by the first alone. Gaps of the others are said to be at
 random. Of 5,000 samples, beside 100,000 rows of the law:
 
@@ -27,29 +25,21 @@ random. Of 5,000 samples, beside 100,000 rows of the law:
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from inference import Table
-from tests.benchmarks import runs
-from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+from tests.benchmarks.frame import Options, Row, Study, main, means
 
 Values = NDArray[np.float64]
 WAYS = ("fill", "leave_out")
-KEY = ("seed", "law", "gaps")
-SCORES = ("mean", "deviation", "correlation", "level", "coverage", "cpu_seconds")
-SAMPLES, LAW, DRAWS = 5000, 100_000, 50
+ROWS, SAMPLES, LAW, DRAWS = 1000, 5000, 100_000, 50
 
 
 def logistic(x: Values) -> Values:
@@ -152,64 +142,35 @@ def coverage(table: Table, whole: pd.DataFrame, frame: pd.DataFrame) -> float:
     return float(np.concatenate(inside).mean())
 
 
-def work(job: runs.Row, number: int) -> runs.Row:
+def scores(job: Row, options: Options) -> Row:
     rng = np.random.default_rng([job["seed"], [*LAWS].index(job["law"])])
-    whole, frame = LAWS[job["law"]](rng, number)
+    whole, frame = LAWS[job["law"]](rng, ROWS)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gaps = frame.columns[frame.isna().any()] if job["law"] != "survey" else ["income"]
         kinds = dict.fromkeys(gaps, "mar")
-        table = Table(columns=kinds, seed=job["seed"], gaps=job["gaps"]).fit(frame)
+        steps = 2 if options.small else None
+        table = Table(columns=kinds, seed=job["seed"], gaps=job["gaps"], steps=steps).fit(frame)
         seconds = time.process_time() - start
         found = errors(table.sample(SAMPLES), LAWS[job["law"]](np.random.default_rng(9), LAW)[0])
         return found | {"coverage": coverage(table, whole, frame), "cpu_seconds": seconds}
 
 
-def summarize(file: Path, folder: Path) -> None:
-    """Means over seeds and their standard errors."""
-    rows = pd.read_csv(file)
-    made = []
-    for law in LAWS:
-        for way in WAYS:
-            fits = rows[(rows.law == law) & (rows.gaps == way)]
-            if fits.empty:
-                continue
-            cells: dict[str, object] = {"law": law, "gaps": way}
-            for name in SCORES[:-1]:
-                cells[name], cells[f"{name}_se"] = mean_and_error(fits[name])
-            made.append(cells | {"cpu_seconds": f"{fits.cpu_seconds.mean():.0f}"})
-    command = "python -m tests.benchmarks.missing_at_random --out runs/missing_at_random.csv"
-    notes = ["errors are the largest of all columns; coverage is that of 90% intervals"]
-    write(
-        folder / "gaps-laws.csv", pd.DataFrame(made), [command], seeds_in_words(rows), None, notes
+STUDIES = {
+    "gaps-laws": Study(
+        scores,
+        [
+            {"law": law, "gaps": way}
+            for law in LAWS
+            for way in WAYS
+            if law != "survey" or way == "fill"
+        ],
+        lambda rows: means(rows, ["law", "gaps"], ["cpu_seconds"]),
+        seeds=5,
+        notes=["errors are the largest of all columns; coverage is that of 90% intervals"],
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--laws", nargs="+", default=[*LAWS], choices=LAWS)
-    parser.add_argument("--gaps", nargs="+", default=WAYS, choices=WAYS)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("runs/missing_at_random.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
-    options = parser.parse_args()
-    if options.summary:
-        summarize(options.out, options.summary)
-        return
-    torch.set_num_threads(1)
-    jobs: list[dict[str, Any]] = [
-        {"seed": seed, "law": law, "gaps": way}
-        for seed in range(options.seeds)
-        for law in options.laws
-        for way in options.gaps
-        if law != "survey" or way == "fill"
-    ]
-    rows = runs.Rows(options.out, KEY, SCORES)
-    if runs.run_all(jobs, lambda job: work(job, options.rows), rows, workers=1):
-        sys.exit(1)
-
+}
 
 if __name__ == "__main__":
-    main()
+    main("missing_at_random", __doc__, STUDIES)

@@ -19,9 +19,6 @@ The scores are the exact one of a Gaussian mixture, of which one added weight is
 noise predictions of digits after 400 steps. *Work* is the variance of a gradient times the
 processor time of the loss with its gradient, less is better, as a multiple of the library's.
 
-``--warm`` trains noise predictions of points in the plane with and without the warm start that the
-paper's code has: at first the loss is ‖ε_θ - ε‖² at even times, for CLD of the noise of v alone.
-
 Source of the objectives: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1; Hyvärinen,
 "Estimation of Non-Normalized Statistical Models by Score Matching", 2005.
 """
@@ -42,17 +39,12 @@ from torch import Tensor
 
 from inference.experiment import TABLES, train_all
 from inference.folders.loading import load_trained
-from inference.settings.options import Training
-from inference.settings.plan import build
 from pyro_mdm import (
     CLD,
-    MDM_ELBO,
     VPSDE,
-    DiffusionModel,
     LearnedDiffusion,
     LinearDiffusion,
     NoisePrediction,
-    bound,
     randomness,
 )
 from pyro_mdm.diffusions.closed import volume_growth
@@ -60,8 +52,8 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import BoundScore
 from pyro_mdm.paths.flow import Probes, divergence, with_divergence
-from pyro_mdm.scores.base import Score, call_on_state
-from tests.benchmarks.documented import interval, mean_and_error, write
+from pyro_mdm.scores.base import Score
+from tests.benchmarks.frame import Options, Row, Study, main, quartiles
 from tests.problems import ExactNoise, GaussianMixture
 
 __all__ = ["OBJECTIVES", "Times", "half_square", "implicit", "not_hybrid"]
@@ -253,17 +245,12 @@ def rows(
         row["loss_deviation"] = float(one.loss.mean().sqrt()) / unit
         row["milliseconds"] = one.milliseconds
         # each group's beside the mean of the library's, so that quartiles show one group's error
-        ratio = (one.gradient / ours.gradient.mean()).sort().values
-        row |= _quartiles("gradient_variance", ratio)
-        row |= _quartiles("work", ratio * (one.milliseconds / ours.milliseconds))
+        ratio = pd.Series((one.gradient / ours.gradient.mean()).tolist())
+        row |= quartiles("gradient_variance", ratio)
+        row |= quartiles("work", ratio * (one.milliseconds / ours.milliseconds))
         found.append(row)
         print(row, flush=True)
     return found
-
-
-def _quartiles(name: str, values: Tensor) -> dict[str, float]:
-    low, middle, high = (float(values.quantile(q)) for q in (0.25, 0.5, 0.75))
-    return {name: middle, f"{name}_q1": low, f"{name}_q3": high}
 
 
 def exact(batches: int) -> list[dict[str, Any]]:
@@ -305,109 +292,31 @@ def trained(folder: Path, batches: int) -> list[dict[str, Any]]:
     return found
 
 
-# -- a warm start ----------------------------------------------------------------------------------
+def variances(job: Row, options: Options) -> list[Row]:
+    """Rows of all objectives of one kind of score."""
+    batches = 2 if options.small else options.batches
+    if job["score"] == "exact":
+        return exact(batches)
+    return trained(options.runs, batches)
 
 
-def noise_loss(model: DiffusionModel, x: Tensor, auxiliary: bool) -> Tensor:
-    """‖ε_θ - ε‖², unweighted, at even times; of the auxiliary variables' noise alone if asked."""
-    diffusion = model.diffusion
-    with torch.no_grad():
-        start, end = float(diffusion.start_time), diffusion.horizon
-        s = start + (end - start) * randomness.low_discrepancy(len(x), x.device)
-        law = diffusion.marginal(s)
-    shape = (len(x), diffusion.num_variables, *x.shape[1:])
-    noise = randomness.normal(shape, x.dtype, x.device)
-    y = outer(law.mean, x) + apply_matrix(law.scale_tril, noise)
-    error = call_on_state(model.score_function, y, law.log_snr, 1) - noise
-    return (error[:, 1:] if auxiliary else error).square().flatten(1).sum(1).mean()
-
-
-def bits_after(guide: str, warm: int, seed: int, steps: int) -> float:
-    """Training of a noise prediction on points of the plane: bits/dim of the test data."""
-    torch.manual_seed(seed)
-    named: dict[str, Any] = {"vpsde": {"guide": "vpsde"}, "cld": {"guide": "cld"}}
-    named["learned2"] = {"guide": "learned", "num_variables": 2}
-    settings = Training(model="toy", score="noise", seed=seed, **named[guide])
-    problem, model, programs = build(settings)
-    x, test = (problem.to_model_space(part) for part in (problem.train, problem.test))
-    learned = [p for p in model.diffusion.parameters() if p.requires_grad]
-    groups = [{"params": list(model.score_function.parameters())}]
-    if learned:
-        groups.append({"params": learned, "lr": settings.diffusion_learning_rate})
-    adam = torch.optim.Adam(groups, lr=problem.learning_rate)
-    loss = MDM_ELBO()(model, programs)
-    for step in range(steps):
-        batch = x[torch.randint(len(x), (BATCH,))]
-        adam.zero_grad()
-        if step < warm:
-            value = noise_loss(model, batch, auxiliary=guide == "cld")
-        else:
-            value = loss(batch) / len(batch)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], x[0].numel())
-        adam.step()
-    bits = bound(model, programs, test[:500], draws=16).bits_per_dim.mean
-    print(f"{guide} seed {seed}, {warm} of {steps} steps warm: {bits:.3f} bits/dim", flush=True)
-    return bits
-
-
-def warm_starts(seeds: int, steps: int, warm: int) -> pd.DataFrame:
-    found = []
-    for guide in diffusions():
-        pairs = [
-            [bits_after(guide, first, seed, steps) for first in (0, warm)] for seed in range(seeds)
-        ]
-        frame = pd.DataFrame(pairs, columns=["cold", "warm"])
-        row: dict[str, Any] = {"diffusion": guide}
-        for name in ("cold", "warm"):
-            row[f"{name}_bits_per_dim"], row[f"{name}_bits_per_dim_se"] = mean_and_error(
-                frame[name]
-            )
-        ends = ("warm_less_cold", "warm_less_cold_low", "warm_less_cold_high")
-        row |= dict(zip(ends, interval(frame.warm - frame.cold), strict=True))
-        found.append(row)
-    return pd.DataFrame(found)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--runs", type=Path, default=Path("runs/auxiliary"), help="their folder")
-    parser.add_argument("--tables", type=Path, default=Path("docs/measured/data"))
-    parser.add_argument("--batches", type=int, default=20, help="in each of 8 groups")
-    parser.add_argument("--warm", action="store_true", help="trainings with a warm start alone")
-    parser.add_argument("--seeds", type=int, default=2, help="of these trainings")
-    parser.add_argument("--steps", type=int, default=400, help="of these trainings")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    command = "python -m tests.benchmarks.objectives"
-    if options.warm:
-        steps, first = options.steps, options.steps // 4
-        write(
-            options.tables / "objectives-warm.csv",
-            warm_starts(options.seeds, steps, first),
-            [f"{command} --warm --seeds {options.seeds} --steps {steps}"],
-            ", ".join(map(str, range(options.seeds))),
-            "bits/dim",
-            [
-                f"points of the plane (toy), noise predictions, {steps} steps of {BATCH} by Adam, "
-                f"the first {first} of a warm start fit the noise; 500 test data",
-                "± is the standard error over seeds; intervals are 95%, paired by seed",
-            ],
-        )
-        return
-    found = exact(options.batches) + trained(options.runs, options.batches)
-    write(
-        options.tables / "objectives-variance.csv",
-        pd.DataFrame(found),
-        [f"{command} --batches {options.batches}"],
-        "0",
+STUDIES = {
+    "objectives-variance": Study(
+        variances,
+        [{"score": "exact"}, {"score": "trained on digits"}],
         notes=[
-            f"batches of {BATCH}, {GROUPS} groups of {options.batches}",
+            f"batches of {BATCH}, {GROUPS} groups",
             "Deviations of a batch's mean in bits/dim; time of a processor, with the gradient",
             "Variance and work are multiples of the library's; brackets are quartiles over groups",
         ],
     )
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, default=Path("runs/auxiliary"), help="their folder")
+    parser.add_argument("--batches", type=int, default=20, help="in each of 8 groups")
 
 
 if __name__ == "__main__":
-    main()
+    main("objectives", __doc__, STUDIES, arguments)

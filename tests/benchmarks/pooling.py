@@ -1,7 +1,6 @@
 """Coverage of 95% intervals by Rubin's rules over draws of a ``Table``, in simulated tables.
 
-    python -m tests.benchmarks.pooling --runs 100 --out runs/pooling.csv
-    python -m tests.benchmarks.pooling --out runs/pooling.csv --summary docs/measured/data
+    python -m tests.benchmarks.pooling --tables docs/measured/data
 
 A table of 400 rows is drawn from a known law, entries are removed, a ``Table`` is trained and makes
 20 completed tables, with ``proper`` and without:
@@ -22,37 +21,24 @@ in income between those who smoke and others. Of the seeds of a mechanism:
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.tables import Table, pooled
-from tests.benchmarks import runs
-from tests.benchmarks.documented import mean_and_error, write
+from tests.benchmarks.documented import mean_and_error
+from tests.benchmarks.frame import Options, Row, Study, main
 
 Values = NDArray[np.float64]
 Rng = np.random.Generator
 ROWS, DRAWS, POPULATION = 400, 20, 1_000_000
-KEY = ("seed", "mechanism")
 QUANTITIES = {"pair at random": ["mean", "slope"], "pair by x": ["mean", "slope"]}
 QUANTITIES |= {"survey": ["mean", "slope", "difference"]}
-SCORES = ("covered", "error", "width")
-TIMES = [f"cpu_seconds_{what}" for what in ("fit", "improper", "proper")]
-VALUES = [
-    f"{quantity}_{how}_{score}"
-    for quantity in QUANTITIES["survey"]
-    for how in ("improper", "proper")
-    for score in SCORES
-]
 
 
 def logistic(x: Values) -> Values:
@@ -125,7 +111,7 @@ def truths(mechanism: str) -> dict[str, float]:
     return estimates(MECHANISMS[mechanism][0](np.random.default_rng(9), POPULATION))[0]
 
 
-def work(job: runs.Row, steps: int | None) -> runs.Row:
+def scores(job: Row, options: Options) -> Row:
     rng = np.random.default_rng([job["seed"], [*MECHANISMS].index(job["mechanism"])])
     law, remove = MECHANISMS[job["mechanism"]]
     truth = truths(job["mechanism"])
@@ -133,8 +119,8 @@ def work(job: runs.Row, steps: int | None) -> runs.Row:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         start = time.process_time()
-        table = Table(steps=steps, seed=job["seed"], device="cpu").fit(frame)
-        cells: runs.Row = {"cpu_seconds_fit": time.process_time() - start}
+        table = Table(steps=2 if options.small else 100, seed=job["seed"], device="cpu").fit(frame)
+        cells: Row = {"cpu_seconds_fit": time.process_time() - start}
         for how in ("improper", "proper"):
             start = time.process_time()
             draws = table.impute(frame, DRAWS, proper=how == "proper")
@@ -147,13 +133,15 @@ def work(job: runs.Row, steps: int | None) -> runs.Row:
     return cells
 
 
-def summarize(file: Path, folder: Path, steps: int) -> None:
+def summarized(rows: pd.DataFrame) -> pd.DataFrame:
     """Coverage and widths by mechanism and quantity, and the ratios of times."""
-    rows, made = pd.read_csv(file), []
+    made = []
     for mechanism, quantities in QUANTITIES.items():
         fits = rows[rows.mechanism == mechanism]
+        if fits.empty:
+            continue
         for quantity in quantities:
-            cells: dict[str, object] = {"mechanism": mechanism, "quantity": quantity}
+            cells: Row = {"mechanism": mechanism, "quantity": quantity}
             for how in ("improper", "proper"):
                 errors = fits[f"{quantity}_{how}_error"]
                 scores = {"covered": fits[f"{quantity}_{how}_covered"], "bias": errors}
@@ -165,37 +153,21 @@ def summarize(file: Path, folder: Path, steps: int) -> None:
             whole = (fits.cpu_seconds_fit + fits.cpu_seconds_proper).sum()
             whole /= (fits.cpu_seconds_fit + fits.cpu_seconds_improper).sum()
             made.append(cells | {"time_of_draws": draws, "time": whole, "tables": len(fits)})
-    command = f"python -m tests.benchmarks.pooling --runs {rows.seed.nunique()} --steps {steps} "
-    notes = [
-        "bias and square are of errors in standard errors; times are relative to those without "
-        "proper: of the draws, and of fit and draws"
-    ]
-    seeds = f"{rows.seed.min()} to {rows.seed.max()}"
-    commands = [command + f"--out runs/{file.name}"]
-    write(folder / "imputation-pooling.csv", pd.DataFrame(made), commands, seeds, None, notes)
+    return pd.DataFrame(made)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=100, help="tables of each mechanism")
-    parser.add_argument("--mechanisms", nargs="+", default=[*MECHANISMS], choices=MECHANISMS)
-    parser.add_argument("--steps", type=int, default=100, help="training steps")
-    parser.add_argument("--out", type=Path, default=Path("runs/pooling.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
-    options = parser.parse_args()
-    if options.summary:
-        summarize(options.out, options.summary, options.steps)
-        return
-    torch.set_num_threads(1)
-    jobs = [
-        {"seed": seed, "mechanism": mechanism}
-        for seed in range(options.runs)
-        for mechanism in options.mechanisms
-    ]
-    rows = runs.Rows(options.out, KEY, [*VALUES, *TIMES])
-    if runs.run_all(jobs, lambda job: work(job, options.steps), rows, workers=1):
-        sys.exit(1)
-
+STUDIES = {
+    "imputation-pooling": Study(
+        scores,
+        [{"mechanism": mechanism} for mechanism in MECHANISMS],
+        summarized,
+        seeds=100,
+        notes=[
+            "bias and square are of errors in standard errors; times are relative to those without "
+            "proper: of the draws, and of fit and draws"
+        ],
+    )
+}
 
 if __name__ == "__main__":
-    main()
+    main("pooling", __doc__, STUDIES)

@@ -1,20 +1,16 @@
-"""Posteriors of the public benchmark of simulators: ours beside others, against its references.
+"""Posteriors of the public benchmark of simulators, against its references and published results.
 
     python -m tests.benchmarks.arena.peers
     python -m tests.benchmarks.posteriors --workers 2 --out runs/posteriors.csv
-    python -m tests.benchmarks.posteriors --out runs/posteriors.csv --summary docs/measured/data
     python -m tests.benchmarks.posteriors --out runs/posteriors.csv --published docs/measured/data
 
-The first makes the environment of the others and of the references, the second adds to its file
-what it has not yet, and the third writes the tables of the documentation. The fourth writes those
-beside the published results of the benchmark (arena/published.py), of the rows that have all folds
-and observations. On processors with AVX-512, ``OPENBLAS_CORETYPE=SKYLAKEX`` may halve the time of
-C2ST. The tasks are programs in
-arena/tasks.py, which arena/checks.py compares with the references; methods are described in
-arena/methods.py, scores in arena/scores.py. A method learns one posterior from the simulations of a
-seed, which are the same for all methods, and is asked for that of each observation. It is a process
-of one thread. ``npe_same_time`` and so on are trained for the processor time that ours took in the
-same file, which has to be there or to be asked for. Scores of an observation are
+The first fetches the references, the second adds to its file what it has not yet, and the third
+writes the tables of the documentation beside the published results (arena/published.py), of the
+rows that have all folds and observations. On processors with AVX-512,
+``OPENBLAS_CORETYPE=SKYLAKEX`` may halve the time of C2ST. The tasks are programs in arena/tasks.py;
+methods are described in arena/methods.py, scores in arena/scores.py. A method learns one posterior
+from the simulations of a seed, which are the same for all methods, and is asked for that of each
+observation. It is a process of one thread. Scores of an observation are
 
     c2st         the accuracy of a classifier that tells the posterior's draws from the reference
     log_prob     the mean log density of reference draws by the posterior, nats
@@ -38,16 +34,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from pyro_mdm.posteriors import simulate
 from tests.benchmarks import runs
-from tests.benchmarks.arena import published, summary
-from tests.benchmarks.arena.methods import NAMES, OF_PEERS, OURS, SAME_TIME, Problem
+from tests.benchmarks.arena import published
+from tests.benchmarks.arena.methods import METHODS, Problem
 from tests.benchmarks.arena.references import ENVIRONMENT, OBSERVATIONS, read
 from tests.benchmarks.arena.tasks import TASKS, flat
-from tests.benchmarks.environments import python_of
 
 FIT = ("task", "simulations", "seed", "method")
 KEY = (*FIT, "observation")
@@ -90,32 +84,18 @@ def problem_of(fit: runs.Row, observations: Sequence[int], options: argparse.Nam
         draws=options.draws,
         densities=options.densities,
         folds=options.folds,
-        limit=seconds_of_ours(fit, options.out) if fit["method"].endswith(SAME_TIME) else None,
     )
-
-
-def seconds_of_ours(fit: runs.Row, file: Path) -> float:
-    """The processor time of our fit to the same simulations (RuntimeError: there is none)."""
-    rows = pd.read_csv(file)
-    own = rows[rows.method == OURS]
-    for name in ("task", "simulations", "seed"):
-        own = own[own[name] == fit[name]]
-    if own.empty:
-        raise RuntimeError(f"{file} has no row of ours of the same simulations")
-    return float(own.fit_seconds.iloc[-1])
 
 
 def do(fit: runs.Row, rows: runs.Rows, options: argparse.Namespace) -> None:
     """Add the rows of a fit that are not there."""
     observations = [k for k in options.observations if not rows.has(fit | {"observation": k})]
-    method = fit["method"].removesuffix(SAME_TIME)
-    python = python_of(options.environment) if method in OF_PEERS else sys.executable
     with runs.folder() as name:
         with SIMULATING:
             problem = problem_of(fit, observations, options)
         problem.save(Path(name))
         package = "tests.benchmarks.arena"
-        runs.run_process(python, f"{package}.methods", [method, name], options.limit)
+        runs.run_process(sys.executable, f"{package}.methods", [fit["method"], name], options.limit)
         runs.run_process(sys.executable, f"{package}.scores", [name], options.limit)
         scores = json.loads((Path(name) / "scores.json").read_text())
     costs = {cost: getattr(options, cost) for cost in COSTS}
@@ -127,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--simulations", nargs="+", type=int, default=[1_000, 10_000, 30_000])
-    parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument(
@@ -139,18 +119,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=200, help="simulations for coverage; 0: none")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--limit", type=float, default=7200.0, help="seconds of a method")
-    parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="of the others")
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="of the references")
     parser.add_argument("--out", type=Path, default=Path("runs/posteriors.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
     parser.add_argument(
         "--published", type=Path, help="folder of the tables of --out beside published results"
     )
     options = parser.parse_args()
     if options.published:
         published.write_tables(options.out, options.published, options.environment)
-        return
-    if options.summary:
-        summary.of_posteriors(options.out, options.summary)
         return
     rows = runs.Rows(options.out, KEY, (*SCORES, *COSTS))
     fits = [
@@ -165,11 +141,7 @@ def main() -> None:
         for fit in fits
         if not all(rows.has(fit | {"observation": k}) for k in options.observations)
     ]
-    # those that take as long as ours are last, when it is known how long that is
-    failed = []
-    for last in (False, True):
-        own = [fit for fit in asked if fit["method"].endswith(SAME_TIME) == last]
-        failed += runs.do_all(own, lambda fit: do(fit, rows, options), options.workers)
+    failed = runs.do_all(asked, lambda fit: do(fit, rows, options), options.workers)
     sys.exit(f"{len(failed)} fits failed" if failed else 0)
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.sample_quality mixture
     python -m tests.benchmarks.sample_quality runs/digits-vpsde-0-0 --guides vpsde cld malda alda
-    python -m tests.benchmarks.sample_quality --table --plot docs/measured/samplers.png
+    python -m tests.benchmarks.sample_quality --plot docs/measured/samplers.png
 
 ``mixture`` has exact scores; a run's denoiser serves every guide, and a run with a score of the raw
 state its own alone. Quality is the squared energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of
@@ -180,36 +180,6 @@ def read(out: Path) -> list[dict[str, str]]:
 
 # -- for people ------------------------------------------------------------------------------------
 
-SHOWN = (
-    *(("euler", 20), ("euler", 100), ("euler", 500)),
-    *(("exponential-2", 5), ("exponential-2", 10), ("exponential-2", 20), ("exponential-2", 50)),
-    *(("stochastic-2", 20), ("stochastic-2", 50)),
-)
-
-
-def table(rows: list[dict[str, str]]) -> str:
-    """Distances of some samplers at some numbers of calls, in Markdown, in thousandths.
-
-    In the features of the classifier, where there is one.
-    """
-    head = ["data", "score", "guide", *(f"{name} {calls}" for name, calls in SHOWN)]
-    lines = [head, ["---"] * len(head)]
-    known = {tuple(row[c] for c in COLUMNS[:6]): row for row in rows}
-    for key in dict.fromkeys(tuple(row[c] for c in COLUMNS[:3]) for row in rows):
-        cells = []
-        for name, calls in SHOWN:
-            spaces = (known.get((*key, name, str(calls), of)) for of in ("features", "x"))
-            row = next((row for row in spaces if row is not None), None)
-            if row is None:
-                cells.append("")
-                continue
-            value, error = (1000 * float(row[c]) for c in ("distance", "error"))
-            digits = 0 if error >= 1 else 1
-            cells.append(f"{value:.{digits}f} ± {error:.{digits}f}")
-        if any(cells):
-            lines.append([*key, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
 
 def plot(rows: list[dict[str, str]], out: Path) -> None:
     """Distance against calls: a panel for each data set and score, a line for each diffusion.
@@ -250,7 +220,6 @@ def plot(rows: list[dict[str, str]], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--table", action="store_true", help="of --out, in Markdown")
     parser.add_argument("--plot", type=Path, help="of --out, as a .png")
     parser.add_argument("source", nargs="?", help="mixture, or a run's folder")
     parser.add_argument("--guides", nargs="*", default=list(PRESETS), help="run:FOLDER too, or own")
@@ -262,8 +231,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality.csv"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.table:
-        print(table(read(options.out)))
     if options.plot is not None:
         plot(read(options.out), options.plot)
     if options.source is None:

@@ -1,6 +1,6 @@
 """The errors of a simulated bound: the bias of the step, and the spread of its estimators.
 
-    python -m tests.benchmarks.simulation
+    python -m tests.benchmarks.simulation --tables docs/measured/data
 
 The bound of a Gaussian model under a linear diffusion is known in closed form. Here the diffusion
 is simulated as if it were not. Data are 8 points of the plane; nats per datum. The score is wrong
@@ -9,7 +9,6 @@ on purpose, -0.8 y: with the exact one some errors would vanish.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
 from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.simulated.path_integral import PathIntegral, path_integral
 from pyro_mdm.simulated.paths import SimulatedPath
+from tests.benchmarks.frame import Options, Row, Study, main
 from tests.problems import learned
 
 DIFFUSIONS: dict[str, Callable[[], LinearDiffusion]] = {
@@ -64,60 +64,67 @@ def estimate(
         return law.log_prob(path) - simulated.prior.log_prob(y) + found.value, found
 
 
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Of independent values."""
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+def data(options: Options) -> tuple[Tensor, int]:
+    """Eight points of the plane, and how many paths of each."""
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return x, 20 if options.small else 2_500
 
 
-def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--paths", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    data = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    x = data.repeat(options.paths // 8, 1)
+def bias(job: Row, options: Options) -> Row:
+    """The simulated bound less that in closed form."""
+    diffusion, (x, paths) = DIFFUSIONS[job["diffusion"]](), data(options)
+    objective = {"ISM": "ism", "local DSM": "local_dsm"}[job["estimator"]]
+    step = 1 / job["steps_per_unit"]
+    settings = Simulation(step, 16, job["solver"], objective=objective)  # type: ignore[arg-type]
+    found, _ = estimate(diffusion, settings, x.repeat(paths, 1), job["seed"])
+    less = closed_form(diffusion, x).repeat(paths) - found
+    error = float(less.std()) / math.sqrt(len(less))
+    return {"less_closed_form": float(less.mean()), "less_closed_form_se": error}
 
-    print("bias: simulated bound − closed form, nats ± standard error")
-    steps = (16, 32, 64, 128)
-    print(f"{'':36}" + "".join(f"{f'step 1/{n}':>20}" for n in steps))
-    for name, make in DIFFUSIONS.items():
-        diffusion = make()
-        exact = closed_form(diffusion, data).repeat(options.paths // 8)
-        for solver, objective in (("srk", "ism"), ("srk", "local_dsm"), ("euler", "ism")):
-            cells = []
-            for n in steps:
-                settings = Simulation(1 / n, 16, solver, objective=objective)  # type: ignore[arg-type]
-                found, _ = estimate(diffusion, settings, x, options.seed)
-                mean, error = mean_and_error(exact - found)
-                cells.append(f"{f'{mean:+.3f} ± {error:.3f}':>20}")
-            print(f"{name:16}{solver:>8}{objective:>12}" + "".join(cells), flush=True)
 
-    print(
-        "\nspread: standard deviation of one path's estimate for a datum, nats, its part by probes"
-    )
-    for name, make in DIFFUSIONS.items():
-        diffusion = make()
-        for settings in (
-            Simulation(1 / 32, points=1),
-            Simulation(1 / 32, points=4),
-            Simulation(1 / 32, points=16),
-            Simulation(1 / 32, points=4, probes=2),
-            Simulation(1 / 32, points=4, probes=2, probe_law="gaussian"),
-            Simulation(1 / 32, points=4, probes=8, probe_law="gaussian"),
-            Simulation(1 / 32, points=4, objective="local_dsm"),
-        ):
-            began = time.perf_counter()
-            values, found = estimate(diffusion, settings, x, options.seed)
-            seconds = time.perf_counter() - began
-            within = values.reshape(-1, 8).var(0).mean().sqrt()
-            probes = found.probe_variance.mean().sqrt()
-            what = f"{settings.objective}, {settings.points} points"
-            if settings.objective == "ism":
-                law = "" if settings.probes in (None, "exact") else f" {settings.probe_law}"
-                what += f", probes {settings.probes or 'exact'}{law}"
-            print(f"{name:16}{what:44}{within:10.2f}{probes:10.2f}{seconds:10.2f} s", flush=True)
+PATHS: dict[tuple[int, str], Simulation] = {
+    (1, "exact"): Simulation(1 / 32, points=1),
+    (4, "exact"): Simulation(1 / 32, points=4),
+    (16, "exact"): Simulation(1 / 32, points=16),
+    (4, "2 Gaussian probes"): Simulation(1 / 32, points=4, probes=2, probe_law="gaussian"),
+    (4, "8 Gaussian probes"): Simulation(1 / 32, points=4, probes=8, probe_law="gaussian"),
+    (4, "2 Rademacher probes"): Simulation(1 / 32, points=4, probes=2),
+    (4, "local DSM"): Simulation(1 / 32, points=4, objective="local_dsm"),
+}
 
+
+def spread(job: Row, options: Options) -> Row:
+    """The standard deviation of one path's estimate for a datum under CLD, and probes' part."""
+    settings = PATHS[job["points"], job["divergence"]]
+    x, paths = data(options)
+    began = time.perf_counter()
+    values, found = estimate(DIFFUSIONS["CLD"](), settings, x.repeat(paths, 1), job["seed"])
+    seconds = time.perf_counter() - began
+    deviation = float(values.reshape(-1, 8).var(0).mean().sqrt())
+    probes = float(found.probe_variance.mean().sqrt())
+    return {"standard_deviation": deviation, "part_of_probes": probes, "seconds": seconds}
+
+
+SOLVERS = (("srk", "ISM"), ("srk", "local DSM"), ("euler", "ISM"))
+STUDIES = {
+    "simulation-bias": Study(
+        bias,
+        [
+            {"diffusion": name, "solver": solver, "estimator": estimator, "steps_per_unit": n}
+            for name in DIFFUSIONS
+            for solver, estimator in SOLVERS
+            for n in (16, 32, 64, 128)
+        ],
+        unit="nats",
+        notes=["Simulated bound − closed form, 20,000 paths", "± is the standard error over paths"],
+    ),
+    "simulation-spread": Study(
+        spread,
+        [{"points": points, "divergence": divergence} for points, divergence in PATHS],
+        unit="nats",
+        notes=["The estimate of one path for CLD, steps of 1/32; the time is for all paths"],
+    ),
+}
 
 if __name__ == "__main__":
-    main()
+    main("simulation", __doc__, STUDIES)

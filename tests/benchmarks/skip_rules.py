@@ -1,7 +1,6 @@
 """Rules by which columns do not exist for some rows, found in surveys whose rules are known.
 
-    python -m tests.benchmarks.skip_rules --out runs/skip_rules.csv
-    python -m tests.benchmarks.skip_rules --out runs/skip_rules.csv --summary docs/measured/data
+    python -m tests.benchmarks.skip_rules --tables docs/measured/data
 
 A survey has four to eight questions for everybody: age, sex, work, region, income, a date and two
 scales. Of their answers 3% are missing at random. Four more columns have gaps. Two exist by a rule,
@@ -25,8 +24,6 @@ Rules hold for 15 to 80% of the people. 2,000 new rows of a survey tell how righ
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +32,7 @@ from numpy.typing import NDArray
 
 from pyro_mdm.tables.columns import fit_columns
 from pyro_mdm.tables.columns.gaps import skip_rules
-from tests.benchmarks.documented import seeds_in_words, write
+from tests.benchmarks.frame import Options, Row, Study, main
 
 RULES = ("level", "below", "between", "both", "either")
 SIZES = (300, 500, 800, 1500, 5000)
@@ -177,21 +174,20 @@ def a_survey(rng: np.random.Generator, n: int, kinds: tuple[str, str]) -> Survey
     return Survey(whole, table, rules)
 
 
-def work(seed: int, n: int) -> list[dict[str, object]]:
+def found_in(job: Row, options: Options) -> list[Row]:
     """What is found in a survey, a row for each column that has gaps."""
+    seed, n = job["seed"], job["rows"]
     rng = np.random.default_rng([seed, n])
     kinds = RULES[seed % 5], RULES[seed // 5 % 5]
     whole, table, rules = a_survey(rng, n, kinds)
     found = skip_rules(fit_columns(whole, np.ones(n, dtype=bool)), table)
     new = answers(rng, NEW)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for name, kind in zip(ASKED, (*kinds, "chance", "random"), strict=True):
         truth = rules[name].holds(new) if name in rules else np.zeros(NEW, dtype=bool)
         said = found[name].holds(new) == 1 if name in found else np.zeros(NEW, dtype=bool)
         rows.append(
             {
-                "rows": n,
-                "seed": seed,
                 "column": name,
                 "rule": kind,
                 "found": int(name in found),
@@ -213,10 +209,15 @@ def share(rows: pd.DataFrame, of: str, all_of: str | None = None) -> tuple[float
     return float(value), float(np.sqrt((residuals**2).sum()) / sums[:, 1].sum())
 
 
-def summarize(file: Path, folder: Path) -> None:
-    """Shares of all surveys of a size, and recall by kind of rule."""
-    rows = pd.read_csv(file)
-    made: dict[str, list[dict[str, object]]] = {"sizes": [], "kinds": []}
+def cells(names: Row, shares: dict[str, tuple[float, float]]) -> Row:
+    for name, (value, error) in shares.items():
+        names |= {name: value, f"{name}_se": error}
+    return names
+
+
+def by_size(rows: pd.DataFrame) -> pd.DataFrame:
+    """Shares of all surveys of a size."""
+    made = []
     for n, surveys in rows.groupby("rows"):
         ruled = surveys[surveys.rule.isin(RULES)]
         shares = {
@@ -225,45 +226,42 @@ def summarize(file: Path, folder: Path) -> None:
             "recognized": share(ruled, "recognized", "absent"),
             "mistaken": share(surveys, "mistaken", "existing"),
         }
-        made["sizes"].append(_cells({"rows": f"{n}"}, shares))
-        kinds = {kind: share(ruled[ruled.rule == kind], "right") for kind in RULES}
-        hidden = ("by chance", "at random")
-        kinds |= {kind: share(surveys[surveys.rule == kind.split()[1]], "found") for kind in hidden}
-        made["kinds"] += [
-            _cells({"rows": f"{n}", "gaps": kind}, {"found": value})
-            for kind, value in kinds.items()
-        ]
-    command = "python -m tests.benchmarks.skip_rules --out runs/skip_rules.csv"
-    notes = {
-        "sizes": "shares of 200 surveys, with errors over surveys",
-        "kinds": "shares of columns with a rule that is right; by chance and at random, with any",
-    }
-    for name, cells in made.items():
-        table = pd.DataFrame(cells)
-        seeds = seeds_in_words(rows)
-        write(folder / f"gaps-rules-{name}.csv", table, [command], seeds, None, [notes[name]], 4)
+        made.append(cells({"rows": f"{n}"}, shares))
+    return pd.DataFrame(made)
 
 
-def _cells(names: dict[str, object], shares: dict[str, tuple[float, float]]) -> dict[str, object]:
-    for name, (value, error) in shares.items():
-        names |= {name: value, f"{name}_se": error}
-    return names
+def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
+    """Recall by kind of rule."""
+    kinds = [(kind, kind, "right") for kind in RULES]
+    kinds += [("by chance", "chance", "found"), ("at random", "random", "found")]
+    return pd.DataFrame(
+        cells({"rows": f"{n}", "gaps": name}, {"found": share(part, column)})
+        for n, surveys in rows.groupby("rows")
+        for name, kind, column in kinds
+        for part in [surveys[surveys.rule == kind]]
+        if len(part)
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--out", type=Path, default=Path("runs/skip_rules.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the tables made of --out")
-    options = parser.parse_args()
-    if options.summary:
-        summarize(options.out, options.summary)
-        return
-    rows = [row for n in options.sizes for seed in range(options.seeds) for row in work(seed, n)]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(options.out, index=False)
-
+SURVEYS = [{"rows": n} for n in SIZES]
+STUDIES = {
+    "gaps-rules-sizes": Study(
+        found_in,
+        SURVEYS,
+        by_size,
+        seeds=200,
+        notes=["shares of 200 surveys, with errors over surveys"],
+        digits=4,
+    ),
+    "gaps-rules-kinds": Study(
+        found_in,
+        SURVEYS,
+        by_kind,
+        seeds=200,
+        notes=["shares of columns with a rule that is right; by chance and at random, with any"],
+        digits=4,
+    ),
+}
 
 if __name__ == "__main__":
-    main()
+    main("skip_rules", __doc__, STUDIES)

@@ -1,4 +1,4 @@
-"""Samples of tables: a diffusion beside ForestDiffusion, a copula and the training rows themselves.
+"""Samples of tables: a diffusion beside a copula and the training rows themselves.
 
     python -m tests.benchmarks.tables.peers
     python -m tests.benchmarks.table_samples --workers 2 --out runs/samples.csv
@@ -32,11 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.benchmarks import runs
-from tests.benchmarks.environments import python_of
 from tests.benchmarks.tables import summary
 from tests.benchmarks.tables.data import ENVIRONMENT, TABLES, Problem, read
 from tests.benchmarks.tables.generators import GENERATORS
-from tests.benchmarks.tables.methods import OF_PEERS, levels_of
+from tests.benchmarks.tables.methods import levels_of
 
 Numbers = NDArray[np.float64]
 KEY = ("seed", "table", "method")
@@ -138,13 +137,11 @@ def scores_of(problem: Problem, samples: Numbers, target: int) -> runs.Row:
 
 def work(job: runs.Row, options: argparse.Namespace) -> runs.Row:
     problem = problem_of(job["table"], job["seed"], options.environment)
-    method = job["method"]
-    python = python_of(options.environment) if method in OF_PEERS else sys.executable
     with runs.folder() as name:
         folder = Path(name)
         problem.save(folder)
         module = "tests.benchmarks.tables.generators"
-        runs.run_process(python, module, [method, name], options.limit)
+        runs.run_process(sys.executable, module, [job["method"], name], options.limit)
         samples = np.load(folder / "rows.npy")
         seconds = float((folder / "seconds.txt").read_text())
     target = problem.names.index(TABLES[job["table"]].target)

@@ -6,8 +6,7 @@
 For CIFAR-sized images of random codes, the discrete denoiser and CLD:
 
 * a training step (batch, transform, bound, gradients, clipping, Adam, averaging) against the
-  network's forward and backward pass alone, and what the moments of its levels and gathering the
-  batch take,
+  network's forward and backward pass alone,
 * the same step under bf16, with channels last and compiled, against float32,
 * samples per second of two processes of one thread each, by torchrun and DDP, against one process
   of one thread with half of the batch (efficiency 1: neither process slows the other),
@@ -28,26 +27,21 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from inference.machine.processes import start
 from inference.settings.options import Decided
 from inference.settings.plan import Programs
-from inference.training.batches import Batches
 from inference.training.trainee import Trainee
 from models.base import ImageProblem
 from models.official import CIFAR10
 from pyro_mdm import CLD, DiffusionGuide
-from pyro_mdm.levels.even_levels import EvenLevels
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -93,28 +87,6 @@ class Job:
         x = torch.randn(self.batch, 3, 32, 32, device=self.fabric.device)
         lam = torch.linspace(-10, 13, self.batch, device=self.fabric.device)
         self.network(x, lam).square().sum().backward()
-
-    def moments(self) -> Callable[[], None]:
-        """The posterior moments of a step's levels, as the step asks for them."""
-        asked, moments = [], EvenLevels.moments
-
-        def noted(*arguments: Any, **options: Any) -> Any:
-            asked.append((arguments, options))
-            return moments(*arguments, **options)
-
-        with mock.patch.object(EvenLevels, "moments", noted):
-            self.step()
-        assert asked, "the moments of this step's levels are not over even ones"
-
-        def again() -> None:
-            with torch.no_grad():
-                for arguments, options in asked:
-                    moments(*arguments, **options)
-
-        return again
-
-    def gather(self) -> None:
-        self.trainee.batches(self.number)
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
@@ -207,39 +179,19 @@ def run_child(
     return found
 
 
-def loader(batch: int, repeat: int) -> None:
-    """Gathering from memory and from a memory-mapped file, and a batch's flips."""
-    data = Codes().train
-    device = torch.device("cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/codes.npy", data.numpy())
-        mapped = torch.from_numpy(np.load(f"{folder}/codes.npy", mmap_mode="c"))
-        works = {}
-        for name, source, flip in (
-            ("gather", data, False),
-            ("gather, memory-mapped", mapped, False),
-            ("gather and mirror", data, True),
-        ):
-            batches = Batches(source, batch, 0, device, flip=flip)
-            works[name] = lambda b=batches: b(1)
-        times = in_turns(works, 5 * repeat, device)
-    for name, values in times.items():
-        print(f"  {name:26s} {statistics.median(values):9.3f} ms")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=("small", "paper"), default="small")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--only", help="parts to run, of: step,variants,loader,processes,memory")
+    parser.add_argument("--only", help="parts to run, of: step,variants,processes,memory")
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         child(options)
         return
-    parts = (options.only or "step,variants,loader,processes,memory").split(",")
+    parts = (options.only or "step,variants,processes,memory").split(",")
     fabric = start(options.accelerator)
     device, batch, repeat = fabric.device, options.batch, options.repeat
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
@@ -250,17 +202,13 @@ def main() -> None:
         print(f"{options.network}: {size:,} parameters, batch {batch}")
     if "step" in parts:
         works = {"network alone": job.network_alone, "training step": job.step}
-        if device.type == "cpu":
-            works["posterior moments"] = job.moments()
-        show(in_turns(works | {"gather": job.gather}, repeat, device), "network alone", batch)
+        show(in_turns(works, repeat, device), "network alone", batch)
     if "variants" in parts:
         steps = {"float32": job.step}
         for variant, given in VARIANTS.items():
             if given:
                 steps[variant] = Job(options.network, batch, fabric, **given).step
         show(in_turns(steps, repeat, device), "float32", batch)
-    if "loader" in parts:
-        loader(batch, repeat)
     if "processes" in parts:
         alone, pair, threads = [], [], []
         for _ in range(3):

@@ -1,33 +1,34 @@
-"""The cost of a training step beside its network; run by hand.
+"""The cost of a training step beside its network, and of its diffusion and conditions.
 
-    python tests/benchmarks/training_step.py [--size mnist|digits] [--batch 128] [--repeat 15]
-    python tests/benchmarks/training_step.py --diffusions
+    python -m tests.benchmarks.training_step --tables docs/measured/data
 
-For a U-Net and a batch of images, in turns within one run and with medians and quartiles of the
-ratios turn by turn:
+- *step*: for a U-Net and 128 images of 28×28 pixels, in turns and with quartiles of the ratios turn
+  by turn, a loss and its gradients through ``MDM_ELBO`` under a fixed and a learned diffusion, the
+  same loss for the fixed one in plain PyTorch, and the network's forward and backward pass alone,
+  for ``Denoiser``, and for ``DiscreteDenoiser`` with two tilts of 256 levels.
+- *diffusions*: 200 such steps of a network of one weight, some way into a training: what learned
+  diffusions take more than a fixed one.
+- *linear-diffusions-steps*, *conditioning-steps*: steps of ``inference.train`` under each diffusion
+  of the experiment ``linear``, and at random maps of log SNR and with labels.
 
-* a step (loss and gradients) through ``MDM_ELBO`` under a fixed and a learned diffusion,
-* the same loss for the fixed diffusion, written in plain PyTorch,
-* the network's forward and backward pass alone,
-
-for ``Denoiser``, and for ``DiscreteDenoiser`` with two tilts of 256 levels.
-
-``--diffusions``: processor time of 200 such steps of a network of one weight, some way into a
-training, medians: what learned diffusions cost is what they take more than a fixed one.
+All are of the processor, on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inference.measuring.experiment_tables import TABLES
+from inference.settings.options import Training
+from inference.settings.plan import build
 from pyro_mdm import (
     CLD,
     MDM_ELBO,
@@ -40,7 +41,9 @@ from pyro_mdm import (
     LinearDiffusion,
 )
 from pyro_mdm.networks import UNet
+from tests.benchmarks.frame import Options, Row, Study, in_turns, main, quartiles
 
+PLAIN = "the same loss in plain PyTorch"
 SIZES = {"mnist": (28, {"base": 32, "multipliers": (1, 2, 3), "patch": 2}), "digits": (8, {})}
 
 
@@ -67,28 +70,6 @@ def plain_loss(network: nn.Module, diffusion: LinearDiffusion, x: Tensor) -> Ten
     x_hat = z / (1 + v) + (v / (1 + v)).sqrt() * F
     error = (x - x_hat).square().flatten(1).sum(1)
     return (0.5 * (high - low) * lam.exp() * error + prior - reconstruction).sum()
-
-
-def timed(runs: dict[str, Callable[[], Tensor]], repeat: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeat + 2):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run().backward()
-            if turn >= 2:
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return times
-
-
-def report(title: str, times: dict[str, list[float]], network: str) -> None:
-    print(title)
-    for name, values in times.items():
-        ratio = [a / b for a, b in zip(values, times[network], strict=True)]
-        low, middle, high = statistics.quantiles(ratio, n=4)
-        print(
-            f"  {name:34s} {statistics.median(values):8.1f} ms   "
-            f"{middle:.3f} of {network} (quartiles {low:.3f} to {high:.3f})"
-        )
 
 
 class Weight(nn.Module):
@@ -120,62 +101,105 @@ def milliseconds(diffusion: LinearDiffusion, steps: int = 200) -> float:
     return statistics.median(times)
 
 
-def diffusions() -> None:
-    fixed = VPSDE(max_log_snr=9.0, min_log_snr=-10.0)
-    for K in (2, 4):
-        base = milliseconds(fixed)
-        for name, low in (("the clock's own λ(T)", None), ("λ(T) = -10", -10.0)):
-            learned = LearnedDiffusion(K, max_log_snr=9.0, min_log_snr=low, seed=0)
-            found = milliseconds(learned)
-            print(f"  K = {K}, {name:22s} {found:.1f} ms, {found - base:.1f} more than VPSDE")
+def learned(job: Row, options: Options) -> Row:
+    """What a learned diffusion takes more than a fixed one, in milliseconds."""
+    base = milliseconds(VPSDE(max_log_snr=9.0, min_log_snr=-10.0))
+    low = -10.0 if job["diffusion"].endswith("-10") else None
+    K = int(job["diffusion"][4])
+    diffusion = LearnedDiffusion(K, max_log_snr=9.0, min_log_snr=low, seed=0)
+    return {"milliseconds": milliseconds(diffusion) - base}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="mnist")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--diffusions", action="store_true", help="what learned ones cost alone")
-    options = parser.parse_args()
-    if options.diffusions:
-        diffusions()
-        return
-    side, arguments = SIZES[options.size]
+def losses(job: Row, options: Options) -> list[Row]:
+    """Losses with their gradients, in turns with the network alone."""
+    side, arguments = SIZES["digits" if options.small else "mnist"]
     torch.manual_seed(0)
-    x = torch.linspace(-1, 1, 256)[torch.randint(256, (options.batch, 1, side, side))]
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-
-    def network(outputs: int) -> UNet:
-        return UNet(1, outputs, lean=True, **arguments)
-
+    x = torch.linspace(-1, 1, 256)[torch.randint(256, (128, 1, side, side))]
     fixed, learned = CLD(), LearnedDiffusion(2, min_log_snr=-10.0)
-    shared, tilts = network(1), network(2)
-    scores = {
-        "Denoiser": (Denoiser(shared, torch.zeros(1, side, side)), shared),
-        "DiscreteDenoiser, 256 levels": (DiscreteDenoiser.fit(tilts, x, 256, "tilt"), tilts),
+    shared, tilts = (UNet(1, outputs, lean=True, **arguments) for outputs in (1, 2))
+    name, network = job["score"], shared
+    score: Any = Denoiser(shared, torch.zeros(1, side, side))
+    if name != "Denoiser":
+        score, network = DiscreteDenoiser.fit(tilts, x, 256, "tilt"), tilts
+    lam = torch.linspace(-10, 13, 128)
+    works: dict[str, Callable[[], object]] = {
+        "alone": lambda: network(x, lam).square().sum().backward()
     }
-    for title, (score, net) in scores.items():
-        lam = torch.linspace(-10, 13, options.batch)
+    if name == "Denoiser":
+        works[PLAIN] = lambda: plain_loss(shared, fixed, x).backward()
+    for kind, diffusion in (("CLD", fixed), ("learned K = 2", learned)):
+        model = DiffusionModel(diffusion, score, event_shape=(1, side, side))
+        elbo = MDM_ELBO()(model, DiffusionGuide(diffusion))
+        works[f"MDM_ELBO, {name}, {kind}"] = lambda elbo=elbo: elbo(x).backward()
+    times = in_turns(works, 2 if options.small else 15)
+    ratios = {label: times[label] / times.alone for label in works if label != "alone"}
+    if PLAIN in works:
+        ratios["MDM_ELBO over plain PyTorch"] = times["MDM_ELBO, Denoiser, CLD"] / times[PLAIN]
+    return [{"loss": label} | quartiles("ratio", values) for label, values in ratios.items()]
 
-        def alone(net: nn.Module = net, lam: Tensor = lam) -> Tensor:
-            out: Tensor = net(x, lam)
-            return out.square().sum()
 
-        runs: dict[str, Callable[[], Tensor]] = {"network alone": alone}
-        if title == "Denoiser":
-            runs["plain PyTorch, CLD"] = lambda: plain_loss(shared, fixed, x)
-        for name, diffusion in (("MDM_ELBO, CLD", fixed), ("MDM_ELBO, learned", learned)):
-            model = DiffusionModel(diffusion, score, event_shape=(1, side, side))
-            elbo = MDM_ELBO()(model, DiffusionGuide(diffusion))
-            runs[name] = lambda elbo=elbo: elbo(x)
-        times = timed(runs, options.repeat)
-        size = sum(p.numel() for p in net.parameters())
-        report(f"{title}, {size:,} parameters, batch {options.batch}", times, "network alone")
-        if "plain PyTorch, CLD" in times:
-            pairs = zip(times["MDM_ELBO, CLD"], times["plain PyTorch, CLD"], strict=True)
-            quartiles = statistics.quantiles([a / b for a, b in pairs], n=4)
-            print("  MDM_ELBO over plain PyTorch: " + " / ".join(f"{q:.3f}" for q in quartiles))
+# -- steps of the programs -------------------------------------------------------------------------
+
+
+def step_of(options: dict[str, Any]) -> Callable[[], object]:
+    """A function that takes a step of a training by options of ``inference.train``."""
+    problem, model, guide = build(Training(**options))
+    loss = MDM_ELBO()(model, guide)
+    batch = problem.part("train")[:64]
+    x = problem.to_model_space(batch.data)
+    given = [] if batch.context is None else [batch.context]
+    return lambda: loss(x, *given).backward()
+
+
+def linear(job: Row, options: Options) -> list[Row]:
+    """The cost of each diffusion of the experiment ``linear``, relative to VPSDE's."""
+    table = TABLES["linear"]
+    shared = table.options | {"score": job["score"], "model": options.model}
+    guides = table.guides_of(job["score"]).items()
+    times = in_turns({name: step_of(shared | opts) for name, opts in guides}, 7).median()
+    return [{"diffusion": name, "step_cost": t / times.vpsde} for name, t in times.items()]
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "one log SNR": {},
+    "maps, levels": {"maps": "levels"},
+    "maps, subsets": {"maps": "subsets"},
+    "maps, mixed": {"maps": "mixed"},
+    "labels": {"condition": "labels"},
+}
+
+
+def conditions(job: Row, options: Options) -> list[Row]:
+    """The cost of random maps of log SNR and of labels, relative to one log SNR."""
+    shared = {"model": options.model, "guide": "vpsde"}
+    works = {name: step_of(shared | more) for name, more in CONDITIONS.items()}
+    times = in_turns(works, 2 if options.small else 21).median()
+    names = [*CONDITIONS][1:]
+    return [{"conditioning": n, options.model: times[n] / times["one log SNR"]} for n in names]
+
+
+STUDIES = {
+    "speed-step": Study(
+        losses,
+        [{"score": "Denoiser"}, {"score": "DiscreteDenoiser of 256 levels"}],
+        lambda rows: rows.drop(columns=["seed", "score"]),
+        unit="relative time",
+    ),
+    "speed-diffusions": Study(
+        learned,
+        [{"diffusion": f"K = {K}, {end}"} for K in (2, 4) for end in ("own end", "end at -10")],
+        unit="milliseconds",
+    ),
+    "linear-diffusions-steps": Study(
+        linear, [{"score": score} for score in ("discrete", "denoiser", "noise")]
+    ),
+    "conditioning-steps": Study(conditions, unit="relative time"),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="fashion_mnist", help="data of the programs' steps")
 
 
 if __name__ == "__main__":
-    main()
+    main("training_step", __doc__, STUDIES, arguments)

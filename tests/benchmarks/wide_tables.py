@@ -1,7 +1,6 @@
 """Tables of many columns and few rows: missing numbers beside scikit-learn's IterativeImputer.
 
-    python -m tests.benchmarks.wide_tables --out runs/wide_tables.csv
-    python -m tests.benchmarks.wide_tables --out runs/wide_tables.csv --summary docs/measured/data
+    python -m tests.benchmarks.wide_tables --seconds 20 --tables docs/measured/data
 
 A fifth of the entries is hidden by chance. Generated tables have columns by a few factors, in
 blocks, one by the one before, or each by three before; real ones are scikit-learn's, of columns
@@ -17,24 +16,18 @@ the mean square of hidden entries, in standard deviations of their columns:
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from pyro_mdm.tables import Table
-from tests.benchmarks import runs
-from tests.benchmarks.documented import seeds_in_words, write
+from tests.benchmarks.frame import Options, Row, Study, main
 
 Values = NDArray[np.float64]
-KEY = ("seed", "law", "rows", "columns")
-SCORES = ("table", "gaussian", "iterative", "mean", "coverage", "kept", "seconds")
+SCORES = ["table", "gaussian", "iterative", "mean", "coverage"]
 LAWS = ("factors", "blocks", "chain", "sparse")
 SIZES = ((100, 40), (150, 100), (250, 60), (300, 120), (500, 200))
 REAL = ("breast_cancer", "digits", "digits of few rows", "mnist", "mnist of few rows")
@@ -75,13 +68,13 @@ def real(name: str, seed: int) -> Values:
     return np.asarray(x[:, np.array(often) < len(x) / 2], dtype=np.float64)
 
 
-def work(job: runs.Row, seconds: float) -> runs.Row:
+def scores(job: Row, options: Options) -> Row:
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
 
     seed, law = job["seed"], job["law"]
-    n, d = job["rows"], job["columns"]
-    x = real(law, seed) if law in REAL else generated(law, n, d, seed)
+    x = real(law, seed) if law in REAL else generated(law, job["rows"], job["columns"], seed)
+    seconds = 1.0 if options.small else options.seconds
     x = (x - x.mean(0)) / x.std(0)
     x += 1e-9 * np.random.default_rng(1).normal(size=x.shape)  # not what columns are rounded to
     gone = np.random.default_rng(seed + 100).random(x.shape) < 0.2
@@ -101,54 +94,35 @@ def work(job: runs.Row, seconds: float) -> runs.Row:
         draws = table.impute(frame, 50).to_numpy().reshape(50, *x.shape)
         ends = np.quantile(draws, [0.05, 0.95], axis=0, method="weibull")
         gaussian = first.impute(frame, 20).to_numpy().reshape(20, *x.shape).mean(0)
-    assert table.outcome is not None
     return {
         "table": error(draws[:20].mean(0)),
         "gaussian": error(gaussian),
         "iterative": error(iterative),
         "mean": error(np.where(gone, np.nanmean(rows, 0), x)),
         "coverage": float(((x >= ends[0]) & (x <= ends[1]))[gone].mean()),
-        "kept": float(table.outcome.best_step or 0),
         "seconds": spent,
     }
 
 
-def summarize(file: Path, folder: Path) -> None:
+def by_law(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over tables of a law, with the largest ratio to IterativeImputer's error."""
-    rows, made = pd.read_csv(file), []
-    for law in (*LAWS, *REAL):
-        tables = rows[rows.law == law]
-        if tables.empty:
-            continue
-        cells: dict[str, object] = {"law": law, "tables": len(tables)}
-        cells |= {name: f"{tables[name].mean():.3f}" for name in SCORES[:5]}
-        worst = (tables.table / tables.iterative).max()
-        made.append(cells | {"worst": f"{worst:.3f}", "seconds": f"{tables.seconds.mean():.0f}"})
-    command = "python -m tests.benchmarks.wide_tables --out runs/wide_tables.csv"
-    notes = ["worst is the largest ratio of a table's error to that of IterativeImputer"]
-    words = seeds_in_words(rows)
-    write(folder / "gaps-wide.csv", pd.DataFrame(made), [command], words, None, notes)
+    groups = rows.assign(worst=rows.table / rows.iterative).groupby("law", sort=False)
+    table = groups[SCORES].mean()
+    table.insert(0, "tables", groups.size())
+    return table.assign(worst=groups.worst.max(), seconds=groups.seconds.mean()).reset_index()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--laws", nargs="+", default=[*LAWS, *REAL], choices=[*LAWS, *REAL])
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--out", type=Path, default=Path("runs/wide_tables.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
-    options = parser.parse_args()
-    if options.summary:
-        summarize(options.out, options.summary)
-        return
-    torch.set_num_threads(1)
-    jobs: list[runs.Row] = []
-    for law in options.laws:
-        sizes = SIZES if law in LAWS else [real(law, 0).shape]
-        jobs += [{"seed": 0, "law": law, "rows": n, "columns": d} for n, d in sizes]
-    rows = runs.Rows(options.out, KEY, SCORES)
-    if runs.run_all(jobs, lambda job: work(job, options.seconds), rows, workers=1):
-        sys.exit(1)
-
+STUDIES = {
+    "gaps-wide": Study(
+        scores,
+        [
+            *({"law": law, "rows": n, "columns": d} for law in LAWS for n, d in SIZES),
+            *({"law": law, "rows": 0, "columns": 0} for law in REAL),
+        ],
+        by_law,
+        notes=["worst is the largest ratio of a table's error to that of IterativeImputer"],
+    )
+}
 
 if __name__ == "__main__":
-    main()
+    main("wide_tables", __doc__, STUDIES)

@@ -566,15 +566,6 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
         ),
     ),
     (
-        "chosen",
-        "Of eighteen comparisons of K = 2 and 3 with K = 1, two have an interval that excludes 0, "
-        "one in each direction",
-        lambda: (
-            sums(*(sides("chosen-after-training", f"{k}_less_one") for k in ("two", "three")))
-            == (1, 16, 1)
-        ),
-    ),
-    (
         "raw-scores",
         "Every learned diffusion is better than its own start on digits",
         lambda: sides("raw-scores-digits", "less_start") == (6, 0, 0),
@@ -621,11 +612,6 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
                 "linear-diffusions-bounds", "less_vpsde", score="denoiser", diffusion="scales"
             )
         ),
-    ),
-    (
-        "objectives",
-        "three seeds show no difference",
-        lambda: sides("objectives-warm", "warm_less_cold") == (0, 3, 0),
     ),
     (
         "automatic-guides",
@@ -699,23 +685,6 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "posteriors",
-        "the likelihood is ahead on the Gaussian with a uniform prior, the mixture and SIR, the "
-        "amortized posterior is ahead on the linear Gaussian, and two tasks show no difference",
-        lambda: (
-            sums(
-                *(
-                    sides("posteriors-arena", "c2st_less_ours", posterior=f"{task}, likelihood")
-                    for task in (
-                        *("gaussian_linear_uniform", "gaussian_mixture", "sir", "gaussian_linear"),
-                        *("two_moons", "bernoulli_glm"),
-                    )
-                )
-            )
-            == (3, 2, 1)
-        ),
-    ),
-    (
-        "posteriors",
         "ahead of the best published method on two moons, SLCP, the linear Gaussian, the Gaussian "
         "with a uniform prior, the mixture and the GLM with raw data. On SIR and Lotka-Volterra "
         "the ten observations do not tell them apart",
@@ -773,18 +742,6 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
             and sides("posteriors-rules-100000", "less_best", task="sir") == (0, 1, 0)
             and sides("posteriors-rules-100000", "less_best", task="lotka_volterra") == (1, 0, 0)
             and sides("posteriors-rules-100000", "less_snle", task="bernoulli_glm") == (0, 0, 1)
-        ),
-    ),
-    (
-        "posteriors",
-        "is ahead of NPE by this score on every task of the table",
-        lambda: all(
-            values("posteriors-rules-10000", "log_prob", task=task, method="ours")
-            > values("posteriors-arena", "log_prob", posterior=f"{task}, npe")
-            for task in (
-                *("two_moons", "slcp", "gaussian_linear", "gaussian_linear_uniform", "sir"),
-                *("gaussian_mixture", "bernoulli_glm", "lotka_volterra"),
-            )
         ),
     ),
     (

@@ -21,7 +21,6 @@ from tests.benchmarks.arena import (
     methods,
     references,
     scores,
-    summary,
     tasks,
 )
 from tests.benchmarks.arena.tasks import TASKS, by_site, flat
@@ -252,79 +251,3 @@ def test_the_program_goes_on_where_it_ended(
 def test_references_that_are_missing_are_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"make them by python -m tests\.benchmarks\.arena\.peers"):
         references.read("slcp", 1, "observation", tmp_path)
-
-
-def test_a_method_is_trained_for_a_time_and_keeps_its_best(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    losses = [3.0, 1.0, 2.0, 2.5, 2.6, 2.7, 2.8, 0.0]
-
-    class Inference:
-        """Loses these, epoch by epoch, and keeps the best as the package does."""
-
-        def __init__(self) -> None:
-            self._neural_net = torch.nn.Linear(1, 1, bias=False)
-            self.epochs = 0
-
-        def _converged(self, epoch: int, patience: int) -> bool:
-            if epoch == 0 or self.loss < self.best:
-                self.best = math.inf if epoch == 0 else self.loss
-                self._best_model_state_dict = {
-                    name: value.clone() for name, value in self._neural_net.state_dict().items()
-                }
-            return False
-
-        def train(self, stop_after_epochs: int) -> None:
-            while not self._converged(self.epochs, stop_after_epochs):
-                self.loss = losses[self.epochs]
-                torch.nn.init.constant_(self._neural_net.weight, self.loss)
-                self.epochs += 1
-
-    inference = Inference()
-    monkeypatch.setattr(methods, "processor_seconds", lambda: 10.0 * inference.epochs)
-    methods.train_for(inference, 45.0)
-    assert inference.epochs == 5
-    assert inference._neural_net.weight.item() == 1.0
-
-
-def test_summaries_average_seeds_and_pair_observations(tmp_path: Path) -> None:
-    names = ("simulations", "seed", "observation", "c2st", "log_prob_se", "coverage")
-    ours = [
-        (10_000, 0, 1, 0.6, 0.3, 0.8),
-        (10_000, 1, 1, 0.8, 0.3, 0.9),
-        (10_000, 0, 2, 0.7, 0.4, 0.8),
-        (10_000, 1, 2, 0.9, 0.4, 0.9),
-    ]
-    common = {
-        "task": "slcp",
-        "log_prob": -1.0,
-        "coverage_se": 0.03,
-        "fit_seconds": 60.0,
-        "sample_seconds": 1.0,
-        "density_seconds": 1.0,
-        "draws": 10,
-        "folds": 1,
-        "densities": 5,
-        "new": 4,
-    }
-    rows = [common | {"method": "ours"} | dict(zip(names, row, strict=True)) for row in ours]
-    others = [
-        row | {"method": "npe", "c2st": row["c2st"] + 0.05 * row["observation"]} for row in rows
-    ]
-    small = [row | {"simulations": 1000, "c2st": row["c2st"] + 0.1} for row in rows[:3]]
-    rows += others[:-1]  # the second seed has not done the second observation
-    file = tmp_path / "rows.csv"
-    pd.DataFrame(rows + small).sample(frac=1, random_state=0).to_csv(file, index=False)
-    assert posteriors.seconds_of_ours(rows[0], file) == 60.0
-    with pytest.raises(RuntimeError, match="no row of ours"):
-        posteriors.seconds_of_ours(rows[0] | {"seed": 7}, file)
-    summary.of_posteriors(file, tmp_path)
-    table = pd.read_csv(tmp_path / "posteriors-arena.csv", comment="#").set_index("posterior")
-    assert table.index.tolist() == ["slcp, ours", "slcp, npe"]
-    own, other = table.loc["slcp, ours"], table.loc["slcp, npe"]
-    assert (own.c2st, own.c2st_se, own.coverage) == (0.75, 0.05, 0.85)
-    assert own.log_prob_se == 0.25 and own.coverage_se == 0.021
-    assert np.isnan(own.c2st_less_ours)
-    assert other.c2st_less_ours == 0.075
-    half = 12.706 * 0.025
-    assert other.c2st_less_ours_high == pytest.approx(0.075 + half, abs=1e-3)

@@ -223,7 +223,7 @@ def test_c2st_tells_draws_apart_where_they_differ(monkeypatch: pytest.MonkeyPatc
 
 def test_a_problem_does_not_say_what_is_asked_for(tmp_path: Path) -> None:
     given = np.array([[True, False, True]])
-    problem = Problem("tree", "table", 0, 1, 5, 0, np.zeros((4, 3)), given, np.ones((1, 3)))
+    problem = Problem("tree", "joint", 0, 1, 5, 0, np.zeros((4, 3)), given, np.ones((1, 3)))
     problem.save(tmp_path)
     read = Problem.load(tmp_path)
     assert np.isnan(read.values[0, 1]) and read.values[0, 0] == 1
@@ -244,7 +244,7 @@ def test_methods_are_asked_for_what_they_have() -> None:
         "likelihood",
     ]
     assert all(methods.answers("likelihood", "slcp", kind) for kind in KINDS)
-    assert all(methods.answers("table", "slcp", kind) for kind in KINDS)
+    assert all(methods.answers("joint", "slcp", kind) for kind in KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pyro_mdm.posteriors.amortized import LogDensity
 from pyro_mdm.posteriors.members import LearnedEvidence
 from pyro_mdm.support.measured import Z95, Measured, student_factor
 from pyro_mdm.tables.conditional import _shares
-from tests.benchmarks.few_values import ESTIMATES, covered
+from tests.benchmarks.likelihoods import ESTIMATES, covered
 
 RUNS = 800
 SMALL = 0.05

@@ -3,72 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 
 import pytest
 import torch
 
-from inference.machine.processes import start
-from pyro_mdm import randomness
-from pyro_mdm.networks import MLP
-from tests.benchmarks.ladder import __main__ as ladder
-from tests.benchmarks.ladder.__main__ import trainee_of
-from tests.benchmarks.ladder.networks import Ensemble
-from tests.benchmarks.ladder.rungs import RUNGS
-
-
-@pytest.fixture(scope="module")
-def fabric():
-    return start("cpu", "32-true")
-
-
-def test_shifted_images_are_told_where_each_pixel_was(fabric):
-    trainee = trainee_of("digits", RUNGS["shifts, told"], 0, 10, fabric)
-    (before,) = trainee.batches(3)
-    with RUNGS["shifts, told"].during(trainee):
-        after, places = trainee.batches.moves(before, 3, 0, 1)
-        (seen,) = trainee.batches(3)
-        assert torch.equal(seen, after)
-        assert math.isfinite(trainee.step(3).bits)
-    moved = (after != before).flatten(1).any(1)
-    assert 0.2 < moved.float().mean() < 0.8
-    rows, columns = ((places * 3.5 + 3.5).round().long()).unbind(1)
-    inside = (places.abs() <= 1).all(1)
-    n = torch.arange(len(before))[:, None, None]
-    was = before[n, 0, rows.clamp(0, 7), columns.clamp(0, 7)]
-    assert torch.equal(after[:, 0][inside], was[inside])
-    assert (after[:, 0][~inside] == 0).all() and not inside.all()
-
-
-def test_members_of_an_ensemble_are_trained_apart_and_averaged():
-    torch.manual_seed(0)
-    members = [MLP(3, hidden=8, depth=1) for _ in range(2)]
-    for member in members:
-        torch.nn.init.normal_(member.outlet.weight)
-    network, x, log_snr = Ensemble(members), torch.randn(5, 3), torch.linspace(-3, 3, 5)
-    each = torch.stack([member(x, log_snr) for member in members])
-    out = network.train()(x, log_snr)
-    torch.testing.assert_close(out, each[torch.arange(5) % 2, torch.arange(5)])
-    torch.testing.assert_close(network.eval()(x, log_snr), each.mean(0))
-    network.train()(x, log_snr)[0].sum().backward()  # of the first datum, the first member's
-    assert members[0].outlet.weight.grad.any() and not members[1].outlet.weight.grad.any()
-    assert network(x[:1], log_snr[:1]).shape == (1, 3)  # fewer data than members
-    with pytest.raises(ValueError, match="members is empty"):
-        Ensemble([])
-
-
-def test_antithetic_noise_and_clipping_are_put_back(fabric):
-    normal = randomness.normal
-    trainee = trainee_of("digits", RUNGS["base"], 0, 10, fabric)
-    with RUNGS["antithetic noise"].during(trainee):
-        drawn = randomness.normal((6, 2), torch.float32, "cpu")
-        assert torch.equal(drawn[:3], -drawn[3:])
-    assert randomness.normal is normal
-    clip = trainee.fabric.clip_gradients
-    with RUNGS["clip at the median"].during(trainee):
-        trainee.step(0)
-    assert trainee.fabric.clip_gradients == clip
+from tests.benchmarks import ladder
 
 
 def test_differences_are_paired_by_seed_and_image():

@@ -13,7 +13,7 @@ from inference.measuring.bounds import in_bits
 from pyro_mdm import ALDA, VPSDE
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Estimate
-from tests.benchmarks.coverage import lognormal
+from tests.benchmarks.likelihoods import lognormal
 from tests.known_bound import DIMS, MEAN, VARIANCE, denoiser, programs
 from tests.problems import normal
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -42,7 +41,6 @@ class Problem:
     draws: int  # of the posterior of each observation
     densities: int  # reference draws whose density is asked for
     folds: int  # of the classifier, that are scored
-    limit: float | None = None  # processor seconds that training takes; None: as by default
     new_draws: int = 99  # of the posterior of each new simulation
 
     def save(self, folder: Path) -> None:
@@ -176,60 +174,6 @@ def by_likelihood(problem: Problem, rounds: int = 1) -> Posterior:
     return ByLikelihood()
 
 
-def of_sbi(name: str) -> Callable[[Problem], Posterior]:
-    """A method of the package sbi, by its defaults."""
-
-    def method(problem: Problem) -> Posterior:
-        import sbi.inference
-        from sbi.utils import MultipleIndependent
-
-        from tests.benchmarks.arena.tasks import TASKS, sites_of
-
-        task = TASKS[problem.task]
-        laws = [sites_of(task)[site]["fn"] for site in task.latent]
-        laws = [law if law.event_shape else law.expand([1]) for law in laws]
-        prior = MultipleIndependent(laws) if len(laws) > 1 else laws[0]
-        inference = getattr(sbi.inference, name)(prior=prior, show_progress_bars=False)
-        inference.append_simulations(torch.from_numpy(problem.theta), torch.from_numpy(problem.x))
-        if problem.limit is None:
-            inference.train()
-        else:
-            train_for(inference, problem.limit)
-        posterior = inference.build_posterior()
-
-        class OfSbi(Posterior):
-            def sample(self, x: Tensor, n: int) -> Tensor:
-                return posterior.sample((n,), x=x, show_progress_bars=False)
-
-            def sample_each(self, x: Tensor, n: int) -> Tensor:
-                drawn = posterior.sample_batched((n,), x=x, show_progress_bars=False)
-                return drawn.transpose(0, 1)
-
-            def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-                return posterior.log_prob(theta, x=x)
-
-        return OfSbi()
-
-    return method
-
-
-def train_for(inference: Any, seconds: float) -> None:
-    """Train a method of sbi until it has taken so many seconds of the processor, whether its loss
-    of validation gets better or not, and keep the weights that had the best."""
-    end = processor_seconds() + seconds
-    converged = inference._converged
-
-    def ended(epoch: int, patience: int) -> bool:
-        converged(epoch, patience)  # which keeps the best weights
-        if processor_seconds() < end or epoch == 0:
-            return False
-        inference._neural_net.load_state_dict(inference._best_model_state_dict)
-        return True
-
-    inference._converged = ended
-    inference.train(stop_after_epochs=2**31 - 1)
-
-
 def prior(problem: Problem) -> Posterior:
     """The prior whatever the data are: what a posterior that learned nothing scores."""
     theta = torch.from_numpy(problem.theta)
@@ -253,30 +197,12 @@ def prior(problem: Problem) -> Posterior:
     return Prior()
 
 
-OURS = "ours"
 METHODS: dict[str, Callable[[Problem], Posterior]] = {
     "prior": prior,
-    OURS: ours,
+    "ours": ours,
     "likelihood": by_likelihood,
     "likelihood_2": functools.partial(by_likelihood, rounds=2),
-    "npe": of_sbi("NPE"),
-    "npse": of_sbi("NPSE"),
-    "fmpe": of_sbi("FMPE"),
 }
-OF_PEERS = ("npe", "npse", "fmpe")
-"""Methods that need the peers' environment."""
-SAME_TIME = "_same_time"
-NAMES = (*METHODS, *(peer + SAME_TIME for peer in OF_PEERS))
-"""Methods, and those that are trained for as long as ours."""
-
-
-def import_what(method: str) -> None:
-    """Import what a method needs, whose time is not its own."""
-    if method in OF_PEERS:
-        import sbi.inference  # noqa: F401
-    else:
-        import pyro_mdm.posteriors  # noqa: F401
-    import tests.benchmarks.arena.tasks  # noqa: F401
 
 
 def answer_of(problem: Problem, method: Callable[[Problem], Posterior]) -> Answer:
@@ -305,8 +231,9 @@ def answer_of(problem: Problem, method: Callable[[Problem], Posterior]) -> Answe
 def main() -> None:
     method, folder = sys.argv[1], Path(sys.argv[2])
     warnings.simplefilter("ignore")
-    import_what(method)
-    os.chdir(folder)  # where the package sbi writes its logs
+    import pyro_mdm.posteriors  # noqa: F401  (whose time is not that of a method)
+    import tests.benchmarks.arena.tasks  # noqa: F401
+
     answer_of(Problem.load(folder), METHODS[method]).save(folder)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.benchmarks.arena.methods import NAMES
+from tests.benchmarks.arena.methods import METHODS
 from tests.benchmarks.arena.references import ENVIRONMENT, OBSERVATIONS
 from tests.benchmarks.arena.tasks import TASKS
 from tests.benchmarks.documented import interval, mean_and_error, write
@@ -36,9 +36,6 @@ LEARNING = ("npe", "nle", "nre", "snpe", "snle", "snre")
 COLUMNS = (*LEARNING, "rej_abc", "smc_abc")
 SIMULATIONS = {"10³": 1_000, "10⁴": 10_000, "10⁵": 100_000}
 FOLDS = 5
-SEEDS = 3
-WHOLE = ("ours", "likelihood", "likelihood_2")
-"""Methods of the whole comparison."""
 KEYS = ["task", "simulations", "observation"]
 
 
@@ -68,7 +65,7 @@ def write_tables(file: Path, folder: Path, environment: Path = ENVIRONMENT) -> N
 
     Args:
         file: rows of our runs.
-        folder: the folder of the tables, which has posteriors-arena.csv already.
+        folder: the folder of the tables.
         environment: the folder of the published results.
     """
     theirs = published(environment)
@@ -84,11 +81,9 @@ def write_tables(file: Path, folder: Path, environment: Path = ENVIRONMENT) -> N
         "of the benchmark",
         notes=notes,
     )
-    write_peers(theirs, folder)
     for simulations, rows in complete(pd.read_csv(file)).groupby("simulations"):
         write_rules(rows, theirs, rules_file(folder, int(simulations)))
     rules = read_rules(folder)
-    write_missing(rules, folder)
     write_sizes(rules, means, folder)
 
 
@@ -114,50 +109,6 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     fit = ["task", "simulations", "method", "seed"]
     rows = rows[rows.groupby(fit).observation.transform("nunique") == len(OBSERVATIONS)]
     return rows[rows.seed == rows.groupby(fit[:3]).seed.rank("dense") - 1]
-
-
-def write_missing(rules: pd.DataFrame, folder: Path) -> None:
-    """posteriors-missing: the fits that the whole comparison has beyond those of its tables.
-
-    Args:
-        rules: rows of the tables posteriors-rules-N, which are means over ``seeds`` fits.
-        folder: the folder of the table.
-    """
-    made = []
-    for method in WHOLE:
-        means = rules[rules.method == method]
-        seeds = means.seeds.clip(upper=SEEDS)
-        fits = int(seeds.sum())
-        whole = len(TASKS) * len(SIMULATIONS) * SEEDS
-        cells = {"method": method, "fits": fits, "missing": whole - fits}
-        if fits:
-            of_step = means.fit_seconds / means.simulations.map(_steps)
-            of_step = of_step.groupby(means.task).mean().mean()
-            of_data = len(OBSERVATIONS) * means.sample_seconds
-            by_size = seeds.groupby(means.simulations).sum()
-            seconds = cells["missing"] * of_data.groupby(means.task).mean().mean()
-            for n in SIMULATIONS.values():
-                absent = len(TASKS) * SEEDS - int(by_size.get(n, 0))
-                seconds += absent * of_step * _steps(n)
-            total = ((means.fit_seconds + of_data) * seeds).sum()
-            cells["hours_of_fit"] = float(total / fits / 3600)
-            cells["missing_hours"] = seconds / 3600
-        made.append(cells)
-    notes = [
-        f"the whole comparison has {len(TASKS)} tasks, {len(SIMULATIONS)} numbers of simulations "
-        f"and {SEEDS} seeds; hours are of the processor, with those of posteriors and without "
-        "those of C2ST; a missing fit is taken to need as long for a step as the mean of the tasks "
-        "that there are"
-    ]
-    commands = [f"{RUN} --published docs/measured/data"]
-    file = folder / "posteriors-missing.csv"
-    write(file, pd.DataFrame(made), commands, seeds_of(rules), notes=notes)
-
-
-def _steps(n: int) -> int:
-    from pyro_mdm.posteriors.training import usual_steps
-
-    return usual_steps(1_000, n)
 
 
 def write_sizes(rules: pd.DataFrame, means: pd.DataFrame, folder: Path) -> None:
@@ -192,7 +143,7 @@ def write_sizes(rules: pd.DataFrame, means: pd.DataFrame, folder: Path) -> None:
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """A table with its tasks and methods in the order of the others."""
-    places = {"task": [*TASKS], "method": [*NAMES]}
+    places = {"task": [*TASKS], "method": [*METHODS]}
     columns = [name for name in ("task", "simulations", "method") if name in table]
     return table.sort_values(
         columns,
@@ -278,26 +229,3 @@ def cells_of(part: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, object]:
     for name in ("fit_seconds", "sample_seconds"):
         cells[name] = float(fits[name].mean())
     return cells
-
-
-def write_peers(theirs: pd.DataFrame, folder: Path) -> None:
-    """posteriors-peers: NPE as we ran it, of posteriors-arena, and as it was published."""
-    runs = pd.read_csv(folder / "posteriors-arena.csv", comment="#")
-    runs[["task", "method"]] = runs.posterior.str.split(", ", expand=True)
-    made = []
-    for run in runs[runs.method == "npe"].itertuples():
-        same = theirs[(theirs.task == run.task) & (theirs.simulations == 10_000)]
-        mean, error = mean_and_error(same.npe)
-        made.append(
-            {
-                "task": run.task,
-                "run": run.c2st,
-                "run_se": run.c2st_se,
-                "published": mean,
-                "published_se": error,
-                "run_less_published": run.c2st - mean,
-            }
-        )
-    notes = ["run: NPE of sbi 0.27 with its defaults, from posteriors-arena; 10,000 simulations"]
-    file = folder / "posteriors-peers.csv"
-    write(file, in_order(pd.DataFrame(made)), COMMANDS, "0 to 2", notes=notes)

@@ -61,7 +61,6 @@ class Fitted:
 
     Args:
         draw: (n, seed) -> draws.
-        log_z: a method's own estimate, where it is not the mean of the weights.
         updates: of parameters, or moves.
         seconds: processor time that it took.
     """
@@ -69,7 +68,6 @@ class Fitted:
     draw: Callable[[int, int], Draws]
     updates: int
     seconds: float
-    log_z: float | None = None
 
 
 class Method(Protocol):

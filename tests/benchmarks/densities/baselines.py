@@ -1,16 +1,14 @@
-"""What a Pyro user can import for a posterior, and a sampler of a hundred lines.
+"""What a Pyro user can import for a posterior.
 
 Settings are the same for all targets. Rates of gradient descent fall by a cosine of the fraction of
 the time that is spent; gradients are clipped to a norm of 10, and steps that are not finite are
 left out.
 
-    auto_normal, auto_multivariate_normal, auto_iaf_normal
-                 Pyro's guides by SVI with Trace_ELBO, from the prior's median and a scale of 0.1
-                 where they take these
+    auto_multivariate_normal
+                 Pyro's guide by SVI with Trace_ELBO, from the prior's median and a scale of 0.1
     zuko_flow    a neural spline flow as a guide: three autoregressive transforms that are quick to
                  draw from, and an affine one, from the prior's center and spread
     nuts         Pyro's NUTS: four chains, one after the other, from draws of the prior
-    smc          particles from a Gaussian of the prior's center and spread, tempered to the target
 """
 
 from __future__ import annotations
@@ -20,8 +18,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
@@ -29,15 +25,12 @@ import zuko
 from pyro import poutine
 from pyro.infer import NUTS, Trace_ELBO
 from pyro.infer.autoguide import (
-    AutoGuide,
-    AutoIAFNormal,
     AutoMultivariateNormal,
-    AutoNormal,
     init_to_median,
     init_to_sample,
 )
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, biject_to
+from torch.distributions import Distribution, Normal, biject_to
 
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 
@@ -49,8 +42,6 @@ __all__ = [
     "Clock",
     "descend",
     "prior_draws",
-    "prior_gaussian",
-    "tempered_within",
     "weigh",
 ]
 
@@ -122,36 +113,20 @@ def weigh(target: Target, sample: Sample, n: int, seed: int, together: int = AT_
     return Draws(x, log_weights)
 
 
-def _law(guide: Any) -> Distribution:
-    """Of all latents of a guide of Pyro, unconstrained."""
-    if not isinstance(guide, AutoNormal):
-        return guide.get_posterior()
-    each = [guide._get_loc_and_scale(name) for name in guide.prototype_trace.stochastic_nodes]
-    location, scale = (torch.cat([s.flatten() for s in of]) for of in zip(*each, strict=True))
-    return Independent(Normal(location, scale), 1)
-
-
-def _automatic(
-    make: Callable[[Callable[[], None]], AutoGuide],
-    rate: float,
-    particles: int,
-    target: Target,
-    seconds: float,
-    seed: int,
-) -> Fitted:
+def auto_multivariate_normal(target: Target, seconds: float, seed: int) -> Fitted:
     clock = Clock(seconds)
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
-    guide = make(target.program)
+    guide = AutoMultivariateNormal(target.program, init_loc_fn=init_to_median, init_scale=0.1)
     guide()  # which makes its parameters
-    elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True)
+    elbo = Trace_ELBO(num_particles=OF_GAUSSIANS, vectorize_particles=True)
     loss = functools.partial(elbo.differentiable_loss, target.program, guide)
-    updates = descend(guide.parameters(), loss, rate, clock)
+    updates = descend(guide.parameters(), loss, 0.02, clock)
 
     def sample(n: int) -> tuple[Tensor, Tensor]:
-        law = _law(guide)
+        law = guide.get_posterior()
         x = law.rsample((n,))
-        return x, law.log_prob(x)  # at once: an autoregressive flow remembers its last draws
+        return x, law.log_prob(x)
 
     return Fitted(functools.partial(weigh, target, sample), updates, clock.spent)
 
@@ -243,141 +218,8 @@ def nuts(target: Target, seconds: float, seed: int) -> Fitted:
     return Fitted(draw, moves, clock.spent)
 
 
-# -- particles -------------------------------------------------------------------------------------
-
-MOVES = 10
-"""Of Hamiltonian Monte Carlo, for each temperature, where there is time for them."""
-TEMPERED = 0.7
-"""Of the time, for the way to the target."""
-LEAPS = 8
-AGREE = 0.7
-"""Effective particles of all after a temperature."""
-FEWEST, MOST = 256, 65_536
-
-
-@dataclass
-class Particles:
-    """x (n, dim) from a Gaussian to the target, by the power β of their ratio."""
-
-    target: Target
-    start: Normal
-    x: Tensor
-    beta: float = 0.0
-    log_z: float = 0.0
-    step: float = 0.3
-    moves: int = 0
-
-    def gap(self, x: Tensor) -> Tensor:
-        """log target less log start, (n,), float64; -∞ where it isn't a number."""
-        with torch.no_grad():
-            of = self.target.log_density(x).double() - self.start.log_prob(x).sum(-1).double()
-        return of.nan_to_num(nan=-math.inf)
-
-    def cool(self) -> None:
-        """On to the β at which enough of them are left, and all of them drawn again."""
-        gap = self.gap(self.x)
-
-        def agreeing(by: float) -> float:
-            log_w = by * gap
-            return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()) / len(gap)
-
-        low, high = 0.0, 1 - self.beta
-        if agreeing(high) < AGREE:
-            for _ in range(40):
-                middle = (low + high) / 2
-                low, high = (middle, high) if agreeing(middle) > AGREE else (low, middle)
-            by = max(low, 1e-6)
-        else:
-            by = high
-        log_w = by * gap
-        self.log_z += float(log_w.logsumexp(0)) - math.log(len(gap))
-        at = (torch.rand(1, dtype=gap.dtype) + torch.arange(len(gap))) / len(gap)
-        chosen = torch.searchsorted(log_w.softmax(0).cumsum(0), at).clamp_max(len(gap) - 1)
-        self.x = self.x[chosen]
-        self.beta = 1.0 if by == 1 - self.beta else self.beta + by
-
-    def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Log density at β, (n,), and its gradient, (n, dim)."""
-        x = x.detach().requires_grad_()
-        value = self.beta * self.target.log_density(x)
-        value = value + (1 - self.beta) * self.start.log_prob(x).sum(-1)
-        return value.detach(), torch.autograd.grad(value.sum(), x)[0]
-
-    def move(self) -> None:
-        """A move of each, with masses by the spread of all, and a step that aims at 80%."""
-        scale = self.x.std(0).clamp_min(1e-6)
-        before, gradient = self.density(self.x)
-        momentum = torch.randn_like(self.x)
-        h = self.step * (0.5 + torch.rand(len(self.x), 1, dtype=self.x.dtype))
-        x, value, p = self.x, before, momentum
-        for _ in range(LEAPS):
-            p = p + h / 2 * scale * gradient
-            x = x + h * scale * p
-            value, gradient = self.density(x)
-            p = p + h / 2 * scale * gradient
-        gain = value - before + (momentum.square() - p.square()).sum(-1) / 2
-        accepted = gain.nan_to_num(nan=-math.inf).clamp_max(0).exp()
-        taken = torch.rand_like(accepted) < accepted
-        self.x = torch.where(taken[:, None], x, self.x)
-        self.step = min(self.step * math.exp(float(accepted.mean()) - 0.8), 2.0)
-        self.moves += 1
-
-
-def _tempered(target: Target, start: Normal, n: int, moves: int) -> Particles:
-    particles = Particles(target, start, start.sample((n,)))
-    while particles.beta < 1:
-        particles.cool()
-        for _ in range(moves):
-            particles.move()
-    return particles
-
-
-def tempered_within(target: Target, seed: int, clock: Clock) -> Particles:
-    """As many particles as the time allows, by a run of few with few moves; what is left of it goes
-    into more moves of those at the target."""
-    start = prior_gaussian(target, seed)
-    pilot = _tempered(target, start, FEWEST, 1)
-
-    def fit(number: int) -> float:
-        """How many moves for a temperature there is time for, with a number of particles."""
-        trial = Particles(target, start, start.sample((number,)), beta=0.5)
-        before = clock.spent
-        trial.move()
-        return TEMPERED * clock.left / ((clock.spent - before) * pilot.moves)
-
-    number, moves = FEWEST, max(min(int(fit(FEWEST)), MOVES), 1)
-    while number < MOST and fit(2 * number) > MOVES:
-        number *= 2
-    particles = _tempered(target, start, number, moves)
-    while clock.left > 0:
-        particles.move()
-    return particles
-
-
-def smc(target: Target, seconds: float, seed: int) -> Fitted:
-    clock = Clock(seconds)
-    pyro.set_rng_seed(seed)
-    particles = tempered_within(target, seed, clock)
-
-    def draw(n: int, seed: int) -> Draws:
-        generator = torch.Generator().manual_seed(seed)
-        size = len(particles.x)
-        order = torch.randperm(size, generator=generator).repeat(-(-n // size))[:n]
-        return Draws(particles.x[order], None)
-
-    return Fitted(draw, particles.moves, clock.spent, log_z=particles.log_z)
-
-
-def _of(make: Any, rate: float, particles: int, **settings: Any) -> Method:
-    return functools.partial(_automatic, functools.partial(make, **settings), rate, particles)
-
-
-MEDIAN = {"init_loc_fn": init_to_median, "init_scale": 0.1}
 METHODS: dict[str, Method] = {
-    "auto_normal": _of(AutoNormal, 0.02, OF_GAUSSIANS, **MEDIAN),
-    "auto_multivariate_normal": _of(AutoMultivariateNormal, 0.02, OF_GAUSSIANS, **MEDIAN),
-    "auto_iaf_normal": _of(AutoIAFNormal, 1e-2, OF_FLOWS, num_transforms=2),
+    "auto_multivariate_normal": auto_multivariate_normal,
     "zuko_flow": zuko_flow,
     "nuts": nuts,
-    "smc": smc,
 }

@@ -5,12 +5,10 @@ from __future__ import annotations
 from tests.benchmarks.densities import baselines, diffusions
 from tests.benchmarks.densities.base import Method
 
-__all__ = ["BESIDE", "GUIDES", "IMPORTABLE", "METHODS"]
+__all__ = ["GUIDES", "IMPORTABLE", "METHODS"]
 
 GUIDES = tuple(diffusions.STARTS)
 """Ours that are compared with others."""
-BESIDE = ("smc",)
-"""Particles, which are no guide."""
-IMPORTABLE = tuple(name for name in baselines.METHODS if name not in BESIDE)
+IMPORTABLE = tuple(baselines.METHODS)
 """What a user of Pyro has."""
 METHODS: dict[str, Method] = {**diffusions.METHODS, **baselines.METHODS}

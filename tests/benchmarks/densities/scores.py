@@ -6,7 +6,7 @@ fits the method and writes its scores by name to the file, as JSON. Those that a
 doesn't have are left out: weights are those of guides, modes those of targets with modes.
 
     elbo, elbo_se         the mean log weight, nats, and its standard error
-    log_z                 log of the mean weight, or the method's own estimate
+    log_z                 log of the mean weight
     log_z_error           the same less the truth, or less that of the reference
     ess                   effective draws of all, by the weights
     k_hat, largest        tail index of the weights, and the largest, in units of their mean
@@ -117,8 +117,6 @@ def scores_of(
     scores |= {"fit_seconds": fitted.seconds, "updates": fitted.updates}
     if drawn.log_weights is not None:
         scores |= of_weights(drawn.log_weights)
-    if fitted.log_z is not None:
-        scores["log_z"] = fitted.log_z
     if "log_z" in scores and reference.log_z is not None:
         scores["log_z_error"] = scores["log_z"] - reference.log_z
         scores["reference_se"] = reference.log_z_se

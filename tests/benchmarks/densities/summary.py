@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.benchmarks.densities.methods import BESIDE, GUIDES, IMPORTABLE, METHODS
+from tests.benchmarks.densities.methods import GUIDES, IMPORTABLE, METHODS
 from tests.benchmarks.densities.targets import NAMES
 from tests.benchmarks.documented import interval, mean_and_error, seeds_in_words, write
 
@@ -40,7 +40,7 @@ def of_guides(file: Path, folder: Path) -> None:
     rows = pd.read_csv(file)
     rows["gap"] = rows.log_z - rows.log_z_error - rows.elbo
     seconds = ", ".join(f"{s:g}" for s in sorted(rows.seconds.unique()))
-    is_variant = rows.method.isin(METHODS.keys() - {*GUIDES, *IMPORTABLE, *BESIDE})
+    is_variant = rows.method.isin(METHODS.keys() - {*GUIDES, *IMPORTABLE})
     command = f"{COMMAND} --seconds {seconds}"
 
     def save(name: str, of: pd.DataFrame, made: list[dict[str, object]], *notes: str) -> None:

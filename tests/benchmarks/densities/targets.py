@@ -27,10 +27,8 @@ from tests.benchmarks.densities.base import Density, Modes, Target
 __all__ = [
     "NAMES",
     "density_of",
-    "label_switching",
     "of_density",
     "of_program",
-    "orders",
     "sites_of",
     "target",
 ]
@@ -371,40 +369,29 @@ def log_gaussian_cox() -> Target:
     return of_program("log_gaussian_cox", program)
 
 
-def label_switching(count: int = 3) -> Target:
-    """A mixture of two or three Gaussians, which nothing tells apart: what is said of one in any
-    order of them is as probable."""
-    size = 20 * count
-    y = torch.randn(size, generator=seeded(0)) * torch.tensor([0.5, 0.7, 1.0])[:count].repeat(20)
-    y += torch.tensor([-2.5, 0.0, 3.0])[:count].repeat(20)
+def label_switching() -> Target:
+    """A mixture of three Gaussians, which nothing tells apart: what is said of one in any order of
+    them is as probable."""
+    y = torch.randn(60, generator=seeded(0)) * torch.tensor([0.5, 0.7, 1.0]).repeat(20)
+    y += torch.tensor([-2.5, 0.0, 3.0]).repeat(20)
 
     def program() -> None:
-        weights = pyro.sample("weights", dist.Dirichlet(torch.full((count,), 2.0)))
-        means = pyro.sample("means", dist.Normal(0.0, 3.0).expand([count]).to_event(1))
-        scales = pyro.sample("scales", dist.LogNormal(0.0, 0.5).expand([count]).to_event(1))
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
+        means = pyro.sample("means", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+        scales = pyro.sample("scales", dist.LogNormal(0.0, 0.5).expand([3]).to_event(1))
         component = dist.Normal(means[..., None, :], scales[..., None, :])
         law = dist.MixtureSameFamily(dist.Categorical(weights[..., None, :]), component)
-        pyro.sample("y", law.expand([*means.shape[:-1], size]).to_event(1), obs=y)
+        pyro.sample("y", law.expand([*means.shape[:-1], 60]).to_event(1), obs=y)
 
-    modes = orders(count, lambda x: x[:, count - 1 : 2 * count - 1])
-    name = "label_switching" if count == 3 else f"label_switching_{count}"
-    return of_program(name, program, modes=modes)
+    places = torch.tensor([9, 3, 1])
+    permutations = torch.tensor(list(itertools.permutations(range(3)))) @ places
 
+    def order(x: Tensor) -> Tensor:
+        """Which order of the means, which are after two weights, (n,)."""
+        return (permutations == (x[:, 2:5].argsort(1) @ places)[:, None]).int().argmax(1)
 
-def orders(count: int, along: Callable[[Tensor], Tensor]) -> Modes:
-    """Modes that are the orders of components.
-
-    Args:
-        count: number of components.
-        along: function of x (n, dim) that returns the number by which each is known, (n, count).
-    """
-    places = count ** torch.arange(count - 1, -1, -1)
-    permutations = torch.tensor(list(itertools.permutations(range(count)))) @ places
-
-    def of(x: Tensor) -> Tensor:
-        return (permutations == (along(x).argsort(1) @ places)[:, None]).int().argmax(1)
-
-    return Modes(of, torch.full((len(permutations),), 1 / len(permutations)))
+    modes = Modes(order, torch.full((len(permutations),), 1 / len(permutations)))
+    return of_program("label_switching", program, modes=modes)
 
 
 # -- integrals over a grid -------------------------------------------------------------------------

@@ -12,27 +12,21 @@ a method does once for a denoiser, before any measurement, is not counted: ours 
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import math
 import sys
-import textwrap
 import time
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, DiffusionModel
-from pyro_mdm.measurements import (
-    MeasuredDenoiser,
-    condition_on_measurements,
-    twisted_smc,
-)
+from pyro_mdm.measurements import condition_on_measurements, twisted_smc
 from pyro_mdm.samplers import Ancestral, ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.scores.denoiser import DenoiserScore
 from tests.benchmarks.inverse_problems.counting import Work, counted
@@ -121,22 +115,15 @@ def conditioned(
     problem: InverseProblem,
     diffusion: Any,
     sampler: Any,
-    *,
-    diagonal: bool = False,
     **options: Any,
 ) -> DiffusionModel:
-    """The model of data given what was measured of each of k data, or of one; by the covariance of
-    independent dimensions with ``diagonal``."""
+    """The model of data given what was measured of each of k data, or of one."""
     model = prior(problem.score, diffusion, problem.max_log_snr, problem.min_log_snr)
     obs = problem.obs.reshape(-1, *problem.operator.obs_shape)
     obs = obs[0] if len(obs) == 1 else obs
-    measured = problem.operator, obs, problem.noise**2
-    if diagonal:
-        denoiser = cast(DenoiserScore, model.score_function)
-        score = MeasuredDenoiser(denoiser, *measured, covariance_from=math.inf)
-        given = model.with_score(score, model.likelihood)
-    else:
-        given = condition_on_measurements(model, *measured, **options)
+    given: DiffusionModel = condition_on_measurements(
+        model, problem.operator, obs, problem.noise**2, **options
+    )
     given.sampler = sampler
     return given
 
@@ -154,15 +141,10 @@ INDEPENDENT = f"one of {PARTICLES} particles"
 OURS: dict[str, Method] = {
     DEFAULT: guided(VPSDE, stochastic),
     "default, without noise": guided(VPSDE, ExponentialIntegrator),
-    "default, ancestral": guided(VPSDE, Ancestral),
     "own covariance": guided(VPSDE, stochastic, **OWN),
     "linear covariance": guided(VPSDE, stochastic, covariance_from=math.inf),
-    "diagonal covariance": guided(VPSDE, stochastic, diagonal=True),
-    "default, CLD": guided(CLD, stochastic),
-    "default, CLD, without noise": guided(CLD, ExponentialIntegrator),
     "own covariance, CLD": guided(CLD, stochastic, **OWN),
     "particles": particles(VPSDE, None),
-    "particles, CLD": particles(CLD, None),
     "particles, own covariance": particles(VPSDE, None, **OWN),
     INDEPENDENT: particles(VPSDE, PARTICLES),
 }
@@ -233,17 +215,17 @@ def azula(make: Callable[..., Any], one_datum: bool = False) -> Method:
     return method
 
 
-def mmps(iterations: int, sampler: str = "DDPMSampler") -> Method:
+def mmps(iterations: int) -> Method:
     """Moment matching, by GMRES as by default."""
 
     def make(denoiser: Any, problem: InverseProblem, obs: Tensor, **options: Any) -> Any:
-        import azula.sample
         from azula.guidance import MMPSDenoiser
         from azula.linalg.covariance import IsotropicCovariance
+        from azula.sample import DDPMSampler
 
         noise = IsotropicCovariance(problem.noise**2)
         given = MMPSDenoiser(denoiser, obs, flat(problem), noise, iterations=iterations)
-        return getattr(azula.sample, sampler)(given, **options)
+        return DDPMSampler(given, **options)
 
     return azula(make)
 
@@ -308,14 +290,12 @@ def tds(denoiser: Any, problem: InverseProblem, obs: Tensor, **options: Any) -> 
     return TDSSampler(denoiser, twist, **options)
 
 
-def ddrm(problem: InverseProblem, steps: int, n: int, *, whole: bool = False) -> Drawn:
-    """deepinv's DDRM, whose noise has the levels of azula's schedule. The package draws noise of
-    half the variance that it tells the denoiser; of all of it with ``whole``."""
+def ddrm(problem: InverseProblem, steps: int, n: int) -> Drawn:
+    """deepinv's DDRM, whose noise has the levels of azula's schedule."""
     import numpy as np
     from deepinv.physics import DecomposablePhysics, GaussianNoise
     from deepinv.sampling import DDRM
 
-    kind = with_whole_noise(DDRM) if whole else DDRM
     H = problem.operator.matrix().to(problem.obs.dtype)
     U, values, Vh = torch.linalg.svd(H, full_matrices=True)
     m, d = H.shape
@@ -343,26 +323,13 @@ def ddrm(problem: InverseProblem, steps: int, n: int, *, whole: bool = False) ->
         log_snr = -2 * torch.as_tensor(sigma, dtype=x.dtype).log()
         return x_hat_of(problem, x, log_snr)
 
-    x = kind(denoiser, sigmas=levels)(problem.obs.repeat(n, 1), physics)
+    x = DDRM(denoiser, sigmas=levels)(problem.obs.repeat(n, 1), physics)
     return Drawn(x.reshape(n, len(problem.obs), -1))
 
 
-def with_whole_noise(ddrm: type) -> Any:
-    """The package's class, whose noise has the variance that the denoiser is told."""
-    source = textwrap.dedent(inspect.getsource(ddrm.forward))  # type: ignore[attr-defined]
-    halved = " / np.sqrt(2.0)"
-    assert source.count(halved) == 2
-    names: dict[str, Any] = {}
-    exec(source.replace(halved, ""), vars(sys.modules[ddrm.__module__]), names)
-    return type("DDRM", (ddrm,), {"forward": names["forward"]})
-
-
-WHOLE = "deepinv, DDRM, whole noise"
 OF_PEERS: dict[str, Method] = {
     "azula, MMPS, 1 iteration": mmps(1),
     "azula, MMPS, 5 iterations": mmps(5),
-    "azula, MMPS, 1 iteration, DDIM": mmps(1, "DDIMSampler"),
-    "azula, MMPS, 5 iterations, DDIM": mmps(5, "DDIMSampler"),
     "azula, TMPD": azula(tmpd),
     "azula, PGDM": azula(pgdm),
     "azula, DPS, ζ = 1": dps(1.0),
@@ -371,7 +338,6 @@ OF_PEERS: dict[str, Method] = {
     "azula, DiffPIR, λ = 1, 5 iterations": diffpir(1.0, 5),
     "azula, TDS": azula(tds, one_datum=True),
     "deepinv, DDRM": ddrm,
-    WHOLE: functools.partial(ddrm, whole=True),
 }
 """Methods that need the peers' environment."""
 EXACT = "exact draws"
@@ -380,12 +346,12 @@ COMPARED = [
     *(DEFAULT, "default, without noise", "own covariance"),
     *("own covariance, CLD", "particles", "particles, own covariance"),
     INDEPENDENT,
-    *(name for name in OF_PEERS if not name.endswith(("DDIM", "whole noise"))),
+    *OF_PEERS,
 ]
 """Methods of the documentation's table of problems with known answers."""
 ONE_BUDGET = {EXACT: "0 steps", INDEPENDENT: "100 steps"}
 """Methods that other budgets are nothing for."""
-NOT_BY_IMAGES = ("DDIM", "0.1", "λ = 1, 5 iterations", "whole noise")
+NOT_BY_IMAGES = ("0.1", "λ = 1, 5 iterations")
 COMPARED_BY_IMAGES = [
     *(DEFAULT, "default, without noise", "linear covariance"),
     *(name for name in OF_PEERS if not name.endswith(NOT_BY_IMAGES)),

@@ -188,21 +188,10 @@ IMAGE_COMMANDS = {
         "--out runs/measured-images.csv",
     ),
 }
-HALF = "left-half"
-IMAGE_COMMANDS[HALF] = (
-    IMAGE_COMMANDS["fashion_mnist"][0],
-    f"{OF_IMAGES} runs/fashion_mnist --tasks inpaint --images 8 --budgets '100 calls' --methods "
-    "default 'linear covariance' 'diagonal covariance' 'deepinv, DDRM' "
-    "'deepinv, DDRM, whole noise' --out runs/left-half.csv",
-    f"{OF_IMAGES} runs/fashion_mnist --out runs/left-half.csv --summary docs/measured/data "
-    f"--table {HALF}",
-)
-"""The last is of restorations of which half of the image is seen."""
 
 
-def of_images(file: Path, folder: Path, table: str | None = None) -> None:
-    """measurements-RUN for each run, with a row for each task and method, less the default; or
-    measurements-TABLE."""
+def of_images(file: Path, folder: Path) -> None:
+    """measurements-RUN for each run, with a row for each task and method, less the default."""
     rows = pd.read_csv(file)
     rows["run"] = rows.run.map(lambda name: Path(name).name)
     rows["method"] = pd.Categorical(rows.method, [n for n in NAMES if n in set(rows.method)])
@@ -210,7 +199,7 @@ def of_images(file: Path, folder: Path, table: str | None = None) -> None:
     rows = rows.sort_values("method", kind="stable")
     rows = rows.sort_values("task", kind="stable", key=lambda column: column.map(tasks.index))
     for run, own in rows.groupby("run"):
-        of_run(table or str(run), own, folder)
+        of_run(str(run), own, folder)
 
 
 def of_run(run: str, rows: pd.DataFrame, folder: Path) -> None:

@@ -1,22 +1,17 @@
 """AutoMDM by subsamples of a plate's rows, beside AutoMDM by all rows, Gaussians, NUTS and NumPyro.
 
-    python -m tests.benchmarks.minibatches --out runs/minibatches.csv --environment runs/numpyro
-    python -m tests.benchmarks.minibatches --out runs/minibatches.csv --summary docs/measured/data
+    python -m tests.benchmarks.minibatches --environment runs/numpyro --tables docs/measured/data
 
-The first adds to its file what it has not yet: a row for each program, method and seed. Programs
-are in programs.py, with their exact evidence. ``semi_dais`` and ``numpyro_normal`` are NumPyro's
-AutoSemiDAIS and AutoNormal, by the settings of NumPyro's own test (semi_dais.py), and run in an
-environment that is made for them. Seconds are of the processor, of one thread.
+Programs are in programs.py, with their exact evidence. ``semi_dais`` and ``numpyro_normal`` are
+NumPyro's AutoSemiDAIS and AutoNormal, by the settings of NumPyro's own test (semi_dais.py), and run
+in an environment that is made for them. Seconds are of the processor, of one thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,11 +25,11 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_mdm import AutoMDM
 from pyro_mdm.automatic.weighing import Weighing
 from pyro_mdm.evaluation.weights import ImportanceWeights
-from tests.benchmarks import documented, environments, runs
+from tests.benchmarks import environments, runs
+from tests.benchmarks.documented import mean_and_error
+from tests.benchmarks.frame import Options, Row, Study, main
 from tests.benchmarks.minibatches.programs import HIERARCHIES, Hierarchy
 
-KEY = ("program", "method", "seed")
-VALUES = ("gap", "gap_se", "log_z_error", "log_z_se", "ess", "k_hat", "mean", "deviation")
 METHODS = {
     "subsampled": ("normal", "schools", "logistic", "student"),
     "all_rows": ("schools", "logistic", "student"),
@@ -48,10 +43,10 @@ DRAWS = {"normal": 100}
 """Draws by which a fit is scored, of 1,000 otherwise."""
 
 
-def by_auto_mdm(hierarchy: Hierarchy, options: Any, draws: int, *args: Any) -> runs.Row:
-    guide = AutoMDM(hierarchy.program, steps=options.steps, **hierarchy.options)
+def by_auto_mdm(hierarchy: Hierarchy, updates: int, draws: int, *args: Any) -> Row:
+    guide = AutoMDM(hierarchy.program, steps=8, **hierarchy.options)
     began = time.process_time()
-    guide.fit(*args, updates=options.updates, start_updates=options.updates, progress=False)
+    guide.fit(*args, updates=updates, start_updates=updates, progress=False)
     seconds = time.process_time() - began
     x, log_weights = Weighing(guide, args).weighted(draws)
     weights = ImportanceWeights(log_weights)
@@ -62,18 +57,15 @@ def by_auto_mdm(hierarchy: Hierarchy, options: Any, draws: int, *args: Any) -> r
     truth = hierarchy.log_evidence()
     return {
         "gap": truth - float(log_weights.mean()),
-        "gap_se": float(log_weights.std()) / math.sqrt(draws),
         "log_z_error": weights.log_evidence.mean - truth,
-        "log_z_se": weights.log_evidence.standard_error,
         "ess": weights.effective / draws,
-        "k_hat": weights.pareto_k,
         "mean": mean,
         "deviation": float((shares * (values - mean).square()).sum().sqrt()),
         "seconds": seconds,
     }
 
 
-def by_auto_normal(hierarchy: Hierarchy, updates: int) -> runs.Row:
+def by_auto_normal(hierarchy: Hierarchy, updates: int) -> Row:
     guide = AutoNormal(hierarchy.program)
     elbo = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)
     rate = {"lr": 0.05, "lrd": 0.01 ** (1 / (2 * updates))}
@@ -85,12 +77,11 @@ def by_auto_normal(hierarchy: Hierarchy, updates: int) -> runs.Row:
     losses = torch.tensor([elbo.loss(hierarchy.program, guide, None) for _ in range(200)])
     return {
         "gap": hierarchy.log_evidence() + float(losses.mean()),
-        "gap_se": float(losses.std()) / math.sqrt(200),
         "seconds": seconds,
     }
 
 
-def by_nuts(hierarchy: Hierarchy) -> runs.Row:
+def by_nuts(hierarchy: Hierarchy) -> Row:
     mcmc = MCMC(NUTS(hierarchy.program), 1_000, 500, disable_progbar=True)
     began = time.process_time()
     mcmc.run(None)
@@ -99,7 +90,7 @@ def by_nuts(hierarchy: Hierarchy) -> runs.Row:
     return {"mean": float(draws.mean()), "deviation": float(draws.std()), "seconds": seconds}
 
 
-def by_numpyro(hierarchy: Hierarchy, method: str, seed: int, environment: Path) -> runs.Row:
+def by_numpyro(hierarchy: Hierarchy, method: str, seed: int, environment: Path) -> Row:
     environments.install(environment, PACKAGES)
     with runs.folder() as name:
         file = Path(name) / "bounds.json"
@@ -110,72 +101,57 @@ def by_numpyro(hierarchy: Hierarchy, method: str, seed: int, environment: Path) 
     return {"gap": hierarchy.log_evidence() - row["bound"], "seconds": row["seconds"]}
 
 
-def do(fit: runs.Row, options: Any) -> runs.Row:
+def scores(fit: Row, options: Options) -> Row:
     """The scores of a fit."""
-    torch.set_num_threads(1)
+    updates = 5 if options.small else options.updates
     pyro.clear_param_store()
     pyro.set_rng_seed(fit["seed"])
     hierarchy, method = HIERARCHIES[fit["program"]], fit["method"]
     draws = DRAWS.get(fit["program"], 1_000)
     if method == "subsampled":
-        return by_auto_mdm(hierarchy, options, draws, hierarchy.batch)
+        return by_auto_mdm(hierarchy, updates, draws, hierarchy.batch)
     if method == "all_rows":
-        return by_auto_mdm(hierarchy, options, draws, None)
+        return by_auto_mdm(hierarchy, updates, draws, None)
     if method == "auto_normal":
-        return by_auto_normal(hierarchy, options.updates)
+        return by_auto_normal(hierarchy, updates)
     if method == "nuts":
         return by_nuts(hierarchy)
     return by_numpyro(hierarchy, method, fit["seed"], options.environment)
 
 
-def summarize(options: Any) -> None:
-    rows = pd.read_csv(options.out)
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for (program, method), some in rows.groupby(["program", "method"], sort=False):
-        cells: dict[str, Any] = {"program": program, "method": method, "seeds": len(some)}
+        cells: Row = {"program": program, "method": method, "seeds": len(some)}
         for name in ("gap", "log_z_error", "ess", "mean", "deviation", "seconds"):
-            cells[name], error = documented.mean_and_error(some[name])
+            cells[name], error = mean_and_error(some[name])
             if name in ("gap", "log_z_error"):
                 cells[f"{name}_se"] = error
         table.append(cells)
-    documented.write(
-        options.summary / "automatic-guides-minibatches.csv",
-        pd.DataFrame(table),
+    return pd.DataFrame(table)
+
+
+STUDIES = {
+    "automatic-guides-minibatches": Study(
+        scores,
         [
-            f"python -m tests.benchmarks.minibatches --updates {options.updates} --steps "
-            f"{options.steps} --seeds {rows.seed.nunique()} --programs "
-            + " ".join(rows.program.unique())
+            {"program": program, "method": method}
+            for program in HIERARCHIES
+            for method in METHODS
+            if program in METHODS[method]
         ],
-        documented.seeds_in_words(rows),
-        "nats",
-        ["se: standard error over seeds"],
+        over_seeds,
+        seeds=3,
+        unit="nats",
+        notes=["se: standard error over seeds"],
     )
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", nargs="+", default=list(HIERARCHIES), choices=HIERARCHIES)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", type=int, default=2)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, default=400, help="of start and chain each")
-    parser.add_argument("--steps", type=int, default=8, help="of the chain of the globals")
     parser.add_argument("--environment", type=Path, default=Path("runs/numpyro"))
-    parser.add_argument("--out", type=Path, default=Path("runs/minibatches.csv"))
-    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
-    options = parser.parse_args()
-    if options.summary:
-        summarize(options)
-        return
-    jobs = itertools.product(range(options.seeds), options.programs, options.methods)
-    fits = [
-        {"program": program, "method": method, "seed": seed}
-        for seed, program, method in jobs
-        if program in METHODS[method]
-    ]
-    rows = runs.Rows(options.out, KEY, (*VALUES, "seconds"))
-    failed = runs.run_all(fits, lambda fit: do(fit, options), rows, 1)
-    sys.exit(f"{len(failed)} fits failed" if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    main("minibatches", __doc__, STUDIES, arguments)

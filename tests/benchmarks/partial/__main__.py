@@ -1,14 +1,13 @@
-"""Conditionals of parameters and data, any given any others: ours beside Simformer.
+"""Conditionals of parameters and data, any given any others, beside what Simformer published.
 
-    python -m tests.benchmarks.partial.peers
     python -m tests.benchmarks.partial --out runs/partial.csv
     python -m tests.benchmarks.partial --out runs/partial.csv --summary docs/measured/data
 
-The first makes the environment of Simformer, the second adds to its file what it has not yet, and
-the third writes the tables of the documentation. The tasks are programs in tasks.py, with the
-distribution of masks; references.py has exact draws of every conditional, which checks.py verifies;
-methods.py says what methods there are. A method learns once from the simulations of a seed, which
-are the same for all methods, and is asked for each condition. It is a process of one thread.
+The first adds to its file what it has not yet, and the second writes the tables of the
+documentation. The tasks are programs in tasks.py, with the distribution of masks; references.py has
+exact draws of every conditional, which checks.py verifies; methods.py says what methods there are.
+A method learns once from the simulations of a seed, which are the same for all methods, and is
+asked for each condition. It is a process of one thread.
 
     c2st            the accuracy of a random forest that tells draws from those of the reference
     fit_seconds, sample_seconds
@@ -25,15 +24,13 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks import runs
-from tests.benchmarks.environments import python_of
-from tests.benchmarks.partial import methods, peers, summary
+from tests.benchmarks.partial import methods, summary
 from tests.benchmarks.partial.problem import Numbers, Problem, load_answer
 from tests.benchmarks.partial.references import reference
 from tests.benchmarks.partial.scores import c2st
 from tests.benchmarks.partial.tasks import KINDS, TASKS, Condition, condition_of
 
-PEER = "simformer"
-NAMES = (*methods.METHODS, PEER, "reference")
+NAMES = (*methods.METHODS, "reference")
 FIT = ("task", "simulations", "seed", "method")
 KEY = (*FIT, "kind", "condition", "draws")
 VALUES = ("numbers", "c2st", "fit_seconds", "sample_seconds", "steps")
@@ -70,12 +67,8 @@ def answer_of(
     with runs.folder() as name:
         folder = Path(name)
         problem.save(folder)
-        package = "tests.benchmarks.partial"
-        if method == PEER:
-            python, arguments = python_of(options.environment), ["--answer", name]
-            runs.run_process(python, f"{package}.peers", arguments, options.limit)
-        else:
-            runs.run_process(sys.executable, f"{package}.methods", [name], options.limit)
+        module = "tests.benchmarks.partial.methods"
+        runs.run_process(sys.executable, module, [name], options.limit)
         return load_answer(folder)
 
 
@@ -116,7 +109,6 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2_000, help="of each conditional")
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: as by default")
     parser.add_argument("--limit", type=float, default=36_000.0, help="seconds of a method")
-    parser.add_argument("--environment", type=Path, default=peers.ENVIRONMENT, help="of Simformer")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/partial.csv"))
     parser.add_argument("--summary", type=Path, help="folder of the tables made of --out")

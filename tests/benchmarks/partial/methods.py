@@ -5,12 +5,9 @@
 reads the problem in the folder and writes the answer there, in a process of its own.
 
     joint       p(any | any): AmortizedJoint
-    table       p(any | any): a Table of parameters and data, which draws what is missing in a row
     posterior   p(θ | any part of x): AmortizedPosterior with ``missing=``
     likelihood  p(any | any) where data are given whole or not at all: AmortizedLikelihood, with
                 parameters by sequential Monte Carlo, and data given these
-    marginals   each number by itself, as in the simulations: what a method that learned no
-                dependence scores
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,22 +38,6 @@ def joint(problem: Problem, z: Tensor) -> Conditional:
 
     def draw(given: Tensor, n: int) -> Tensor:
         return flat(fitted.sample(task.by_site(given), n, seed=problem.seed), task.sites)
-
-    return draw
-
-
-def table(problem: Problem, z: Tensor) -> Conditional:
-    import pandas as pd
-
-    from pyro_mdm.tables import Table
-
-    names = [f"z{j}" for j in range(z.shape[1])]
-    frame = pd.DataFrame(z.double().numpy(), columns=names)
-    fitted = Table(seed=problem.seed, steps=problem.steps or None).fit(frame)
-
-    def draw(given: Tensor, n: int) -> Tensor:
-        row = pd.DataFrame(given.double().unsqueeze(0).numpy(), columns=names)
-        return torch.from_numpy(fitted.impute(row, num=n).to_numpy(np.float64))
 
     return draw
 
@@ -101,22 +81,10 @@ def likelihood(problem: Problem, z: Tensor) -> Conditional:
     return draw
 
 
-def marginals(problem: Problem, z: Tensor) -> Conditional:
-    generator = torch.Generator().manual_seed(problem.seed)
-
-    def draw(given: Tensor, n: int) -> Tensor:
-        rows = torch.randint(len(z), (n, z.shape[1]), generator=generator)
-        return torch.where(given.isnan(), z.gather(0, rows), given)
-
-    return draw
-
-
 METHODS: dict[str, Callable[[Problem, Tensor], Conditional]] = {
     "joint": joint,
-    "table": table,
     "posterior": posterior,
     "likelihood": likelihood,
-    "marginals": marginals,
 }
 
 
@@ -134,8 +102,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     warnings.simplefilter("ignore")
     problem = Problem.load(folder)
-    import pyro_mdm.posteriors
-    import pyro_mdm.tables  # noqa: F401  (their time is not that of a method)
+    import pyro_mdm.posteriors  # noqa: F401  (whose time is not that of a method)
 
     torch.manual_seed(problem.seed)
     began = processor_seconds()

@@ -1,4 +1,4 @@
-"""What a method is given and asks, in a folder, so that methods of other packages read it too."""
+"""What a method is given and asks, in a folder."""
 
 from __future__ import annotations
 

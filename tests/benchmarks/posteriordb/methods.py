@@ -13,9 +13,8 @@ from tests.benchmarks.posteriordb.pathfinder import pathfinder
 
 __all__ = ["METHODS"]
 
-IMPORTED = ("auto_multivariate_normal", "nuts", "auto_iaf_normal", "zuko_flow")
 METHODS: dict[str, Method] = {
     "auto_mdm": diffusions.auto_mdm,
-    **{name: baselines.METHODS[name] for name in IMPORTED},
+    **baselines.METHODS,
     "pathfinder": pathfinder,
 }

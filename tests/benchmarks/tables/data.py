@@ -73,13 +73,6 @@ TABLES = {
     "credit cards": Source(("AER/CreditCard",), "income", "card"),
     "mortgages": Source(("AER/HMDA",), "pirat", "deny"),
 }
-CHOSEN_ON = {
-    "penguins": Source(("palmerpenguins/penguins",), "bill_length_mm", "species", ("year",)),
-    "CPS1985": Source(("AER/CPS1985",), "age", "wage"),
-    "Boston": Source(("MASS/Boston",), "age", "medv"),
-    "Carseats": Source(("ISLR/Carseats",), "Price", "Sales"),
-}
-"""Tables that the recipe was chosen on, and which say nothing of it beside others."""
 RARE = 0.01
 """Categories of fewer rows than this share are joined as one, "other"."""
 
@@ -90,7 +83,7 @@ def path_of(place: str, environment: Path = ENVIRONMENT) -> Path:
 
 def read(name: str, environment: Path = ENVIRONMENT) -> pd.DataFrame:
     """A table, whose numbers are float64 and whose categories are strings."""
-    source = (TABLES | CHOSEN_ON)[name]
+    source = TABLES[name]
     if callable(source.places):
         table = source.places()
     else:
@@ -231,7 +224,7 @@ def task_of(
     table = read(name, environment)
     rng = np.random.default_rng(seed)
     table = table.iloc[rng.permutation(len(table))].reset_index(drop=True)
-    missing, scored = missing_of(table, mechanism, (TABLES | CHOSEN_ON)[name].driver, rng)
+    missing, scored = missing_of(table, mechanism, TABLES[name].driver, rng)
     there = table.notna().to_numpy()
     train = int(0.8 * len(table))
     incomplete = table.mask(missing)

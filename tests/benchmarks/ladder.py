@@ -19,6 +19,8 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,14 +28,14 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from sklearn.datasets import load_sample_images
-from torch import Tensor, nn
+from torch import Tensor
 
 from inference.machine.processes import start
 from inference.measuring import bounds
 from inference.settings.options import Decided
 from inference.settings.plan import Programs
 from inference.training.trainee import Trainee
-from models.base import SMALL, ImageProblem
+from models.base import FINE, SMALL, ImageProblem
 from models.digits import Digits
 from models.mnist5k import Mnist5k
 from models.official import FashionMNIST
@@ -42,7 +44,6 @@ from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.measured import Measured, student_factor
 from pyro_mdm.support.progress import progress_bar
-from tests.benchmarks.ladder.rungs import RUNGS, Rung
 
 
 class Photographs(ImageProblem):
@@ -78,18 +79,59 @@ PROBLEMS: dict[str, type[ImageProblem]] = {
 MOST = 1_000  # validation images measured
 
 
+@dataclass(frozen=True)
+class Rung:
+    """One change of the base."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Options of ``inference.train``; those that are factors are relative to the data set's."""
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """Of the data set's network, as ``networks`` has them."""
+
+
+OFTEN = {"times": "adaptive", "batch_size": 32}
+"""Small batches, whose times are drawn where gradients vary."""
+MUON = OFTEN | {"optimizer": "muon"}
+PIXELS = FINE | {"patch": 1}
+THREE = "adaptive times, batches of 32, mixture"
+RUNGS: dict[str, Rung] = {
+    "base": Rung(),
+    "adaptive times": Rung({"times": "adaptive"}),
+    "batches of 64": Rung({"batch_size": 64}),
+    "batches of 32": Rung({"batch_size": 32}),
+    "batches of 256": Rung({"batch_size": 256}),
+    "rate × ½": Rung({"rate": 0.5}),
+    "rate × 2": Rung({"rate": 2.0}),
+    "dropout 0.1": Rung(network={"dropout": 0.1}),
+    "dropout 0.3": Rung(network={"dropout": 0.3}),
+    "dropout 0.6 but at full resolution": Rung(network={"dropout": (0.0, 0.6, 0.6)}),
+    "¾ of the channels": Rung(network={"base": 24}),
+    "1½ of the channels": Rung(network={"base": 48}),
+    "¾ of the channels, rate × 1⅓": Rung({"rate": 4 / 3}, {"base": 24}),
+    "1½ of the channels, rate × ⅔": Rung({"rate": 2 / 3}, {"base": 48}),
+    "two blocks a level": Rung(network={"blocks": 2}),
+    "attention": Rung(network={"attention": (1,), "heads": 4}),
+    "two tilts": Rung(network={"form": "tilt"}),
+    "mixture of three tilts": Rung(network={"form": "mixture"}),
+    "constant rate": Rung({"decay": "constant"}),
+    "averages of 1,000 steps": Rung({"ema_decay": 0.999}),
+    "Muon": Rung({"optimizer": "muon"}),
+    "adaptive times, batches of 32": Rung(OFTEN),
+    THREE: Rung(OFTEN, {"form": "mixture"}),
+    f"{THREE}, rate × 2": Rung(OFTEN | {"rate": 2.0}, {"form": "mixture"}),
+    f"{THREE}, Muon": Rung(MUON, {"form": "mixture"}),
+    f"{THREE}, every pixel": Rung(OFTEN, PIXELS),
+    f"{THREE}, every pixel, Muon": Rung(MUON, PIXELS),
+}
+
+
 def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) -> Trainee:
     """What is trained; all rungs of a seed have one order of the data, noise and first weights."""
     cls = PROBLEMS[model]
     changed = dict(next(iter(cls.networks.values()))) | dict(rung.network)
-    around = rung.around
 
     class Changed(cls):  # type: ignore[misc, valid-type]
         networks = {"changed": changed}  # noqa: RUF012
-        if around is not None:
-
-            def network(self, inputs: int, outputs: int) -> nn.Module:
-                return around(inputs, outputs, self, **changed)
 
     torch.manual_seed(seed_from(seed, "weights"))
     problem = Changed(holdout=True)
@@ -107,13 +149,12 @@ def ratios(model: str, names: list[str], fabric: Fabric, turns: int) -> dict[str
     for name in names:
         pair = [trainee_of(model, RUNGS[key], 0, 10**6, fabric) for key in ("base", name)]
         spent: list[list[float]] = [[], []]
-        with RUNGS[name].during(pair[1]):
-            for turn in range(turns):
-                for times, trainee in zip(spent, pair, strict=True):
-                    began = time.process_time()
-                    for step in range(3 * turn, 3 * turn + 3):
-                        trainee.step(step)
-                    times.append(time.process_time() - began)
+        for turn in range(turns):
+            for times, trainee in zip(spent, pair, strict=True):
+                began = time.process_time()
+                for step in range(3 * turn, 3 * turn + 3):
+                    trainee.step(step)
+                times.append(time.process_time() - began)
         base, own = (statistics.median(times[1:]) for times in spent)
         found[name] = own / base
     return found
@@ -122,8 +163,7 @@ def ratios(model: str, names: list[str], fabric: Fabric, turns: int) -> dict[str
 def run(model: str, name: str, seed: int, steps: int, draws: int, fabric: Fabric) -> dict[str, Any]:
     trainee = trainee_of(model, RUNGS[name], seed, steps, fabric)
     objective, began = [], time.process_time()
-    bar = progress_bar(steps, f"{name}, seed {seed}", "steps")
-    with bar, RUNGS[name].during(trainee):
+    with progress_bar(steps, f"{name}, seed {seed}", "steps") as bar:
         for step in range(steps):
             objective.append(trainee.step(step).bits)
             bar.update()
