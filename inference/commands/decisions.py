@@ -101,7 +101,7 @@ def _length(settings: Training, problem: Problem) -> dict[str, int | None]:
         steps = ANY_STEPS if limited else expected
     every, patience = settings.measure_every, settings.patience
     if every is None:
-        every = max(expected // 10, min(250, -(-expected // 4)))  # four times in a short run
+        every = max(expected // 10, min(250, -(-expected // 4)), 1)  # four times in a short run
     if limited and patience is None and len(problem.validation) and steps > (PATIENCE + 1) * every:
         patience = PATIENCE
     return {"steps": steps, "measure_every": every, "patience": patience}

@@ -6,10 +6,8 @@ and files that are wrong in one thing each, {it} for its own.py, and {run} for a
 
 from __future__ import annotations
 
-import gzip
 import re
 import shlex
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -219,10 +217,7 @@ REFUSED: dict[str, str] = {
     "train --model images --data {own}/more.npz": "tset may be images of no known",
     "train --model images --data {own}/scaled.npz": "found arr_0 float64 .*uint8",
     "train --model images --data {own}/pngs": "has 1 images .*expected at least",
-    "train --model images --data {own}/a-idx3-ubyte": "three or four sizes",
-    "train --model images --data {own}/b-idx3-ubyte.gz": "ubyte.gz is damaged: ",
-    "train --model images --data {own}/idx": "t10k.* but no file of training",
-    "train --model mnist --data no": "is missing; expected .* To fetch it: ",
+    "train --model mnist --data no": "reads no MNIST from no: .* fetch it: python -c ",
     # options that do not go together, have no effect, or make no sense
     f"{POINTS} --protocol discrete": "--protocol discrete is for images",
     f"{POINTS} --protocol dequantized": "is for images",
@@ -337,13 +332,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     np.savez(own / "keras.npz", x_train=images, x_test=images)
     np.savez(own / "more.npz", train=images, tset=images)
     np.savez(own / "scaled.npz", images / 255)
-    for name in ("pngs", "idx"):
-        (own / name).mkdir()
+    (own / "pngs").mkdir()
     Image.fromarray(images[0]).save(own / "pngs" / "a.png")
-    (own / "a-idx3-ubyte").write_bytes(struct.pack(">2i", 0x801, 30) + bytes(30))
-    content = struct.pack(">4i", 0x803, 30, 8, 8) + images.tobytes()
-    (own / "b-idx3-ubyte.gz").write_bytes(gzip.compress(content)[:-9])
-    (own / "idx" / "t10k-images-idx3-ubyte").write_bytes(content)
     run = tmp_path_factory.mktemp("runs") / "run"
     few = {"draws": 1, "num_samples": 1, "sampler_steps": 1, "accelerator": "cpu"}
     with pytest.MonkeyPatch.context() as patch:
