@@ -24,7 +24,6 @@ from pyro_mdm import (
     NoisePrediction,
     RawScore,
     bound,
-    elbo_terms,
 )
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation.comparison import log_likelihood
@@ -105,14 +104,6 @@ def test_a_chain_has_the_bound_of_its_grid() -> None:
     assert found.monte_carlo_error < 0.06
     assert abs(found.elbo.mean - float(truth.mean())) < 5 * found.monte_carlo_error
     assert abs(float(exact_bound(diffusion, x).mean() - truth.mean())) > 0.3  # not the SDE's
-
-
-def test_errors_are_the_spread_over_seeds() -> None:
-    pair, x = programs(cut_cld(), denoiser(0.5)), data(4)
-    found = [bound(*pair, x, draws=8, seed=seed) for seed in range(40)]
-    spread = torch.tensor([f.elbo.mean for f in found]).std()
-    said = torch.tensor([f.monte_carlo_error for f in found]).square().mean().sqrt()
-    assert 0.5 < float(spread / said) < 1.3
 
 
 # -- the error of each datum -----------------------------------------------------------------------
@@ -197,7 +188,7 @@ LAWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize(("law", "n"), [("normal", 1), *itertools.product(LAWS, (8, 200))])
-@pytest.mark.parametrize("draws", [2, 3, 4, 8, 32])
+@pytest.mark.parametrize("draws", [2, 4, 32])
 def test_noise_of_few_draws_is_known_by_students_law(law: str, n: int, draws: int) -> None:
     """For simulated paths, chains, and less than 8 data, of which nothing else is known. Of 1,200
     shares 0.91 to 0.98: false alarm below 1e-6 at 4.5%."""
@@ -269,21 +260,6 @@ def test_programs_of_ones_own() -> None:
 
     with pytest.raises(ValueError, match=r"terms .* \(2, 4\) .* expected one for each datum"):
         bound(copied(model), copied(guide), x, batch_size=4)
-
-
-def test_what_is_printed() -> None:
-    model, guide = programs(cut_cld(), denoiser(0.5))
-    found = bound(model, guide, data(20))
-    lines = str(found).splitlines()
-    assert lines[0] == "bound of 20 data of 3 dimensions, mean ± standard error"
-    assert lines[1].split() == ["nats", "per", "datum", "bits/dim"]
-    assert [line.split()[0] for line in lines[2:]] == NAMES
-    assert str(found.elbo) in lines[-1] and str(found.bits_per_dim) in lines[-1]
-    terms = elbo_terms(model, guide, data(20))
-    assert [line.split()[0] for line in str(terms).splitlines()[2:]] == NAMES
-    assert str(Measured.from_values(terms.diffusion)) in str(terms)
-    assert dict(terms.items())["elbo"] is not None and [n for n, _ in terms.items()] == NAMES
-    assert torch.equal(dict(terms.items())["elbo"], terms.elbo)
 
 
 @pytest.mark.parametrize(

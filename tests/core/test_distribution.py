@@ -99,33 +99,10 @@ def test_samples_are_those_of_the_model() -> None:
     assert float(x.var()) == pytest.approx(VARIANCE, rel=0.1)
 
 
-NOISE = 0.5
-OBSERVED = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64)
-POSTERIOR_VARIANCE = 1 / (1 / VARIANCE + 1 / NOISE**2)
-POSTERIOR_MEAN = (MEAN / VARIANCE + OBSERVED / NOISE**2) * POSTERIOR_VARIANCE
-
-
 def program(prior: MDM) -> None:
     """x from the model, observed through noise."""
     x = pyro.sample("x", prior)
-    pyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=OBSERVED)
-
-
-@pytest.mark.slow
-def test_nuts_walks_on_it() -> None:
-    """Not 40 times the same draw: its moments are those of the posterior."""
-    pyro.set_rng_seed(0)
-    steps = {"step_size": 0.3, "adapt_step_size": False, "adapt_mass_matrix": False}
-    number, kernel = 40, NUTS(program, max_tree_depth=2, **steps)
-    mcmc = MCMC(kernel, num_samples=number, warmup_steps=5, disable_progbar=True)
-    mcmc.run(exact(solver=BRIEF))
-    draws = mcmc.get_samples()["x"]
-    spread = POSTERIOR_VARIANCE**0.5
-    size = mcmc.diagnostics()["x"]["n_eff"].clamp(5, number)
-    off = (draws.mean(0) - POSTERIOR_MEAN) / spread * size.sqrt()
-    assert float(off.abs().max()) < 5
-    ratio = draws.std(0) / spread
-    assert float(ratio.min()) > 0.6 and float(ratio.max()) < 1.6
+    pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=torch.zeros(DIMS).double())
 
 
 DRAWN = {"seed": 0, "draws": 2}

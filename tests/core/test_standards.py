@@ -74,11 +74,6 @@ def test_a_table_of_more_than_arrays_is_refused(tmp_path: Path) -> None:
         standards.regression("sonar", tmp_path)
 
 
-def test_a_missing_table_says_where_it_is(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="git clone"):
-        standards.regression("sonar", tmp_path)
-
-
 def test_german_credit_has_its_prior_and_its_scales(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(3.0, 2.0, (30, 3))
     rows[:, -1] = [1, 2] * 15

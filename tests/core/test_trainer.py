@@ -72,17 +72,6 @@ def test_rates_are_of_the_steps_or_of_the_seconds() -> None:
     assert schedule(100, 1000, 4000, "constant", 0.2) == 1.0
 
 
-def test_rates_of_groups_keep_their_ratio() -> None:
-    one, two = nn.Linear(1, 1), nn.Linear(1, 1)
-    groups = [{"params": one.parameters(), "lr": 0.1}, {"params": two.parameters(), "lr": 0.3}]
-    optimizer = torch.optim.SGD(groups)
-    trainer = Trainer(nn.ModuleList([one, two]), steps=10, optimizer=optimizer, warmup=4)
-    for step in trainer:
-        trainer.step(one(torch.ones(1)).sum() + two(torch.ones(1)).sum())
-        found = [group["lr"] for group in optimizer.param_groups]
-        assert found == pytest.approx([0.1 * schedule(step, 10, 4), 0.3 * schedule(step, 10, 4)])
-
-
 def test_means_of_windows_are_compared_by_their_errors() -> None:
     """The standard error of two losses is half of their difference; what is not finite is left
     out, and a single loss has none."""
