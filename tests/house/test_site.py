@@ -19,17 +19,6 @@ DOCS = ROOT / "docs"
 # -- the project -----------------------------------------------------------------------------------
 
 
-def test_citations_are_those_of_the_file() -> None:
-    paper, software = project.bibtex("paper"), project.bibtex("software")
-    assert "author = {Singhal, Raghav and Goldstein, Mark and Ranganath, Rajesh}," in paper
-    assert "doi = {10.48550/arXiv.2302.07261}," in paper and "eprint = {2302.07261}," in paper
-    assert f"version = {{{project.citation()['version']}}}," in software
-    for entry in (paper, software):
-        assert entry.count("{") == entry.count("}") and "{}" not in entry
-    page = (DOCS / "project" / "cite.md").read_text(encoding="utf-8")
-    assert project.citation()["references"][0]["doi"] in page
-
-
 def test_the_repository_is_that_of_the_citation_or_of_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
