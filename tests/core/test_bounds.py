@@ -25,7 +25,6 @@ from pyro_mdm import (
     RawScore,
     bound,
 )
-from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.levels import DiscretizedGaussian, NetworkPosterior
@@ -51,17 +50,6 @@ NAMES = ["reconstruction", "prior_kl", "diffusion", "elbo"]
 
 def cut_cld() -> CLD:
     return CLD(max_log_snr=2.0, min_log_snr=-4.0)
-
-
-def chain_truth(diffusion: CLD, x: Tensor, times: Tensor) -> Tensor:
-    """The exact bound on a grid: its sum in place of the integral, for the exact denoiser."""
-    score = denoiser()
-    log_snr = diffusion.log_snr(times)
-    high, low = (score.baseline_kl(x, log_snr[i].expand(len(x))) for i in (0, -1))
-    v = (-log_snr[1:]).exp()[:, None, None]
-    square = (v / (VARIANCE + v) * (x - MEAN)) ** 2 + (VARIANCE / (VARIANCE + v)) ** 2 * v
-    total = 0.5 * ((-log_snr.exp().diff())[:, None, None] * square).sum((0, -1))
-    return exact_bound(diffusion, x) + (high - low) - total
 
 
 @pytest.mark.quick
@@ -92,18 +80,6 @@ def test_few_data_have_the_known_bound(n: int) -> None:
         spread = float(truth.std()) / math.sqrt(n)
         spread = math.hypot(spread, found.monte_carlo_error)
         assert 0.4 * spread < found.elbo.standard_error < 2.5 * spread  # of three, with their noise
-
-
-@pytest.mark.slow
-def test_a_chain_has_the_bound_of_its_grid() -> None:
-    diffusion, x = cut_cld(), data(150)
-    model, guide = programs(diffusion, denoiser(), times=6)
-    found = bound(model, guide, x, draws=12)
-    with torch.no_grad():
-        truth = chain_truth(diffusion, x, log_snr_times(diffusion, 6))
-    assert found.monte_carlo_error < 0.06
-    assert abs(found.elbo.mean - float(truth.mean())) < 5 * found.monte_carlo_error
-    assert abs(float(exact_bound(diffusion, x).mean() - truth.mean())) > 0.3  # not the SDE's
 
 
 # -- the error of each datum -----------------------------------------------------------------------
@@ -167,17 +143,6 @@ def test_the_error_of_a_datum_covers_its_bound(score: str, decoder: str, draws: 
     covered = float((off.abs() < 1.96 * error).double().mean())
     assert 0.93 - 0.057 < covered < 0.995
     assert float(off.square().mean() / error.square().mean()) == pytest.approx(1.0, abs=0.35)
-
-
-@pytest.mark.parametrize(("score", "decoder"), BOUNDS[::3])
-def test_the_error_of_a_datum_falls_with_draws(score: str, decoder: str) -> None:
-    """As their root, from 4 draws to 32, where coefficients are better too: the decoder is drawn as
-    often as the diffusion term."""
-    model, guide, _ = of_levels(score, decoder)
-    errors = [
-        bound(model, guide, ROWS, draws=draws).per_datum_error.square().mean() for draws in (4, 32)
-    ]
-    assert math.sqrt(errors[0] / errors[1]) > 1.7
 
 
 LAWS: dict[str, Callable[[Tensor], Tensor]] = {

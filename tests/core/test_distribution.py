@@ -27,6 +27,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import ExponentialIntegrator
+from tests.benchmarks.flow_steps import model_of
 from tests.gradients import assert_gradients
 from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
 from tests.mistakes import refused
@@ -266,32 +267,8 @@ def test_a_density_has_derivatives_by_the_diffusion(kind) -> None:
 
 
 @pytest.mark.slow
-def test_narrow_modes_take_more_steps_or_a_warning(monkeypatch) -> None:
-    """Between sharp modes twenty steps leave mass that is not there."""
-
-    class TwoModes(torch.nn.Module):
-        """F of the exact denoiser of ±1, each of standard deviation ``width``."""
-
-        def __init__(self, width: float) -> None:
-            super().__init__()
-            self.variance = width**2
-
-        def forward(self, w: torch.Tensor, log_snr: torch.Tensor) -> torch.Tensor:
-            v, s2 = (-log_snr).exp()[:, None], 1.0 + self.variance
-            z = w * (s2 + v).sqrt()
-            share = torch.tanh(z / (self.variance + v))
-            x = (self.variance * z + v * share) / (self.variance + v)
-            return (x - s2 / (s2 + v) * z) / (s2 * v / (s2 + v)).sqrt()
-
-    def law(width: float, log_snr: float) -> MDM:
-        score = Denoiser(TwoModes(width).double(), torch.zeros(1), torch.full((1,), 1 + width**2))
-        model = DiffusionModel(VPSDE(max_log_snr=log_snr), score, event_shape=(1,)).eval()
-        return MDM(model.double())
-
-    x = torch.linspace(-3.0, 3.0, 301, dtype=torch.float64)[:, None]
-    sharp = law(0.1, 9.0)
-    assert float(torch.trapezoid(sharp.log_prob(x).exp(), x[:, 0])) == pytest.approx(1.0, abs=0.01)
-    assert float(sharp.log_prob(torch.tensor([-0.58], dtype=torch.float64))) < -6.0
+def test_a_value_that_more_steps_change_is_warned_of(monkeypatch) -> None:
+    """How many steps narrow modes take is in test_flow_mass.py."""
     monkeypatch.setattr("pyro_mdm.distribution.AGREE", 1e-12)
     with pytest.warns(UserWarning, match="320 steps of the flow differs by .* from that by 640"):
-        law(0.1, 9.0).log_prob(x[:2])
+        MDM(model_of("two", 9.0)).log_prob(torch.zeros(2, 1, dtype=torch.float64))

@@ -133,41 +133,6 @@ def test_mean_field_takes_the_registered_divergence() -> None:
     assert called == [NoisingPath]
 
 
-@pytest.mark.slow
-def test_generative_log_prob_bounds_the_exact_density() -> None:
-    """Exact score: E log_prob(y_ε) ≤ log q(y_ε) per datum, with the prior's mismatch the gap."""
-    pyro.set_rng_seed(2)
-    for make in (VPSDE, CLD, lambda: LearnedDiffusion(3, 2)):
-        diffusion = make()
-        diffusion.max_log_snr = 3.0
-        with torch.no_grad():
-            start = diffusion.start
-            x = data(1)
-            y = NoisingPath(diffusion, x).sample()
-            generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((6000,))
-            values = generative.log_prob(y.expand(6000, *y.shape[1:]))
-            total = start.covariance + VARIANCE * torch.outer(start.mean, start.mean)
-            mean = MEAN * start.mean
-            exact = torch.distributions.MultivariateNormal(mean, total).log_prob(y[0, 0].mT).sum()
-            # E log q(y_T)/π(y_T) given y_ε, in closed form
-            step = diffusion.transition(diffusion.horizon, diffusion.start_time)
-            end = (step.matrix @ y[0, 0]).mT
-            final = diffusion.terminal
-            q = final.covariance + VARIANCE * torch.outer(final.mean, final.mean)
-            gap = 0.0
-            for sign, covariance, m in (
-                (1, q, MEAN * final.mean),
-                (-1, diffusion.prior_covariance, 0),
-            ):
-                inverse = torch.linalg.inv(covariance)
-                r = end - m
-                square = (r @ inverse * r).sum(-1) + (inverse @ step.covariance).trace()
-                gap = gap - sign * 0.5 * (square + torch.logdet(covariance)).sum()
-            error = float(values.std() / math.sqrt(6000))
-            assert error < 0.3 * DIMS
-            assert abs(float(values.mean() - (exact - gap))) < 5 * error
-
-
 @pytest.mark.parametrize(
     ("make", "other"),
     [(VPSDE, Trace_ELBO), (CLD, TraceMeanField_ELBO), (lambda: LearnedDiffusion(3, 2), Trace_ELBO)],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributions as dist
-from scipy import integrate, special
+from scipy import special
 
 from tests.benchmarks.densities import standards
 
@@ -32,16 +32,6 @@ def test_a_phase_transition_has_the_evidence_and_the_draws_that_it_says(dim: int
     if dim > 1:
         share = float((target.modes.of(u.float()) == 0).double().mean())
         assert abs(share - 0.8) < 5 * math.sqrt(0.16 / 4_000)
-
-
-def test_the_evidence_of_a_spike_in_a_slab_is_an_integral() -> None:
-    target = standards.phase_transition(1)
-
-    def density(x: float) -> float:
-        return (math.exp(-(x**2) / 2) + 90 * math.exp(-(x**2) / 0.02)) / 10
-
-    total, _ = integrate.quad(density, -5, 5, points=[-0.3, 0.3])
-    assert target.log_z == pytest.approx(math.log(total), abs=1e-6)
 
 
 def test_seeds_are_binomial_with_effects_of_plates() -> None:
