@@ -244,17 +244,6 @@ def test_no_private_attribute_crosses_a_class(module: str) -> None:
     assert not set().union(*read.values()) - COPIES.get(module, set()), read
 
 
-def anything(source: str) -> list[str]:
-    """Named arguments of functions that are annotated by ``Any`` alone."""
-    return [
-        f"{node.name}({argument.arg}), line {argument.lineno}"
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef)
-        for argument in node.args.posonlyargs + node.args.args + node.args.kwonlyargs
-        if isinstance(argument.annotation, ast.Name) and argument.annotation.id == "Any"
-    ]
-
-
 def test_no_two_public_classes_have_one_name() -> None:
     """So that a name in a message or an import means one thing: a Table over a run is one too, and
     is called so where scikit-learn makes names of classes."""
@@ -266,18 +255,6 @@ def test_no_two_public_classes_have_one_name() -> None:
                     places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     several = {name: sorted(files) for name, files in places.items() if len(files) > 1}
     assert several == {"Table": ["inference/table.py", "pyro_mdm/tables/table.py"]}
-
-
-def test_arguments_seldom_are_anything() -> None:
-    """They are where types of others, or a circle of imports, leave no choice."""
-    source = "def f(a: Any, b: list[Any], *c: Any, d: Any = None): ..."
-    assert anything(source) == ["f(a), line 1", "f(d), line 1"]
-    those = [
-        f"{module}: {one}"
-        for module, path in MODULES.items()
-        for one in anything(path.read_text(encoding="utf-8"))
-    ]
-    assert len(those) <= 21, "\n".join(those)
 
 
 def test_linear_diffusions_by_name_are_constructors() -> None:

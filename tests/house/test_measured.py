@@ -326,16 +326,6 @@ def test_every_file_is_shown_with_its_command(name: str) -> None:
     assert tables, f"no page of docs/measured has a table of {name}.csv"
 
 
-ROLES = sorted(
-    {(page, role) for page, text in PAGES.items() for role in re.findall(r"\{m\}`([^`]+)`", text)}
-)
-
-
-@pytest.mark.parametrize(("page", "role"), ROLES)
-def test_numbers_of_the_pages_are_there(page: str, role: str) -> None:
-    assert look_up(DOCS, role)
-
-
 def prose(page: str) -> str:
     """A page without blocks, code, roles, mathematics and the targets of links."""
     text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
