@@ -1,4 +1,4 @@
-"""The glossary has one entry for each term, of objects that exist, and pages use its words."""
+"""The glossary has one entry for each term, and pages use its words."""
 
 from __future__ import annotations
 
