@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from mpmath import mp, mpf
 from torch import Tensor
 
@@ -60,6 +61,52 @@ def marginal_truth(diffusion: LinearDiffusion, tau: float) -> Truth:
     information = Sigma**-1 * a
     snr = (a.T * information)[0]
     return Truth(a, Sigma, mp.log(snr), information / snr)
+
+
+class Errors(NamedTuple):
+    """How far a law is from the reference."""
+
+    moments: float
+    """Of means and covariances, relative to standard deviations."""
+    logs: float
+    """Of log determinants and log SNR, absolute; of readouts, relative."""
+
+
+@torch.no_grad()
+def marginal_errors(diffusion: LinearDiffusion, s: float) -> Errors:
+    """Those of the law of y_s given x."""
+    m = diffusion.marginal(s)
+    true = marginal_truth(diffusion, diffusion.clock(s).item())
+    K = range(true.Sigma.rows)
+    a, L, readout = exact(m.mean), exact(m.scale_tril), exact(m.readout)
+    sd = [mp.sqrt(true.Sigma[i, i]) for i in K]
+    off = max(abs(readout[i] - true.readout[i]) * sd[i] for i in K)
+    ratios = [
+        mp.norm(a - true.a, mp.inf) / mp.norm(true.a, mp.inf),
+        covariance_error(exact(m.covariance), true.Sigma),
+        covariance_error(L * L.T, true.Sigma),
+    ]
+    logs = [
+        abs(mpf(m.log_det.item()) - log_det(true.Sigma)),
+        abs(mpf(m.log_snr.item()) - true.log_snr),
+        off / max(abs(true.readout[i]) * sd[i] for i in K),
+    ]
+    return Errors(float(max(ratios)), float(max(logs)))
+
+
+@torch.no_grad()
+def step_errors(diffusion: LinearDiffusion, s: float, r: float) -> Errors:
+    """Those of the law of y_s given y_r."""
+    t = diffusion.transition(s, r)
+    tau = (diffusion.clock(s) - diffusion.clock(r)).item()
+    M, P = moments(*drift_and_noise(diffusion), mpf(tau))
+    L, least = exact(t.scale_tril), mpf(10) ** -290  # float64 has no smaller numbers
+    off = [
+        mp.norm(exact(t.matrix) - M, 1) / (mp.norm(M, 1) + least),
+        covariance_error(exact(t.covariance), P),
+        covariance_error(L * L.T, P),
+    ]
+    return Errors(float(max(off)), float(abs(mpf(t.log_det.item()) - log_det(P))))
 
 
 def fixed_point(matrix: Matrix) -> Any:

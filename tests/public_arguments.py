@@ -125,7 +125,6 @@ LINEAR = DIFFUSION | {
     "stationary_variance": lambda: 1.0,
 }
 SDE = {k: v for k, v in LINEAR.items() if k not in ("stationary_variance",)}
-TIMED = {"time": lambda: torch.linspace(0, 1, 5), "alpha": lambda: 1 - torch.linspace(0, 1, 5)}
 
 
 def values(**arguments: Any) -> dict[str, Callable[[], Any]]:

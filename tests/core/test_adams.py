@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_mdm import CLD, MDM, VPSDE, Denoiser, DiffusionModel, PerDimensionDiffusion, RawScore
-from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.adams import Divergences, walk
 from pyro_mdm.paths.flow import Solver, flow_log_prob
@@ -173,23 +168,6 @@ def test_gradients_are_those_of_the_values(kind: str) -> None:
         torch.testing.assert_close(prior.log_prob(x), prior.log_prob(x.clone()))
 
 
-def test_what_else_is_learned_has_derivatives() -> None:
-    """Parameters of the network, by finite differences."""
-    model = wild(2).requires_grad_(True)
-    prior = MDM(model, solver=Solver("adams", steps=6))
-    x = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
-    parameter = model.score_function.network.outlet.bias
-    (found,) = torch.autograd.grad(prior.log_prob(x).sum(), parameter)
-    for i in range(2):
-        values = []
-        for h in (1e-4, -1e-4):
-            with torch.no_grad():
-                parameter[i] += h
-                values.append(float(prior.log_prob(x).sum()))
-                parameter[i] -= h
-        assert float(found[i]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-5)
-
-
 def test_pieces_and_probes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = MDM(wild(3), solver=Solver("adams", steps=8))
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -245,49 +223,6 @@ def test_inference_mode_and_constant_networks_change_nothing() -> None:
     normal = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
     found = MDM(model.eval().double(), solver=Solver("adams", steps=4)).log_prob(x)
     torch.testing.assert_close(found, normal, rtol=0, atol=1e-3)
-
-
-NOISE = 0.8
-
-
-def program(prior: MDM, y: Tensor) -> None:
-    x = pyro.sample("x", prior)
-    pyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=y)
-
-
-def test_a_prior_is_a_latent_of_auto_mdm() -> None:
-    """The density of the program at rows of latents, all in one call."""
-    prior, law = exact(2, solver=Solver("adams", steps=20))
-    y = torch.tensor([0.5, 0.2], dtype=torch.float64)
-    pyro.clear_param_store()
-    guide = AutoMDM(program, steps=2)
-    guide(prior, y)
-    torch.manual_seed(0)
-    x = law.sample((6,))
-    joint = guide.log_density(x, prior, y)
-    likelihood = torch.distributions.Normal(x, NOISE).log_prob(y).sum(1)
-    torch.testing.assert_close(joint, law.log_prob(x) + likelihood, atol=0.04, rtol=0)
-
-
-def test_nuts_walks_on_a_mixture() -> None:
-    """The posterior mean of one mode's Gaussian, within five of its errors."""
-    prior, law = exact(2, solver=Solver("adams", steps=20))
-    y = torch.tensor([2.0, 2.0], dtype=torch.float64)
-    grid = torch.linspace(-4.0, 5.0, 181, dtype=torch.float64)
-    points = torch.cartesian_prod(grid, grid)
-    density = (law.log_prob(points) - 0.5 * (points - y).square().sum(1) / NOISE**2).softmax(0)
-    mean = density @ points
-    deviation = (density @ (points - mean).square()).sqrt()
-    pyro.set_rng_seed(0)
-    steps = {"step_size": 0.4, "adapt_step_size": False, "adapt_mass_matrix": False}
-    kernel, number = NUTS(program, max_tree_depth=3, **steps), 60
-    mcmc = MCMC(kernel, num_samples=number, warmup_steps=5, disable_progbar=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mcmc.run(prior, y)
-    draws = mcmc.get_samples()["x"]
-    size = mcmc.diagnostics()["x"]["n_eff"].clamp(5, number)
-    assert float(((draws.mean(0) - mean) / deviation * size.sqrt()).abs().max()) < 5
 
 
 def test_mistakes() -> None:

@@ -24,9 +24,7 @@ from pyro_mdm import (
     NoisePrediction,
     RawScore,
     bound,
-    elbo_terms,
 )
-from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.levels import DiscretizedGaussian, NetworkPosterior
@@ -52,17 +50,6 @@ NAMES = ["reconstruction", "prior_kl", "diffusion", "elbo"]
 
 def cut_cld() -> CLD:
     return CLD(max_log_snr=2.0, min_log_snr=-4.0)
-
-
-def chain_truth(diffusion: CLD, x: Tensor, times: Tensor) -> Tensor:
-    """The exact bound on a grid: its sum in place of the integral, for the exact denoiser."""
-    score = denoiser()
-    log_snr = diffusion.log_snr(times)
-    high, low = (score.baseline_kl(x, log_snr[i].expand(len(x))) for i in (0, -1))
-    v = (-log_snr[1:]).exp()[:, None, None]
-    square = (v / (VARIANCE + v) * (x - MEAN)) ** 2 + (VARIANCE / (VARIANCE + v)) ** 2 * v
-    total = 0.5 * ((-log_snr.exp().diff())[:, None, None] * square).sum((0, -1))
-    return exact_bound(diffusion, x) + (high - low) - total
 
 
 @pytest.mark.quick
@@ -93,26 +80,6 @@ def test_few_data_have_the_known_bound(n: int) -> None:
         spread = float(truth.std()) / math.sqrt(n)
         spread = math.hypot(spread, found.monte_carlo_error)
         assert 0.4 * spread < found.elbo.standard_error < 2.5 * spread  # of three, with their noise
-
-
-@pytest.mark.slow
-def test_a_chain_has_the_bound_of_its_grid() -> None:
-    diffusion, x = cut_cld(), data(150)
-    model, guide = programs(diffusion, denoiser(), times=6)
-    found = bound(model, guide, x, draws=12)
-    with torch.no_grad():
-        truth = chain_truth(diffusion, x, log_snr_times(diffusion, 6))
-    assert found.monte_carlo_error < 0.06
-    assert abs(found.elbo.mean - float(truth.mean())) < 5 * found.monte_carlo_error
-    assert abs(float(exact_bound(diffusion, x).mean() - truth.mean())) > 0.3  # not the SDE's
-
-
-def test_errors_are_the_spread_over_seeds() -> None:
-    pair, x = programs(cut_cld(), denoiser(0.5)), data(4)
-    found = [bound(*pair, x, draws=8, seed=seed) for seed in range(40)]
-    spread = torch.tensor([f.elbo.mean for f in found]).std()
-    said = torch.tensor([f.monte_carlo_error for f in found]).square().mean().sqrt()
-    assert 0.5 < float(spread / said) < 1.3
 
 
 # -- the error of each datum -----------------------------------------------------------------------
@@ -178,17 +145,6 @@ def test_the_error_of_a_datum_covers_its_bound(score: str, decoder: str, draws: 
     assert float(off.square().mean() / error.square().mean()) == pytest.approx(1.0, abs=0.35)
 
 
-@pytest.mark.parametrize(("score", "decoder"), BOUNDS[::3])
-def test_the_error_of_a_datum_falls_with_draws(score: str, decoder: str) -> None:
-    """As their root, from 4 draws to 32, where coefficients are better too: the decoder is drawn as
-    often as the diffusion term."""
-    model, guide, _ = of_levels(score, decoder)
-    errors = [
-        bound(model, guide, ROWS, draws=draws).per_datum_error.square().mean() for draws in (4, 32)
-    ]
-    assert math.sqrt(errors[0] / errors[1]) > 1.7
-
-
 LAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda normal: normal,
     "skewed": lambda normal: 1 - normal.square(),
@@ -197,7 +153,7 @@ LAWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize(("law", "n"), [("normal", 1), *itertools.product(LAWS, (8, 200))])
-@pytest.mark.parametrize("draws", [2, 3, 4, 8, 32])
+@pytest.mark.parametrize("draws", [2, 4, 32])
 def test_noise_of_few_draws_is_known_by_students_law(law: str, n: int, draws: int) -> None:
     """For simulated paths, chains, and less than 8 data, of which nothing else is known. Of 1,200
     shares 0.91 to 0.98: false alarm below 1e-6 at 4.5%."""
@@ -269,21 +225,6 @@ def test_programs_of_ones_own() -> None:
 
     with pytest.raises(ValueError, match=r"terms .* \(2, 4\) .* expected one for each datum"):
         bound(copied(model), copied(guide), x, batch_size=4)
-
-
-def test_what_is_printed() -> None:
-    model, guide = programs(cut_cld(), denoiser(0.5))
-    found = bound(model, guide, data(20))
-    lines = str(found).splitlines()
-    assert lines[0] == "bound of 20 data of 3 dimensions, mean ± standard error"
-    assert lines[1].split() == ["nats", "per", "datum", "bits/dim"]
-    assert [line.split()[0] for line in lines[2:]] == NAMES
-    assert str(found.elbo) in lines[-1] and str(found.bits_per_dim) in lines[-1]
-    terms = elbo_terms(model, guide, data(20))
-    assert [line.split()[0] for line in str(terms).splitlines()[2:]] == NAMES
-    assert str(Measured.from_values(terms.diffusion)) in str(terms)
-    assert dict(terms.items())["elbo"] is not None and [n for n, _ in terms.items()] == NAMES
-    assert torch.equal(dict(terms.items())["elbo"], terms.elbo)
 
 
 @pytest.mark.parametrize(

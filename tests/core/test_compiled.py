@@ -106,7 +106,6 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
 OTHERS = [
     ("raw", "flow", None),
     ("noise", "stochastic", None),
-    ("vpsde", "exponential", BACKEND),
 ]
 CASES = [
     *(("cld", sampler, None) for sampler in ("exponential_3", "ancestral")),
@@ -181,19 +180,6 @@ def test_what_cannot_be_compiled_whole_is_refused() -> None:
     model.sampler.compile("aot_eager")
     with pytest.raises(UnsupportedDiffusionError, match="without compile"):
         drawn(model, 1)
-
-
-class Half(Denoiser):
-    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
-        return super().x_hat(z, log_snr) / 2
-
-
-def test_a_denoiser_of_ones_own_is_compiled_too() -> None:
-    score = Half(MLP(D, hidden=8), torch.zeros(D), torch.ones(D))
-    model = filled(DiffusionModel(CLD(max_log_snr=9.0), score, sampler=Ancestral(3)))
-    expected = drawn(model, 1)
-    model.sampler.compile("aot_eager")
-    torch.testing.assert_close(drawn(model, 1), expected)
 
 
 def test_a_compiled_step_says_what_is_not_finite() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import UnreachableError, apply_vector
 from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta, log_snr_times
-from pyro_mdm.diffusions.ends import clocks_of_targets
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_matrices import GivenPrior
@@ -607,43 +606,6 @@ def test_low_rank_noise_gets_gradients_in_the_directions_it_lacks():
 
 
 # -- what is kept ----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("diagonal", [False, True])
-@pytest.mark.parametrize("options", [{}, {"min_log_snr": -9.0}, {"learn_ends": 1.0}])
-def test_what_is_read_back_has_the_same_bits(diagonal, options):
-    """Of many, because the search for an end may come to the same bits from two beginnings."""
-    if "learn_ends" in options:
-        options = options | {"min_log_snr": -9.0}
-
-    def ends(diffusion):
-        with torch.no_grad():
-            plain = diffusion.start_time, clocks_of_targets(diffusion)
-        return [*plain, diffusion.start_time, clocks_of_targets(diffusion), *diffusion.start]
-
-    for seed in range(2):
-        saved = LearnedDiffusion(3, diagonal=diagonal, seed=seed, **options)
-        for change in ("none", "parameters", "parameters", "end"):
-            with torch.no_grad():
-                for p in saved.parameters() if change == "parameters" else ():
-                    p.add_(0.01)
-            if change == "end":
-                saved.min_log_snr = None if options == {"min_log_snr": -9.0} else -8.0
-            before = ends(saved)
-            fresh = LearnedDiffusion(3, diagonal=diagonal, seed=seed + 1, **options)
-            fresh.load_state_dict(saved.state_dict())
-            for other in (fresh, copy.deepcopy(saved).float()):
-                for a, b in zip(before, ends(other), strict=True):
-                    assert torch.equal(a, b), (seed, change)
-
-
-def test_a_fixed_diffusion_takes_over_the_matrices_it_loads():
-    one, other = CLD(), CLD(mass=0.5)
-    assert one.start_time != other.start_time  # both cached now
-    one.load_state_dict(other.state_dict())
-    assert torch.equal(one.start_time, other.start_time)
-    assert torch.equal(one.terminal_log_snr, other.terminal_log_snr)
 
 
 @pytest.mark.parametrize("how", ["optimizer", "data", "in_place", "load", "clock", "vector"])

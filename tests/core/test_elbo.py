@@ -12,7 +12,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.infer import SVI, Predictive
+from pyro.infer import SVI
 from scipy.stats import t as student
 from torch import Tensor, nn
 
@@ -37,7 +37,6 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.likelihoods.base import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import prior_kl
-from pyro_mdm.samplers.stochastic import Splitting
 from tests.diffusions import DISTINCT, TYPICAL
 from tests.known_bound import (
     DIMS,
@@ -542,14 +541,3 @@ def test_the_event_shape_is_the_scores_own() -> None:
     for fit in (Denoiser.fit, lambda *a: ResidualScore.fit(a[0], CLD(), a[1])):
         with pytest.raises(ValueError, match=r"train_x has shape \(32,\), .* scalars .*\(1,\)"):
             fit(MLP(1), x[:, 0])
-
-
-def test_predictive_generates() -> None:
-    pyro.set_rng_seed(12)
-    model, _ = programs(CLD(max_log_snr=8.0), denoiser(), 64, sampler=Splitting(48))
-    out = Predictive(model, num_samples=1)(batch_size=100)
-    assert out["x"].shape == (1, 100, 64)
-    assert out["path"].shape == (1, 100, 1, 2, 64)
-    x = out["x"][0].double()
-    assert abs(float(x.mean()) - MEAN) < 5 * math.sqrt(VARIANCE / x.numel()) + 0.01
-    assert abs(float(x.var()) / VARIANCE - 1) < 5 * math.sqrt(2 / x.numel()) + 0.03

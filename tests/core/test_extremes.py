@@ -22,7 +22,14 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import CLD, HOLD, LearnedDiffusion
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion
-from tests.digits import covariance_error, drift_and_noise, exact, log_det, moments
+from tests.digits import (
+    covariance_error,
+    exact,
+    marginal_errors,
+    marginal_truth,
+    moments,
+    step_errors,
+)
 from tests.problems import fixed
 
 T = TypeVar("T")
@@ -47,12 +54,9 @@ few = settings(
 
 def worst_error(diffusion: LinearDiffusion, s: float, r: float) -> float | None:
     """Of the law of y_s given x and of that given y_r; None if both are refused."""
-    found = [
-        error
-        for check in (lambda: marginal_error(diffusion, s), lambda: step_error(diffusion, s, r))
-        if (error := unless_refused(check)) is not None
-    ]
-    return max(found) if found else None
+    of_x = unless_refused(lambda: marginal_errors(diffusion, s))
+    of_state = unless_refused(lambda: step_errors(diffusion, s, r))
+    return max((*(of_x or ()), *(of_state or ())), default=None)
 
 
 def unless_refused(make: Callable[[], T]) -> T | None:
@@ -61,43 +65,6 @@ def unless_refused(make: Callable[[], T]) -> T | None:
     except REFUSED as error:
         assert len(str(error)) > 40  # it says what and why
         return None
-
-
-@torch.no_grad()
-def marginal_error(diffusion: LinearDiffusion, s: float) -> float:
-    m = diffusion.marginal(s)
-    M, P = moments(*drift_and_noise(diffusion), mpf(diffusion.clock(s).item()))
-    a, K = M[:, 0], range(M.rows)
-    Sigma = P + M * exact(diffusion.initial_covariance) * M.T
-    information = Sigma**-1 * a
-    snr = (a.T * information)[0]
-    sd = [mp.sqrt(Sigma[i, i]) for i in K]
-    readout, L = exact(m.readout), exact(m.scale_tril)
-    k = [information[i] / snr for i in K]
-    errors = [
-        max(abs(exact(m.mean)[i] - a[i]) for i in K) / max(abs(a[i]) for i in K),
-        covariance_error(exact(m.covariance), Sigma),
-        covariance_error(L * L.T, Sigma),
-        abs(mpf(m.log_det.item()) - log_det(Sigma)),
-        abs(mpf(m.log_snr.item()) - mp.log(snr)),
-        max(abs(readout[i] - k[i]) * sd[i] for i in K) / max(abs(k[i]) * sd[i] for i in K),
-    ]
-    return max(map(float, errors))
-
-
-@torch.no_grad()
-def step_error(diffusion: LinearDiffusion, s: float, r: float) -> float:
-    t = diffusion.transition(s, r)
-    tau = (diffusion.clock(s) - diffusion.clock(r)).item()
-    M, P = moments(*drift_and_noise(diffusion), mpf(tau))
-    L, least = exact(t.scale_tril), mpf(10) ** -290  # float64 has no smaller numbers
-    errors = [
-        mp.norm(exact(t.matrix) - M, 1) / (mp.norm(M, 1) + least),
-        covariance_error(exact(t.covariance), P),
-        covariance_error(L * L.T, P),
-        abs(mpf(t.log_det.item()) - log_det(P)),
-    ]
-    return max(map(float, errors))
 
 
 # -- draws -----------------------------------------------------------------------------------------
@@ -181,9 +148,7 @@ def test_times_of_log_snr_are_those_of_the_reference_or_refused(
         return
     diffusion, s = known
     with mp.workdps(DPS):
-        M, P = moments(*drift_and_noise(diffusion), mpf(diffusion.clock(s).item()))
-        Sigma = P + M * exact(diffusion.initial_covariance) * M.T
-        log_snr = mp.log((M[:, 0].T * Sigma**-1 * M[:, 0])[0])
+        log_snr = marginal_truth(diffusion, diffusion.clock(s).item()).log_snr
     assert abs(float(log_snr - level)) < DIGITS
 
 
@@ -233,12 +198,9 @@ def test_blocks_whose_clocks_differ_by_a_million() -> None:
     for j, block in enumerate(blocks):
         for i in range(2):
             with mp.workdps(100):
-                tau = mpf(block.clock(local[j][i, 0]).item())
-                M, P = moments(*drift_and_noise(block), tau)
-                Sigma = P + M * exact(block.initial_covariance) * M.T
-                assert covariance_error(exact(marginal.covariance[i, j]), Sigma) < 1e-10
-                log_snr = mp.log((M[:, 0].T * Sigma**-1 * M[:, 0])[0])
-            assert abs(marginal.log_snr[i, j].item() - float(log_snr)) < 1e-8
+                true = marginal_truth(block, block.clock(local[j][i, 0]).item())
+                assert covariance_error(exact(marginal.covariance[i, j]), true.Sigma) < 1e-10
+            assert abs(marginal.log_snr[i, j].item() - float(true.log_snr)) < 1e-8
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e3])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import pytest
 
 from pyro_mdm.distribution import LARGEST, MEAN
-from tests.benchmarks.flow_steps import MODES, by_steps, chosen, model_of
+from tests.benchmarks.flow_steps import by_steps, chosen, model_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "high"), [*zip(MODES, cycle((9.0, 12.0)), strict=False)])
+@pytest.mark.parametrize(
+    ("name", "high"),
+    [
+        ("one of two sizes", 12.0),
+        ("two, narrower", 9.0),
+        ("two, sharp", 9.0),
+        ("a sharp one beside a wide one", 12.0),
+    ],
+)
 def test_its_mass_is_1_and_no_mean_is_off(name: str, high: float) -> None:
     """Twenty steps leave up to 0.002 nats in the mean of wide modes, which a plate adds up. At the
     most steps some mass may be left between sharp modes."""

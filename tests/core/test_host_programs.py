@@ -19,7 +19,7 @@ import torch
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 from scipy.stats import t as student
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -456,44 +456,6 @@ def test_a_scale_or_mask_of_one_program_alone(pair: Any) -> None:
 # -- autoguides, MAP, auxiliary sites, training ----------------------------------------------------
 
 
-def test_a_map_site(pair: Any) -> None:
-    """A Delta guide adds log p at its point."""
-    mdm, noising = pair
-    x = data(30, DIMS)
-    point = parameter(0.4)
-
-    def guide(x: Tensor) -> None:
-        noising(x - pyro.sample("b", dist.Delta(point)))
-
-    def truth() -> Tensor:
-        return exact_bound(mdm.diffusion, x - point).sum() + dist.Normal(0.0, 1.0).log_prob(point)
-
-    check(MDM_ELBO(), shifted(mdm), guide, (x,), truth, [point], largest_error=5.0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("auto", [AutoNormal, AutoDelta])
-def test_an_autoguide_beside_a_diffusion_guide_finds_the_posterior(
-    auto: Any, diffusion: CLD
-) -> None:
-    """x - b ~ MDM, b ~ N(0, 1): the posterior of b is Gaussian, and SVI finds it."""
-    model = shifted(quick(diffusion))
-    noising = DiffusionGuide(diffusion)
-    x = data(100, DIMS) + 0.8
-    part = auto(poutine.block(model, expose=["b"]))
-
-    def guide(x: Tensor) -> None:
-        noising(x - part(x)["b"])
-
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss=MDM_ELBO())
-    for _ in range(200):
-        svi.step(x)
-    precision = 1 + x.numel() / VARIANCE
-    mean = float((x - MEAN).sum() / VARIANCE / precision)
-    assert abs(mean) > 0.5
-    assert abs(float(part.median(x)["b"]) - mean) < 6 / math.sqrt(precision) + 0.02
-
-
 def quick(diffusion: CLD) -> DiffusionModel:
     """An autoguide runs the model once to see its sites, path and all."""
     sampler = EulerMaruyama(steps=2)
@@ -548,23 +510,6 @@ def test_auxiliary_sites_of_the_guide(pair: Any) -> None:
 
 
 # -- programs that do not match, and guides that are effects ---------------------------------------
-
-
-def test_a_guide_that_is_an_effect() -> None:
-    """Pyro's AutoNormalMessenger, no program of its own: as TraceMeanField_ELBO has it."""
-    x = normal(1, 20)
-
-    def model() -> None:
-        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-        with pyro.plate("data", 20):
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    guide = AutoNormalMessenger(model)
-    found = []
-    for objective in (MDM_ELBO, OBJECTIVES["mean_field"]):
-        pyro.set_rng_seed(3)
-        found.append(objective().loss(model, guide))
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
 def test_terms_of_masked_data_are_zero(pair: Any) -> None:

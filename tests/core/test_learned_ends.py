@@ -233,23 +233,6 @@ def test_a_discrete_decoder_gives_a_gradient_at_its_end(
         assert abs(float(alone[0] - expected[0])) > 0.02
 
 
-def test_micro_batches_have_the_gradients_of_the_batch() -> None:
-    """Both ends' boundary terms are of the same data and noise, in however many pieces."""
-    diffusion = moved("constant", learn_stationary=True)
-    torch.manual_seed(0)
-    score = Denoiser(MLP(2).double(), data_mean=MEAN, data_variance=VARIANCE)
-    model, guide = DiffusionModel(diffusion, score, event_shape=(2,)), DiffusionGuide(diffusion)
-    x = fixed(3, 64, 2)
-    gradients = []
-    for count in (1, 2):
-        model.zero_grad()
-        for index in range(count):
-            with randomness.piece(index, count, 7):
-                MDM_ELBO().differentiable_loss(model, guide, x[index::count]).backward()
-        gradients.append([parameter.grad for parameter in diffusion.parameters()])
-    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
-
-
 # -- the law at rest -------------------------------------------------------------------------------
 
 
@@ -312,16 +295,6 @@ def test_it_begins_as_another_diffusion(kind: str) -> None:
     torch.testing.assert_close(found.start.covariance, start.start.covariance, rtol=1e-6, atol=0)
     assert any(found.given_ends.reach) and found.prior_part.is_learned
     assert not any(start.given_ends.reach) and not VPSDE().prior_part.is_learned
-
-
-def test_one_block_of_dimensions_may_learn_its_ends() -> None:
-    block = moved("constant")
-    diffusion = PerDimensionDiffusion([block], [0, 0])
-    log_snr, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(log_snr[0].unique(), block.start_log_snr.reshape(1))
-    torch.testing.assert_close(log_snr[1].unique(), block.terminal_log_snr.reshape(1))
-    gradient = torch.autograd.grad(log_snr.sum(), block.moved_ends)[0]
-    assert bool((gradient != 0).all())
 
 
 @pytest.mark.parametrize(
@@ -411,38 +384,6 @@ def test_a_second_derivative_of_a_root_is_an_error(
     assert by_factor.item() == pytest.approx(slope.sum().item() / 3) and by_factor.item()
     with pytest.raises(RuntimeError, match="times at given log SNRs have first derivatives only"):
         torch.autograd.grad(slope.sum(), source)
-
-
-@pytest.mark.parametrize("options", [{"min_log_snr": -10.0}, {"min_log_snr": None}])
-@pytest.mark.parametrize("moved", [1e-4, 0.3])
-def test_ends_of_every_step_are_those_of_a_search_from_afar(
-    options: dict[str, Any], moved: float
-) -> None:
-    """Nothing is remembered of the last step, which may be nearby or not."""
-    diffusion = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
-    parameters = list(diffusion.parameters())
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(4):
-        with torch.no_grad():
-            for p in parameters:
-                p.add_(moved * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-        got = both_ends(diffusion)
-        levels = torch.stack(targets(diffusion))
-        clocks = with_gradient(diffusion, root(diffusion, levels), levels)
-        if len(clocks) < 2:
-            clocks = torch.cat([clocks, diffusion.clock(diffusion.horizon)[None]])
-        expected = marginal_at(diffusion, clocks)
-        again = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
-        again.load_state_dict(diffusion.state_dict())
-        for other in (diffusion, again):
-            assert all(map(torch.equal, both_ends(other), got))
-        for one, two in zip(got, expected, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
-        slopes = [
-            torch.autograd.grad(sum(t.sum() for t in laws), parameters) for laws in (got, expected)
-        ]
-        for one, two in zip(*slopes, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6 * two.abs().max().item())
 
 
 def bases(seed: int, **options: Any) -> LearnedDiffusion:

@@ -28,7 +28,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.base import separate_node
 from pyro_mdm.diffusions.clocks import LinearBeta, log_snr_times
-from pyro_mdm.evaluation import Estimate, Weighted, evidence_lower_bound, log_likelihood
+from pyro_mdm.evaluation import Weighted, log_likelihood
 from pyro_mdm.evaluation.importance import importance_weighted, probability_flow
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import BoundScore
@@ -197,20 +197,6 @@ def test_mistakes() -> None:
 
 
 # -- by name ---------------------------------------------------------------------------------------
-
-
-def test_log_likelihood_takes_the_method_by_name() -> None:
-    model, guide = programs(VPSDE(max_log_snr=8.0), denoiser())
-    x = data(12)
-    bound = log_likelihood(model, guide, x, draws=2, seed=1)
-    assert isinstance(bound, Estimate)
-    assert bound.mean == evidence_lower_bound(model, guide, x, draws=2, seed=1).mean
-    found = log_likelihood(model, guide, x, method="importance", samples=3, times=9, seed=1)
-    assert torch.equal(
-        found.per_datum, importance_weighted(model, guide, x, samples=3, times=9, seed=1).per_datum
-    )
-    flow = log_likelihood(model, guide, x, method="flow", solver=Solver("rk4", steps=8))
-    assert (flow.method, found.method) == ("flow", "importance") and flow.num_data == 12
 
 
 @every

@@ -21,9 +21,9 @@ from pyro_mdm.diffusions.ends import marginal_at
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.scores.base import Score, log_snr_at
-from tests.core.test_kernels import exact, log_det, marginal_truth
 from tests.core.test_scores import level_at
 from tests.diffusions import CONSTANT, DISTINCT
+from tests.digits import exact, log_det, marginal_truth
 from tests.problems import Factory, learned, learned_ends, normal
 
 diffusions = pytest.mark.parametrize(

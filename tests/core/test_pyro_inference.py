@@ -185,8 +185,14 @@ def test_objectives_that_average_have_the_exact_bound(name: str) -> None:
     assert abs(float(losses.mean()) - known) < student.isf(5e-8, len(losses) - 1) * error + 1e-9
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO, MDM_ELBO, infer.TraceMeanField_ELBO])
-@pytest.mark.parametrize("kind", [auto.AutoNormal, auto.AutoMultivariateNormal, auto.AutoDelta])
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        (auto.AutoNormal, infer.TraceMeanField_ELBO),
+        (auto.AutoMultivariateNormal, MDM_ELBO),
+        (auto.AutoDelta, Trace_ELBO),
+    ],
+)
 def test_automatic_guides_of_paths_have_a_bound(kind: Any, objective: Any) -> None:
     """The law of y_ε given x is Gaussian, and at it the bound is that of the noising path."""
     model, _ = pair()
@@ -395,30 +401,12 @@ def test_automatic_guides_by_diffusions_take_a_diffusion_as_prior() -> None:
 # -- the page --------------------------------------------------------------------------------------
 
 
-def test_the_page_has_every_class_of_pyro() -> None:
-    """By name, and those that are refused in a row that says so."""
+def test_the_page_says_which_are_refused() -> None:
     text = PAGE.read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    classes = {n for n in infer.__all__ if n not in NOT_INFERENCE and not n.startswith("Jit")}
-    assert not {name for name in classes if not any(f"`{name}`" in row for row in rows)}
     for name in WEIGHING:
         (row,) = [row for row in rows if f"`{name}`" in row]
         assert "refused" in row, name
     for name in AVERAGING:
         (row,) = [row for row in rows if f"`{name.partition(',')[0].removeprefix('Jit')}`" in row]
         assert "refused" not in row, name
-
-
-NOT_INFERENCE = {
-    "ELBO",
-    "IMQSteinKernel",
-    "MCMC",
-    "RBFSteinKernel",
-    "SVI",
-    "TracePosterior",
-    "TracePredictive",
-    "config_enumerate",
-    "enable_validation",
-    "is_validation_enabled",
-}
-"""Names that are parts of others."""

@@ -149,8 +149,8 @@ CASES = [  # of one, two and three variables, each sampler with one and with sev
     *((s, "learned_3") for s in EXPONENTIAL),
     *((s, ("vpsde", "cld", "alda")[i % 3]) for i, s in enumerate(EXPONENTIAL)),
     *((s, d) for i, s in enumerate(OTHERS) for d in ("vpsde", ("cld", "learned_3")[i % 2])),
-    # and every diffusion with one of the oldest
-    *((list(OTHERS)[(i + 2) % 4], name) for i, (name, _) in enumerate(DISTINCT)),
+    # and every kind of diffusion with one of the oldest
+    *((list(OTHERS)[(i + 2) % 4], case[0]) for i, case in enumerate(DISTINCT) if case in TYPICAL),
 ]
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion
+from pyro_mdm import ALDA, CLD, LearnedDiffusion
 from pyro_mdm.diffusions.base import apply_vector
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.samplers.base import Sampler, information_grid, log_snr_grid
+from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
@@ -21,7 +21,7 @@ from pyro_mdm.simulated.reference import TorchSDE
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import ExactScore, generator, learned, mixture
-from tests.simulated.test_sde import SE, scalar
+from tests.simulated.test_sde import scalar
 
 CALLS: dict[str, tuple[Callable[[], Sampler], int]] = {
     "splitting of order 2": (lambda: Splitting(16, order=2), 2),
@@ -63,30 +63,6 @@ class TabulatedScore:
     def denoise(self, y: Tensor, s: Tensor) -> Tensor:
         i = self.index[s[0].item()]
         return self.readout[i] @ y + self.shift[i]
-
-
-@pytest.mark.parametrize(
-    ("make", "sampler"),
-    [(ALDA, Ancestral(192)), (CLD, Splitting(96, order=2))],
-)
-def test_mixtures_are_sampled(make, sampler):
-    """Three components in two dimensions, one of them thin: moments and weights of z at ε."""
-    diffusion, data, n = make(), mixture(), 3000
-    y = sampler(diffusion, ExactScore(data, diffusion), (n, diffusion.num_variables, 2))
-    with torch.no_grad():
-        start = diffusion.start
-    z = torch.einsum("k,bkd->bd", start.readout, y)
-    truth = data.noised(diffusion, diffusion.start_time.item(), 100_000, seed=5)
-    z_true = torch.einsum("k,bkd->bd", start.readout, truth)
-    features = [lambda z: z, lambda z: z**2, lambda z: z[:, :1] * z[:, 1:], torch.sin, torch.cos]
-    for feature in features:
-        drawn, expected = feature(z), feature(z_true)
-        se = (expected.var(0) / n).sqrt()
-        bias = 0.01 * expected.std(0)  # of the steps, see above, and of the prior
-        assert ((drawn.mean(0) - expected.mean(0)).abs() < SE * se + bias).all()
-    nearest = torch.cdist(z, data.means).argmin(1).bincount(minlength=3) / n
-    expected = torch.cdist(z_true, data.means).argmin(1).bincount(minlength=3) / len(z_true)
-    assert (nearest - expected).abs().max() < SE * 0.5 / n**0.5
 
 
 class Recorder:
@@ -162,22 +138,6 @@ MISTAKES = [
 
 def test_wrong_shapes_are_named() -> None:
     refused(ValueError, *MISTAKES)
-
-
-def test_both_grids_agree_for_one_variable():
-    a, b = log_snr_grid(VPSDE(), 50), information_grid(VPSDE(), 50)
-    torch.testing.assert_close(a, b, rtol=1e-3, atol=0)
-
-
-def test_even_information_tames_pauses_of_log_snr():
-    """ALDA's log SNR pauses; steps even in it alone move the state by more than its own size."""
-    diffusion = ALDA()
-    A = torch.linalg.matrix_norm(diffusion.matrices.drift(), ord=2)
-
-    def longest(s: Tensor) -> float:
-        return (A * diffusion.clock(s).diff().abs().max()).item()
-
-    assert longest(log_snr_grid(diffusion, 256)) > 4 * longest(information_grid(diffusion, 256))
 
 
 SMOOTH = [ExponentialIntegrator(4, 1), ExponentialIntegrator(4), ExponentialIntegrator(4, 3)]

@@ -13,11 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.distributions import (
-    Categorical,
     Independent,
-    MixtureSameFamily,
     MultivariateNormal,
-    Normal,
     StudentT,
 )
 from torch.optim.swa_utils import AveragedModel
@@ -44,7 +41,7 @@ from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta, lo
 from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.likelihoods.base import JointTweedie, Tweedie
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.simulated.priors import DistributionPrior, QuadraturePrior
+from pyro_mdm.simulated.priors import DistributionPrior
 from pyro_mdm.support.settings import EXTRA_STATE, Recorded, arguments_of
 from tests.problems import normal
 
@@ -145,14 +142,6 @@ def student(freedom: float) -> DistributionPrior:
     return DistributionPrior(Independent(StudentT(torch.full((1,), freedom).double()), 1))
 
 
-def two_modes(weight: float) -> DistributionPrior:
-    means = torch.tensor([[-1.0], [1.0]]).double()
-    law = MixtureSameFamily(
-        Categorical(torch.tensor([weight, 1 - weight]).double()), Independent(Normal(means, 1.0), 1)
-    )
-    return DistributionPrior(law)
-
-
 TURN = [[0.0, -1.0], [1.0, 0.0]]
 EYE = [[1.0, 0.0], [0.0, 1.0]]
 FLAT = torch.full((1, 17), -math.log(17))
@@ -187,12 +176,6 @@ DIFFERENT: list[tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = 
         r"'covariance': \[\[1.0\]\]} in the state dict and .*\[\[2.0\]\]",
     ),
     (lambda: Pull(2.0, student(5.0)), lambda: Pull(2.0, student(4.0)), "'class': 'StudentT', 'df'"),
-    (lambda: Pull(2.0, two_modes(0.3)), lambda: Pull(2.0, two_modes(0.4)), "prior is"),
-    (
-        lambda: Pull(2.0, QuadraturePrior([square])),
-        lambda: Pull(2.0, QuadraturePrior([quartic])),
-        r"'energies': \['square'\]} in the state dict and .*'quartic'",
-    ),
     (
         lambda: HamiltonianDiffusion([square, square], TURN, EYE),
         lambda: HamiltonianDiffusion([square, quartic], TURN, EYE),

@@ -224,25 +224,6 @@ def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
         assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("rounds", "baseline"), [((40, 30, 50), True), ((40, 30, 50), False)], ids=str
-)
-def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) -> None:
-    """80 repetitions: means within 5 s.e., variance and coverage as claimed."""
-    repeats = 80
-    games = [play(seed, rounds, baseline) for seed in range(repeats)]
-    for target, truth in (((0, None), TRUTH[0]), ((0, 1), TRUTH[0] - TRUTH[1])):
-        found = [game.integral(*target) for game in games]
-        mean = torch.tensor([f.mean for f in found], dtype=torch.float64)
-        error = torch.tensor([f.error for f in found], dtype=torch.float64)
-        assert abs(mean.mean() - truth) < 5 * mean.std() / math.sqrt(repeats)
-        # the error claimed leaves out a part of what stratification gains: never too small
-        assert 0.8 < error.square().mean().sqrt() / mean.std() < 2.1
-        covered = ((mean - truth).abs() < 1.96 * error).double().mean()
-        assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)  # skewed: 1e-6
-
-
 def test_each_part_lowers_the_error() -> None:
     """The error that is claimed, which is true by the test above and varies by a percent only."""
 
@@ -267,21 +248,6 @@ def test_the_baseline_itself_is_known_exactly() -> None:
     assert found.error == pytest.approx(0.0, abs=1e-12)
     torch.testing.assert_close(found.per_datum, KNOWN.sum(1))
     torch.testing.assert_close(found.density * EDGES.diff(), KNOWN.mean(0))
-
-
-@pytest.mark.slow
-def test_every_datum_has_an_unbiased_estimate_of_its_own() -> None:
-    """And so have the halves of its draws, whose laws are too skewed to ask of every datum."""
-    played = [play(seed, (64, 64)).integral(0) for seed in range(120)]
-    truth = KNOWN.sum(1) + 0.1 * (1 - DIFFICULTY) * (HIGH - LOW)
-    found = torch.stack([found.per_datum for found in played])
-    z = (found.mean(0) - truth) / (found.std(0) / math.sqrt(120))
-    assert float(z.abs().max()) < 6.5  # of 64, by 120 seeds
-    assert float(z.square().mean()) < 2.2  # 64 data: beyond it once in 10⁷
-    hard = DIFFICULTY.median() < DIFFICULTY
-    for off in torch.stack([found.halves - truth for found in played]).unbind(1):
-        for some in (off[:, hard].mean(1), off[:, ~hard].mean(1)):
-            assert abs(float(some.mean())) < 5.5 * float(some.std()) / math.sqrt(120)
 
 
 def test_data_that_were_never_drawn_have_a_prediction_without_an_error() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, budgets
+from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.training import MovingAverage, Trainer, schedule
 from pyro_mdm.training.schedules import Patience
@@ -70,17 +70,6 @@ def test_rates_are_of_the_steps_or_of_the_seconds() -> None:
     assert schedule(500, 1000, share=0.25) == pytest.approx(0.5)
     assert schedule(500, 1000, 4000, share=0.05) == pytest.approx(0.25)
     assert schedule(100, 1000, 4000, "constant", 0.2) == 1.0
-
-
-def test_rates_of_groups_keep_their_ratio() -> None:
-    one, two = nn.Linear(1, 1), nn.Linear(1, 1)
-    groups = [{"params": one.parameters(), "lr": 0.1}, {"params": two.parameters(), "lr": 0.3}]
-    optimizer = torch.optim.SGD(groups)
-    trainer = Trainer(nn.ModuleList([one, two]), steps=10, optimizer=optimizer, warmup=4)
-    for step in trainer:
-        trainer.step(one(torch.ones(1)).sum() + two(torch.ones(1)).sum())
-        found = [group["lr"] for group in optimizer.param_groups]
-        assert found == pytest.approx([0.1 * schedule(step, 10, 4), 0.3 * schedule(step, 10, 4)])
 
 
 def test_means_of_windows_are_compared_by_their_errors() -> None:
@@ -294,37 +283,6 @@ def test_a_fit_that_ends_early_has_its_last_loss(monkeypatch: pytest.MonkeyPatch
         Trainer(network, steps=4).fit(loss, lambda: math.nan)
 
 
-def test_patience_and_seconds_end_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, loss, _ = line()
-    trainer = Trainer(network, steps=100, patience=3)
-    falling = iter([3.0, 2.0, 1.0, *[1.0] * 98])
-    trainer.fit(loss, lambda: next(falling), looks=100)
-    assert trainer.step_number == 2 + 3
-    clock = itertools.count()
-    monkeypatch.setattr(budgets, "monotonic", lambda: next(clock))
-    trainer = Trainer(network, steps=100, seconds=7.5)
-    trainer.fit(loss)
-    assert 1 < trainer.step_number < 10
-
-
-def test_a_model_is_trained_in_five_lines() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(256, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.3]])
-    model = DiffusionModel(CLD(), Denoiser(MLP(2, hidden=16, depth=1)), event_shape=(2,))
-    loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
-
-    def whole() -> float:
-        with torch.no_grad():
-            torch.manual_seed(1)
-            return float(loss(x)) / 256
-
-    before = whole()
-    trainer = Trainer(loss, steps=60, learning_rate=1e-2, warmup=5)
-    for _ in trainer:
-        trainer.step(loss(x[torch.randint(len(x), (64,))]) / 64)
-    assert whole() < before - 0.1
-
-
 @pytest.mark.without_noise  # a compiler refuses a mode that adds it
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_precision_and_compilation_are_those_of_networks(precision: Any) -> None:
@@ -436,18 +394,3 @@ def test_a_loss_that_is_no_number_ends_a_fit() -> None:
     network, loss, _ = line()
     with pytest.raises(FloatingPointError, match="the loss is nan after 1 steps"):
         Trainer(network, steps=30).fit(lambda: loss() * math.nan)
-
-
-def test_rates_fall_with_the_seconds_that_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of ten steps a second, of which 5 of 100 fit into half a second."""
-    now = [0.0]
-    monkeypatch.setattr(budgets, "monotonic", lambda: now[0])
-    network = nn.Linear(1, 1)
-    trainer = Trainer(network, steps=100, seconds=0.5, warmup=0, learning_rate=1.0)
-    rates = []
-    for _ in trainer:
-        trainer.step(network.weight.sum())
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
-        now[0] += 0.1
-    expected = [0.5 * (1 + math.cos(math.pi * step / 5)) for step in range(5)]
-    assert rates == pytest.approx(expected, abs=1e-4)

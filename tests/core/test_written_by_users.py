@@ -168,29 +168,7 @@ def test_copies_of_a_decoder_share_its_network_call(first: str) -> None:
     assert network.calls == 1
 
 
-def test_a_block_that_no_dimension_uses_has_no_share_of_the_volume() -> None:
-    blocks = [
-        library.CLD(**ENDS),
-        library.CLD(min_log_snr=-7.0),
-        library.LearnedDiffusion(2, **ENDS),
-    ]
-    diffusion = library.PerDimensionDiffusion(blocks, torch.tensor([0, 2, 2]))
-    s = torch.tensor([0.3, 0.6], dtype=torch.float64)
-    volume, rate = diffusion.log_volume, diffusion.log_volume.rate(s)
-    slope = (volume(s + 1e-5) - volume(s - 1e-5)) / 2e-5
-    torch.testing.assert_close(rate, slope, rtol=1e-5, atol=0)
-
-
 # -- what is set, asked or switched between two questions ------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["CLD", "VPSDE", "learned"])
-def test_a_mode_of_training_forgets_nothing(kind: str) -> None:
-    diffusion = DIFFUSIONS[kind]()
-    with torch.no_grad():
-        start = diffusion.start.covariance
-        assert diffusion.eval().start.covariance is start
-        assert diffusion.train().start.covariance is start
 
 
 @pytest.mark.parametrize("kind", DIFFUSIONS)
@@ -204,14 +182,6 @@ def test_a_question_in_inference_mode_does_not_spoil_training(kind: str) -> None
     assert diffusion.start_time.item() == pytest.approx(first, rel=1e-9)
     if value.requires_grad:
         value.sum().backward()
-
-
-@pytest.mark.parametrize("kind", DIFFUSIONS)
-def test_log_snrs_in_any_layout_have_times(kind: str) -> None:
-    diffusion = DIFFUSIONS[kind]()
-    values = torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]], dtype=torch.float64)
-    times = diffusion.time_at_log_snr(values.T)
-    torch.testing.assert_close(times, diffusion.time_at_log_snr(values).T)
 
 
 @pytest.mark.parametrize(
@@ -238,11 +208,3 @@ def test_the_score_of_another_diffusion_is_refused() -> None:
     model = library.DiffusionModel(library.VPSDE(), score)
     with pytest.raises(ValueError, match=r"diffusion is a CLD, and the score is of another one"):
         ExponentialIntegrator(2)(library.CLD(), model.bound_score, (3, 2, 1))
-
-
-def test_a_clock_that_is_set_counts_at_once() -> None:
-    diffusion = library.Simulated(library.VPSDE(beta=ConstantBeta(8.0)))
-    first = diffusion.log_snr(torch.tensor(1.0)).item()
-    diffusion.linear.beta = ConstantBeta(4.0)
-    assert first < diffusion.log_snr(torch.tensor(0.5)).item()
-    torch.testing.assert_close(diffusion.time_at_progress(torch.tensor(1.0)).item(), 1.0)

@@ -106,11 +106,6 @@ def test_what_an_option_takes_is_in_words() -> None:
     assert options["--guide"].group == "The noising diffusion"
 
 
-def test_no_such_program() -> None:
-    with pytest.raises(ValueError, match="'trian' is no program"):
-        programs.parser_of("trian")
-
-
 # -- formulas --------------------------------------------------------------------------------------
 
 
@@ -152,36 +147,6 @@ Args:
     assert "    a = b" in lines and "        More of it." in lines
 
 
-def test_a_command_of_tex_that_is_not_known_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"\\nosuch"):
-        mathml.mathml(r"\nosuch x", display=False)
-
-
-THIN = f'<mspace width="{mathml.THIN}" />'
-
-
-@pytest.mark.parametrize(
-    ("tex", "part"),
-    [
-        ("a ≥ ‖b‖", '<mi>a</mi><mo>≥</mo><mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
-        (r"\lVert b \rVert^2", '<mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
-        ("½∫_0^1 x", "<msubsup><mo>∫</mo>"),
-        (r"E\log p", f"<mi>E</mi>{THIN}<mi>log</mi>{THIN}<mi>p</mi>"),
-        (r"\log_2 p", f"</msub>{THIN}<mi>p</mi>"),
-        (r"x_\max y", "<msub><mi>x</mi><"),
-        (
-            r"\mathrm{SNR}^{-1} y",
-            f"<msup><mi>SNR</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup>{THIN}",
-        ),
-        (r"\log(p)", '<mi>log</mi><mo stretchy="false">('),
-        (r"\mathrm{KL}(q)", '<mi>KL</mi><mo stretchy="false">('),
-        (r"\operatorname{tr} A", f"<mi>tr</mi>{THIN}<mi>A</mi>"),
-    ],
-)
-def test_signs_and_functions_have_their_space(tex: str, part: str) -> None:
-    assert part in mathml.mathml(tex, display=True)
-
-
 # -- outputs of notebooks --------------------------------------------------------------------------
 
 
@@ -197,14 +162,3 @@ def test_outputs_are_kept_for_the_same_sources(tmp_path: Path) -> None:
     (source / "a.py").write_text("x = 1")
     (source / "a.py").rename(source / "b.py")
     assert cache.folder(tmp_path, [source]) != before
-
-
-def test_a_trial_is_not_run_again(tmp_path: Path) -> None:
-    file, runs = tmp_path / "of" / "sources.json", []
-
-    def trial() -> list[tuple[str, str, str | None]]:
-        runs.append(1)
-        return [("bound", "CLD", None), ("impute", "VE", "refused")]
-
-    assert cache.kept(file, trial) == cache.kept(file, trial) == [[*outcome] for outcome in trial()]
-    assert len(runs) == 2  # the second is the one above

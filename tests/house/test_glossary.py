@@ -1,8 +1,7 @@
-"""The glossary has one entry for each term, of objects that exist, and pages use its words."""
+"""The glossary has one entry for each term, and pages use its words."""
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 TERMS = re.findall(r"^\*\*`?(.+?)`?\*\*$", GLOSSARY, re.MULTILINE)
-ROLES = re.findall(r"\{(class|func|mod)\}`~?([\w.]+)`", GLOSSARY)
 HEADS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/glossary.md")
 FOLDERS = ("inference", "models", "pyro_mdm", "tests")
 PAGES = [
@@ -38,20 +36,6 @@ OTHER_WORDS = {
 SHOWN = ("Compare *program*.", "**Program**")
 """Where the glossary names a word that is not used alone."""
 
-RIDDLES = (
-    "is seen by no weight",
-    "Nobody asks",
-    "never forgets that network",
-    "or beside a bound, they stay there",
-    "Nothing that a pickle names",
-    "An option that would change nothing is an error",
-    "unbiased for nothing",
-    "of which nothing outside knows",
-    "for 25,941.333 calls of a draw",
-    "It is no transform of a Gaussian",
-)
-"""Sentences that readers stumbled over."""
-
 
 def prose(text: str) -> str:
     """A page without code, formulas, link targets and headings, one paragraph a line."""
@@ -75,16 +59,6 @@ def test_each_term_has_one_entry_in_order() -> None:
     assert {term.lower() for term in TERMS} >= WANTED
 
 
-@pytest.mark.parametrize(("role", "name"), sorted(set(ROLES)))
-def test_objects_of_the_glossary_exist(role: str, name: str) -> None:
-    if role == "mod":
-        importlib.import_module(name)
-        return
-    module, _, attribute = name.rpartition(".")
-    member = getattr(importlib.import_module(module), attribute)
-    assert callable(member) and isinstance(member, type) == (role == "class")
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_pages_use_the_words_of_the_glossary(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -99,28 +73,3 @@ def test_pages_use_the_words_of_the_glossary(page: Path) -> None:
         for word in re.finditer(pattern, lines, re.MULTILINE)
     ]
     assert not wrong, "\n".join(wrong)
-    words = " ".join(text.split())
-    assert not [riddle for riddle in RIDDLES if riddle in words]
-
-
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "The law of y_ε is exact.",
-        "A network is told the map.",
-        "The bound is reconstruction less the prior KL.",
-        "It is so. What differs is a method.",
-        "It is the place of a datum.",
-        "A program\nruns it.",
-        "N(0, 1) is at rest.",
-    ],
-)
-def test_other_words_are_seen(sentence: str) -> None:
-    lines = prose(sentence)
-    assert any(re.search(pattern, lines, re.MULTILINE) for pattern in OTHER_WORDS.values())
-
-
-def test_the_same_words_in_code_and_links_are_not() -> None:
-    page = "A Pyro\nprogram, `program`, in place of [it](programs/law.md).\n\n```bash\ntold\n```\n"
-    assert not [p for p in OTHER_WORDS.values() if re.search(p, prose(page), re.MULTILINE)]
-    assert newest("# A\n\n## 2\n\nnew\n\n## 1\n\nold\n") == "# A\n\n## 2\n\nnew\n"

@@ -47,23 +47,6 @@ def test_all_can_be_tried() -> None:
     assert not [m for m in MUTATIONS if m.old == m.new]
 
 
-@pytest.mark.parametrize(
-    ("changed", "why"),
-    [
-        ({"file": "gone.py"}, "there is no file gone.py"),
-        ({"old": "a - b"}, "is in code_of_two.py 0 times, expected once"),
-        ({"old": "return a"}, "is in code_of_two.py 2 times, expected once"),
-        ({"new": "a *"}, "makes code_of_two.py no Python"),
-        ({"test": "test_gone.py::test_area"}, "no test 'test_area' in test_gone.py"),
-        ({"test": "test_code.py::test_gone"}, "no test 'test_gone' in test_code.py"),
-        ({"test": "test_code.py"}, "no test ''"),
-    ],
-)
-def test_what_cannot_be_tried_is_said(tree: Path, changed: dict[str, str], why: str) -> None:
-    assert fault(CAUGHT, tree) is None
-    assert why in str(fault(CAUGHT._replace(**changed), tree))
-
-
 @pytest.mark.slow
 def test_what_survives_is_said_and_results_are_kept(
     tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

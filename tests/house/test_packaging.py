@@ -23,7 +23,6 @@ from packaging.utils import canonicalize_name
 import pyro_mdm
 from inference import OPENMP_WAITING
 from pyro_mdm import __main__
-from tests.processes import Program, finish
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = metadata.packages_distributions()
@@ -153,20 +152,6 @@ def test_there_is_one_version(described):
     assert re.fullmatch(r"\d+\.\d+\.\d+", pyro_mdm.__version__)
 
 
-def test_the_citation_is_that_of_the_package_and_of_the_paper(described):
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    (author,) = citation["authors"]
-    assert f"\nAuthor: {author['name']}\n" in described
-    assert citation["license"] in described and "arxiv.org" in described
-    (paper,) = citation["references"]
-    assert paper["url"] in described
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    names = [one["family-names"] for one in paper["authors"]]
-    assert f"{', '.join(names[:-1])} & {names[-1]}" in readme
-    assert paper["title"].partition(":")[0] in readme
-    assert paper["identifiers"][0]["value"] in readme
-
-
 def test_the_root_holds_what_it_should() -> None:
     """No output of a test or of a program is part of the repository."""
     known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
@@ -244,22 +229,6 @@ def test_only_pictures_need_more_than_the_library_installs(described):
     assert (kind, name) == ("ModuleNotFoundError", "matplotlib")
     assert "matplotlib, which is not installed" in message
     assert 'pip install -e ".[plots]"' in message
-
-
-def test_a_broken_matplotlib_is_not_called_absent(tmp_path):
-    (tmp_path / "script.py").write_text(
-        "import sys\n"
-        "for name in [*sys.modules]:\n"  # as if nothing had drawn yet
-        "    if name.startswith(('PIL', 'matplotlib', 'pyro_mdm.plots')):\n"
-        "        del sys.modules[name]\n"
-        "sys.modules['PIL'] = None\n"  # what matplotlib imports, not what it is
-        "try:\n"
-        "    import pyro_mdm.plots.figures\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    said = finish(Program(str(tmp_path / "script.py")))
-    assert "PIL" in said and "plots" not in said
 
 
 @pytest.mark.slow

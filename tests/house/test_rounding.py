@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 
-from tests import conftest
 from tests.rounding import RoundingNoise
 
 pytestmark = pytest.mark.without_noise  # they make noise of their own
@@ -74,20 +73,3 @@ def test_whole_numbers_shapes_and_the_exact_are_left() -> None:
         assert torch.arange(3).sum() == 3
         assert x.half().exp().dtype == torch.float16
         assert float(torch.tensor(-torch.inf).exp()) == 0.0
-
-
-@pytest.mark.parametrize(("marked", "asked"), [(False, True), (True, True), (False, False)])
-def test_the_option_is_for_what_is_not_marked(marked: bool, asked: bool) -> None:
-    class Item:
-        config = type("Config", (), {"getoption": staticmethod(lambda name: asked)})
-
-        def get_closest_marker(self, name: str) -> object:
-            return marked or None
-
-    plain = torch.linspace(0.1, 1, 50).exp()
-    protocol = conftest.pytest_runtest_protocol(Item())  # type: ignore[arg-type]
-    next(iter(protocol))
-    x = torch.linspace(0.1, 1, 50)
-    moves = not torch.equal(x.exp(), plain)
-    assert next(iter(protocol), None) is None
-    assert moves == (asked and not marked) and torch.equal(x.exp(), plain)

@@ -19,17 +19,6 @@ DOCS = ROOT / "docs"
 # -- the project -----------------------------------------------------------------------------------
 
 
-def test_citations_are_those_of_the_file() -> None:
-    paper, software = project.bibtex("paper"), project.bibtex("software")
-    assert "author = {Singhal, Raghav and Goldstein, Mark and Ranganath, Rajesh}," in paper
-    assert "doi = {10.48550/arXiv.2302.07261}," in paper and "eprint = {2302.07261}," in paper
-    assert f"version = {{{project.citation()['version']}}}," in software
-    for entry in (paper, software):
-        assert entry.count("{") == entry.count("}") and "{}" not in entry
-    page = (DOCS / "project" / "cite.md").read_text(encoding="utf-8")
-    assert project.citation()["references"][0]["doi"] in page
-
-
 def test_the_repository_is_that_of_the_citation_or_of_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -96,13 +85,6 @@ def test_the_first_page_of_the_library_has_each_name_once() -> None:
     for door in api.doors():
         if door.module in roles.DOORS:
             assert all(f"`~{door.module}.{n}`" in page for n in [*door.alone, *door.here])
-
-
-def test_every_page_of_the_library_is_in_its_contents_once() -> None:
-    pages = api.pages()
-    below = Counter(re.findall(r"^   /api/(\S+)$", "\n".join(pages.values()), re.MULTILINE))
-    below["pyro_mdm"] += 1
-    assert below == Counter(pages.keys())
 
 
 def test_a_class_links_to_what_it_inherits() -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests import thin
-from tests.thin import deviations, main, spared
+from tests.thin import deviations, spared
 
 
 @pytest.mark.parametrize(
@@ -42,21 +38,3 @@ def test_a_mean_of_normal_numbers_has_the_deviations_of_its_tolerance() -> None:
     assert set(found) == {("a", 1, 0), ("a", 1, 1), ("a", 2, 0)}
     assert found["a", 1, 0] == pytest.approx(3, abs=0.7)  # 5 of its standard errors
     assert found["a", 2, 0] == pytest.approx(100, abs=25)
-
-
-def test_records_are_kept_and_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Item:
-        nodeid = "test_a.py::test_a"
-
-    for seed, value in enumerate((0.1, 0.3, 0.2)):
-        monkeypatch.setenv(thin.RECORDS, str(tmp_path / str(seed)))
-        thin.pytest_assertion_pass(Item(), 7, "x < 0.5", f"{value} < 0.5\n + where")
-        thin.pytest_assertion_pass(Item(), 8, "x", "True")
-    written = list(tmp_path.glob("*.jsonl"))
-    assert len(written) == 3
-    assert all(len([json.loads(row) for row in f.read_text().splitlines()]) == 1 for f in written)
-    assert main(["--seeds", "--folder", str(tmp_path)]) == 1
-    assert capsys.readouterr().out == "   3.0  test_a.py::test_a line 7, comparison 1\n"
-    assert main(["--seeds", "--folder", str(tmp_path), "--least", "2.9"]) == 0

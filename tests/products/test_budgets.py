@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import inference
 from inference.folders.runs import RunError
 from inference.posterior import posterior
 from inference.train import train
@@ -524,16 +523,6 @@ def test_a_run_ends_by_its_steps_or_where_nothing_is_gained(
     still = {"learning_rate": STILL, "diffusion_learning_rate": 0.0, "measure_every": 2}
     train(**RUN | still, seconds=100.0, run=tmp_path / "still")
     assert "training: 8 steps in 8.0 s: nothing was gained any more" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("few_pictures")
-def test_a_table_over_a_run_ends_by_its_seconds(clock: Clock) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        table = inference.Table(accelerator="cpu", test_size=8, seconds=3.0).fit(patients())
-        record = json.loads((table.run_folder / "results.json").read_text())
-    assert record["steps"] == 3
 
 
 @pytest.mark.parametrize(

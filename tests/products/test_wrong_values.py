@@ -82,7 +82,9 @@ OF_STEPS = """apply_matrix apply_vector read_state prior_kl bits_per_dim LinearD
 SLOW = {
     name
     for name in ARGUMENTS
-    if re.fullmatch(r"(Amortized|LikelihoodM|AutoMDM|Table|Conditional|to_|from_pipe).*", name)
+    if re.fullmatch(
+        r"(Amortized|LikelihoodM|AutoMDM|Table|Conditional|to_|from_pipe|check_import).*", name
+    )
 }
 DOORS = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in doors()]
 
