@@ -264,12 +264,14 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/imported/checking.py": {
-        "test_import_check.py::test_a_fault_is_named[the other way]": [
-            "schedule.time⟨.flip(0)→⟩, -1"
-        ],
-        "test_import_check.py::test_a_fault_is_named[from 0 to 1 and the other way]": [
-            "moved = shift ⟨-→+⟩ b / (a * scale)"
-        ],
+        (
+            "test_import_check.py::test_a_fault_of_an_exact_network_is_named"
+            "[data at 1-velocity-the other way]"
+        ): ["schedule.time⟨.flip(0)→⟩, -1"],
+        (
+            "test_import_check.py::test_a_fault_of_an_exact_network_is_named"
+            "[data at 1-velocity-from 0 to 1 and the other way]"
+        ): ["moved = shift ⟨-→+⟩ b / (a * scale)"],
         "test_import_check.py::test_pairs_by_optimal_transport_are_told[1.0]": [
             "PAIRED[0] < ⟨slope→-slope⟩ < PAIRED[1]"
         ],
@@ -451,8 +453,8 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
         "test_sde.py::test_drift_and_noise_are_those_of_the_diffusion[vpsde]": [
             "return ⟨→0.5 * ⟩(G @ white).squeeze(-1) - fold(drift.to(u.dtype))",
-            "return self._dispersion(u, ⟨self.diffusion.horizon - →⟩t)",
-            "return ⟨→-⟩self.diffusion.drift(y, s.expand(len(y)))",
+            "return y, (⟨T - →⟩t.double())",
+            "drift = ⟨→-⟩self.diffusion.drift(y, s)\n",
         ],
     },
     "pyro_mdm/elbo.py": {

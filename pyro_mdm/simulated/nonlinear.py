@@ -293,7 +293,10 @@ class NonlinearDiffusion(Diffusion, ABC):
             simulation: settings; None: the diffusion's.
 
         Returns:
-            States, (n, N, K, *event_shape).
+            States, (n, N, K, *event_shape), y itself first.
+
+        Raises:
+            SimulationError: a path exploded.
         """
         if len(times) == 1:
             return y.unsqueeze(1)
