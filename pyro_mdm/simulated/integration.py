@@ -102,7 +102,7 @@ def advance(
         y: states at knots[0], (n, K, *event_shape).
         knots: increasing times, (M + 1,) or (M + 1, n), held fixed in gradients.
         steps: the number of steps between two knots.
-        simulation: the method, and how gradients are taken.
+        simulation: settings, of which the method is read.
         brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K); None: a new one.
 
     Returns:
@@ -116,33 +116,20 @@ def advance(
     knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))
     M = len(knots) - 1
     method = simulation.solver(diffusion)
-    learned = tuple(p for p in diffusion.parameters() if p.requires_grad)
-    graph = torch.is_grad_enabled() and (bool(learned) or y.requires_grad)
-    adjoint = graph and simulation.backpropagation == "adjoint"
-    dtype = y.dtype
-    if adjoint:  # torchsde joins the states' and the parameters' adjoints in one tensor
-        for p in learned:
-            dtype = torch.promote_types(dtype, p.dtype)
     if brownian is None:
         area = "space-time" if method == "srk" else "none"
         d = event_shape.numel()
-        brownian = brownian_motion(len(y), d, y.shape[1], dtype, y.device, area)
+        brownian = brownian_motion(len(y), d, y.shape[1], y.dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
     options: dict[str, object] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
-    seen, states = [], fold(y.to(dtype))
+    seen, states = [], fold(y)
     for i in range(M):
         interval = (i / M, (i + 1) / M)
         sde = _TimedSDE(diffusion, event_shape, knots[i], knots[i + 1], interval, steps)
+        ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
         with full_precision(y):
-            if adjoint:
-                # every step is kept, since a path run backwards soon departs from this one
-                ts = torch.linspace(*interval, steps + 1, dtype=torch.float64, device=y.device)
-                ends = torchsde.sdeint_adjoint(sde, states, ts, adjoint_params=learned, **options)
-            else:
-                ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
-                ends = torchsde.sdeint(sde, states, ts, **options)
-        states = ends[-1]
-        seen.append(unfold(states, event_shape).to(y.dtype))
+            states = torchsde.sdeint(sde, states, ts, **options)[-1]
+        seen.append(unfold(states, event_shape))
         sde.check(seen[-1], knots[i + 1])
     return torch.stack(seen)
 

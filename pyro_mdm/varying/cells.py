@@ -226,14 +226,6 @@ class MatrixCells:
             steps = self.steps(self.matrices._replace(h=h))
         return MovedCells(*(t.imag / COMPLEX_STEP for t in steps))
 
-    def whole_slowed(self, scales: Tensor) -> tuple[Tensor, Tensor]:
-        """M and P of :meth:`slowed` by each of ``scales`` (m,), on these cells, (m, K, K)."""
-        n, m = len(self.matrices.h), len(scales)
-        cells = CellMatrices(*(t[:, None].expand(n, m, *t.shape[1:]) for t in self.matrices))
-        cells = cells._replace(h=scales * cells.h)
-        steps = self.steps(CellMatrices(*(t.flatten(0, 1) for t in cells)))
-        return composed(MovedCells(*(t.unflatten(0, (n, m)) for t in steps)))
-
 
 def composed(cells: MovedCells) -> tuple[Tensor, Tensor]:
     """M and P over all cells (n, …)."""

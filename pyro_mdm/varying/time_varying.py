@@ -47,8 +47,6 @@ __all__ = [
 MatrixFunction = Callable[[Tensor], Tensor]
 """Times s (…) in float64 -> matrices (…, K, K) in float64."""
 
-COARSE = 32
-"""Cells by which the clock's end is found approximately."""
 EARLY = 1 / 2
 """The part of [0, T] in which cells become short towards 0."""
 
@@ -294,7 +292,7 @@ class _ClockEnd:
     def searched(self) -> Tensor:
         """The clock time of T by secants in log τ, within a bracket as soon as there is one."""
         target = float(targets(self.linear)[1])
-        x, per_error = self._about(unscaled_end(self.linear).log().item(), target)
+        x, per_error = unscaled_end(self.linear).log().item(), 0.1
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
@@ -322,29 +320,6 @@ class _ClockEnd:
                 return as_times(x).exp()
             x = moved
         raise self._unreachable(math.exp(min(x, 700.0)), error + target)
-
-    def _about(self, x: float, target: float) -> tuple[float, float]:
-        """Estimates of the log end of the clock with λ(T) = ``target``, and of -1 over its slope.
-
-        From few cells, at many clocks around the log end ``x``.
-        """
-        s = kept(self.linear, "bounds", self.matrices.uncut_bounds)[0]
-        grid = self.matrices.unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
-        per_error = 0.1
-        for width in (1.2, 0.1):
-            ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
-            M, P = grid.cells.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
-            (factor,) = kernels.factors(P + M @ self.linear.initial_covariance @ M.mT, M)
-            log_snr = factor.log_snr.tolist()
-            above = sum(value > target for value in log_snr)
-            i = min(max(above, 2), len(log_snr) - 2)
-            values, places = log_snr[i - 2 : i + 2], ends[i - 2 : i + 2].tolist()
-            reached = 0 < above < len(log_snr)
-            if not (reached and values[0] > values[1] > values[2] > values[3]):
-                break
-            x, lower = (_through(values, places, target - d) for d in (0.0, 1e-3))
-            per_error = (lower - x) / 1e-3
-        return x, per_error
 
     def _unreachable(self, end: float, log_snr: float) -> UnreachableError:
         check_controllable(self.linear)
@@ -665,12 +640,6 @@ class TimeVaryingLearnedDiffusion(LinearDiffusion):
             varying.lower[0].copy_(constant.lower)
             varying.B[0].copy_(constant.B)
         return varying
-
-
-def _through(x: list[float], y: list[float], at: float) -> float:
-    """The value at ``at`` of the polynomial through points, by Lagrange's formula."""
-    factors = [math.prod((at - b) / (a - b) for b in x if b != a) for a in x]
-    return sum(f * value for f, value in zip(factors, y, strict=True))
 
 
 def _num_variables(name: str, function: MatrixFunction, s: Tensor) -> int:

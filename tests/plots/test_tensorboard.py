@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from pyro_mdm import ALDA, CLD, MALDA, VPSDE, ELBOTerms, LearnedDiffusion
+from pyro_mdm import ALDA, VPSDE, ELBOTerms, LearnedDiffusion
 from pyro_mdm.plots import hparams, tensorboard as tb
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.support.measured import student_factor
@@ -103,13 +103,7 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("build", "drawn"),  # one variable, and several
-    [
-        (VPSDE, True),
-        (CLD, False),
-        (MALDA, False),
-        (ALDA, False),
-        (lambda: LearnedDiffusion(4, rank=2), True),
-    ],
+    [(VPSDE, True), (ALDA, False), (lambda: LearnedDiffusion(4, rank=2), True)],
 )
 def test_the_diffusion_is_written_entry_by_entry(tmp_path: Path, build: Any, drawn: bool) -> None:
     diffusion = build()

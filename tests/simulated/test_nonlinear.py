@@ -43,7 +43,6 @@ from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.samplers.base import simulation_grid
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting
 from pyro_mdm.simulated import paths as simulated_module
-from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.sde import ReverseSDE, fold, unfold
 from tests.diffusions import TYPICAL
 from tests.gradients import assert_gradients
@@ -457,20 +456,6 @@ def test_a_learned_drift_is_added_by_the_clock_and_within_its_limit():
     one = torch.tensor(0.3).double()
     together = diffusion.drift(y, one)
     torch.testing.assert_close(together, diffusion.drift(y, one.expand(5)))
-
-
-def test_at_a_zero_network_it_is_the_linear_diffusion():
-    linear = CLD(max_log_snr=5.0)
-    diffusion = LearnedDrift(linear, MLP(2 * D, hidden=8, depth=1))
-    y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
-    torch.testing.assert_close(diffusion.drift(y, s), linear.drift(y, s))
-    score = RawScore(Net(2 * D, 20))
-    found = []
-    for each in (diffusion, Simulated(linear)):
-        torch.manual_seed(2)
-        of = GenerativePath(each, score, (D,)).score_at
-        found.append(path_integral(each, of, y, Simulation(0.2)))
-    torch.testing.assert_close(found[0].value, found[1].value)
 
 
 @torch.no_grad()

@@ -245,33 +245,6 @@ def test_the_integrand_is_the_implicit_bound_s(make, begin):
     assert not quiet.requires_grad
 
 
-@problems
-def test_pieces_of_the_integrand_against_finite_differences(make):
-    """∇·g², and F by its definition."""
-    diffusion = make(begin=0.3)
-    n, K, d, h = 4, diffusion.num_variables, 3, 1e-5
-    y, s = normal(3, n, K, d), torch.full((n,), 0.3, dtype=torch.float64)
-
-    def g2(y: Tensor) -> Tensor:
-        G = diffusion.dispersion(y, s)
-        G = G if diffusion.noise_depends_on_state else G[:, None]
-        return (G @ G.mT).expand(n, d, K, K)
-
-    found = diffusion.noise_divergence(y, s)
-    expected = torch.zeros(n, K, d, dtype=torch.float64)
-    for j in range(K):
-        step = torch.zeros(K, 1, dtype=torch.float64)
-        step[j] = h
-        expected += ((g2(y + step) - g2(y - step)) / (2 * h))[..., j].mT
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-    assert bool(found.any()) == diffusion.noise_depends_on_state
-    pulled = torch.einsum("ndij,njd->nid", g2(y), diffusion.prior.score(y))
-    F = diffusion.drift(y, s) - 0.5 * (pulled + expected)
-    torch.testing.assert_close(diffusion.prior_current(y, s), F, rtol=1e-8, atol=1e-8)
-    with torch.no_grad():
-        assert not diffusion.noise_divergence(y, s).requires_grad
-
-
 # -- divergences -----------------------------------------------------------------------------------
 
 
@@ -671,57 +644,6 @@ def test_local_dsm_has_the_expectation_of_ism(make):
         (coarse, error), (fine, _) = bias
         assert abs(2 * fine - coarse) < SE * 3 * error + 0.02 * size, bias
         assert abs(coarse) < 0.15 * size + SE * error, bias
-
-
-# -- backpropagation -------------------------------------------------------------------------------
-
-
-def three_times(diffusion: NonlinearDiffusion) -> Tensor:
-    """ε, T and a time between them that is not in the middle."""
-    return diffusion.time_at_progress(torch.tensor([0.0, 0.7, 1.0]))
-
-
-def path_gradient(
-    diffusion: NonlinearDiffusion, steps: int, backpropagation: str, seed: int = 0
-) -> list[Tensor]:
-    """Of a function of the end, to where it began and to what is learned."""
-    K = diffusion.num_variables
-    y = normal(20 + seed, 64, K, 2).requires_grad_()
-    knots = three_times(diffusion)
-    method = diffusion.simulation.solver(diffusion)
-    settings = Simulation(backpropagation=backpropagation, method=method)
-    torch.manual_seed(10 + seed)
-    found = advance(diffusion, y, knots, steps, settings)
-    loss = (found.square() * normal(21, *found.shape).abs()).sum()
-    learned = [p for p in diffusion.parameters() if p.requires_grad]
-    return list(torch.autograd.grad(loss, [y, *learned]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("make", "steps"),
-    [
-        (lambda: Simulated(learned(2, 2, 33, beta=ConstantBeta(0.5))), (4, 32)),
-        (lambda: Bending(horizon=0.2), (4, 64)),
-    ],
-    ids=["additive", "general"],
-)
-def test_the_adjoint_has_the_gradients_of_the_path_as_steps_get_short(make, steps):
-    """Strong order ½ where noise depends on the state: many steps for few digits."""
-    errors = []
-    for N in steps:
-        direct, adjoint = (
-            [path_gradient(make(), N, b, 100 * seed) for seed in range(3)]
-            for b in ("direct", "adjoint")
-        )  # of three seeds together: of one the gradient may be near 0
-        pairs = [
-            (torch.stack(a), torch.stack(b))
-            for a, b in zip(zip(*direct, strict=True), zip(*adjoint, strict=True), strict=True)
-        ]
-        errors.append([float((a - b).norm() / a.norm()) for a, b in pairs])
-    assert max(errors[1]) < 0.1, errors
-    for coarse, fine in list(zip(*errors, strict=True))[:2]:
-        assert fine < coarse / 2 or fine < 0.01, errors
 
 
 # -- what is refused -------------------------------------------------------------------------------
