@@ -32,8 +32,7 @@ def exponentials(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     """exp Ω of stretches of n cells in which A is linear, for ‖Ω‖ up to about ½.
 
     Args:
-        A1, A2: matrices A at the Gauss points of a cell, times its length, (n, K, K); real or
-            complex.
+        A1, A2: matrices A at the Gauss points of a cell, times its length, (n, K, K).
         factors: from :func:`stretches`, (J, 7); their negatives give the inverse.
 
     Returns:
@@ -46,7 +45,7 @@ def exponentials(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     crossed = thrice[0, 1] + thrice[1, 0]
     of_more = (-twice[1], thrice[0, 0], crossed, thrice[1, 1])
     terms = torch.stack([*both, once, *of_more], -3)
-    return _exp((factors.to(terms.dtype) @ terms.flatten(-2)).unflatten(-1, A1.shape[-2:]))
+    return _exp((factors @ terms.flatten(-2)).unflatten(-1, A1.shape[-2:]))
 
 
 def _commutator(X: Tensor, Y: Tensor) -> Tensor:

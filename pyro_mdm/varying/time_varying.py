@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew, semidef
 from pyro_mdm.diffusions.presets import LearnedDiffusion, learn_more
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import described
-from pyro_mdm.varying.cells import MAX_CELLS, REACH, MatrixCells, MovedCells
+from pyro_mdm.varying.cells import MAX_CELLS, REACH, MatrixCells
 from pyro_mdm.varying.magnus import MagnusPropagator
 
 __all__ = [
@@ -49,21 +49,6 @@ MatrixFunction = Callable[[Tensor], Tensor]
 
 EARLY = 1 / 2
 """The part of [0, T] in which cells become short towards 0."""
-
-
-class _Near(NamedTuple):
-    """Cells for a scale of the clock, and how they change with its logarithm."""
-
-    scale: Tensor
-    move: MagnusPropagator
-    rates: MovedCells
-
-    def at(self, scale: Tensor) -> MovedCells:
-        """The moments of cells at a scale equal to this one but for its gradient or rounding."""
-        more = scale / self.scale - 1
-        return MovedCells(
-            *(t + rate * more for t, rate in zip(self.move.moved, self.rates, strict=True))
-        )
 
 
 class Varying(Matrices, ABC):
@@ -157,9 +142,6 @@ class Varying(Matrices, ABC):
     def propagator(self) -> MagnusPropagator:
         scale = self.scale()
         move = self.grid(scale).slowed(scale)
-        if scale.requires_grad and self.linear.min_log_snr is not None:
-            moved = _ClockEnd(self).near(scale.detach()).at(scale)
-            move = MagnusPropagator(move.cells, moved)
         if not torch.is_grad_enabled():
             bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
             self._check_values(bounds)
@@ -252,28 +234,12 @@ class _ClockEnd:
     def with_gradient(self, root: Tensor) -> Tensor:
         """The end of the clock, with the gradient carried by one Newton step at ``root``."""
         end = unscaled_end(self.linear)
-        near = self.near((root / end).detach())
-        leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
-        log_snr = self._log_snr(MagnusPropagator(near.move.cells, leaves))
-        slopes = torch.autograd.grad(log_snr, leaves, allow_unused=True)
-        slope, moved = torch.zeros_like(end), log_snr.detach()
-        for by, cells, rate in zip(slopes, near.move.moved, near.rates, strict=True):
-            if by is not None:
-                slope = slope + (by * rate).sum()
-                moved = moved + (by * (cells - cells.detach())).sum()
+        scale = (root / end).detach().requires_grad_()
+        log_snr = self._log_snr(self.matrices.grid(scale).slowed(scale))
+        (slope,) = torch.autograd.grad(log_snr, scale, retain_graph=True)
         if not bool(slope.isfinite()) or slope.item() == 0:
             raise self._unreachable(root.item(), log_snr.item())
-        more = (targets(self.linear)[1] - moved) / slope
-        return near.scale * (1 + more) * end
-
-    def near(self, scale: Tensor) -> _Near:
-        """Cells for a scale of the clock, with derivatives for scales beside it."""
-
-        def compute() -> _Near:
-            move = self.matrices.grid(scale).slowed(scale)
-            return _Near(scale, move, move.cells.rates())
-
-        return kept(self.linear, "near", compute)
+        return (scale.detach() + (targets(self.linear)[1] - log_snr) / slope) * end
 
     def _log_snr(self, move: MagnusPropagator) -> Tensor:
         """λ(T), 0-dim, of cells alone."""

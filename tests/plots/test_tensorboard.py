@@ -150,14 +150,6 @@ def test_the_bound_over_training_waits_for_a_second_measurement(tmp_path: Path) 
         assert [image.step for image in events.Images(tag)] == [9]
 
 
-def test_settings_are_a_table_of_the_text_page(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        tb.write_text(writer, "settings", {"guide": "cld", "steps": 300})
-    (text,) = read(tmp_path).Tensors("settings/text_summary")
-    shown = text.tensor_proto.string_val[0].decode()
-    assert shown.splitlines()[2:] == ["| guide | cld |", "| steps | 300 |"]
-
-
 def table_of_runs(folder: Path) -> Any:
     """The session groups that TensorBoard's own hparams page shows."""
     from tensorboard import context

@@ -103,14 +103,6 @@ def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
         torch.testing.assert_close(at.covariance[2:3], found.covariance, rtol=1e-6, atol=1e-8)
 
 
-def test_speed_on_the_way_is_the_derivative_of_time() -> None:
-    known = made(block=CLD).given(normal(1, 3, 2))
-    u = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64, requires_grad=True)
-    s = known.way.time_at(u)
-    (derivative,) = torch.autograd.grad(s.sum(), u)
-    torch.testing.assert_close(known.way.speed(s.detach()), derivative)
-
-
 @torch.no_grad()
 def test_a_model_of_given_contexts_draws_none() -> None:
     diffusion, x, contexts = made(), data(4), normal(1, 4, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal
 
 from pyro_mdm import (
     ALDA,
@@ -26,9 +26,8 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation import probability_flow
-from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie, read_state
+from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import (
     Ancestral,
@@ -127,34 +126,6 @@ def test_paths_are_those_of_the_base_from_an_encoding(name: str) -> None:
     noise = torch.randn(5, 3, K, D, dtype=torch.float64)
     mean = diffusion.marginal(times[0]).scale_tril @ noise[:, 0]
     torch.testing.assert_close(path[:, 0] - mean, first.mean.mT, rtol=1e-6, atol=1e-8)
-
-
-@every_base
-@torch.no_grad()
-def test_the_prior_kl_is_that_of_the_end(name: str) -> None:
-    diffusion, x = encoded(name), data(5)
-    w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
-    M = diffusion.base.propagator.moments(None, diffusion.clock(1.0))[0]
-    end = MultivariateNormal((M @ w).mT, diffusion.terminal.covariance)
-    K = diffusion.num_variables
-    prior = MultivariateNormal(torch.zeros(K, dtype=torch.float64), diffusion.prior_covariance)
-    expected = kl_divergence(end, prior).sum(-1)
-    torch.testing.assert_close(prior_kl(diffusion, x, 1), expected, rtol=1e-6, atol=1e-7)
-
-
-@every_base
-@torch.no_grad()
-def test_decoders_read_x_whatever_the_encoding(name: str) -> None:
-    """By the base's readout, at the log SNR that the diffusion term ends at."""
-    diffusion, x = encoded(name), data(5)
-    w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
-    y = diffusion.base.propagator.moments(None, diffusion.clock(diffusion.start_time))[0] @ w
-    for states in (y, y[:, None].expand(5, 2, *y.shape[1:])):
-        reading = read_state(diffusion, None, states, 1)
-        expected = x if states is y else x[:, None].expand(5, 2, D)
-        torch.testing.assert_close(reading.z, expected, rtol=0, atol=1e-9)
-        level = diffusion.base.start.log_snr
-        torch.testing.assert_close(reading.log_snr, level, rtol=1e-12, atol=0)
 
 
 # -- scores and bounds -----------------------------------------------------------------------------

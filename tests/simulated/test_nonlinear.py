@@ -25,7 +25,6 @@ from pyro_mdm import (
     GenerativePath,
     LearnedDiffusion,
     LearnedDrift,
-    LinearDiffusion,
     NoisePrediction,
     NonlinearDiffusion,
     RawScore,
@@ -456,30 +455,6 @@ def test_a_learned_drift_is_added_by_the_clock_and_within_its_limit():
     one = torch.tensor(0.3).double()
     together = diffusion.drift(y, one)
     torch.testing.assert_close(together, diffusion.drift(y, one.expand(5)))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("change", ["loaded", "max_log_snr"])
-def test_times_follow_a_linear_diffusion_that_changes(change):
-    """Nothing of the old ends is kept: the integral is from ε to T."""
-
-    def make(rate: float, level: float = 9.0) -> Simulated:
-        Q, R = [[0.0, -rate], [rate, 0.0]], [[0.0, 0.0], [0.0, 2 * rate]]
-        return Simulated(LinearDiffusion(Q, R, max_log_snr=level))
-
-    parts = torch.linspace(0, 1, 5).double()
-    diffusion = make(1.0)
-    diffusion.time_at_progress(parts)
-    if change == "loaded":
-        other = make(3.0)
-        diffusion.load_state_dict(other.state_dict())
-    else:
-        other = make(1.0, 4.0)
-        diffusion.linear.max_log_snr = 4.0
-    assert float(diffusion.start_time) == pytest.approx(float(other.start_time))
-    s = diffusion.time_at_progress(parts)
-    assert float(s[0]) == pytest.approx(float(other.start_time), rel=1e-6)
-    torch.testing.assert_close(diffusion.progress(s), parts, rtol=0, atol=1e-7)
 
 
 # -- sampling --------------------------------------------------------------------------------------
