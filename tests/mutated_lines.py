@@ -258,12 +258,14 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "pyro_mdm/imported/checking.py": {
-        "test_import_check.py::test_a_fault_is_named[the other way]": [
-            "schedule.time⟨.flip(0)→⟩, -1"
-        ],
-        "test_import_check.py::test_a_fault_is_named[from 0 to 1 and the other way]": [
-            "moved = shift ⟨-→+⟩ b / (a * scale)"
-        ],
+        (
+            "test_import_check.py::test_a_fault_of_an_exact_network_is_named"
+            "[data at 1-velocity-the other way]"
+        ): ["schedule.time⟨.flip(0)→⟩, -1"],
+        (
+            "test_import_check.py::test_a_fault_of_an_exact_network_is_named"
+            "[data at 1-velocity-from 0 to 1 and the other way]"
+        ): ["moved = shift ⟨-→+⟩ b / (a * scale)"],
         "test_import_check.py::test_pairs_by_optimal_transport_are_told[1.0]": [
             "PAIRED[0] < ⟨slope→-slope⟩ < PAIRED[1]"
         ],
@@ -343,7 +345,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_truths.py::test_bounds_are_the_log_likelihood[cld]": [
             "torch.logdet(prior)⟨ - end.log_det→⟩)"
         ],
-        "test_context.py::test_the_bound_of_gaussian_data_is_known[VPSDE-gaussian]": [
+        "test_truths.py::test_bounds_are_the_log_likelihood[context]": [
             "with_event_dims(⟨0.5 * →⟩(rate * log_snr.exp()).to(x), x)"
         ],
         (
@@ -392,7 +394,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_learned_ends.py::test_no_value_of_parameters_outlives_them[to data]": [
             "and same⟨ and all(map(torch.equal, held.parameters, parameters))→⟩:"
         ],
-        "test_priors.py::test_gaussian_against_pytorch": [
+        "test_priors.py::test_distribution_is_the_gaussian_where_it_is_one": [
             "⟨0.5 * →⟩num_dims * (log_det + K * math.log(2 * math.pi * math.e))"
         ],
     },
@@ -445,8 +447,8 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
         "test_sde.py::test_drift_and_noise_are_those_of_the_diffusion[vpsde]": [
             "return ⟨→0.5 * ⟩(G @ white).squeeze(-1) - fold(drift.to(u.dtype))",
-            "return self._dispersion(u, ⟨self.diffusion.horizon - →⟩t)",
-            "return ⟨→-⟩self.diffusion.drift(y, s.expand(len(y)))",
+            "return y, (⟨T - →⟩t.double())",
+            "drift = ⟨→-⟩self.diffusion.drift(y, s)\n",
         ],
     },
     "pyro_mdm/elbo.py": {
@@ -643,7 +645,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_adams.py::test_gradients_are_those_of_the_values[own x_hat]": [
             "/ scale⟨ - pull * w→⟩"
         ],
-        "test_per_dimension.py::test_the_flow_without_a_score_is_that_of_the_drift[blocks]": [
+        "test_per_dimension.py::test_the_flow_without_a_score_is_that_of_the_drift": [
             "(trace.flatten(1)⟨.mean(1)→[:, 0]⟩ if trace.dim() > s.dim() else trace)"
         ],
         "test_per_dimension.py::test_the_flow_and_the_bound_on_a_state_know_its_density[clocks]": [

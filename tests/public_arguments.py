@@ -375,7 +375,6 @@ ARGUMENTS: dict[str, dict[str, Callable[[], Any]]] = {
         step_size=0.25,
         points=2,
         method="euler",
-        backpropagation="direct",
         objective="ism",
         increment=0.05,
         probes=1,

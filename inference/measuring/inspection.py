@@ -306,8 +306,8 @@ def inspected_diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:
     if kind_of(diffusion).simulated:
         raise ValueError(
             f"{name} is {type(diffusion).__name__}, expected a LinearDiffusion, since all that is "
-            "shown here is computed in closed form. See its paths and its drift by "
-            "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
+            "shown here is computed in closed form. See its paths by "
+            "pyro_mdm.plots.figures.paths_figure, or TensorBoard of a run"
         )
     return cast(LinearDiffusion, diffusion)
 

@@ -474,21 +474,6 @@ class Diffusion(nn.Module, ABC):
         dimensions; (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
         """
 
-    @abstractmethod
-    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
-        """Paths from y (n, K, *event_shape) at times[0], seen at ``times``.
-
-        Args:
-            times: (N,) increasing, in [ε, T].
-            simulation: settings where there is no closed form; the diffusion's own by default.
-
-        Returns:
-            (n, N, K, *event_shape), y itself first.
-
-        Raises:
-            SimulationError: a path exploded.
-        """
-
     @property
     @abstractmethod
     def prior(self) -> Prior:

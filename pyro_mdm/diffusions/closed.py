@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-import pyro_mdm.randomness as randomness
 from pyro_mdm.diffusions.base import (
     Cap,
     DataPaths,
@@ -185,16 +184,6 @@ class Kernels(Diffusion):
     @abstractmethod
     def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
         """G(s), (*s.shape, K, K), for any state."""
-
-    def simulate(self, y: Tensor, times: Tensor, simulation: object = None) -> Tensor:
-        """Paths drawn from their exact transitions; ``simulation`` has no effect."""
-        states, steps = [y], self.transition(times[1:], times[:-1])
-        for i in range(len(times) - 1):
-            step, noise = steps.at(i), randomness.normal(y.shape, y.dtype, y.device)
-            states.append(
-                apply_matrix(step.matrix, states[-1]) + apply_matrix(step.scale_tril, noise)
-            )
-        return torch.stack(states, 1)
 
     # -- ends --------------------------------------------------------------------------------------
 

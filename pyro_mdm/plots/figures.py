@@ -9,8 +9,7 @@ makes those of the diffusion)::
                 error being that by the noise (Monte Carlo)
     snapshots   step; and the fields of snapshot
 
-A diffusion without a closed form has simulated paths (:func:`paths_figure`) and the field of its
-drift (:func:`field_figure`).
+A diffusion without a closed form has simulated paths (:func:`paths_figure`).
 
 matplotlib comes with ``pip install -e ".[plots]"``. Without it, importing ``pyro_mdm.plots``
 raises ModuleNotFoundError.
@@ -39,7 +38,6 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion, frozen
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.paths.base import noising_law
-from pyro_mdm.samplers.base import simulation_grid
 from pyro_mdm.support.checks import tensor_device
 
 if TYPE_CHECKING:
@@ -53,7 +51,6 @@ __all__ = [
     "diffusion_term_history_figure",
     "draw_moments",
     "eigenvalues_figure",
-    "field_figure",
     "log_snr_map_figure",
     "new_figure",
     "paths_figure",
@@ -618,80 +615,6 @@ def paths_figure(
         axes.legend(fontsize=8, loc="upper left")
     for axes in grid[K + plane :]:
         axes.axis("off")
-    return figure
-
-
-@torch.no_grad()
-def field_figure(
-    diffusion: NonlinearDiffusion,
-    x: Tensor | None = None,
-    *,
-    times: Sequence[float] | None = None,
-    reach: float | None = None,
-    arrows: int = 17,
-) -> Figure:
-    """The drift f(y, s) over the plane of x, with auxiliary variables at 0, at a few times.
-
-    A column for each time, a row for each variable whose drift is not 0 there: with a velocity, the
-    force is in the velocity's row. Arrows show the direction of the drift, colours its size.
-
-    Args:
-        diffusion: diffusion of points of the plane.
-        x: data in model space, (n, 2), drawn as dots.
-        times: times in [ε, T], (m,); by default ε, T, and the one half way by clock and log SNR.
-        reach: largest coordinate that is drawn, ±; by default that of the prior and x.
-        arrows: number of arrows in a row.
-
-    Raises:
-        ValueError: x of another shape, times outside [ε, T].
-    """
-    if x is not None and x.shape[1:] != (2,):
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, 2): points of the plane")
-    K, T = diffusion.num_variables, diffusion.horizon
-    device = tensor_device(diffusion) or torch.device("cpu")
-    start = float(diffusion.start_time)
-    if times is None:
-        times = simulation_grid(diffusion, 2).flip(0).tolist()
-    if len(times) == 0 or not all(start <= time <= T for time in times):
-        raise ValueError(f"times are {list(times)}, expected some in [ε, T] = [{start:.3g}, {T:g}]")
-    if reach is None:
-        generator = torch.Generator(device).manual_seed(0)
-        prior = diffusion.prior.sample((PRIOR_DRAWS, K, 1), generator)[:, 0]
-        reach = float(prior.abs().quantile(0.99))
-        reach = max(reach, 1.05 * float(x.abs().max()) if x is not None else 0.0)
-    side = torch.linspace(-reach, reach, arrows, device=device)
-    points = torch.cartesian_prod(side, side)
-    y = torch.zeros(len(points), K, 2, device=device)
-    y[:, 0] = points
-    s = torch.tensor(times).to(diffusion.start_time)
-    f = torch.stack([diffusion.drift(y, at.expand(len(y))) for at in s]).cpu().double()
-    size = f.norm(dim=-1)  # (times, points, K)
-    shown = [k for k in range(K) if float(size[..., k].max()) > 1e-9] or [0]
-    level = diffusion.log_snr(s).tolist()
-
-    figure = new_figure(2.4 * len(times) + 0.4, 2.2 * len(shown) + 0.8)
-    grid = figure.subplots(len(shown), len(times), squeeze=False, sharex=True, sharey=True)
-    places, data = points.cpu().numpy(), None if x is None else x.detach().cpu().numpy()
-    for (j, row), k in zip(enumerate(grid), shown, strict=True):
-        for i, axes in enumerate(row):
-            if data is not None:
-                axes.plot(*data.T, ".", color="0.75", ms=2, zorder=0)
-            length = size[i, :, k].numpy()
-            unit = f[i, :, k].numpy() / np.maximum(length, 1e-12)[:, None]
-            drawn = axes.quiver(
-                *places.T, *unit.T, length, cmap="viridis", pivot="mid", scale=1.2 * arrows
-            )
-            drawn.set_clim(0.0, max(float(length.max()), 1e-9))
-            figure.colorbar(drawn, ax=axes, shrink=0.85, ticks=MaxNLocator(4))
-            ends = (-1.05 * reach, 1.05 * reach)
-            axes.set(aspect="equal", xlim=ends, ylim=ends)
-            if j == 0:
-                axes.set_title(f"s = {times[i]:.3g}\nnoise level {level[i]:.1f}", fontsize=9)
-            if j == len(shown) - 1:
-                axes.set_xlabel("x_0")
-        row[0].set_ylabel(f"drift of {variable_name(k)}\nx_1")
-    at_rest = "; auxiliary variables at 0" if K > 1 else ""
-    figure.suptitle(f"drift per unit of s over the plane of x{at_rest}", fontsize=11)
     return figure
 
 

@@ -366,9 +366,6 @@ def write_paths(
 ) -> None:
     """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``noising/paths``.
 
-    For points of the plane also :func:`~pyro_mdm.plots.figures.field_figure`, as
-    ``noising/drift_field``.
-
     Args:
         writer: writer of the run.
         diffusion: diffusion without a closed form.
@@ -377,8 +374,6 @@ def write_paths(
         seed: seed of the noise.
     """
     writer.add_figure("noising/paths", figures.paths_figure(diffusion, x, seed=seed), step)
-    if x.shape[1:] == (2,):
-        writer.add_figure("noising/drift_field", figures.field_figure(diffusion, x), step)
 
 
 def write_diffusion_history(

@@ -35,7 +35,7 @@ Diffusion Models", NeurIPS 2024.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -317,13 +317,6 @@ class DataDrivenDiffusion(WrappedDiffusion):
         """√ρ G (*s.shape, 1, 1)."""
         G = self.base.dispersion(None, s)
         return self.volatility_at(s).sqrt()[..., None, None] * G
-
-    def simulate(self, y: Tensor, times: Tensor, simulation: object = None) -> NoReturn:
-        """Raises TypeError: paths start from data, and not from a state alone."""
-        raise TypeError(
-            f"paths of {type(self).__name__} are driven by the data that they started from, "
-            "which a state does not hold; draw states at a time by diffusion.paths.noised"
-        )
 
     def settings(self) -> dict[str, object]:
         arguments = {"means": self.means, "scales": self.scales, "degree": self.degree}

@@ -68,7 +68,6 @@ class WrappedDiffusion(Kernels):
     transition = of_part("base")
     propagator = of_part("base")
     by_dimension = of_part("base")
-    simulate = of_part("base")
     check = of_part("base")
 
     @property

@@ -7,60 +7,55 @@ between them. Data dimensions are folded into the batch, so that noise stays K×
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torchsde
-from torch import Tensor, nn
+from torch import Tensor
 
 import pyro_mdm.randomness as randomness
-from pyro_mdm.diffusions.base import Diffusion, SimulationError, full_precision
+from pyro_mdm.diffusions.base import Diffusion, SimulationError, full_precision, with_event_dims
 from pyro_mdm.diffusions.matrices import noise_root
 from pyro_mdm.samplers.base import LIMIT
-from pyro_mdm.simulated.sde import fold, noise_type, unfold
+from pyro_mdm.simulated.sde import FoldedSDE, fold, unfold
 from pyro_mdm.simulated.simulation import Simulation
 from pyro_mdm.support.modules import of_part
 
 __all__ = ["advance", "brownian_motion"]
 
 
-class _TimedSDE(nn.Module):
+class _TimedSDE(FoldedSDE):
     """The SDE in u ∈ [low, high]; s is linear in u, from begin to end of each datum.
 
-    States are (n·d, K), data dimensions folded into the batch.
-
     Args:
+        diffusion, event_shape: as for :class:`FoldedSDE`.
         begin, end: the first and the last time of each datum, (n,).
         interval: the interval [low, high] of u.
         steps: the number of steps that the integrator takes, for messages.
     """
 
-    sde_type = "ito"
-
     def __init__(
         self,
         diffusion: Diffusion,
+        event_shape: Sequence[int],
         begin: Tensor,
         end: Tensor,
         interval: tuple[float, float],
-        event_shape: torch.Size,
         steps: int,
     ) -> None:
-        super().__init__()
-        self.diffusion = diffusion
-        self.noise_type = noise_type(diffusion)
-        self.begin, self.low = begin, interval[0]
+        super().__init__(diffusion, event_shape)
+        self.begin, self.end, self.low, self.steps = begin, end, interval[0], steps
         self.speed = (end - begin) / (interval[1] - interval[0])  # ds/du
-        self.end, self.event_shape, self.steps = end, event_shape, steps
 
-    def _at(self, u: Tensor | float, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """y, s (n,) and ds/du (n,) at u."""
-        y = unfold(states, self.event_shape)
+    def _at(self, u: Tensor | float, states: Tensor) -> tuple[Tensor, Tensor]:
+        """y and s (n,) at u."""
         s = self.begin + self.speed * (float(u) - self.low)
         s = torch.minimum(torch.maximum(s, self.begin), self.end)  # rounding of u
-        return y, s, self.speed
+        return unfold(states, self.event_shape), s
 
     def f(self, u: Tensor, states: Tensor) -> Tensor:
         """The drift times ds/du, like states."""
-        y, s, speed = self._at(u, states)
+        y, s = self._at(u, states)
         self.check(y, s)
         drift = self.diffusion.drift(y, s)
         if drift.shape != y.shape:
@@ -68,13 +63,13 @@ class _TimedSDE(nn.Module):
                 f"the drift of {type(self.diffusion).__name__} has shape {tuple(drift.shape)}, "
                 f"expected y's {tuple(y.shape)}"
             )
-        return fold(drift.to(y.dtype) * speed.to(y).reshape(-1, *(1,) * (y.dim() - 1)))
+        return fold(drift.to(y.dtype) * with_event_dims(self.speed.to(y), y))
 
     def g(self, u: Tensor, states: Tensor) -> Tensor:
         """The dispersion times √(ds/du), (n·d, K, K)."""
-        y, s, speed = self._at(u, states)
-        G = noise_root(self.diffusion, y, s) * speed.sqrt().to(y)[:, None, None, None]
-        return G.expand(-1, y[0, 0].numel(), -1, -1).flatten(0, 1)
+        y, s = self._at(u, states)
+        G = noise_root(self.diffusion, y, s) * self.speed.sqrt().to(y)[:, None, None, None]
+        return self.folded(G)
 
     def check(self, y: Tensor, s: Tensor) -> None:
         """Raise SimulationError if a state of y at times s (n,) has exploded."""
@@ -107,7 +102,7 @@ def advance(
         y: states at knots[0], (n, K, *event_shape).
         knots: increasing times, (M + 1,) or (M + 1, n), held fixed in gradients.
         steps: the number of steps between two knots.
-        simulation: the method, and how gradients are taken.
+        simulation: settings, of which the method is read.
         brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K); None: a new one.
 
     Returns:
@@ -121,33 +116,20 @@ def advance(
     knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))
     M = len(knots) - 1
     method = simulation.solver(diffusion)
-    learned = tuple(p for p in diffusion.parameters() if p.requires_grad)
-    graph = torch.is_grad_enabled() and (bool(learned) or y.requires_grad)
-    adjoint = graph and simulation.backpropagation == "adjoint"
-    dtype = y.dtype
-    if adjoint:  # torchsde joins the states' and the parameters' adjoints in one tensor
-        for p in learned:
-            dtype = torch.promote_types(dtype, p.dtype)
     if brownian is None:
         area = "space-time" if method == "srk" else "none"
         d = event_shape.numel()
-        brownian = brownian_motion(len(y), d, y.shape[1], dtype, y.device, area)
+        brownian = brownian_motion(len(y), d, y.shape[1], y.dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
     options: dict[str, object] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
-    seen, states = [], fold(y.to(dtype))
+    seen, states = [], fold(y)
     for i in range(M):
         interval = (i / M, (i + 1) / M)
-        sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
+        sde = _TimedSDE(diffusion, event_shape, knots[i], knots[i + 1], interval, steps)
+        ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
         with full_precision(y):
-            if adjoint:
-                # every step is kept, since a path run backwards soon departs from this one
-                ts = torch.linspace(*interval, steps + 1, dtype=torch.float64, device=y.device)
-                ends = torchsde.sdeint_adjoint(sde, states, ts, adjoint_params=learned, **options)
-            else:
-                ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
-                ends = torchsde.sdeint(sde, states, ts, **options)
-        states = ends[-1]
-        seen.append(unfold(states, event_shape).to(y.dtype))
+            states = torchsde.sdeint(sde, states, ts, **options)[-1]
+        seen.append(unfold(states, event_shape))
         sde.check(seen[-1], knots[i + 1])
     return torch.stack(seen)
 

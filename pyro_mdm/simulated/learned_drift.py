@@ -180,4 +180,4 @@ class LearnedDrift(_FromLinear):
 
         It is β u alone where the prior is stationary for the linear drift.
         """
-        return self.added(y, s) if self.at_rest else self._prior_current(y, s)
+        return self.added(y, s) if self.at_rest else super().prior_current(y, s)

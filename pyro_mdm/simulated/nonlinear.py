@@ -293,7 +293,10 @@ class NonlinearDiffusion(Diffusion, ABC):
             simulation: settings; None: the diffusion's.
 
         Returns:
-            States, (n, N, K, *event_shape).
+            States, (n, N, K, *event_shape), y itself first.
+
+        Raises:
+            SimulationError: a path exploded.
         """
         if len(times) == 1:
             return y.unsqueeze(1)
@@ -327,16 +330,8 @@ class NonlinearDiffusion(Diffusion, ABC):
         learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
         return value if torch.is_grad_enabled() and learned else value.detach()
 
-    def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
-        """The probability velocity at π, ``F = f - ½ (g² ∇log π + ∇·g²)``, like y.
-
-        None where the prior is declared stationary, so that ``∇·(F π)`` is 0.
-        """
-        if self.stationary_prior:
-            return None
-        return self._prior_current(y, s)
-
-    def _prior_current(self, y: Tensor, s: Tensor) -> Tensor:
+    def prior_current(self, y: Tensor, s: Tensor) -> Tensor:
+        """The probability velocity at π, ``F = f - ½ (g² ∇log π + ∇·g²)``, like y."""
         G = noise_root(self, y, s)
         pulled = apply_noise(G, self.prior.score(y)) + self.noise_divergence(y, s)
         return self.drift(y, s).to(y.dtype) - 0.5 * pulled
@@ -411,7 +406,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         probes: Probes = "exact" if exact else PROBES
         with torch.enable_grad():
             point = y.detach().requires_grad_()
-            F = self._prior_current(point, s)
+            F = self.prior_current(point, s)
             with randomness.piece(0, 1, 0):
                 trace = divergence(F, point, None, probes)
             along = (F * self.prior.score(point)).flatten(1).sum(1)

@@ -196,12 +196,12 @@ def _spurious(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, residual: Ten
 
 
 def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Simulation) -> Trace:
-    """c = ∇·F + F·∇ℓ, (n,); 0-dim zeros if π is stationary."""
+    """c = ∇·F + F·∇ℓ, (n,); 0-dim zeros if π is declared stationary."""
+    if diffusion.stationary_prior:
+        return Trace(y.new_zeros(()), y.new_zeros(()))
     with torch.enable_grad():
         point = separate_node(y)
         F = diffusion.prior_current(point, s)
-        if F is None:
-            return Trace(y.new_zeros(()), y.new_zeros(()))
         of_current = divergence(F, point, None, simulation.probes, law=simulation.probe_law)
         along = (F * diffusion.prior.score(point)).flatten(1).sum(1)
         return Trace(of_current.value + along, of_current.variance)

@@ -61,7 +61,7 @@ class TorchSDE(Sampler):
     def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         check_size(y, plan[i], i, len(plan) - 1)
         T, event_shape = ask.diffusion.horizon, y.shape[2:]
-        sde = _ReverseSDE(ask.diffusion, lambda u, s: ask.score(u, s[0]), event_shape)
+        sde = ReverseSDE(ask.diffusion, lambda u, s: ask.score(u, s[0]), event_shape)
         sde.sde_type = METHODS[self.method]
         t = T - plan[i : i + 2]
         h = t[1] - t[0]
@@ -94,17 +94,6 @@ def increments(h: Tensor, noise: Noise, area: bool) -> tuple[Tensor, Tensor | No
     """
     W = h.sqrt() * noise()
     return W, h * (W / 2 + (h / 12).sqrt() * noise()) if area else None
-
-
-class _ReverseSDE(ReverseSDE):
-    """The reversed SDE, which keeps the last drift: torchsde asks for some of them twice."""
-
-    _last: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def f(self, t: Tensor, u: Tensor) -> Tensor:
-        if self._last is None or self._last[0] is not u or self._last[1] != t:
-            self._last = u, t, super().f(t, u)
-        return self._last[2]
 
 
 class _Step(torchsde.BaseBrownian):

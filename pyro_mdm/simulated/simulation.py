@@ -27,9 +27,6 @@ class Simulation(Recorded):
             where the network is cheap beside the steps.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
             on the state, and the default there) or ``euler`` (the default otherwise).
-        backpropagation: ``direct`` through every step, or torchsde's ``adjoint``. The adjoint
-            stores the states alone, and its gradients are of another discretization: they differ by
-            several percent at ordinary steps, and by more where noise depends on the state.
         objective: ``ism`` or ``local_dsm``, see :mod:`pyro_mdm.simulated.path_integral`.
         increment: of ``local_dsm``, as a fraction of a step. Where noise depends on the state, its
             bias is of first order in this.
@@ -44,7 +41,6 @@ class Simulation(Recorded):
     step_size: float = 0.02
     points: int = 4
     method: Literal["euler", "srk"] | None = None
-    backpropagation: Literal["direct", "adjoint"] = "direct"
     objective: Literal["ism", "local_dsm"] = "ism"
     increment: float = 0.05
     probes: Probes = None
@@ -59,7 +55,6 @@ class Simulation(Recorded):
         check_count("points", self.points, "the number of evaluations along a path")
         choices = {
             "method": (None, "euler", "srk"),
-            "backpropagation": ("direct", "adjoint"),
             "objective": ("ism", "local_dsm"),
             "probe_law": ("rademacher", "gaussian"),
         }

@@ -26,7 +26,6 @@ __all__ = [
     "made_once",
 ]
 
-COMPLEX_STEP = 1e-30
 LEAST_NODES = 6
 REACH = 0.4
 """‖A‖h of a cell; longer ones are cut."""
@@ -200,7 +199,7 @@ class MatrixCells:
         M, W, back = self.exponentials(read)
         both = torch.stack([M[..., None, :, :] @ back, back])
         weights = (read.h[..., None] * self._weights)[..., None, None]
-        P = (both @ (weights * read.GG).to(both.dtype) @ both.mT).sum(-3)
+        P = (both @ (weights * read.GG) @ both.mT).sum(-3)
         P = (P + P.mT) / 2
         return MovedCells(M, P[0], W, P[1])
 
@@ -214,25 +213,6 @@ class MatrixCells:
         G = self.dispersion(start[..., None] + h[..., None] * self._nodes)
         columns = ((weights[..., None, None] * N) @ G).movedim(-3, -2).flatten(-2)
         return MovedStretch(W if pulled_back else M, columns)
-
-    def rates(self) -> MovedCells:
-        """The derivative of the moments of the cells by the scale of :meth:`slowed` at 1, without
-        gradient.
-
-        It is taken by a complex step, exact to rounding.
-        """
-        with torch.no_grad():
-            h = self.matrices.h * (1 + COMPLEX_STEP * 1j)
-            steps = self.steps(self.matrices._replace(h=h))
-        return MovedCells(*(t.imag / COMPLEX_STEP for t in steps))
-
-    def whole_slowed(self, scales: Tensor) -> tuple[Tensor, Tensor]:
-        """M and P of :meth:`slowed` by each of ``scales`` (m,), on these cells, (m, K, K)."""
-        n, m = len(self.matrices.h), len(scales)
-        cells = CellMatrices(*(t[:, None].expand(n, m, *t.shape[1:]) for t in self.matrices))
-        cells = cells._replace(h=scales * cells.h)
-        steps = self.steps(CellMatrices(*(t.flatten(0, 1) for t in cells)))
-        return composed(MovedCells(*(t.unflatten(0, (n, m)) for t in steps)))
 
 
 def composed(cells: MovedCells) -> tuple[Tensor, Tensor]:

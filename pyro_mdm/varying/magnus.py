@@ -40,16 +40,13 @@ class MagnusPropagator(Propagator):
 
     Args:
         cells: the matrices on cells.
-        moved: the moments of the cells; None: they are computed.
     """
 
-    def __init__(self, cells: MatrixCells, moved: MovedCells | None = None) -> None:
+    def __init__(self, cells: MatrixCells) -> None:
         self.cells, self.bounds, self.has_graph = cells, cells.bounds, torch.is_grad_enabled()
         self._ends: tuple[Tensor, bool, Tensor, MovedCells] | None = None
         self._forward = _Stretches(self, pulled_back=False)
         self._backward = _Stretches(self, pulled_back=True)
-        if moved is not None:
-            self.moved = moved
 
     def slowed(self, scale: Tensor) -> MagnusPropagator:
         """The propagator of the same A and g² with clock times multiplied by ``scale``, 0-dim."""

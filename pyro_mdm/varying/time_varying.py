@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew, semidef
 from pyro_mdm.diffusions.presets import LearnedDiffusion, learn_more
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import described
-from pyro_mdm.varying.cells import MAX_CELLS, REACH, MatrixCells, MovedCells
+from pyro_mdm.varying.cells import MAX_CELLS, REACH, MatrixCells
 from pyro_mdm.varying.magnus import MagnusPropagator
 
 __all__ = [
@@ -47,25 +47,8 @@ __all__ = [
 MatrixFunction = Callable[[Tensor], Tensor]
 """Times s (…) in float64 -> matrices (…, K, K) in float64."""
 
-COARSE = 32
-"""Cells by which the clock's end is found approximately."""
 EARLY = 1 / 2
 """The part of [0, T] in which cells become short towards 0."""
-
-
-class _Near(NamedTuple):
-    """Cells for a scale of the clock, and how they change with its logarithm."""
-
-    scale: Tensor
-    move: MagnusPropagator
-    rates: MovedCells
-
-    def at(self, scale: Tensor) -> MovedCells:
-        """The moments of cells at a scale equal to this one but for its gradient or rounding."""
-        more = scale / self.scale - 1
-        return MovedCells(
-            *(t + rate * more for t, rate in zip(self.move.moved, self.rates, strict=True))
-        )
 
 
 class Varying(Matrices, ABC):
@@ -159,9 +142,6 @@ class Varying(Matrices, ABC):
     def propagator(self) -> MagnusPropagator:
         scale = self.scale()
         move = self.grid(scale).slowed(scale)
-        if scale.requires_grad and self.linear.min_log_snr is not None:
-            moved = _ClockEnd(self).near(scale.detach()).at(scale)
-            move = MagnusPropagator(move.cells, moved)
         if not torch.is_grad_enabled():
             bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
             self._check_values(bounds)
@@ -254,28 +234,12 @@ class _ClockEnd:
     def with_gradient(self, root: Tensor) -> Tensor:
         """The end of the clock, with the gradient carried by one Newton step at ``root``."""
         end = unscaled_end(self.linear)
-        near = self.near((root / end).detach())
-        leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
-        log_snr = self._log_snr(MagnusPropagator(near.move.cells, leaves))
-        slopes = torch.autograd.grad(log_snr, leaves, allow_unused=True)
-        slope, moved = torch.zeros_like(end), log_snr.detach()
-        for by, cells, rate in zip(slopes, near.move.moved, near.rates, strict=True):
-            if by is not None:
-                slope = slope + (by * rate).sum()
-                moved = moved + (by * (cells - cells.detach())).sum()
+        scale = (root / end).detach().requires_grad_()
+        log_snr = self._log_snr(self.matrices.grid(scale).slowed(scale))
+        (slope,) = torch.autograd.grad(log_snr, scale, retain_graph=True)
         if not bool(slope.isfinite()) or slope.item() == 0:
             raise self._unreachable(root.item(), log_snr.item())
-        more = (targets(self.linear)[1] - moved) / slope
-        return near.scale * (1 + more) * end
-
-    def near(self, scale: Tensor) -> _Near:
-        """Cells for a scale of the clock, with derivatives for scales beside it."""
-
-        def compute() -> _Near:
-            move = self.matrices.grid(scale).slowed(scale)
-            return _Near(scale, move, move.cells.rates())
-
-        return kept(self.linear, "near", compute)
+        return (scale.detach() + (targets(self.linear)[1] - log_snr) / slope) * end
 
     def _log_snr(self, move: MagnusPropagator) -> Tensor:
         """λ(T), 0-dim, of cells alone."""
@@ -294,7 +258,7 @@ class _ClockEnd:
     def searched(self) -> Tensor:
         """The clock time of T by secants in log τ, within a bracket as soon as there is one."""
         target = float(targets(self.linear)[1])
-        x, per_error = self._about(unscaled_end(self.linear).log().item(), target)
+        x, per_error = unscaled_end(self.linear).log().item(), 0.1
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
@@ -322,29 +286,6 @@ class _ClockEnd:
                 return as_times(x).exp()
             x = moved
         raise self._unreachable(math.exp(min(x, 700.0)), error + target)
-
-    def _about(self, x: float, target: float) -> tuple[float, float]:
-        """Estimates of the log end of the clock with λ(T) = ``target``, and of -1 over its slope.
-
-        From few cells, at many clocks around the log end ``x``.
-        """
-        s = kept(self.linear, "bounds", self.matrices.uncut_bounds)[0]
-        grid = self.matrices.unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
-        per_error = 0.1
-        for width in (1.2, 0.1):
-            ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
-            M, P = grid.cells.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
-            (factor,) = kernels.factors(P + M @ self.linear.initial_covariance @ M.mT, M)
-            log_snr = factor.log_snr.tolist()
-            above = sum(value > target for value in log_snr)
-            i = min(max(above, 2), len(log_snr) - 2)
-            values, places = log_snr[i - 2 : i + 2], ends[i - 2 : i + 2].tolist()
-            reached = 0 < above < len(log_snr)
-            if not (reached and values[0] > values[1] > values[2] > values[3]):
-                break
-            x, lower = (_through(values, places, target - d) for d in (0.0, 1e-3))
-            per_error = (lower - x) / 1e-3
-        return x, per_error
 
     def _unreachable(self, end: float, log_snr: float) -> UnreachableError:
         check_controllable(self.linear)
@@ -665,12 +606,6 @@ class TimeVaryingLearnedDiffusion(LinearDiffusion):
             varying.lower[0].copy_(constant.lower)
             varying.B[0].copy_(constant.B)
         return varying
-
-
-def _through(x: list[float], y: list[float], at: float) -> float:
-    """The value at ``at`` of the polynomial through points, by Lagrange's formula."""
-    factors = [math.prod((at - b) / (a - b) for b in x if b != a) for a in x]
-    return sum(f * value for f, value in zip(factors, y, strict=True))
 
 
 def _num_variables(name: str, function: MatrixFunction, s: Tensor) -> int:

@@ -16,17 +16,13 @@ from inference.guides.blurring import blurring
 from inference.train import train
 from pyro_mdm import (
     Denoiser,
-    DiffusionGuide,
     DiffusionModel,
     DiscreteDenoiser,
     NoisingPath,
-    bound,
 )
 from pyro_mdm.by_dimension import BlurClocks, Frequencies
 from pyro_mdm.by_dimension.coordinates import CoordinateNetwork, cosine_basis
-from pyro_mdm.diffusions.base import coordinates
 from pyro_mdm.levels import DiscretizedGaussian
-from pyro_mdm.likelihoods import Gaussian, Tweedie
 from tests.brief import SHORT
 from tests.problems import Silent, fixed, generator, normal
 
@@ -37,11 +33,6 @@ def variances() -> Tensor:
     """Of the frequencies of the data: low ones are strong, as in photographs."""
     i = torch.arange(4).double()
     return (2.0 / (1 + i[:, None] ** 2 + i**2) ** 3)[None] * (0.5 + fixed(3, 1, 4, 4).square())
-
-
-def data(n: int) -> Tensor:
-    """Images whose frequencies are independent Gaussians around 0.2."""
-    return Frequencies().inverse(0.2 + variances().sqrt() * normal(0, n, *SHAPE))
 
 
 def score() -> Denoiser:
@@ -77,38 +68,6 @@ def test_blurred_frequencies_have_the_log_snr_of_the_paper() -> None:
     known = 8.0 - 15.0 * u[:, None, None] + 2 * kept.log()
     torch.testing.assert_close(of_map[:, 0], known)
     assert len(blurred.cells) == len(squares.unique())
-
-
-LEVEL = 5.0  # of the pixels, so that one frequency has a mean of 20 and all others 0.2
-
-
-def bright() -> Denoiser:
-    mean = Frequencies()(torch.full(SHAPE, LEVEL, dtype=torch.float64)) + 0.2
-    return Denoiser(Silent(*SHAPE), mean, variances(), maps=True)
-
-
-@pytest.mark.parametrize("likelihood", [None, Gaussian(), Tweedie()])
-@torch.no_grad()
-def test_the_bound_is_on_the_density_of_the_images(likelihood: Any) -> None:
-    """log p(x), less what is left at T: frequencies are independent, and the score's own decoder
-    shrinks them, not pixels. One of one width for all loses what that costs."""
-    blurred, n = diffusion(), 3000
-    x = LEVEL + data(n)
-    model = DiffusionModel(blurred, bright(), likelihood)
-    C = torch.kron(cosine_basis(4), cosine_basis(4))
-    covariance = C.mT @ torch.diag(variances().flatten()) @ C
-    mean = LEVEL + C.mT @ torch.full((16,), 0.2, dtype=torch.float64)
-    log_p = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x.flatten(1))
-    found = bound(model, DiffusionGuide(blurred), x, draws=4)
-    low, _ = blurred.level(torch.ones(1, dtype=torch.float64))
-    at_end = bright().baseline_kl(coordinates(blurred, x), low.expand(n, *SHAPE))
-    ratio = math.exp(-8.0) / variances()  # v/σ²
-    lost = {"NoneType": 0 * ratio, "Gaussian": ratio.log1p()}
-    lost["Tweedie"] = ratio.log1p() - ratio / (1 + ratio)
-    expected = log_p + at_end - 0.5 * lost[type(likelihood).__name__].sum()
-    gap = found.per_datum - expected
-    error = float(gap.std()) / math.sqrt(n)
-    assert abs(float(gap.mean()) + found.prior_kl.mean) < 5.5 * error < 0.25
 
 
 @torch.no_grad()

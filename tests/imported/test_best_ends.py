@@ -37,12 +37,12 @@ class Narrow(nn.Module):
 def measured(denoiser: Any, kind: Any, ends: dict[str, float], x: Tensor) -> float:
     diffusion = kind(**ends)
     model = DiffusionModel(diffusion, denoiser, event_shape=(2,))
-    return bound(model, DiffusionGuide(diffusion), x, draws=32).elbo.mean
+    return bound(model, DiffusionGuide(diffusion), x, draws=16).elbo.mean
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("narrow", CLD), ("data at 1", VPSDE), ("cosine", CLD), ("ddpm", VPSDE), ("sigma", CLD)],
+    [("narrow", CLD), ("data at 1", VPSDE), ("ddpm", VPSDE), ("sigma", CLD)],
 )
 def test_the_chosen_ends_have_a_better_bound(name: str, kind: Any) -> None:
     """Nearly that of the best of many others; between its whole ends a flow loses a nat or more."""
@@ -50,7 +50,7 @@ def test_the_chosen_ends_have_a_better_bound(name: str, kind: Any) -> None:
     schedule = NoiseSchedule.flow() if name == "narrow" else SCHEDULES[name].schedule
     mixture = NARROW if name == "narrow" else MIXTURE
     network = Narrow() if name == "narrow" else Trained(name, predicts, 0.3, 1)
-    train, test = mixture.sample(300, seed=1), mixture.sample(300, seed=2)
+    train, test = mixture.sample(300, seed=1), mixture.sample(200, seed=2)
     denoiser = ImportedDenoiser.fit(network, train, schedule, predicts)
     ends = best_ends(denoiser, train)
     chosen = measured(denoiser, kind, ends, test)

@@ -24,15 +24,13 @@ from pyro_mdm import (
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
-    LearnedDiffusion,
     RawScore,
     bound,
 )
-from pyro_mdm.conditioning import Labels, class_posterior
+from pyro_mdm.conditioning import Labels
 from pyro_mdm.imported import (
     EDMPreconditioned,
     ImportedDenoiser,
-    Labelled,
     NoiseSchedule,
     Prediction,
     SigmaDenoiser,
@@ -44,7 +42,7 @@ from pyro_mdm.imported import (
     from_velocity,
     to_azula,
 )
-from pyro_mdm.measurements import Mask, condition_on_measurements, twisted_smc
+from tests.mistakes import refused
 from tests.problems import GaussianMixture
 
 MIXTURE = GaussianMixture(
@@ -224,66 +222,23 @@ def test_of_times_that_are_whole_the_nearest_is_taken() -> None:
     assert float(told) == pytest.approx(float(real.time[3:5].mean()))
 
 
-@pytest.mark.parametrize("kind", [VPSDE, CLD, LearnedDiffusion])
-def test_a_likelihood_under_any_linear_diffusion(kind: Any) -> None:
-    """The bound of an exact network is the law itself, whatever the diffusion, between the
-    network's ends."""
-    denoiser = imported(SCHEDULES["cosine"], "v")
-    diffusion = kind(**whole(denoiser))
+def test_it_answers_all_that_a_model_does() -> None:
+    """The bound of an exact network is the law itself, and so is the density of its flow, with its
+    gradient."""
+    denoiser = imported(SCHEDULES["data at 1"], "velocity")
+    diffusion = CLD(max_log_snr=12.0, min_log_snr=-10.0)
     model = DiffusionModel(diffusion, denoiser, event_shape=(2,))
-    x = MIXTURE.sample(200, seed=2)
-    found = bound(model, DiffusionGuide(diffusion), x, draws=64)
+    x = MIXTURE.sample(100, seed=2)
+    found = bound(model, DiffusionGuide(diffusion), x, draws=32)
     expected = float(MIXTURE.log_prob(x).mean())
     assert abs(found.elbo.mean - expected) < 5 * found.monte_carlo_error + 0.01
-
-
-def test_it_answers_all_that_a_model_does() -> None:
-    """The density of the flow with its gradient, and the evidence of a measurement, are exact."""
-    denoiser = imported(SCHEDULES["data at 1"], "velocity")
-    diffusion = VPSDE(max_log_snr=12.0, min_log_snr=-10.0)
-    model = DiffusionModel(diffusion, denoiser, event_shape=(2,))
-    x = MIXTURE.sample(8, seed=2).requires_grad_()
+    model = DiffusionModel(VPSDE(max_log_snr=12.0, min_log_snr=-10.0), denoiser, event_shape=(2,))
+    x = x[:8].requires_grad_()
     exact = MIXTURE.log_prob(x)
     flow = MDM(model, method="flow").log_prob(x)
     torch.testing.assert_close(flow, exact, rtol=5e-2, atol=0.1)
-    (gradient,) = torch.autograd.grad(flow.sum(), x)
-    (expected,) = torch.autograd.grad(MIXTURE.log_prob(x).sum(), x)
+    gradient, expected = (torch.autograd.grad(t.sum(), x)[0] for t in (flow, exact))
     assert float((gradient - expected).norm() / expected.norm()) < 0.4  # the decoder is drawn
-    first = Mask(torch.tensor([True, False]))
-    obs, variance = torch.tensor([0.4], dtype=torch.float64), 0.3**2
-    given = condition_on_measurements(model, first, obs, variance, data=MIXTURE.sample(1000))
-    particles = twisted_smc(given, 100, steps=32, repeats=4)
-    spread = (MIXTURE.covariances[:, 0, 0] + variance).sqrt()
-    laws = torch.distributions.Normal(MIXTURE.means[:, 0], spread).log_prob(obs[0])
-    evidence = float((MIXTURE.log_weights + laws).logsumexp(0))
-    assert particles.extrapolated.mean == pytest.approx(evidence, abs=0.6)
-
-
-def test_classes_by_the_rule_of_bayes() -> None:
-    """The network is told which component of the mixture a datum is of."""
-
-    class Components(nn.Module):
-        def forward(self, w: Tensor, told: Tensor, class_labels: Tensor) -> Tensor:
-            sigma = (1 - told) / told
-            found = [
-                component.x_hat(w / told[:, None], -2 * sigma.log()) for component in components
-            ]
-            return torch.stack(found, 1)[torch.arange(len(w)), class_labels]
-
-    components = [
-        GaussianMixture([1.0], MIXTURE.means[i : i + 1], MIXTURE.covariances[i : i + 1])
-        for i in range(2)
-    ]
-    denoiser = ImportedDenoiser.fit(
-        Labelled(Components()), MIXTURE.sample(1000), NoiseSchedule.flow(), "data", context_size=2
-    )
-    diffusion = VPSDE(max_log_snr=12.0, min_log_snr=-10.0)
-    model = DiffusionModel(diffusion, denoiser, event_shape=(2,), context=Labels(2))
-    x = MIXTURE.sample(24, seed=2)
-    prior = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    found = class_posterior(model, DiffusionGuide(diffusion), x, prior=prior, draws=32)
-    exact = torch.stack([component.log_prob(x) for component in components], 1) + prior.log()
-    assert float((found.log_probs.exp() - exact.softmax(1)).abs().mean()) < 0.15
 
 
 def test_log_snrs_beyond_the_network_are_refused() -> None:
@@ -384,45 +339,35 @@ class Output(nn.Module):
         return self.output(w)
 
 
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        (lambda w: torch.cat([w, w], 1), "learned_variance=True"),
-        (lambda w: "nothing", "returned 'nothing', expected a tensor"),
-        (lambda w: w[:, :1], r"returned \(3, 1\)"),
-        (lambda w: w[:, 0], r"returned \(3,\) for inputs \(3, 2\)"),
-        (lambda w: w * math.nan, "not finite|finite"),
-    ],
-)
-def test_outputs_that_cannot_be_read(output: Any, message: str) -> None:
-    denoiser = ImportedDenoiser(
-        Output(output), NoiseSchedule.flow(), "data", data_mean=torch.zeros(2)
-    )
-    if "finite" in message:
-        assert denoiser.x_hat(torch.zeros(3, 2), 0.0).isnan().all()
-        return
-    with pytest.raises((ValueError, TypeError), match=message):
-        denoiser.x_hat(torch.zeros(3, 2), 0.0)
+def reading(output: Any, **options: Any) -> ImportedDenoiser:
+    options |= {"data_mean": torch.zeros(2)}
+    return ImportedDenoiser(Output(output), NoiseSchedule.flow(), "data", **options)
 
 
-def test_outputs_of_several_kinds() -> None:
-    plain = {"data_mean": torch.zeros(2)}
+def test_outputs_of_several_kinds_are_read_and_others_named() -> None:
     for output in (
         lambda w: (w, 1),
         lambda w: [w],
         lambda w: SimpleNamespace(sample=w),
         lambda w: torch.distributions.Normal(w, 1.0),
     ):
-        denoiser = ImportedDenoiser(Output(output), NoiseSchedule.flow(), "data", **plain)
-        assert torch.equal(denoiser.x_hat(torch.ones(3, 2), 0.0), 0.5 * torch.ones(3, 2))
-    learned = ImportedDenoiser(
-        Output(lambda w: torch.cat([w, 9 + w], 1)),
-        NoiseSchedule.flow(),
-        "data",
-        learned_variance=True,
-        **plain,
-    )
+        found = reading(output).x_hat(torch.ones(3, 2), 0.0)
+        assert torch.equal(found, 0.5 * torch.ones(3, 2))
+    learned = reading(lambda w: torch.cat([w, 9 + w], 1), learned_variance=True)
     assert torch.equal(learned.x_hat(torch.ones(3, 2), 0.0), 0.5 * torch.ones(3, 2))
+    broken = reading(lambda w: w * math.nan)
+    assert broken.x_hat(torch.zeros(3, 2), 0.0).isnan().all()
+
+    def asked(output: Any) -> Callable[[], Tensor]:
+        return lambda: reading(output).x_hat(torch.zeros(3, 2), 0.0)
+
+    refused(
+        (ValueError, TypeError),
+        (asked(lambda w: torch.cat([w, w], 1)), "learned_variance=True"),
+        (asked(lambda w: "nothing"), "returned 'nothing', expected a tensor"),
+        (asked(lambda w: w[:, :1]), r"returned \(3, 1\)"),
+        (asked(lambda w: w[:, 0]), r"returned \(3,\) for inputs \(3, 2\)"),
+    )
 
 
 class Pixels(nn.Module):
@@ -508,65 +453,39 @@ def test_a_check_leaves_the_network_as_it_was() -> None:
 t = torch.linspace(0, 1, 5, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_mistakes() -> None:
+    line, same, x = NoiseSchedule.flow(), nn.Identity(), torch.zeros(3, 2)
+    no_rates: Any = NoiseSchedule(t, 1 - t, t)
+    other: Any = SimpleNamespace(config=None, net=None)
+    image = torch.zeros(2, 3, 4, 4)
+    bent = torch.tensor([0.9, 0.1, 0.85, 0.2, 0.1])
+    rates: Any = {"alpha_rate": t[:3], "sigma_rate": t}
+    epsilon: Any = "epsilon"
+    function: Any = lambda w, t: w  # noqa: E731
+    refused(
+        (ValueError, TypeError),
         (lambda: NoiseSchedule(t, 1 - t, t[:4]), "expected one length"),
+        (lambda: NoiseSchedule(t, 1 - t, t, **rates), r"\(5,\), \(3,\), \(5,\), expected one len"),
         (lambda: NoiseSchedule(t, -t, t), "alpha runs from -1 to -0"),
         (lambda: NoiseSchedule(t, 1 - t, t / 0), "sigma runs from"),
         (lambda: NoiseSchedule(t, 1 - t, 0 * t), "0 of 5 times have both"),
-        (lambda: NoiseSchedule(t, torch.tensor([0.9, 0.1, 0.85, 0.2, 0.1]), t + 0.1), "monotone"),
+        (lambda: NoiseSchedule(t, bent, t + 0.1), "monotone"),
         (lambda: NoiseSchedule.flow(data_at=0.5), "data_at is 0.5, expected 0 or 1"),
         (lambda: NoiseSchedule.from_sigmas(2.0, 1.0), "expected 0 < least < most"),
+        (lambda: ImportedDenoiser(same, no_rates, "velocity"), "the schedule has no rates"),
+        (lambda: ImportedDenoiser(same, line, epsilon), "predicts is 'epsilon', expected one of"),
+        (lambda: ImportedDenoiser(same, line, "data", scale=0.0), "scale is 0.0, expected a pos"),
+        (lambda: images(shift=torch.zeros(3)), r"shift has shape \(3,\), expected a number, or as"),
         (
-            lambda: ImportedDenoiser(nn.Identity(), NoiseSchedule(t, 1 - t, t), "velocity"),
-            "the schedule has no rates",
+            lambda: images(time="column").x_hat(image, 0.0),
+            r"time is 'column', and w .*, expected v",
         ),
-        (
-            lambda: ImportedDenoiser(nn.Identity(), NoiseSchedule.flow(), "epsilon"),  # type: ignore[arg-type]
-            "predicts is 'epsilon', expected one of noise",
-        ),
-        (
-            lambda: ImportedDenoiser(nn.Identity(), NoiseSchedule.flow(), "data", scale=0.0),
-            "scale is 0.0, expected a positive number",
-        ),
-        (
-            lambda: NoiseSchedule(t, 1 - t, t, alpha_rate=t[:3], sigma_rate=t),
-            r"sigma_rate have shapes \(5,\), \(5,\), \(5,\), \(3,\), \(5,\), expected one length",
-        ),
-        (
-            lambda: images(shift=torch.zeros(3)),
-            r"shift has shape \(3,\), expected a number, or as many dimensions",
-        ),
-        (
-            lambda: images(time="column").x_hat(torch.zeros(2, 3, 4, 4), 0.0),
-            r"time is 'column', and w has shape \(2, 3, 4, 4\), expected vectors",
-        ),
-        (
-            lambda: images().given_context(torch.ones(20, 2)),
-            "a context is given, and the network takes none",
-        ),
-        (
-            lambda: from_velocity(nn.Identity(), torch.zeros(3)),
-            r"train_x has shape \(3,\)",
-        ),
-        (
-            lambda: from_velocity(lambda w, t: w, torch.zeros(3, 2)),  # type: ignore[arg-type]
-            "network is .*, expected",
-        ),
-        (
-            lambda: from_denoising_diffusion(SimpleNamespace(net=None), torch.zeros(3, 2)),  # type: ignore[arg-type]
-            "expected a GaussianDiffusion with betas",
-        ),
-        (
-            lambda: from_diffusers(nn.Identity(), SimpleNamespace(config=None), torch.zeros(3, 2)),
-            "expected one with alphas_cumprod, of EDM or of flow",
-        ),
-    ],
-)
-def test_mistakes(make: Callable[[], object], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        make()
+        (lambda: images().given_context(torch.ones(20, 2)), "given, and the network takes none"),
+        (lambda: from_velocity(same, torch.zeros(3)), r"train_x has shape \(3,\)"),
+        (lambda: from_velocity(function, x), "network is .*, expected"),
+        (lambda: from_denoising_diffusion(other, x), "expected a GaussianDiffusion with betas"),
+        (lambda: from_diffusers(same, other, x), "expected one with alphas_cumprod, of EDM or"),
+    )
 
 
 # -- whether it is read as it was trained ----------------------------------------------------------
@@ -778,19 +697,19 @@ def test_a_scheduler_of_edm_reads_a_network_as_diffusers_does(said: str) -> None
     torch.testing.assert_close(theirs, MIXTURE.x_hat(w, -2 * sigma.log()), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("CosineDPMSolverMultistepScheduler", {}, "expected one with alphas_cumprod"),
-        ("CMStochasticIterativeScheduler", {}, "expected one with alphas_cumprod"),
-        ("EDMEulerScheduler", {"prediction_type": "sample"}, "predicts 'sample', expected 'eps"),
-        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "expected one with alphas"),
-    ],
-)
-def test_schedulers_that_are_not_read(name: str, options: dict[str, Any], message: str) -> None:
-    scheduler = getattr(diffusers, name)(**options)
-    with pytest.raises((TypeError, ValueError), match=message):
-        from_diffusers(nn.Identity(), scheduler, MIXTURE.sample(10))
+def test_schedulers_that_are_not_read() -> None:
+    def asked(name: str, **options: Any) -> Callable[[], object]:
+        scheduler = getattr(diffusers, name)(**options)
+        return lambda: from_diffusers(nn.Identity(), scheduler, MIXTURE.sample(10))
+
+    flow, edm = "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"
+    refused(
+        (TypeError, ValueError),
+        (asked("CosineDPMSolverMultistepScheduler"), "expected one with alphas_cumprod"),
+        (asked("CMStochasticIterativeScheduler"), "expected one with alphas_cumprod"),
+        (asked(flow, invert_sigmas=True), "expected one with alphas"),
+        (asked(edm, prediction_type="sample"), "predicts 'sample', expected 'eps"),
+    )
 
 
 def test_a_scheduler_of_flow_matching() -> None:

@@ -24,19 +24,14 @@ PARTS = {
 CLASSES: list[Any] = [
     ["diffusers", "DiffusionPipeline"],  # the pipeline of all
     ["diffusers", "DDPMPipeline"],  # a pipeline
-    ["diffusers", "ModularPipeline"],  # a modular pipeline
     ["diffusers", "AutoModel"],  # a class that chooses
-    ["diffusers", "AutoPipelineForText2Image"],  # a pipeline that chooses
     ["diffusers", "ModelMixin"],  # a base of networks
-    ["diffusers", "SchedulerMixin"],  # a base of schedulers
     ["diffusers", "utils"],  # a module
     ["diffusers", "__loader__"],  # an attribute
     ["transformers", "CLIPTextModel"],  # a class of another package
     ["mine", "Network"],  # a file beside it
     [None, "UNet2DModel"],  # no package
     ["diffusers", ["UNet2DModel"]],  # a list
-    ["diffusers", {"UNet2DModel": 1}],  # an object
-    ["diffusers", 3],  # a number
 ]
 """What an index may not name."""
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from pyro_mdm import ALDA, CLD, MALDA, VPSDE, ELBOTerms, LearnedDiffusion
+from pyro_mdm import ALDA, VPSDE, ELBOTerms, LearnedDiffusion
 from pyro_mdm.plots import hparams, tensorboard as tb
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.support.measured import student_factor
@@ -103,13 +103,7 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("build", "drawn"),  # one variable, and several
-    [
-        (VPSDE, True),
-        (CLD, False),
-        (MALDA, False),
-        (ALDA, False),
-        (lambda: LearnedDiffusion(4, rank=2), True),
-    ],
+    [(VPSDE, True), (ALDA, False), (lambda: LearnedDiffusion(4, rank=2), True)],
 )
 def test_the_diffusion_is_written_entry_by_entry(tmp_path: Path, build: Any, drawn: bool) -> None:
     diffusion = build()
@@ -154,14 +148,6 @@ def test_the_bound_over_training_is_there_from_the_first_measurement(tmp_path: P
     events = read(tmp_path)
     for tag in ("Overview/bound", "Overview/terms", "training/diffusion_term_by_log_snr"):
         assert [image.step for image in events.Images(tag)] == [5, 9]
-
-
-def test_settings_are_a_table_of_the_text_page(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        tb.write_text(writer, "settings", {"guide": "cld", "steps": 300})
-    (text,) = read(tmp_path).Tensors("settings/text_summary")
-    shown = text.tensor_proto.string_val[0].decode()
-    assert shown.splitlines()[2:] == ["| guide | cld |", "| steps | 300 |"]
 
 
 def table_of_runs(folder: Path) -> Any:

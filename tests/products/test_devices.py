@@ -20,7 +20,7 @@ from docs._ext.trials import X
 from pyro_mdm import Denoiser, DiffusionModel, Simulation
 from pyro_mdm.evaluation.drawing import draw_batches
 from pyro_mdm.networks import MLP
-from pyro_mdm.plots.figures import field_figure, paths_figure, views_figures
+from pyro_mdm.plots.figures import paths_figure, views_figures
 from pyro_mdm.plots.pictures import noising_figure
 from pyro_mdm.plots.tensorboard import write_simulated
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator
@@ -134,7 +134,6 @@ def draws(model: DiffusionModel) -> None:
         ("EncodedDiffusion", lambda d: noising_figure(d, X)),
         ("LearnedDrift", lambda d: paths_figure(d, X)),
         ("HamiltonianDiffusion with D(y)", lambda d: paths_figure(d, X)),
-        ("HamiltonianDiffusion with D(y)", lambda d: field_figure(d, X[:, :2])),
         ("LearnedDrift", lambda d: write_simulated(MagicMock(), d, X, 1)),
         ("DataDrivenDiffusion", lambda d: path_information_gap(d, X.to("cuda"), levels=4, draws=2)),
     ],

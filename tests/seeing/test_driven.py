@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from inference.guides.driven import means_and_scales
-from inference.measuring.bounds import path_gap
-from inference.settings.plan import Programs
 from models import MODELS
 from pyro_mdm import (
     CLD,
@@ -363,24 +361,6 @@ def test_only_training_with_gradients_moves_the_volatility() -> None:
     assert diffusion.volatility.weight.sum() == pytest.approx(16)
 
 
-def test_a_state_dict_goes_on_where_it_was() -> None:
-    x = normal(13, 32, 2)
-
-    def steps(diffusion: DataDrivenDiffusion, score: Denoiser, seeds: range) -> list[float]:
-        found = []
-        for seed in seeds:
-            torch.manual_seed(seed)
-            found.append(score.diffusion_term(diffusion, x)[0].sum().item())
-        return found
-
-    score = Denoiser(MLP(2, 8, 1).double(), torch.zeros(2), torch.ones(2))
-    first = driven()
-    steps(first, score, range(5))
-    other = driven(seed=7)
-    other.load_state_dict(first.state_dict())
-    assert steps(first, score, range(5, 8)) == steps(other, score, range(5, 8))
-
-
 # -- samplers --------------------------------------------------------------------------------------
 
 
@@ -411,21 +391,6 @@ def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
 
 
 # -- the library around it -------------------------------------------------------------------------
-
-
-def test_what_is_seen_of_the_paths() -> None:
-    x = normal(15, 3, 2)
-    both, scales = driven(), driven(means=0.0)
-    assert {name: t.shape for name, t in both.views(x).items()} == {
-        "mean": (5, 3, 2),
-        "scale": (5, 3, 2),
-    }
-    assert set(scales.views(x)) == {"scale"}
-    lam = torch.full((3,), (HIGH + LOW) / 2).double()
-    with torch.no_grad():
-        middle = both.path(x, lam)
-    torch.testing.assert_close(both.views(x)["mean"][2], middle.mean - x)
-    torch.testing.assert_close(both.views(x)["scale"][2], middle.stretch)
 
 
 def test_mistakes() -> None:
@@ -483,13 +448,3 @@ def test_the_worked_guide_begins_as_the_base_and_learns(score: str) -> None:
     outlet = model.diffusion.network.outlet[-1].weight
     means, scales = outlet.grad.unflatten(0, (2, -1))
     assert bool(means.any()) and bool(scales.any())
-
-
-def test_evaluation_says_what_no_network_wins_back() -> None:
-    problem = MODELS["toy"]()
-    model = problem.build(driven(features=2), score="denoiser")
-    programs = Programs(problem, model, DiffusionGuide(model.diffusion))
-    said = path_gap(programs, problem.test[:12], seed=3)
-    x = problem.to_model_space(problem.test[:12], torch.Generator().manual_seed(3))
-    known = path_information_gap(model.diffusion, x, levels=64, seed=3).gap
-    assert f"{known.scaled(1 / (2 * math.log(2)))} bits/dim, computed from 12 of the data" in said

@@ -6,12 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal
 
 from pyro_mdm import (
     ALDA,
@@ -28,9 +26,8 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.evaluation import probability_flow
-from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie, read_state
+from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import (
     Ancestral,
@@ -131,34 +128,6 @@ def test_paths_are_those_of_the_base_from_an_encoding(name: str) -> None:
     torch.testing.assert_close(path[:, 0] - mean, first.mean.mT, rtol=1e-6, atol=1e-8)
 
 
-@every_base
-@torch.no_grad()
-def test_the_prior_kl_is_that_of_the_end(name: str) -> None:
-    diffusion, x = encoded(name), data(5)
-    w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
-    M = diffusion.base.propagator.moments(None, diffusion.clock(1.0))[0]
-    end = MultivariateNormal((M @ w).mT, diffusion.terminal.covariance)
-    K = diffusion.num_variables
-    prior = MultivariateNormal(torch.zeros(K, dtype=torch.float64), diffusion.prior_covariance)
-    expected = kl_divergence(end, prior).sum(-1)
-    torch.testing.assert_close(prior_kl(diffusion, x, 1), expected, rtol=1e-6, atol=1e-7)
-
-
-@every_base
-@torch.no_grad()
-def test_decoders_read_x_whatever_the_encoding(name: str) -> None:
-    """By the base's readout, at the log SNR that the diffusion term ends at."""
-    diffusion, x = encoded(name), data(5)
-    w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
-    y = diffusion.base.propagator.moments(None, diffusion.clock(diffusion.start_time))[0] @ w
-    for states in (y, y[:, None].expand(5, 2, *y.shape[1:])):
-        reading = read_state(diffusion, None, states, 1)
-        expected = x if states is y else x[:, None].expand(5, 2, D)
-        torch.testing.assert_close(reading.z, expected, rtol=0, atol=1e-9)
-        level = diffusion.base.start.log_snr
-        torch.testing.assert_close(reading.log_snr, level, rtol=1e-12, atol=0)
-
-
 # -- scores and bounds -----------------------------------------------------------------------------
 
 
@@ -178,26 +147,6 @@ def test_an_exact_state_denoiser_is_the_exact_score(name: str) -> None:
     torch.testing.assert_close(both[:, 0], score.denoise(diffusion, y, s))
     one = score.score(diffusion, y[:1], s[0])
     torch.testing.assert_close(one, expected[:1], rtol=1e-5, atol=1e-6)
-
-
-@every_base
-@torch.no_grad()
-def test_the_exact_term_is_what_the_ends_say(name: str) -> None:
-    """½ ∫ tr g² (Σ^-1 - C^-1) ds = E KL(q(y_ε | x) ‖ q(y_ε)) - E KL(q(y_T | x) ‖ q(y_T)), where C
-    is the covariance of noised data: the bound is tight though v_0 sees x."""
-    diffusion = encoded(name)
-    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(200))
-    low, high = diffusion.log_volume.ends
-    s = diffusion.log_volume.inverse(low + (high - low) * (nodes + 1) / 2)
-    marginal, (_, _, C) = diffusion.marginal(s), states(diffusion, s)
-    apart = torch.linalg.inv(marginal.covariance).unsqueeze(1) - torch.linalg.inv(C)
-    g2 = diffusion.noise_covariance(s).unsqueeze(1)
-    rate = 0.5 * (g2 @ apart).diagonal(dim1=-2, dim2=-1).sum((-2, -1))
-    found = ((high - low) / 2 * weights * rate / diffusion.log_volume.rate(s)).sum()
-    ends = torch.stack([diffusion.start_time, torch.tensor(1.0)])
-    at, (_, _, C) = diffusion.marginal(ends), states(diffusion, ends)
-    kl = 0.5 * (torch.logdet(C) - at.log_det.unsqueeze(1)).sum(1)
-    torch.testing.assert_close(found, kl[0] - kl[1], rtol=1e-6, atol=1e-6)
 
 
 @every_base
@@ -295,19 +244,6 @@ def test_weights_of_the_flow_are_the_density() -> None:
     solver = Solver(rtol=1e-3, atol=1e-3)
     found = probability_flow(model, DiffusionGuide(diffusion), x, solver=solver).per_datum
     assert float((found - PROBLEM.log_prob(x)).abs().max()) < 0.3
-
-
-@torch.no_grad()
-def test_pyros_own_objectives_take_it() -> None:
-    """By log_prob of the generative path, a bound with a variance of its own."""
-    diffusion, x = encoded("cld"), data(400)
-    model = DiffusionModel(diffusion, exact(diffusion), event_shape=(D,))
-    guide = DiffusionGuide(diffusion)
-    torch.manual_seed(0)
-    ours = elbo_terms(model, guide, x).elbo
-    torch.manual_seed(0)
-    theirs = -Trace_ELBO().loss(model, guide, x) / len(x)
-    assert abs(theirs - float(ours.mean())) < 5 * float(ours.std()) / math.sqrt(len(x))
 
 
 # -- samplers --------------------------------------------------------------------------------------

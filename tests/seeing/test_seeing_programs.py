@@ -17,8 +17,6 @@ from inference.inspect import inspect
 from inference.settings.diffusion import build_diffusion
 from inference.settings.options import Guide
 from inference.train import train
-from inference.training.shown import shown
-from models.kinds import kind_of
 from pyro_mdm import DiffusionModel
 from pyro_mdm.plots.tensorboard import write_views
 from tests.brief import SHORT
@@ -69,7 +67,7 @@ def test_it_is_trained_resumed_opened_compared_and_looked_at(
         "samples": 1,
         "times": 4,
         "rtol": 1e-2,
-        "test_size": 16,
+        "test_size": 8,
     }
     evaluate(run, method="all", **few)
     board = EventAccumulator(str(run / "tensorboard"))
@@ -81,28 +79,6 @@ def test_it_is_trained_resumed_opened_compared_and_looked_at(
     train(guide="vpsde", **options | {"run": other})
     compare([run, other], out=tmp_path / "compared", draws=2, num_data=32)
     assert (tmp_path / "compared" / "differences.csv").exists()
-
-
-KINDS = {
-    "cld": set(),
-    "encoder": {"importance"},
-    "context": {"importance", "flow"},
-    "driven": {"importance", "flow"},
-    "inference.guides.learned_drift:learned": {"importance"},
-}
-"""Methods of likelihood that do not serve a guide, by its name or a part of it."""
-
-
-@pytest.mark.parametrize("name", ["cld", "inference.guides.learned_drift:learned", *GUIDES])
-def test_programs_know_a_diffusion_by_its_kind(name: str) -> None:
-    guide = Guide(guide=GUIDES.get(name, name), max_log_snr=9.0)
-    diffusion = build_diffusion(guide, event_shape=(2,))
-    kind = kind_of(diffusion)
-    expected = next(methods for part, methods in KINDS.items() if part in name)
-    assert set(kind.unserved) == expected and kind.simulated == ("learned_drift" in name)
-    assert (kind.latent is not None) == ("context" in name) and kind.path_gap == ("driven" in name)
-    assert kind.score == ("residual" if kind.simulated else None)
-    assert (shown(diffusion).rank == "–") == kind.simulated
 
 
 def own_classes(model: DiffusionModel) -> dict[str, Any]:

@@ -223,13 +223,13 @@ def test_settings_of_the_simulation_are_the_diffusion_s_own_unless_given(mine: s
 
 
 @pytest.mark.slow
-def test_tensorboard_shows_paths_and_drift_for_closed_forms(runs: dict[str, Path]) -> None:
+def test_tensorboard_shows_paths_in_place_of_closed_forms(runs: dict[str, Path]) -> None:
     events = EventAccumulator(
         str(runs["learned"] / "tensorboard"), size_guidance={"images": 0}
     ).Reload()
     tags = events.Tags()
     images = set(tags["images"])
-    assert images >= {"noising/paths", "noising/drift_field", "samples/by_sampler"}
+    assert images >= {"noising/paths", "samples/by_sampler"}
     assert not {"noising/curves", "noising/noising", "noising/eigenvalues"} & images
     assert [image.step for image in events.Images("noising/paths")] == [0, 2]
     assert not any(tag.startswith(("noising/Q", "noising/D")) for tag in tags["scalars"])
@@ -269,26 +269,6 @@ def test_paths_begin_at_the_data_and_keep_the_caller_s_random_state(mine: str) -
     assert [axes.get_ylabel() for axes in images.axes] == ["x", "v1"]
     with pytest.raises(ValueError, match="n ≥ 2"):
         figures.paths_figure(diffusion, x[:1])
-
-
-def test_the_field_is_the_drift_of_the_variable_that_has_one(mine: str) -> None:
-    diffusion = build_diffusion(Guide(guide=f"{mine}:Pull", max_log_snr=9.0))
-    figure = figures.field_figure(diffusion, torch.zeros(5, 2), reach=2.0, arrows=3)
-    panels = [axes for axes in figure.axes if axes.collections and axes.get_xlabel() == "x_0"]
-    assert len(panels) == 3 and panels[0].get_ylabel().startswith("drift of x")
-    arrows: Any = panels[1].collections[0]
-    corner = arrows.get_array()[0]
-    assert (arrows.X[0], arrows.Y[0]) == (-2.0, -2.0)
-    assert corner == pytest.approx(2**0.5 * 2 / 5**0.5, rel=1e-5)
-    assert arrows.U[0] == pytest.approx(0.5**0.5, rel=1e-5)  # towards 0
-    second = figures.field_figure(
-        build_diffusion(Guide(guide=f"{mine}:relativistic", max_log_snr=9.0)), times=[0.5]
-    )
-    assert [a.get_ylabel().split("\n")[0] for a in second.axes if a.get_ylabel()] == ["drift of v1"]
-    with pytest.raises(ValueError, match=r"\(5, 3\), expected \(n, 2\)"):
-        figures.field_figure(diffusion, torch.zeros(5, 3))
-    with pytest.raises(ValueError, match=r"times are \[9\.0\], expected some in"):
-        figures.field_figure(diffusion, times=[9.0])
 
 
 def test_samples_that_are_not_finite_spoil_a_picture_and_no_run(

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 
 from pyro_mdm import (
     CLD,
-    MDM_ELBO,
     DiffusionGuide,
     DiffusionModel,
     HamiltonianDiffusion,
-    LearnedDiffusion,
-    LearnedDrift,
     NonlinearDiffusion,
     ResidualScore,
     Simulated,
@@ -25,7 +22,6 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
 from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
-from pyro_mdm.networks import MLP
 from pyro_mdm.simulated.evaluation import step_size_bias
 from tests.gradients import assert_gradients
 from tests.problems import learned, normal
@@ -175,18 +171,6 @@ def test_the_bias_of_a_step_is_what_half_of_it_changes():
 def test_linear_diffusions_have_no_step():
     with pytest.raises(ValueError, match="a step size needs paths that are simulated, which CLD"):
         step_size_bias(*programs(linear()), data(16))
-
-
-def test_the_adjoint_takes_parameters_of_another_precision():
-    free = LearnedDiffusion.from_diffusion(linear())
-    settings = Simulation(step_size=1 / 12, backpropagation="adjoint")
-    diffusion = LearnedDrift(free, MLP(4, hidden=8, depth=1), simulation=settings)
-    x = data(64).float()
-    model = DiffusionModel(diffusion, ResidualScore.fit(MLP(4), linear(), x), event_shape=(D,))
-    MDM_ELBO()(model, DiffusionGuide(diffusion))(x).backward()
-    for parameter in (free.B, free.lower, next(diffusion.network.parameters())):
-        assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
-    assert free.B.grad is not None and free.B.grad.any()
 
 
 class Undeclared(NonlinearDiffusion):

@@ -30,19 +30,17 @@ from pyro_mdm import (
     NonlinearDiffusion,
     Simulated,
     Simulation,
-    randomness,
 )
 from pyro_mdm.diffusions.base import Prior, SimulationError
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta, log_snr_times
 from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.paths.flow import divergence
-from pyro_mdm.simulated.integration import advance, brownian_motion
+from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.path_integral import path_integral
 from pyro_mdm.simulated.priors import QuadraturePrior
 from pyro_mdm.simulated.sde import fold
-from tests.diffusions import DIFFUSIONS
-from tests.gradients import assert_gradients
+from tests.mistakes import refused
 from tests.problems import learned, normal
 
 SE = 5.5  # standard errors allowed: 4e-8 of false alarms per number compared
@@ -247,57 +245,6 @@ def test_the_integrand_is_the_implicit_bound_s(make, begin):
     assert not quiet.requires_grad
 
 
-@pytest.mark.parametrize("make", [Cubic, Bending])
-@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
-def test_data_of_any_shape(make, objective):
-    """A datum without dimensions is one of one dimension, and pixels are dimensions."""
-    diffusion = make()
-    K = diffusion.num_variables
-    settings = Simulation(0.4, 1, objective=objective, method="euler", probes="exact")
-    for d, shapes in ((1, [(), (1,), (1, 1, 1)]), (6, [(6,), (3, 2), (1, 2, 3)])):
-        y, found = normal(2, 5, K, d), []
-        for shape in shapes:
-            estimate = path_integral(
-                diffusion,
-                lambda y, s: -0.2 * y.flip(1) ** 3,
-                y.reshape(5, K, *shape),
-                settings,
-                fraction=torch.linspace(0, 0.9, 5).double(),
-                brownian=Tape(normal(3, 3, 5 * d, K) / math.sqrt(3)),
-                noise=normal(4, 5, d, K),
-            )
-            found.append(estimate.value.detach())
-        for value in found[1:]:
-            torch.testing.assert_close(value, found[0], rtol=1e-12, atol=1e-12)
-
-
-@problems
-def test_pieces_of_the_integrand_against_finite_differences(make):
-    """∇·g², and F by its definition."""
-    diffusion = make(begin=0.3)
-    n, K, d, h = 4, diffusion.num_variables, 3, 1e-5
-    y, s = normal(3, n, K, d), torch.full((n,), 0.3, dtype=torch.float64)
-
-    def g2(y: Tensor) -> Tensor:
-        G = diffusion.dispersion(y, s)
-        G = G if diffusion.noise_depends_on_state else G[:, None]
-        return (G @ G.mT).expand(n, d, K, K)
-
-    found = diffusion.noise_divergence(y, s)
-    expected = torch.zeros(n, K, d, dtype=torch.float64)
-    for j in range(K):
-        step = torch.zeros(K, 1, dtype=torch.float64)
-        step[j] = h
-        expected += ((g2(y + step) - g2(y - step)) / (2 * h))[..., j].mT
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-    assert bool(found.any()) == diffusion.noise_depends_on_state
-    pulled = torch.einsum("ndij,njd->nid", g2(y), diffusion.prior.score(y))
-    F = diffusion.drift(y, s) - 0.5 * (pulled + expected)
-    torch.testing.assert_close(diffusion.prior_current(y, s), F, rtol=1e-8, atol=1e-8)
-    with torch.no_grad():
-        assert not diffusion.noise_divergence(y, s).requires_grad
-
-
 # -- divergences -----------------------------------------------------------------------------------
 
 
@@ -439,13 +386,6 @@ def brownian(rows: int, K: int, steps: int, seed: int) -> torchsde.BaseBrownian:
     )
 
 
-COUPLED: dict[str, Callable[[], LinearDiffusion]] = {
-    "cld": CLD,
-    "learned_3": lambda: learned(3, 3, 60),
-    "random_2": lambda: dict(DIFFUSIONS)["random_2"](),
-}
-
-
 def assert_standard_normal(white: Tensor) -> None:
     """Rows (n, m) are independent and standard normal, by their moments up to the second."""
     n, m = white.shape
@@ -455,37 +395,9 @@ def assert_standard_normal(white: Tensor) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "method", "per_row"),
-    [*(("cld", "srk", False), ("learned_3", "srk", True), ("random_2", "euler", True))],
-)
-def test_simulated_paths_have_the_moments_of_the_kernel(name, method, per_row):
-    """The exact transitions whiten what is simulated, over gaps short and long."""
-    lin = COUPLED[name]()
+def test_paths_at_common_times_are_the_markov_chain():
+    lin = learned(3, 3, 60)
     diffusion = Simulated(lin)
-    torch.manual_seed(0)
-    n, d, K = 2000, 2, lin.num_variables
-    gaps = torch.tensor([0.004, 0.1, 0.02], dtype=torch.float64)[:, None]
-    gaps = gaps * (1 + torch.rand(n if per_row else 1, dtype=torch.float64))
-    knots = 0.2 + torch.cat([torch.zeros_like(gaps[:1]), gaps.cumsum(0)])
-    y = torch.tensor([1.0, -0.7]).double() + normal(1, K, d)
-    y = y.expand(n, K, d).contiguous()
-    steps = {"euler": 160, "srk": 12}[method]
-    given = knots if per_row else knots.squeeze(1)
-    bm = brownian(n * d, K, 3 * steps, seed=1)
-    found = advance(diffusion, y, given, steps, Simulation(method=method), bm)
-    assert found.shape == (3, n, K, d)
-    kernel = lin.transition(knots[1:], knots[:-1])
-    rest = found - kernel.matrix @ torch.cat([y.unsqueeze(0), found[:-1]])
-    white = torch.linalg.solve_triangular(kernel.scale_tril, rest, upper=False)
-    assert_standard_normal(white.movedim(0, 1).flatten(1))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("name", "known"), [("cld", True), ("learned_3", False)])
-def test_paths_at_common_times_are_the_markov_chain(name, known):
-    lin = COUPLED[name]()
-    diffusion = lin if known else Simulated(lin)
     torch.manual_seed(1)
     n, K = 6000, lin.num_variables
     start = lin.start
@@ -622,10 +534,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "rademacher": {"probes": 1},
     "gaussian": {"probes": 2, "probe_law": "gaussian"},
     "points": {"points": 3},
-    "points_euler": {"points": 3, "method": "euler"},
-    "local": {"objective": "local_dsm"},
     "local_points_euler": {"objective": "local_dsm", "points": 2, "method": "euler"},
-    "local_euler": {"objective": "local_dsm", "method": "euler"},
 }
 
 
@@ -737,147 +646,7 @@ def test_local_dsm_has_the_expectation_of_ism(make):
         assert abs(coarse) < 0.15 * size + SE * error, bias
 
 
-@torch.no_grad()
-def test_an_increment_is_a_part_of_a_step():
-    """Four steps a stratum, and then from r to s; the next stratum begins at r."""
-    seen: list[float] = []
-
-    class Asked(Cubic):
-        def drift(self, y, s):
-            now = float(torch.as_tensor(s).flatten()[0])
-            if seen[-1:] != [now]:  # torchsde asks once more, for shapes
-                seen.append(now)
-            return super().drift(y, s)
-
-    diffusion, half = Asked(), torch.tensor([0.5]).double()
-    settings = Simulation(1 / 8, 2, "euler", objective="local_dsm", increment=0.25)
-    path_integral(diffusion, score, normal(1, 1, 1, 1), settings, fraction=half)
-    s = [float(diffusion.time_at_progress(p)) for p in (0.25, 0.75)]
-    r = [s[0] - 0.25 * s[0] / 4, s[1] - 0.25 * (s[1] - s[0]) / 4]
-    expected = [r[0] * i / 4 for i in range(4)] + [r[0] + (r[1] - r[0]) * i / 4 for i in range(4)]
-    assert seen[:8] == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert seen[8] == pytest.approx(r[0])  # the increments, both at once
-
-
-# -- backpropagation -------------------------------------------------------------------------------
-
-
-def three_times(diffusion: NonlinearDiffusion) -> Tensor:
-    """ε, T and a time between them that is not in the middle."""
-    return diffusion.time_at_progress(torch.tensor([0.0, 0.7, 1.0]))
-
-
-def path_gradient(
-    diffusion: NonlinearDiffusion, steps: int, backpropagation: str, seed: int = 0
-) -> list[Tensor]:
-    """Of a function of the end, to where it began and to what is learned."""
-    K = diffusion.num_variables
-    y = normal(20 + seed, 64, K, 2).requires_grad_()
-    knots = three_times(diffusion)
-    method = diffusion.simulation.solver(diffusion)
-    settings = Simulation(backpropagation=backpropagation, method=method)
-    torch.manual_seed(10 + seed)
-    found = advance(diffusion, y, knots, steps, settings)
-    loss = (found.square() * normal(21, *found.shape).abs()).sum()
-    learned = [p for p in diffusion.parameters() if p.requires_grad]
-    return list(torch.autograd.grad(loss, [y, *learned]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("make", "steps"),
-    [
-        (lambda: Simulated(learned(2, 2, 33, beta=ConstantBeta(0.5))), (4, 32)),
-        (lambda: Bending(horizon=0.2), (4, 64)),
-    ],
-    ids=["additive", "general"],
-)
-def test_the_adjoint_has_the_gradients_of_the_path_as_steps_get_short(make, steps):
-    """Strong order ½ where noise depends on the state: many steps for few digits."""
-    errors = []
-    for N in steps:
-        direct, adjoint = (
-            [path_gradient(make(), N, b, 100 * seed) for seed in range(3)]
-            for b in ("direct", "adjoint")
-        )  # of three seeds together: of one the gradient may be near 0
-        pairs = [
-            (torch.stack(a), torch.stack(b))
-            for a, b in zip(zip(*direct, strict=True), zip(*adjoint, strict=True), strict=True)
-        ]
-        errors.append([float((a - b).norm() / a.norm()) for a, b in pairs])
-    assert max(errors[1]) < 0.1, errors
-    for coarse, fine in list(zip(*errors, strict=True))[:2]:
-        assert fine < coarse / 2 or fine < 0.01, errors
-
-
-@pytest.mark.parametrize("name", ["Bending", "learned"])
-def test_gradients_through_a_path_against_finite_differences(name):
-    diffusion = Bending() if name == "Bending" else Simulated(learned(2, 2, 33))
-    knots = three_times(diffusion).detach()  # held fixed, as it is in gradients
-    y = normal(20, 64, diffusion.num_variables, 2).requires_grad_()
-
-    def loss() -> Tensor:
-        torch.manual_seed(10)
-        found = advance(diffusion, y, knots, 8, Simulation())
-        return (found.square() * normal(21, *found.shape).abs()).sum()
-
-    assert_gradients(loss, [y, *diffusion.parameters()], h=1e-6)
-
-
-# -- reproducible noise ----------------------------------------------------------------------------
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("area", ["none", "space-time"])
-def test_brownian_pieces_are_rows_of_the_whole_and_can_be_asked_again(area):
-    n, d, K = 6, 2, 3
-    rows = []
-    for r in range(2):
-        with randomness.piece(r, 2, 5):
-            bm = brownian_motion(n // 2, d, K, torch.float64, torch.device("cpu"), area)
-            assert bm.shape == (n // 2 * d, K) and bm.levy_area_approximation == area
-            assert bm.dtype == torch.float64 and bm.device == torch.device("cpu")
-            assert "rows" in repr(bm)
-            halves = [bm(0.0, 0.5), bm(0.5, 1.0)]
-            torch.testing.assert_close(bm(0.0, 1.0), halves[0] + halves[1])
-            assert torch.equal(bm(0.0, 0.5), halves[0])
-            rows.append(bm(0.0, 0.5).reshape(n // 2, d, K))
-            if area == "space-time":
-                W, U = bm(0.0, 0.5, return_U=True)
-                assert torch.equal(W, halves[0]) and U.shape == W.shape
-    torch.manual_seed(5)
-    whole = brownian_motion(n, d, K, torch.float64, torch.device("cpu"), area)
-    whole(0.0, 0.5), whole(0.5, 1.0)
-    expected = whole(0.0, 0.5).reshape(n, d, K)
-    assert torch.equal(torch.stack(rows, 1).flatten(0, 1), expected)
-    many = brownian_motion(20000, 1, 2, torch.float64, torch.device("cpu"), area)
-    assert_standard_normal(torch.cat([many(0.0, 0.25), many(0.25, 0.5)], 1) * 2)
-    other = brownian_motion(n, d, K, torch.float64, torch.device("cpu"), area)
-    assert not torch.equal(other(0.0, 0.5).reshape(n, d, K), expected)
-
-
 # -- what is refused -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"step_size": "0.1"}, r"step_size is '0\.1', expected a positive part of the way"),
-        ({"step_size": 0.0}, r"step_size is 0\.0, expected a positive part of the way"),
-        ({"step_size": math.inf}, r"step_size is inf"),
-        ({"points": 0}, r"points is 0, expected at least 1"),
-        ({"increment": 0.0}, r"increment is 0\.0, expected a part of a step, in \(0, 1\)"),
-        ({"method": "heun"}, r"method is 'heun', expected one of None, euler, srk"),
-        ({"backpropagation": "none"}, r"backpropagation is 'none', expected one of direct, adj"),
-        ({"objective": "dsm"}, r"objective is 'dsm', expected one of ism, local_dsm"),
-        ({"probe_law": "normal"}, r"probe_law is 'normal', expected one of rademacher, gaussian"),
-        ({"probes": 0}, r"probes is 0, expected 'exact' or a number ≥ 1"),
-        ({"probes": 1.5}, r"probes is 1\.5"),
-    ],
-)
-def test_bad_settings_are_named(options, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        Simulation(**options)
 
 
 def test_steps_and_methods():
@@ -903,43 +672,51 @@ class Exploding(Cubic):
         return 3 * y**3
 
 
-@pytest.mark.parametrize(
-    ("objective", "backpropagation"), [("ism", "adjoint"), ("local_dsm", "direct")]
-)
-def test_an_exploding_path_is_named(objective, backpropagation):
-    settings = Simulation(0.05, 1, objective=objective, backpropagation=backpropagation)
-    y = torch.tensor([0.0, 2.0, 3.0]).double().reshape(3, 1, 1).requires_grad_()
+class Broken(Cubic):
+    def drift(self, y, s):
+        return y * math.nan
+
+
+class Wide(Cubic):
+    def drift(self, y, s):
+        return y.repeat(1, 2, 1)
+
+
+def integral(diffusion: NonlinearDiffusion, score: Any = score, **options: Any) -> object:
+    y = torch.tensor([0.0, 2.0, 3.0]).double().reshape(3, 1, 1)
     last = torch.full((3,), 0.999, dtype=torch.float64)
-    with pytest.raises(SimulationError) as caught:
-        path_integral(Exploding(), score, y, settings, fraction=last)
-    text = str(caught.value)
-    assert "a path of Exploding exploded: a state of" in text
-    assert "with steps of up to 0.0" in text and "of 3 paths" in text
-    assert "Try a smaller step_size" in text and "at s = 0." in text
-    assert isinstance(caught.value, ArithmeticError)
+    return path_integral(diffusion, score, y, Simulation(0.05, 1, **options), fraction=last)
 
 
-def test_a_path_that_is_not_a_number_is_named():
-    class Broken(Cubic):
-        def drift(self, y, s):
-            return y * math.nan
+def test_bad_settings_paths_and_scores_are_named():
+    def made(**options: Any) -> Callable[[], Simulation]:
+        return lambda: Simulation(**options)
 
-    knots = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    with pytest.raises(SimulationError, match=r"state of nan .*\(2 of 2 paths\)"):
-        advance(Broken(), normal(0, 2, 1, 1), knots, 1, Simulation())
-
-
-def test_a_drift_or_score_of_another_shape_is_named():
-    class Wide(Cubic):
-        def drift(self, y, s):
-            return y.repeat(1, 2, 1)
-
-    knots = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"drift of Wide has shape \(2, 2, 1\), expected y's \(2"):
-        advance(Wide(), normal(0, 2, 1, 1), knots, 1, Simulation())
-    for objective in ("ism", "local_dsm"):
-        settings = Simulation(step_size=0.5, objective=objective)
-        with pytest.raises(
-            ValueError, match=r"score has shape \(\d+, 1\), expected y's \(\d+, 1, 1"
-        ):
-            path_integral(Cubic(), lambda y, s: y[..., 0], normal(0, 2, 1, 1), settings)
+    refused(
+        (TypeError, ValueError),
+        (made(step_size="0.1"), r"step_size is '0\.1', expected a positive part of the way"),
+        (made(step_size=0.0), r"step_size is 0\.0, expected a positive part of the way"),
+        (made(step_size=math.inf), r"step_size is inf"),
+        (made(points=0), r"points is 0, expected at least 1"),
+        (made(increment=0.0), r"increment is 0\.0, expected a part of a step, in \(0, 1\)"),
+        (made(method="heun"), r"method is 'heun', expected one of None, euler, srk"),
+        (made(objective="dsm"), r"objective is 'dsm', expected one of ism, local_dsm"),
+        (made(probe_law="normal"), r"probe_law is 'normal', expected one of rademacher, gaussian"),
+        (made(probes=0), r"probes is 0, expected 'exact' or a number ≥ 1"),
+        (made(probes=1.5), r"probes is 1\.5"),
+        (lambda: integral(Wide()), r"drift of Wide has shape \(3, 2, 1\), expected y's \(3"),
+        (
+            lambda: integral(Cubic(), lambda y, s: y[..., 0]),
+            r"score has shape \(3, 1\), expected y",
+        ),
+    )
+    refused(
+        SimulationError,
+        (
+            lambda: integral(Exploding()),
+            r"a path of Exploding exploded: a state of .* at s = 0\..* with steps of up to 0\.0.* "
+            "of 3 paths.*Try a smaller step_size",
+        ),
+        (lambda: integral(Broken()), r"state of nan .*\(3 of 3 paths\)"),
+    )
+    assert issubclass(SimulationError, ArithmeticError)

@@ -36,7 +36,6 @@ from pyro_mdm import (
     SubVP,
     TimeVaryingSDE,
     bound,
-    condition,
     elbo_terms,
 )
 from pyro_mdm.automatic import AutoMDM
@@ -44,7 +43,6 @@ from pyro_mdm.diffusions import ConstantBeta, GeometricBeta, LinearDiffusion, Un
 from pyro_mdm.diffusions.clocks import log_snr_times
 from pyro_mdm.diffusions.linear import at_rest, frozen
 from pyro_mdm.likelihoods import Gaussian
-from pyro_mdm.networks import MLP
 from tests.mistakes import refused
 from tests.problems import normal
 from tests.varying.problems import less_data, more_noise
@@ -208,27 +206,6 @@ def test_equal_ends_and_priors_have_equal_bounds(name: str) -> None:
         torch.testing.assert_close(other.reconstruction, one.reconstruction, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name in EQUAL if name != "vpsde"])
-def test_equal_ends_and_priors_have_equal_conditionals(name: str) -> None:
-    """Of an untrained denoiser of independent dimensions: their own laws."""
-    x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0])
-    laws = []
-    for diffusion in (EQUAL["vpsde"](), EQUAL[name]()):
-        denoiser = Denoiser.fit(MLP(4, out_features=2, hidden=8), x, maps=True)
-        model = DiffusionModel(diffusion, denoiser)
-        given = condition(model, torch.tensor([True, False]), torch.tensor([1.0, 0.0]))
-        pyro.set_rng_seed(0)
-        drawn = given(batch_size=2000).detach()
-        assert bool((drawn[:, 0] == 1).all())
-        wanted = torch.tensor([[1.0, 0.5]]).expand(64, 2)
-        value = given.log_prob(wanted, draws=512).detach()
-        laws.append((drawn[:, 1].mean(), drawn[:, 1].std(), value.mean(), value.std() / 8))
-    (_, _, ours, error), (mean, deviation, value, _) = (map(float, law) for law in laws)
-    assert mean == pytest.approx(float(x[:, 1].mean()), abs=6 * 2 / 2000**0.5)
-    assert deviation == pytest.approx(2.0, rel=0.1)
-    assert value == pytest.approx(ours, abs=8 * error)
-
-
 @pytest.mark.parametrize("kind", [NoisePrediction, RawScore])
 def test_scores_of_the_state_are_well_scaled_and_see_one_diffusion(kind: Any) -> None:
     """Networks see variables of variance 1 at every noise level, so that dividing the state by a
@@ -389,19 +366,6 @@ def test_functions_of_time_scale_their_clock_and_are_saved() -> None:
 # -- what is kept, and programs --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in EQUAL if name not in ("vpsde", "given")])
-def test_settings_come_back_with_the_state(name: str) -> None:
-    saved, other = EQUAL[name](), EQUAL[name]()
-    other.min_log_snr = -4.0
-    assert other.horizon < saved.horizon or isinstance(other, MomentumVE)
-    other.load_state_dict(saved.state_dict())
-    assert other.horizon == saved.horizon and other.min_log_snr == -6.0
-    s = torch.tensor([0.1, 0.7]).double()
-    assert all(
-        torch.equal(*pair) for pair in zip(other.marginal(s), saved.marginal(s), strict=True)
-    )
-
-
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -476,7 +440,6 @@ def test_programs_over_two_diffusions_are_told_apart() -> None:
 
 def test_a_chain_from_rest_refuses_a_prior_that_is_none() -> None:
     def model() -> None:
-        import pyro
         import pyro.distributions as dist
 
         pyro.sample("x", dist.Normal(0.0, 1.0))
