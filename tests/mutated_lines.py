@@ -247,7 +247,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "torch.where(changes.view(shape), ⟨values[name] * sign→values[name]⟩, values[name])",
         ],
     },
-    "pyro_mdm/evaluation/defensive.py": {
+    "pyro_mdm/automatic/defensive.py": {
         "test_first_answers.py::test_a_density_made_of_rounding_is_no_evidence": [
             "log_w[large] ⟨-=→+=⟩ error"
         ],

@@ -309,7 +309,7 @@ class ChainGuide(AutoMultivariateNormal):
 
         A quarter of the draws are not the guide's, but have heavy tails, so that the evidence is
         right where the guide's tails are lighter than the posterior's
-        (:mod:`pyro_mdm.evaluation.defensive`).
+        (:mod:`pyro_mdm.automatic.defensive`).
 
         Args:
             num_samples: number of draws.

@@ -13,11 +13,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_mdm.automatic.chain import Chain
+from pyro_mdm.automatic.defensive import Defensive, Scored, defended
 from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.draws import row
 from pyro_mdm.automatic.moments import uneven
 from pyro_mdm.automatic.ratio import Ratio
-from pyro_mdm.evaluation.defensive import Defensive, Scored, defended
 from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.support.traces import Site
 

@@ -203,9 +203,8 @@ class ImportanceWeights:
 
     Args:
         log_weights: the log weights log p(θ, x) − log q(θ | x) of S draws, (S,), nats.
-        defence: for weights of a mixture, whose last draws have heavy tails
-            (:mod:`pyro_mdm.evaluation.defensive`): how these count. None: weights of q alone, which
-            do not show a tail that none of them has reached.
+        defence: for weights of a mixture, whose last draws have heavy tails: how these count. None:
+            weights of q alone, which do not show a tail that none of them has reached.
     """
 
     log_weights: Tensor

@@ -14,8 +14,8 @@ from scipy.stats import binom
 from torch import Tensor
 
 from pyro_mdm import AutoMDM
+from pyro_mdm.automatic.defensive import SHARE, Defensive, Scored, defended
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.evaluation.defensive import SHARE, Defensive, Scored, defended
 from pyro_mdm.evaluation.weights import FEWEST, Defence, ImportanceWeights
 from tests.benchmarks.defended import TARGETS, by_gaussian, covered, of_schools, schools
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.automatic import AutoMDM
+from pyro_mdm.automatic.defensive import Scored, defended
 from pyro_mdm.automatic.weighing import Weighing
-from pyro_mdm.evaluation.defensive import Scored, defended
 from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.support.measured import Z95, Measured
 from tests.benchmarks.frame import Options, Row, Study, main
