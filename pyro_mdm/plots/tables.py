@@ -308,9 +308,8 @@ def _numbers(array: NDArray[Any], missing: NDArray[np.bool_]) -> Values | None:
         return np.where(missing, math.nan, days)
     if array.dtype.kind == "O":
         present = array[~missing]
-        if not all(isinstance(v, int | float | np.number) and v is not True for v in present):
-            return None
-        if any(isinstance(v, bool) for v in present):
+        numbers = (isinstance(v, int | float | np.number) for v in present)
+        if not all(numbers) or any(isinstance(v, bool) for v in present):
             return None
         return np.array([math.nan if m else float(v) for v, m in zip(array, missing, strict=True)])
     return array.astype(np.float64) if array.dtype.kind in "iuf" else None
