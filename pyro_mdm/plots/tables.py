@@ -256,10 +256,7 @@ def _column(name: str, tables: Columns) -> _Column:
             if _whole(distinct) and np.ptp(distinct) < MOST_BINS:
                 return _Column(name, values)
             order = distinct.tolist()
-    objects = {
-        label: np.array([*values], dtype=object) if len(values) else np.empty(0, object)
-        for label, values in tables.items()
-    }
+    objects = {label: np.array([*values], dtype=object) for label, values in tables.items()}
     return _with_levels(name, objects, missing, None if order is None else list(order))
 
 
@@ -308,9 +305,8 @@ def _numbers(array: NDArray[Any], missing: NDArray[np.bool_]) -> Values | None:
         return np.where(missing, math.nan, days)
     if array.dtype.kind == "O":
         present = array[~missing]
-        if not all(isinstance(v, int | float | np.number) and v is not True for v in present):
-            return None
-        if any(isinstance(v, bool) for v in present):
+        numbers = (isinstance(v, int | float | np.number) for v in present)
+        if not all(numbers) or any(isinstance(v, bool) for v in present):
             return None
         return np.array([math.nan if m else float(v) for v, m in zip(array, missing, strict=True)])
     return array.astype(np.float64) if array.dtype.kind in "iuf" else None
@@ -623,10 +619,8 @@ def _draw_reliability(axes: Axes, p: Values, true: NDArray[np.int64], name: str)
         mean, share, Z95 * spread, fmt="o-", color="C2", ms=3, lw=1, capsize=1.5, clip_on=False
     )
     chosen = sorting.argmax(1)
-    right, sure = (
-        float((chosen == true).mean()),
-        float(chances[np.arange(len(chances)), chosen].mean()),
-    )
+    right = float((chosen == true).mean())
+    sure = float(chances[np.arange(len(chances)), chosen].mean())
     axes.set_title(f"{_short(name, 26)}\n{right:.0%} right, {sure:.0%} predicted", fontsize=7.5)
     _count(axes, len(true))
     axes.set_xlabel("probability", fontsize=7)

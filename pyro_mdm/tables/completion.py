@@ -1,4 +1,8 @@
-"""Completions of rows of a table, each a draw of the missing entries given the others."""
+"""Completions of rows of a table, each a draw of the missing entries given the others.
+
+They are tables by a trained model; those of :mod:`pyro_mdm.conditioning.completions` are tensors
+that a model in training draws for its own next steps.
+"""
 
 from __future__ import annotations
 

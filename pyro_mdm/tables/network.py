@@ -84,6 +84,7 @@ class MapMLP(MLP):
     direct: Tensor
     offset: Tensor | None
     coupled: Tensor
+    with_output: Tensor
 
     @checked_arguments
     def __init__(
@@ -127,6 +128,8 @@ class MapMLP(MLP):
         self.register_buffer("covariance", covariance.detach().float())
         self.register_buffer("scale", scale.detach().float())
         self.register_buffer("direct", direct)
+        with_output = (direct >= 0).nonzero().squeeze(1)
+        self.register_buffer("with_output", with_output, persistent=False)
         self.register_buffer("offset", None if offset is None else offset.detach().double())
         coupled = (covariance != 0).sum(1) > 1
         coupled[0] |= not coupled.any()  # no matrix is empty
@@ -161,10 +164,10 @@ class MapMLP(MLP):
     def _waves(self, values: Tensor, mask: Tensor) -> Tensor:
         """Sines and cosines of values, (n, 2 · frequencies · dimensions with an F), 0 off the
         mask."""
-        has = cached_on(self.direct, "dimensions", _with_outputs)
-        angles = values[:, has] * mask[:, has]
+        mask = mask[:, self.with_output]
+        angles = values[:, self.with_output] * mask
         angles = torch.cat([2 * math.pi * f * angles for f in self.frequencies], 1)
-        shown = mask[:, has].repeat(1, len(self.frequencies))
+        shown = mask.repeat(1, len(self.frequencies))
         return torch.cat([angles.sin(), angles.cos() * shown], 1)
 
     def _members_output(self, features: Tensor, level: Tensor) -> Tensor:
@@ -206,9 +209,8 @@ class MapMLP(MLP):
         # observed dimensions have q = 0, and F = 0 below
         F = (offset + mean - a * i) / q.clamp_min(1e-12).sqrt()
         F = torch.where(observed, 0, F)
-        has = cached_on(self.direct, "dimensions", _with_outputs)
         start = F.new_zeros(len(F), self.outlet.out_features)
-        start[:, self.direct[has]] = F[:, has]
+        start[:, self.direct[self.with_output]] = F[:, self.with_output]
         chances = F.new_zeros(len(F), 0)
         if self.levels is not None:
             logits = self.levels.evidence(law, index, solved, a[:, here])
@@ -412,11 +414,6 @@ def _inverse(A: Tensor) -> Tensor:
     if A.shape[-1] == 1:
         return 1 / A
     return torch.linalg.inv_ex(A).inverse
-
-
-def _with_outputs(direct: Tensor) -> Tensor:
-    """The dimensions with an F among the network's outputs."""
-    return (direct >= 0).nonzero().squeeze(1)
 
 
 def _report_singular() -> None:

@@ -38,8 +38,6 @@ __all__ = [
     "one_hot_kl",
 ]
 
-NIL = -60.0
-"""Log odds at which they are clamped: e^{-60} changes no sum in float64, and no -∞ makes NaN."""
 VARIANCE_FLOOR = 0.5
 """The least variance of a dimension, as a fraction of the average, so that rare categories are not
 scaled up."""
@@ -208,7 +206,6 @@ class OneHotDenoiser(DenoiserScore):
 
     def _probabilities(self, z: Tensor, lam: Tensor, F: Tensor | float) -> Tensor:
         odds = (F + _log_odds(self.log_prior, z, lam)).unflatten(-1, (-1, self.number))
-        odds = (odds - odds.detach().amax(-1, keepdim=True)).clamp_min(NIL)
         return odds.softmax(-1).flatten(-2)
 
     @property

@@ -356,15 +356,6 @@ def test_types_index_and_order_of_a_table_stay() -> None:
     pd.testing.assert_frame_equal(before, typed())
 
 
-def test_a_parquet_file_comes_back_in_its_types(tmp_path: Path) -> None:
-    typed().to_parquet(tmp_path / "in.parquet")
-    before = pd.read_parquet(tmp_path / "in.parquet")
-    (tmp_path / "out.parquet").write_bytes(filled(before, pd.DataFrame(NEW)).to_parquet())
-    after = pd.read_parquet(tmp_path / "out.parquet")
-    pd.testing.assert_series_equal(after.dtypes, before.dtypes)
-    pd.testing.assert_frame_equal(after.drop("s"), before.drop("s"))
-
-
 # -- runs say what their columns are ---------------------------------------------------------------
 
 

@@ -384,7 +384,7 @@ def test_a_step_is_kept(step: float, law: str) -> None:
         torch.from_numpy(column.codes(pd.Series(values))),
         column.unscaled(column.scaled(torch.from_numpy(values), torch.rand(500).double())[0]),
     )
-    between = pd.Series([values[0] + 10.0**-column.decimals])  # type: ignore[attr-defined]
+    between = pd.Series([values[0] + 10.0**-column._decimals])  # type: ignore[attr-defined]
     assert not column.unknown(between.round(2)).any()
 
 

@@ -59,10 +59,6 @@ def test_an_exact_model_is_calibrated_and_a_wrong_one_is_not(tmp_path: Path) -> 
     (choosing, own), known = right.classes["size"]
     assert choosing.shape == (50, 2) and np.allclose(own.sum(1), 1)
     assert [*np.isnan(known)] == rows[:, -1].isnan().tolist()
-    model.score_function.training_maps = RandomMaps(levels=0, subsets=0, independent=1)
-    with pytest.raises(ValueError, match="never trained at maps with entries observed"):
-        table_calibration(problem, model, rows)
-    model.score_function.training_maps = RandomMaps()
     wide = rows.clone()
     wide[:, :3] *= 3
     wrong = table_calibration(problem, model, wide, draws=19)
@@ -137,8 +133,9 @@ def test_mistakes_of_calibration_are_told(tmp_path: Path) -> None:
     problem, model = untrained(tmp_path, "")
     with pytest.raises(ValueError, match="the rows have no entry"):
         table_calibration(problem, model, torch.full_like(problem.test, torch.nan))
-    model.score_function.training_maps = None
-    with pytest.raises(ValueError, match="never trained at maps with entries observed"):
-        table_calibration(problem, model, problem.test)
+    for maps in (None, RandomMaps(levels=0, subsets=0, independent=1)):
+        model.score_function.training_maps = maps
+        with pytest.raises(ValueError, match="never trained at maps with entries observed"):
+            table_calibration(problem, model, problem.test)
     with pytest.raises(ValueError, match="--calibration is for runs of --model tabular"):
         evaluate(Path("digits"), calibration=tmp_path / "c.png", accelerator="cpu")

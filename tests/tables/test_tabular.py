@@ -168,6 +168,7 @@ def test_programs_on_a_table(
     assert settings["maps"] == "mixed" and settings["data"] == str(file)
     evaluate(run, draws=1, accelerator="cpu", out=tmp_path / "bounds.csv")
     told = capsys.readouterr().out
+    assert "gaps of the table:" in told and "age: empty in" in told
     tested = load_trained(run)[1].problem.test  # in the order and with the numbers of the file
     rows = pd.read_csv(file).iloc[pd.read_csv(tmp_path / "bounds.csv")["row"]]
     assert [*rows["age"].isna()] == tested[:, 0].isnan().tolist() and len(rows) == 12
@@ -341,15 +342,3 @@ def test_gaps_by_chance_are_not_told(share: float) -> None:
         table = table.mask(rng.random(table.shape) < share)
         table.loc[rng.random(len(table)) < share, ["age", "city"]] = None
         assert dependent_gaps(fitted(table), table) == {}
-
-
-@pytest.mark.slow
-def test_training_says_what_it_takes_them_for(
-    tmp_path: Path, few_pictures: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    table = survey()
-    table.loc[table["works"].eq(False), "hours"] = math.nan
-    few = SHORT | {"test_size": None, "steps": 1, "guide": "vpsde", "batch_size": 8}
-    train(**few | {"model": "tabular", "data": table, "run": tmp_path / "run"})
-    said = capsys.readouterr().out
-    assert "hours: empty in" in said and "taken as absent where 'works' is False" in said

@@ -118,7 +118,8 @@ def _text_doubts(values: pd.Series) -> list[str]:
             fix = " and ".join(fixes) or "store them as numbers, as pandas.to_numeric does"
             return [f"{number.mean():.0%} of its values are numbers in text; {fix}"]
         some = text.head(LOOKED_AT)
-        read = [f for f in FORMATS if _share_read(some, f) >= MOSTLY]
+        dates = {form: pd.to_datetime(some, format=form, errors="coerce") for form in FORMATS}
+        read = [form for form, days in dates.items() if days.notna().mean() >= MOSTLY]
         if read:
             return [
                 f"its values are dates or times in text, such as {text.iloc[0]!r}; read them by "
@@ -131,11 +132,6 @@ def _text_doubts(values: pd.Series) -> list[str]:
     if text.nunique() < written.nunique():
         doubts += ["some categories differ by blanks at their ends alone; .str.strip() joins them"]
     return doubts
-
-
-def _share_read(text: pd.Series, form: str) -> float:
-    """The fraction of texts that are dates or times of a form."""
-    return float(pd.to_datetime(text, format=form, errors="coerce").notna().mean())
 
 
 def _some(values: pd.Series) -> str:

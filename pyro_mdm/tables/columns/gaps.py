@@ -105,13 +105,6 @@ def patterns(
     return result
 
 
-def never_together(table: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of columns of which no row has both."""
-    there = table[[*names]].notna().to_numpy(dtype=np.float64)
-    i, j = np.triu(there.T @ there == 0, 1).nonzero()
-    return [(names[a], names[b]) for a, b in zip(i, j, strict=True)]
-
-
 def _alike(table: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     """The names of columns with gaps, grouped by the rows where they have them."""
     groups: dict[bytes, list[str]] = {}
@@ -394,15 +387,17 @@ class TableGaps:
         if self.rows is None:
             return
         names = [column.name for column in self.columns if not isinstance(column, Skipped)]
+        there = self.rows[names].notna().to_numpy(dtype=np.float64)
+        never_together = np.triu(there.T @ there == 0, 1).nonzero()
         without = [
             f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
             f"can say whether rightly; say {name}=absent if it does not exist there"
             for name, rule in self._unseen.items()
         ]
         without += [
-            f"no row has both {one!r} and {other!r}: how they depend on each other, given the "
-            "rest, is not in the data"
-            for one, other in never_together(self.rows, names)
+            f"no row has both {names[i]!r} and {names[j]!r}: how they depend on each other, given "
+            "the rest, is not in the data"
+            for i, j in zip(*never_together, strict=True)
         ]
         if without:
             more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""

@@ -52,24 +52,19 @@ class _Levels(Column):
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.places is None or isinstance(self.places, int):
-            return 2 * codes / (self._count - 1) - 1, torch.zeros_like(codes)
+            return 2 * codes / (len(self._known) - 1) - 1, torch.zeros_like(codes)
         places = torch.tensor(self.places, dtype=torch.float64, device=codes.device)
         missing = codes.isnan()
         x = places[torch.where(missing, 0, codes).long()].masked_fill(missing, math.nan)
         return x, torch.zeros_like(codes)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        x, top = x.double(), self._count - 1
+        x, top = x.double(), len(self._known) - 1
         if self.places is None or isinstance(self.places, int):
             return ((x + 1) / 2 * top).round().clamp(0, top)
         places = torch.tensor(self.places, dtype=torch.float64, device=x.device)
         nearest = torch.searchsorted((places[1:] + places[:-1]) / 2, x.contiguous()).double()
         return nearest.masked_fill(x.isnan(), math.nan)
-
-    @property
-    def _count(self) -> int:
-        """The number of levels."""
-        return len(self._known)
 
 
 class Boolean(_Levels):
@@ -184,11 +179,11 @@ class Ordinal(_Levels):
     @property
     def places(self) -> int | Sequence[float]:
         if not self._numbers_in_order:
-            return self._count
+            return len(self._known)
         numbers = np.array(self._known)
         gaps = np.diff(numbers)
         if gaps.min() < 0.5 * gaps.mean() or np.allclose(gaps, gaps[0]):
-            return self._count
+            return len(self._known)
         return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
 
     def read(self, values: pd.Series) -> Values:

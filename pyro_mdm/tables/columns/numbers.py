@@ -481,11 +481,6 @@ class Rounded(Continuous):
         return whole / self._per_unit
 
     @property
-    def decimals(self) -> int:
-        """The number of decimals of its numbers."""
-        return self._decimals
-
-    @property
     def edges(self) -> Ends:
         low, high = self._edges
         return low / self._per_unit, high / self._per_unit
