@@ -19,6 +19,7 @@ import diffusers
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import is_typeddict
 
 import pyro_mdm
 from pyro_mdm import (
@@ -701,9 +702,10 @@ def public_names() -> dict[str, Any]:
 
 
 def is_result(value: Any) -> bool:
-    """Whether a class is one that nobody makes: a tuple of results, an error, a protocol."""
+    """Whether a class is one that nobody makes: results, an error, a protocol, a mapping's type."""
     return inspect.isclass(value) and (
         issubclass(value, tuple | Exception | Enum)
+        or is_typeddict(value)
         or inspect.isabstract(value)
         or getattr(value, "_is_protocol", False)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from pyro_mdm.tables.columns.skipped import Skipped
 from pyro_mdm.tables.completion import DrawOptions, draws
 from pyro_mdm.tables.density import ERROR
 from pyro_mdm.tables.frames import in_pieces
-
-if TYPE_CHECKING:
-    from pyro_mdm.tables.table import Table
 
 __all__ = ["Conditional"]
 
@@ -52,7 +49,7 @@ class Conditional:
     """
 
     def __init__(
-        self, table: Table, rows: pd.DataFrame, name: str, num: int, batch_size: int
+        self, table: Any, rows: pd.DataFrame, name: str, num: int, batch_size: int
     ) -> None:
         self.table, self.rows, self.name = table, rows, name
         self._num, self._batch_size = num, batch_size
@@ -217,7 +214,7 @@ class Conditional:
     ) -> pd.DataFrame:
         rows = rows.assign(**{self.name: np.asarray(values, dtype=object)})
         seed = self.table.seed if seed is None else seed
-        bounds = self.table.bounds(self._batch_size, self.name)
+        bounds: density.RowBounds = self.table.bounds(self._batch_size, self.name)
         return bounds.measured(rows, draws, error=error, seed=seed)
 
     def _numbers(self) -> pd.DataFrame:
