@@ -6,6 +6,7 @@ import dis
 import inspect
 import math
 import re
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -208,7 +209,7 @@ def cases(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Iterato
     """
     for name in arguments:
         parameter = _parameter(function, name)
-        annotation = "" if parameter is None else str(parameter.annotation)
+        annotation = _option(function, name) if parameter is None else str(parameter.annotation)
         if parameter is not None and parameter.default is None:
             annotation += " | None"
         if parameter is not None and parameter.kind is parameter.VAR_POSITIONAL:
@@ -216,6 +217,14 @@ def cases(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Iterato
         for wrong in wrong_values(arguments[name], annotation):
             changed = {**arguments, name: wrong.value}
             yield Case(f"{name} = {wrong.name}", wrong, lambda c=changed: called(function, c))
+
+
+def _option(function: Callable[..., Any], name: str) -> str:
+    """The annotation of an option of ``**options``, which are ``Unpack`` of a TypedDict."""
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD and typing.get_args(parameter.annotation):
+            return str(typing.get_args(parameter.annotation)[0].__annotations__.get(name, ""))
+    return ""
 
 
 def _parameter(function: Callable[..., Any], name: str) -> inspect.Parameter | None:

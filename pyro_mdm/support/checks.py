@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, NoReturn, SupportsFloat, TypeVar, ca
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from typing_extensions import is_typeddict
 
 __all__ = [
     "Count",
@@ -427,7 +428,7 @@ def _check_options(
 ) -> None:
     """Check options by name whose annotation is ``Unpack`` of a TypedDict."""
     kinds = typing.get_args(hint)
-    if not kinds or not typing.is_typeddict(kinds[0]):
+    if not kinds or not is_typeddict(kinds[0]):
         return
     hints = typing.get_type_hints(kinds[0], include_extras=True)
     for name, value in options.items():
