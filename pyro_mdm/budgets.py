@@ -7,12 +7,25 @@ from typing import Literal, NamedTuple, get_args
 
 from pyro_mdm.support.checks import check_count, check_number
 
-__all__ = ["ANY_STEPS", "LEAST", "Budget", "Outcome", "Pace", "Reason", "steps_within"]
+__all__ = [
+    "ANY_STEPS",
+    "LEAST",
+    "MEASUREMENTS",
+    "Budget",
+    "Outcome",
+    "Pace",
+    "Reason",
+    "measured_every",
+    "steps_within",
+]
 
 ANY_STEPS = 10**9
 """The number of steps of a training that only its seconds limit."""
 LEAST = 1e-3
 """The least number of seconds of a training whose time is over before it begins."""
+MEASUREMENTS = 10
+"""The usual number of measurements in a training of many steps."""
+SELDOM, FEW = 250, 4  # the least steps between them, and their number in a short training
 TIMED = 5  # the number of steps after which a training says about how long it will take
 
 Reason = Literal["all steps", "budget", "no gain", "stopped"]
@@ -40,6 +53,12 @@ def steps_within(steps: int | None, seconds: float | None, usual: int, *, least:
         check_count("steps", steps, "the number of training steps", least=least)
         return steps
     return usual if seconds is None else ANY_STEPS
+
+
+def measured_every(steps: int) -> int:
+    """The usual number of steps between measurements: a tenth of all, and at least 250 or, in a
+    short training, a quarter."""
+    return max(steps // MEASUREMENTS, min(SELDOM, -(-steps // FEW)), 1)
 
 
 class Budget:

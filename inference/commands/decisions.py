@@ -20,7 +20,7 @@ from inference.training.optimizers import hidden_weights
 from models import ImageProblem, Images, Problem, Tabular
 from models.base import FileImages
 from models.kinds import kind_of
-from pyro_mdm.budgets import ANY_STEPS
+from pyro_mdm.budgets import ANY_STEPS, measured_every
 from pyro_mdm.scores.denoiser import DenoiserScore
 
 PATIENCE = 3
@@ -101,7 +101,7 @@ def _length(settings: Training, problem: Problem) -> dict[str, int | None]:
         steps = ANY_STEPS if limited else expected
     every, patience = settings.measure_every, settings.patience
     if every is None:
-        every = max(expected // 10, min(250, -(-expected // 4)), 1)  # four times in a short run
+        every = measured_every(expected)
     if limited and patience is None and len(problem.validation) and steps > (PATIENCE + 1) * every:
         patience = PATIENCE
     return {"steps": steps, "measure_every": every, "patience": patience}

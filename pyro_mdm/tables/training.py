@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, steps_within
+from pyro_mdm.budgets import (
+    ANY_STEPS,
+    MEASUREMENTS,
+    Budget,
+    Outcome,
+    measured_every,
+    steps_within,
+)
 from pyro_mdm.conditioning.completions import Filling
 from pyro_mdm.conditioning.maps import RandomMaps
 from pyro_mdm.diffusions.presets import VPSDE
@@ -51,9 +58,6 @@ MAX_LOG_SNR, WINDOW = 9.0, (-3.0, 3.0)
 drawn."""
 COOL_DOWN = 0.2
 """The part of the steps so far in which rates fall before training ends within seconds."""
-SELDOM, MEASUREMENTS = 250, 10
-"""The least number of steps between measurements where ``steps`` are given, and the number of
-measurements in many steps."""
 FEWEST, VALIDATED, DRAWS = 8, 256, 2
 """The fewest and the most validation rows that are measured, and the network evaluations of
 each."""
@@ -115,7 +119,7 @@ class Schedule(NamedTuple):
             return usual._replace(steps=number, learning_rate=rate)
         rate = GIVEN_RATE if learning_rate is None else learning_rate
         patience = None if seconds is None else PATIENCE
-        return cls(number, rate, max(SELDOM, number // MEASUREMENTS), patience, seconds)
+        return cls(number, rate, measured_every(number), patience, seconds)
 
 
 def train_rows(
