@@ -2,9 +2,13 @@
 
     python -m tests.mutations [--only 3 17] [--files elbo samplers/] [--processes 2]
 
-Each mutation of ``tests/mutated_lines.py`` is made in a copy of the tree, where the test beside it
-then runs. It is caught where that test fails, and survives where it passes: a test is missing, or
-sees too little. Before, all of these tests run in the copy as it is, where they must pass.
+``tests/mutated_lines.txt`` has a file, below it the tests that see its mutations, and below each of
+these a text that the file has once: ⟨what is there→what is put in its place⟩, and ``\\n`` where a
+line ends. Each is a mistake that could be made, such as a sign, a factor ½ or a term that is left
+out. Where the code moves, the text moves with it. Each mutation is made in a copy of the tree,
+where its test then runs. It is caught where that test fails, and survives where it passes: a test
+is missing, or sees too little. Before, all of these tests run in the copy as it is, where they must
+pass.
 
 What is not caught is listed at the end: what survives, a text that is not in its file once and has
 to be renewed, a test that did not end or that there is not. The exit status is 1 where there is any
@@ -37,7 +41,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.anywhere import ROOT, copy_files, files
-from tests.mutated_lines import LINES
 
 PATIENCE = 600
 """Seconds that a test may take with a mutation."""
@@ -54,12 +57,22 @@ class Mutation(NamedTuple):
 
 
 CHANGE = re.compile("⟨(.*?)→(.*?)⟩", re.DOTALL)
-MUTATIONS = [
-    Mutation(file, CHANGE.sub(r"\1", line), CHANGE.sub(r"\2", line), test)
-    for file, tests in LINES.items()
-    for test, lines in tests.items()
-    for line in lines
-]
+
+
+def read(path: Path) -> Iterator[Mutation]:
+    """The mutations of a file."""
+    file = test = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.strip().replace("\\n", "\n")
+        if line.startswith("    "):
+            yield Mutation(file, CHANGE.sub(r"\1", text), CHANGE.sub(r"\2", text), test)
+        elif line.startswith("  "):
+            test = text
+        else:
+            file = text
+
+
+MUTATIONS = list(read(ROOT / "tests" / "mutated_lines.txt"))
 
 
 def fault(mutation: Mutation, root: Path = ROOT) -> str | None:

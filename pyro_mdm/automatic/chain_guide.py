@@ -195,7 +195,10 @@ class ChainGuide(AutoMultivariateNormal):
                     f"the program has {self.latent_dim} latents, expected {len(self.loc)} as "
                     f"{STORED}"
                 )
-            self.shape = _made_shape(self.start, self.loc)
+            make = STARTS[self.start] if isinstance(self.start, str) else self.start
+            self.shape = None if make is None else make(self.latent_dim)
+            if isinstance(self.shape, torch.nn.Module):
+                self.shape.to(self.loc)
             beside = MOST if isinstance(self.shape, Mixture) else 0
             chain = Chain(self.latent_dim, self._diffusion, self._steps, self._width, beside)
             self.chain = chain.to(self.loc)
@@ -375,10 +378,3 @@ class ChainGuide(AutoMultivariateNormal):
     def median(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """The median of each latent by site, of draws of the guide."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
-
-
-def _made_shape(start: Start, loc: Tensor) -> StartMap | None:
-    """The map of a start before its Gaussian, of whose mean loc is; None if it has none."""
-    make = STARTS[start] if isinstance(start, str) else start
-    shape = None if make is None else make(len(loc))
-    return shape.to(loc) if isinstance(shape, torch.nn.Module) else shape

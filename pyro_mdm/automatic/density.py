@@ -302,20 +302,16 @@ class ProgramDensity:
             runs = [sample_sites(self.drawn(*args, **kwargs)) for _ in range(2)]
         except NotImplementedError:  # a site cannot be drawn, such as an improper one
             return
-        for site in self._latents:
-            self._check_support([trace[site["name"]] for trace in runs])
-
-    @staticmethod
-    def _check_support(runs: list[Site]) -> None:
-        to_support = [biject_to(site["fn"].support) for site in runs]
-        middle = torch.full_like(to_support[0].inv(runs[0]["value"]), 0.3)
-        low, high = (transform(middle) for transform in to_support)
-        if not torch.allclose(low, high):
-            raise ValueError(
-                f"the support of {runs[0]['name']!r} changes with other latents, expected the "
-                "same in each run; draw it from a fixed one and move it, e.g. b * a for a of "
-                "Uniform(0, 1)"
-            )
+        for name in (site["name"] for site in self._latents):
+            to_support = [biject_to(trace[name]["fn"].support) for trace in runs]
+            middle = torch.full_like(to_support[0].inv(runs[0][name]["value"]), 0.3)
+            low, high = (transform(middle) for transform in to_support)
+            if not torch.allclose(low, high):
+                raise ValueError(
+                    f"the support of {name!r} changes with other latents, expected the same in "
+                    "each run; draw it from a fixed one and move it, e.g. b * a for a of "
+                    "Uniform(0, 1)"
+                )
 
     @torch.enable_grad()
     def check_slope(self, x: Tensor, *args: object, **kwargs: object) -> None:

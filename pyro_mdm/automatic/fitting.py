@@ -118,8 +118,11 @@ class Fitting:
             if chain.is_at_rest:
                 chain.reset()
             left = self._left(1 - OF_COMPARISON)
-            weights = chain.parameters()
-            losses = self._train(weights, self._loss_of_chain, "chain", self.settings.updates, left)
+
+            def loss(n: int) -> Tensor:
+                return -_clamped(self._bound_of_chain(n)).mean()
+
+            losses = self._train(chain.parameters(), loss, "chain", self.settings.updates, left)
         if (is_first and not pays) or self._judged("chain") < bound:
             chain.rest()
         return losses
@@ -293,9 +296,6 @@ class Fitting:
 
     def _bound_of_chain(self, n: int) -> Tensor:
         return self.guide.log_weights(n, *self.args, **self.kwargs)[1]
-
-    def _loss_of_chain(self, n: int) -> Tensor:
-        return -_clamped(self._bound_of_chain(n)).mean()
 
     def _train(
         self,

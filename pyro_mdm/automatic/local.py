@@ -161,7 +161,14 @@ def _newton(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         z = z if through and z.requires_grad else z.detach().requires_grad_()
         (slope,) = torch.autograd.grad(log_density(z).sum(), z, create_graph=True)
-        columns = [_derivative(entry, z, through) for entry in slope.sum(0)]
+        columns = [torch.zeros_like(z)] * z.shape[1]  # of a slope that does not depend on z
+        if slope.requires_grad:
+            columns = [
+                torch.autograd.grad(
+                    entry, z, create_graph=through, retain_graph=True, materialize_grads=True
+                )[0]
+                for entry in slope.sum(0)
+            ]
         slope, curvature = slope.nan_to_num(), torch.stack(columns, 1).nan_to_num()
     precision = -(curvature + curvature.mT) / 2
     if not through:
@@ -173,15 +180,6 @@ def _newton(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
         usable = ((wrong == 0) & ~flat)[:, None, None]
     root = torch.linalg.cholesky_ex(torch.where(usable, precision, diagonal)).L
     return solved(root, slope[..., None])[..., 0], root
-
-
-def _derivative(value: Tensor, z: Tensor, through: bool) -> Tensor:
-    """The derivative, 0 where there is none."""
-    if not value.requires_grad:
-        return torch.zeros_like(z)
-    return torch.autograd.grad(
-        value, z, create_graph=through, retain_graph=True, materialize_grads=True
-    )[0]
 
 
 def _unwhitened(root: Tensor, w: Tensor) -> Tensor:

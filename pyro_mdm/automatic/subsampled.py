@@ -96,12 +96,6 @@ class SubsampledGuide(ChainGuide):
         density = getattr(self, "program_density", None)
         return density if isinstance(density, PlateDensity) else None
 
-    @property
-    def _row_chain(self) -> RowChain:
-        rows = self.chain.rows
-        assert isinstance(rows, RowChain)
-        return rows
-
     # -- the program -------------------------------------------------------------------------------
 
     def _prototype_hide_fn(self, site: Site) -> bool:
@@ -188,7 +182,8 @@ class SubsampledGuide(ChainGuide):
             return plate.terms(x, rows, index, *args, **kwargs).rows.flatten()
 
         unit = solved(self.root, (x - self.loc).mT).mT
-        z, log_q = self._row_chain.draw(density, unit.repeat_interleave(plate.batch, 0))
+        rows: RowChain = self.chain.rows  # type: ignore[assignment]
+        z, log_q = rows.draw(density, unit.repeat_interleave(plate.batch, 0))
         return z.view(n, plate.batch, plate.row_dim), log_q.view(n, plate.batch)
 
     @property

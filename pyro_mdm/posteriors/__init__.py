@@ -2,14 +2,20 @@
 
 from pyro_mdm.evaluation.weights import ImportanceWeights
 from pyro_mdm.posteriors.amortized import AmortizedPosterior, LogDensity
-from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
-from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
-from pyro_mdm.posteriors.factor import FactorCalibration, calibrate_factor
+from pyro_mdm.posteriors.calibration import (
+    Calibration,
+    Coverage,
+    FactorCalibration,
+    calibrate,
+    calibrate_at,
+    calibrate_factor,
+    expected_coverage,
+    ranks,
+)
 from pyro_mdm.posteriors.gaussian import LinearGaussian
-from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws
+from pyro_mdm.posteriors.guide import LocalGuide, PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.joint import AmortizedJoint
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
-from pyro_mdm.posteriors.local import LocalGuide
 from pyro_mdm.posteriors.members import LearnedEvidence, LikelihoodMembers, MemberDraws
 from pyro_mdm.posteriors.prior import log_prior
 from pyro_mdm.posteriors.reading import (

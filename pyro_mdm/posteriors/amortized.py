@@ -34,10 +34,16 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.posteriors.dependence import seeded
 from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.gaussian import LinearGaussian
-from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
-from pyro_mdm.posteriors.local import LocalGuide
+from pyro_mdm.posteriors.guide import (
+    LocalGuide,
+    PosteriorGuide,
+    ScoredDraws,
+    draw_by_flow,
+    one_row,
+)
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.posteriors.reading import (
@@ -45,9 +51,10 @@ from pyro_mdm.posteriors.reading import (
     check_data,
     check_program,
     named_sites,
+    number_of,
     rows_of,
 )
-from pyro_mdm.posteriors.training import LearningOptions, Usual, to_learn_from, train
+from pyro_mdm.posteriors.training import LearningOptions, TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import TENSORS, PretrainedError, save_folder
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import Count, check_count, check_number, checked_arguments
@@ -55,16 +62,16 @@ from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.saved import damage_of
 
-__all__ = ["AmortizedPosterior", "LogDensity"]
+__all__ = ["DEPTH", "HIDDEN", "NOISE", "USUAL", "AmortizedPosterior", "LogDensity"]
 
 NOTE = "pyro_mdm.posterior"
 """The note of the sites' names and the parameters' scales, beside a model."""
 
-MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
+NOISE = {"min_log_snr": -5.0, "max_log_snr": 12.0}
 """λ(T), and λ(ε), where the decoder takes over. Residuals have unit variance, so the noise at ε has
 a standard deviation of 0.0025."""
 
-USUAL: Usual = {"steps": 8_000, "batch_size": 256, "learning_rate": 2e-3}
+USUAL = TrainingOptions(steps=8_000, batch_size=256, learning_rate=2e-3)
 """The usual options of training."""
 
 HIDDEN, DEPTH = 128, 3
@@ -144,11 +151,7 @@ class AmortizedPosterior(nn.Module):
         check_data(draws, self._data_shapes)
         self.encoding = Encoding.fit(self._numbers(draws), missing)
         x = self.data(draws)
-        if len(x) != len(u):
-            raise ValueError(
-                f"draws have {len(u)} parameters and {len(x)} data, expected pairs; give what "
-                "simulate returns"
-            )
+        number_of({"parameters": u, "data": x}, "draws", "give what simulate returns")
         self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, self.encoding.values(x))
         self.predictive = PriorPredictive(self.encoding.values(x))
         context: GivenContext = Vectors.fit(x)
@@ -160,12 +163,9 @@ class AmortizedPosterior(nn.Module):
         d = u.shape[1]
         if network is None:
             network = MLP(d + context.size, hidden=HIDDEN, depth=DEPTH, out_features=d)
-        diffusion = (
-            VPSDE(min_log_snr=MIN_LOG_SNR, max_log_snr=MAX_LOG_SNR)
-            if diffusion is None
-            else diffusion
-        )
-        self._set_model(DiffusionModel(diffusion, Denoiser.fit(network, r), context=context))
+        diffusion = VPSDE(**NOISE) if diffusion is None else diffusion
+        self.model = DiffusionModel(diffusion, Denoiser.fit(network, r), context=context)
+        self.noising = DiffusionGuide(diffusion)
 
     @classmethod
     @checked_arguments
@@ -181,7 +181,7 @@ class AmortizedPosterior(nn.Module):
         encoder: nn.Module | None = None,
         **learning: Unpack[LearningOptions],
     ) -> AmortizedPosterior:
-        """The posterior trained on simulations.
+        """The posterior trained on simulations, in evaluation mode.
 
         Args:
             program, latent, observed, network, diffusion, encoder: as for the class.
@@ -191,9 +191,6 @@ class AmortizedPosterior(nn.Module):
             learning: options by name, see :class:`LearningOptions`; usual are 8,000 steps, batches
                 of 256 and a learning rate of 2e-3.
 
-        Returns:
-            The posterior, in evaluation mode.
-
         Raises:
             FloatingPointError: a loss that is not finite.
             TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
@@ -202,7 +199,7 @@ class AmortizedPosterior(nn.Module):
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
         sites, gaps = (program, latent, observed), missing > 0
-        with to_learn_from(program, [*latent, *observed], learning, **USUAL) as (draws, options):
+        with to_learn_from(program, [*latent, *observed], learning, USUAL) as (draws, options):
             posterior = cls(*sites, draws, network, diffusion, missing=gaps, encoder=encoder)
             x = posterior.data(draws)
             r = posterior.coordinates(draws, x)[0]
@@ -288,7 +285,7 @@ class AmortizedPosterior(nn.Module):
         new.register_buffer("mean", mean)
         new.register_buffer("scale", scale)
         new.encoding, new.gaussian, new.predictive = encoding, gaussian, predictive
-        new._set_model(opened.model)
+        new.model, new.noising = opened.model, DiffusionGuide(opened.model.diffusion)
         return new.eval()
 
     def _name_sites(
@@ -306,16 +303,13 @@ class AmortizedPosterior(nn.Module):
         shapes = {site.name: site.shape for site in self.sites} | self._data_shapes
         return {name: list(shape) for name, shape in shapes.items()}
 
-    def _set_model(self, model: DiffusionModel) -> None:
-        self.model, self.noising = model, DiffusionGuide(model.diffusion)
-
     # -- coordinates -------------------------------------------------------------------------------
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
         """The encoded data that networks take, (n, m), or (n, 2 m) with ``missing``.
 
         Args:
-            draws: data by site, (n, *shape), or one datum, (*shape) (:class:`Encoding`).
+            draws: data by site, (n, *shape), or one datum, (*shape).
 
         Raises:
             ValueError: a site that is missing or has another shape; infinite numbers, or NaN where
@@ -324,16 +318,10 @@ class AmortizedPosterior(nn.Module):
         return self.encoding(self._numbers(draws))
 
     def _numbers(self, draws: Mapping[str, Tensor]) -> Tensor:
-        by_site = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
-        n = max(map(len, by_site.values()))
-        if odd := [name for name, values in by_site.items() if len(values) not in (1, n)]:
-            raise ValueError(
-                f"{odd[0]!r} has {len(by_site[odd[0]])} data and others {n}, expected one number; "
-                "give each site the same data"
-            )
-        return torch.cat(
-            [values.reshape(len(values), -1).expand(n, -1) for values in by_site.values()], 1
-        )
+        values = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
+        several = {name: value for name, value in values.items() if len(value) != 1}
+        n = number_of(several or values, "data", "give each site the same data")
+        return torch.cat([v.reshape(len(v), -1).expand(n, -1) for v in values.values()], 1)
 
     def coordinates(self, draws: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """The model's coordinates r of parameters, (n, d), and log|det ∂r/∂θ|, (n,).
@@ -394,14 +382,10 @@ class AmortizedPosterior(nn.Module):
         x = self.data(data)
         repeated = x.repeat_interleave(n, 0)
         model = self.model.given_context(repeated)
-        with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with evaluating(model), seeded(seed):
             r = model(batch_size=n * len(x))
-        one = all(
-            torch.as_tensor(data[name]).dim() == len(shape)
-            for name, shape in self._data_shapes.items()
-        )
+        shapes = self._data_shapes.items()
+        one = all(torch.as_tensor(data[name]).dim() == len(shape) for name, shape in shapes)
         self._warn_of(x)
         lead = (n,) if one else (len(x), n)
         drawn = self.parameters_of(r, repeated).items()
@@ -425,20 +409,8 @@ class AmortizedPosterior(nn.Module):
         return self.predictive.p_values(self.encoding.values(x), self.encoding.seen(x))
 
     def _warn_of(self, x: Tensor) -> None:
-        said = self.predictive.warning(self.encoding.values(x), self.encoding.seen(x))
-        if said is not None:
+        if said := self.predictive.warning(self.encoding.values(x), self.encoding.seen(x)):
             warnings.warn(said, stacklevel=5)
-
-    def scored_draws(
-        self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
-    ) -> ScoredDraws:
-        """Draws of p(θ | x) for one datum, (*shape) by site, as for :meth:`scored_draws_of_each`.
-
-        Raises:
-            ValueError: several data; as for :meth:`data`.
-        """
-        one_row(self.data(data))
-        return self.scored_draws_of_each(data, n, seed=seed)
 
     @checked_arguments
     def guide(
@@ -446,34 +418,20 @@ class AmortizedPosterior(nn.Module):
     ) -> PosteriorGuide:
         """The posterior of one observation as a Pyro guide of the program.
 
-        Args:
-            data: the observation by site, (*shape).
-            nuisance: whether the guide draws sites that are neither parameters nor data too.
-            seed: the seed of the draws; None: the global generator.
-
-        Raises:
-            ValueError: several observations; as for :meth:`data`.
+        Arguments are those of :class:`PosteriorGuide`. Several observations are a ValueError, and
+        so is what :meth:`data` refuses.
         """
         self._warn_of(one_row(self.data(data)))
-        return PosteriorGuide(
-            self, self.program, self.sites.sites, data, nuisance=nuisance, seed=seed
-        )
+        sites = self.sites.sites
+        return PosteriorGuide(self, self.program, sites, data, nuisance=nuisance, seed=seed)
 
-    def scored_draws_of_each(
+    def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
     ) -> ScoredDraws:
         """Draws of p(θ | x) for each of m data, with the density that they are drawn from.
 
-        Args:
-            data: data by site, (m, *shape).
-            n: the number of draws for each datum.
-            seed: the seed of the draws; None: the global generator.
-
-        Returns:
-            Draws by site, (m n, *shape), the n draws of a datum one after another.
-
-        Raises:
-            ValueError: as for :meth:`data`.
+        Arguments and errors are those of :meth:`sample`. Draws are by site, (m n, *shape), the n
+        draws of a datum one after another.
         """
         check_count("n", n, "the number of draws for each datum")
         repeated = self.data(data).repeat_interleave(n, 0)
@@ -482,27 +440,14 @@ class AmortizedPosterior(nn.Module):
 
     @checked_arguments
     def local_guide(
-        self,
-        data: Mapping[str, Tensor],
-        *,
-        names: Mapping[str, str] | None = None,
-        block: int = 16,
+        self, data: Mapping[str, Tensor], *, names: Mapping[str, str] | None = None, block: int = 16
     ) -> LocalGuide:
-        """The posteriors of m data as a guide of the local latents of a hierarchical program.
-
-        Args:
-            data: data by site, (m, *shape).
-            names: the names of the program's sites by those of the simulator's, where they differ.
-            block: the number of draws of a datum that are made together.
-
-        Raises:
-            ValueError: names of unknown parameters; as for :meth:`data`.
-        """
+        """The posteriors of m data as a guide of the local latents of a hierarchical program;
+        arguments and errors are those of :class:`LocalGuide` and :meth:`data`."""
         x = self.data(data)
         self._warn_of(x)
-        rows = {name: torch.as_tensor(data[name]) for name in self._data_shapes}
-        sites = self.sites.sites
-        return LocalGuide(self, sites, rows, len(x), names=names, block=block)
+        rows = {name: data[name] for name in self._data_shapes}
+        return LocalGuide(self, self.sites.sites, rows, len(x), names=names, block=block)
 
     @torch.no_grad()
     @checked_arguments
@@ -535,11 +480,11 @@ class AmortizedPosterior(nn.Module):
         values, x = self.sites.values(theta), self.data(data)
         inside = self.sites.inside(values)
         n = len(inside)
-        x = x.expand(n, -1) if len(x) == 1 else x
-        if len(x) != n:
+        if len(x) not in (1, n):
             raise ValueError(
                 f"theta are {n} and data {len(x)}, expected as many of both, or one datum"
             )
+        x = x.expand(n, -1)
         value = torch.full((n,), -math.inf, dtype=torch.float64)
         error = torch.zeros(n, dtype=torch.float64)
         if bool(inside.any()):

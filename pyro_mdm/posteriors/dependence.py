@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_mdm.support.traces import Site, is_computed, is_subsample
 
-__all__ = ["ProgramRun", "parents_of", "run_holding", "with_other_draws"]
+__all__ = ["ChangedSites", "ProgramRun", "parents_of", "run_holding", "seeded", "with_other_draws"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,10 @@ IN_PLACE = re.compile(
     r"[a-z].*[^_]_|__set\w*__|__i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor)__"
 )
 """Names of functions that write into their first argument."""
+
+
+class ChangedSites(ValueError):
+    """A program has other sites or shapes in another run."""
 
 
 def _is_constant(site: Site) -> bool:
@@ -101,6 +105,16 @@ class _Following(Messenger):
         msg["value"] = ProvenanceTensor(value, frozenset({name}))
 
 
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """A context with random numbers of torch by a seed, after which they go on as before; None: the
+    global generator."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
 def with_other_draws(run: Callable[[int], T], seed: int) -> T:
     """The result of the first run, by seeds from the given one on, of a program that does not fail;
     simulators may fail at some parameters. If each of ten runs fails, the first error is raised."""
@@ -108,6 +122,8 @@ def with_other_draws(run: Callable[[int], T], seed: int) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return run(seed + attempt * APART)
+        except ChangedSites:
+            raise
         except Exception as error:  # a program may raise any error
             first = error if first is None else first
     assert first is not None
@@ -125,7 +141,7 @@ def parents_of(
     parents: dict[str, frozenset[str]] = {}
 
     def followed(seed: int) -> _Following:
-        with _seeded(seed), warnings.catch_warnings(), _Leaks() as leaks:
+        with seeded(seed), warnings.catch_warnings(), _Leaks() as leaks:
             warnings.simplefilter("ignore")  # torch warns where tensors are made from tensors
             with _Following(named, leaks) as following:
                 program()
@@ -177,18 +193,13 @@ def run_holding(
     """
 
     def run(seed: int) -> ProgramRun:
-        with _seeded(seed), _Holding(held) as holding:
+        with seeded(seed), _Holding(held) as holding:
             program()
         return holding.run
 
     try:
         return with_other_draws(run, seed)
+    except ChangedSites:
+        raise
     except Exception:  # a program may raise any error at values that it never draws together
         return ProgramRun({}, {})
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -116,24 +116,18 @@ class DiscreteLaw(FactorLaw):
         few = [j for j, lattice in enumerate(lattices) if lattice.size <= MOST_LEVELS]
         wide = [j for j in range(m) if j not in few]
         levels = max((int(lattices[j].size) for j in few), default=0)
-        of_number = 3 * COMPONENTS
-        given = torch.tensor([j for j in few for _ in range(levels)] + wide)
-        asked = [j for j in few for _ in range(levels)]
-        asked += [j for j in wide for _ in range(of_number)]
-        self.network = Autoregressive(inputs, given, torch.tensor(asked), m, hidden, depth)
+        of_few = [j for j in few for _ in range(levels)]
+        given = torch.tensor(of_few + wide)
+        asked = torch.tensor(of_few + [j for j in wide for _ in range(3 * COMPONENTS)])
+        self.network = Autoregressive(inputs, given, asked, m, hidden, depth)
         self.lattices, self.few, self.wide, self.levels = tuple(lattices), few, wide, levels
         self.features = len(few) * levels + len(wide)
         place, far = torch.arange(levels), torch.tensor(-math.inf)
         sizes = torch.tensor([[lattices[j].size] for j in few]).reshape(-1, 1)
         self.register_buffer("never", torch.where(place < sizes, 0.0, far), persistent=False)
         # components start apart, as equal ones would have equal gradients and stay equal
-        start = torch.stack(
-            [
-                torch.zeros(COMPONENTS),
-                torch.linspace(-1, 1, COMPONENTS),
-                torch.full((COMPONENTS,), -1.0),
-            ]
-        )
+        location, constant = torch.linspace(-1, 1, COMPONENTS), torch.ones(COMPONENTS)
+        start = torch.stack([0 * constant, location, -constant])
         self.register_buffer("start", start, persistent=False)
         self.register_buffer("center", torch.zeros(len(wide), dtype=torch.float64))
         self.register_buffer("unit", torch.ones(len(wide), dtype=torch.float64))
@@ -167,29 +161,22 @@ class DiscreteLaw(FactorLaw):
     @torch.no_grad()
     def cells(self, x: Tensor) -> Cells:
         """The cells of data x (n, k, m). A number that is no value is taken for the origin."""
-        is_value = torch.stack(
-            [lattice.has(x[..., j]) for j, lattice in enumerate(self.lattices)], -1
-        )
-        origin = x.new_tensor([lattice.origin for lattice in self.lattices])
-        inside = torch.where(is_value, x, origin)
-        lattices = [self.lattices[j] for j in self.few]
+        lattices = self.lattices
+        is_value = torch.stack([lattice.has(x[..., j]) for j, lattice in enumerate(lattices)], -1)
+        inside = torch.where(is_value, x, x.new_tensor([lattice.origin for lattice in lattices]))
         levels = [
-            ((inside[..., j] - lattice.lower) / lattice.gap).round().long()
-            for j, lattice in zip(self.few, lattices, strict=True)
+            ((inside[..., j] - lattices[j].lower) / lattices[j].gap).round() for j in self.few
         ]
-        nothing = inside[..., :0]
-        level = torch.stack(levels, -1) if levels else nothing.long()
-        edges, ends = [], []
+        level = torch.stack([inside[..., 0], *levels], -1)[..., 1:].long()
+        none = is_value.new_zeros(2, *x.shape[:-1])  # there may be no number of many values
+        edges, ends = [none.double()], [none]
         for j in self.wide:
-            lattice, value = self.lattices[j], inside[..., j].double()
-            half = lattice.gap / 2
-            edges.append(
-                torch.stack([lattice.coordinate(value - half), lattice.coordinate(value + half)])
-            )
+            lattice, value = lattices[j], inside[..., j].double()
+            sides = value - lattice.gap / 2, value + lattice.gap / 2
+            edges.append(torch.stack([lattice.coordinate(side) for side in sides]))
             ends.append(torch.stack([value == lattice.lower, value == lattice.upper]))
-        none = nothing.double().expand(2, *nothing.shape)
-        low, high = (torch.stack(edges, -1) if edges else none).sub(self.center).div(self.unit)
-        is_first, is_last = torch.stack(ends, -1) if ends else none.bool()
+        low, high = (torch.stack(edges, -1)[..., 1:] - self.center) / self.unit
+        is_first, is_last = torch.stack(ends, -1)[..., 1:]
         middle, width = ((low + high) / 2).to(x), (high - low).to(x)
         hot = functional.one_hot(level, max(1, self.levels)).to(x).flatten(2)
         features = torch.cat([hot, middle], 2)
@@ -202,9 +189,7 @@ class DiscreteLaw(FactorLaw):
         """The log probabilities of few values, (n, k, f, levels), and the parameters of mixtures,
         (n, k, w, 3, components)."""
         outputs = self.network(features, theta)
-        logits, raw = outputs.split(
-            [len(self.few) * self.levels, outputs.shape[2] - len(self.few) * self.levels], 2
-        )
+        logits, raw = outputs.tensor_split([len(self.few) * self.levels], 2)
         logits = logits.unflatten(2, (len(self.few), self.levels)) + self.never
         raw = raw.unflatten(2, (len(self.wide), 3, COMPONENTS)) + self.start
         return logits.log_softmax(-1), raw

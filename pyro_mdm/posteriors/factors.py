@@ -20,6 +20,7 @@ from pyro_mdm.posteriors.reading import (
     Program,
     Structure,
     bounds_of,
+    number_of,
     sites_of,
 )
 from pyro_mdm.support.checks import check_count
@@ -33,7 +34,6 @@ __all__ = [
     "inputs_of",
     "lattices_of",
     "name_of",
-    "place_dim",
     "values_by_site",
 ]
 
@@ -42,11 +42,7 @@ LEAST_DISTINCT = 0.5
 
 
 def factors_of(structure: Structure, sites: Names) -> list[DataFactor]:
-    """The factors of the named sites of the data; None: all.
-
-    Raises:
-        ValueError: an unknown site; some but not all sites of a factor.
-    """
+    """The factors of the named sites of the data; None: all."""
     if sites is None:
         return list(structure.factors)
     available = [site.name for site in structure.data]
@@ -71,11 +67,7 @@ def factors_of(structure: Structure, sites: Names) -> list[DataFactor]:
 
 
 def check_plates(structure: Structure, plates: Plates) -> dict[str, int]:
-    """The numbers of data in plates along which data are exchangeable, by name.
-
-    Raises:
-        ValueError: a plate along which data are not exchangeable; a number that is no count.
-    """
+    """The numbers of data in plates along which data are exchangeable, by name."""
     plates = dict(plates or {})
     for name, size in plates.items():
         check_exchangeable(structure, name, "plates")
@@ -182,35 +174,21 @@ def name_of(factor: DataFactor) -> str:
     return ", ".join(site.name for site in factor.sites)
 
 
-def place_dim(factor: DataFactor, site: DataSite) -> int | None:
-    """The dimension of a site's value along the factor's plate; None: the factor has no plate."""
-    return next((plate.dim for plate in site.plates if plate.name == factor.plate), None)
-
-
 def data_of(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
     """The data of a factor by place, (n, places, m), the sites side by side.
 
     They are by site, (n, *shape), or one datum, (*shape), with any number of places along the
     factor's plate, and NaN where a datum is missing.
-
-    Raises:
-        ValueError: a site that is missing or has another shape; numbers of places that differ;
-            infinite numbers; a datum with NaN in some but not all of its numbers.
     """
-    sites, places = [], dict[str, int]()
+    sites, by_place = [], dict[str, Tensor]()
     for site in factor.sites:
-        dim, shape = place_dim(factor, site), list(site.shape)
+        dim, shape = factor.dim_of(site), list(site.shape)
         if dim is not None and site.name in data:
-            given = torch.as_tensor(data[site.name]).shape
-            if len(given) >= len(shape):
-                shape[dim] = places[site.name] = given[dim]
+            value = torch.as_tensor(data[site.name])
+            if value.dim() >= len(shape):
+                by_place[site.name], shape[dim] = value.movedim(dim, 0), value.shape[dim]
         sites.append(site._replace(shape=torch.Size(shape)))
-    if len(set(places.values())) > 1:
-        counts = ", ".join(f"{number} of {name!r}" for name, number in places.items())
-        raise ValueError(
-            f"the numbers of data in the plate {factor.plate!r} differ between sites ({counts}), "
-            "expected one number; give NaN where a datum is missing"
-        )
+    number_of(by_place, f"data in the plate {factor.plate!r}", "give NaN where one is missing")
     x = factor._replace(sites=tuple(sites)).data(data)
     missing = x.isnan()
     if bool(x.isinf().any()):
@@ -232,7 +210,7 @@ def values_by_site(factor: DataFactor, x: Tensor) -> Draws:
     :func:`data_of`."""
     values, first = Draws(), 0
     for site in factor.sites:
-        dim, shape = place_dim(factor, site), list(site.shape)
+        dim, shape = factor.dim_of(site), list(site.shape)
         if dim is not None:
             del shape[dim]
         size = math.prod(shape)

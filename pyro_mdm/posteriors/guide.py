@@ -1,4 +1,4 @@
-r"""The posterior of one observation as a guide of its program, and weights that make it exact.
+r"""Learned posteriors as guides: of one observation's program, and of the units of a plate.
 
 A learned posterior q(θ | x) approximates p(θ | x). If the program has densities, draws of q have
 the importance weights
@@ -18,6 +18,11 @@ q(y | θ) the density is estimated by
 1/q̂ is unbiased for 1/q, so the error of q̂ does not bias weighted means (Grosse,
 Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
 has the identity, for upper bounds).
+
+In a hierarchical program unit i has parameters θ_i ~ p(θ | η) and data x_i, and
+:class:`LocalGuide` draws of q(θ_i | x_i) for all units, or for a subsample. The posterior was
+trained under its own prior, not the population's distribution, so it is too wide a guide where
+units have much in common. The bound of SVI holds for any guide.
 """
 
 from __future__ import annotations
@@ -39,18 +44,13 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import noising_law
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.likelihood import flow_weight
+from pyro_mdm.posteriors.dependence import seeded
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, nodes_of
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.checks import Count, checked_arguments
 from pyro_mdm.support.modules import evaluating
 
-__all__ = [
-    "Posterior",
-    "PosteriorGuide",
-    "ScoredDraws",
-    "draw_by_flow",
-    "one_row",
-]
+__all__ = ["LocalGuide", "Posterior", "PosteriorGuide", "ScoredDraws", "draw_by_flow", "one_row"]
 
 JOINT = "_posterior"
 """The name of a guide's auxiliary site, which has the density of all parameters together."""
@@ -81,7 +81,7 @@ class ScoredDraws:
 
 
 class Posterior(Protocol):
-    """The methods of a posterior that a guide can be made of, as of ``AmortizedPosterior``."""
+    """The methods of a posterior that guides can be made of, as of ``AmortizedPosterior``."""
 
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
@@ -116,97 +116,65 @@ def draw_by_flow(
     """
     shape = (n, model.diffusion.num_variables, *model.event_shape)
     flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)
-    with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with evaluating(model), seeded(seed):
         y = flow(*model.drawn(n), shape)
         z = model.likelihood(model.diffusion, model.score_function, y, len(shape) - 2).sample()
     theta = parameters_of(z)
 
     def score() -> Tensor:
-        with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0 if seed is None else seed)
-            return _flow_density(model, z, y) + coordinates(theta)[1].double()
+        with torch.no_grad(), evaluating(model), seeded(0 if seed is None else seed):
+            noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
+            states, solver = y.double().unsqueeze(1), Solver(rtol=TOLERANCE, atol=TOLERANCE)
+            log_q: Tensor = flow_weight(model, noising, z, solver, states)[0]
+            return log_q + coordinates(theta)[1].double()
 
     return ScoredDraws(theta, score)
 
 
-def _flow_density(model: DiffusionModel, z: Tensor, y: Tensor) -> Tensor:
-    """The log densities log q̂ (n,) of draws z (n, d) from the states y_ε (n, K, d) of the ODE."""
-    noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
-    solver = Solver(rtol=TOLERANCE, atol=TOLERANCE)
-    return flow_weight(model, noising, z, solver, y.double().unsqueeze(1))[0]
-
-
-class _Draws:
-    """Draws of a posterior with their densities, handed out one by one."""
-
-    def __init__(self, draw: Callable[[int, int], ScoredDraws], names: Sequence[str]) -> None:
-        self.draw, self.names = draw, names
-        self.blocks: list[ScoredDraws] = []
-        self.place: dict[bytes, tuple[int, int]] = {}
-        self.waiting = torch.empty(0)
-        self.made = 0
-
-    def take(self, n: int) -> Tensor:
-        """The next n draws, (n, size), the sites side by side."""
-        if (short := n - len(self.waiting)) > 0:
-            self._make(max(short, min(MOST, max(FIRST, self.made))))
-        rows, self.waiting = self.waiting[:n], self.waiting[n:]
-        return rows
-
-    def _make(self, n: int) -> None:
-        with poutine.block():  # sites of programs that run for draws are not the guide's
-            block = self.draw(n, len(self.blocks))
-        rows = torch.cat([block.theta[name].reshape(n, -1) for name in self.names], 1)
-        self.place |= {_key(row): (len(self.blocks), i) for i, row in enumerate(rows)}
-        self.blocks.append(block)
-        self.waiting = torch.cat([self.waiting, rows]) if len(self.waiting) else rows
-        self.made += n
-
-    def log_prob(self, rows: Tensor) -> Tensor | None:
-        """The log densities of rows (n, size), (n,); None: some rows are not among these draws."""
-        places = [self.place.get(_key(row)) for row in rows]
-        with poutine.block():
-            log_probs = [self.blocks[at[0]].log_prob[at[1]] for at in places if at is not None]
-        return torch.stack(log_probs) if len(log_probs) == len(places) else None
-
-
-def _key(row: Tensor) -> bytes:
-    return row.detach().cpu().numpy().tobytes()
-
-
-class _Joint(TorchDistribution):
-    """The distribution of all parameters, side by side."""
+class _Vectors(TorchDistribution):
+    """A distribution of vectors by the functions that draw, (*shape, size), and score them."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
     def __init__(
         self,
-        draws: _Draws,
+        draw: Callable[[torch.Size], Tensor],
         score: Callable[[Tensor], Tensor],
         size: int,
         batch_shape: Sequence[int] = (),
     ) -> None:
-        self.draws, self.score, self.size = draws, score, size
+        self._draw, self._score = draw, score
         super().__init__(torch.Size(batch_shape), torch.Size([size]), validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Joint:
-        return _Joint(self.draws, self.score, self.size, batch_shape)
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Vectors:
+        return _Vectors(self._draw, self._score, self.event_shape[0], batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = torch.Size([*sample_shape, *self.batch_shape])
-        return self.draws.take(shape.numel()).reshape(*shape, self.size)
+        return self._draw(torch.Size([*sample_shape, *self.batch_shape]))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        rows = value.reshape(-1, self.size)
-        log_q = self.draws.log_prob(rows)
-        log_q = self.score(rows) if log_q is None else log_q
-        return log_q.reshape(value.shape[:-1])
+        return self._score(value)
 
 
-class PosteriorGuide:
+class _Guide:
+    """A guide whose sites are blocks of the vectors of a posterior's draws."""
+
+    def __init__(self, posterior: Posterior, sites: Sequence[ParameterSite]) -> None:
+        self.sites, self._posterior = tuple(sites), posterior
+        self._sizes = [site.shape.numel() for site in self.sites]
+
+    def _joined(self, theta: Draws, n: int) -> Tensor:
+        """The values by site, (n, *shape), side by side, (n, size)."""
+        return torch.cat([theta[site.name].reshape(n, -1) for site in self.sites], 1)
+
+    def _split(self, vectors: Tensor) -> Draws:
+        """The values by site, (*batch, *shape), of vectors (*batch, size)."""
+        pairs = zip(self.sites, vectors.split(self._sizes, -1), strict=True)
+        return {s.name: value.reshape(*vectors.shape[:-1], *s.shape) for s, value in pairs}
+
+
+class PosteriorGuide(_Guide):
     """The posterior of one observation as a Pyro guide of its program.
 
     Each call draws all parameters jointly, at their own sites and in their own plates. Draws are
@@ -224,23 +192,6 @@ class PosteriorGuide:
         nuisance: whether the guide draws sites that are neither parameters nor data. False: the
             program draws them, or they are enumerated.
         seed: the seed of the draws; None: the global generator.
-
-    Example:
-        >>> from pyro.infer import Importance, Predictive
-        >>> from pyro_mdm.posteriors import ImportanceWeights
-        >>> from pyro_mdm.posteriors import AmortizedPosterior
-        >>> def program():
-        ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("x", dist.Normal(a, 1.0))
-        >>> posterior = AmortizedPosterior.fit(program, ["a"], ["x"], simulations=50, steps=2)
-        >>> observed = {"x": torch.tensor(0.5)}
-        >>> guide = posterior.guide(observed, seed=0)
-        >>> replicated = Predictive(program, guide=guide, num_samples=7)()
-        >>> conditioned = pyro.condition(program, observed)
-        >>> importance = Importance(conditioned, guide, num_samples=20).run()
-        >>> weights = ImportanceWeights.from_importance(importance)
-        >>> replicated["x"].shape, weights.log_weights.shape
-        (torch.Size([7]), torch.Size([20]))
     """
 
     @checked_arguments
@@ -254,33 +205,51 @@ class PosteriorGuide:
         nuisance: bool = True,
         seed: int | None = None,
     ) -> None:
-        self.sites = tuple(sites)
-        self._posterior, self._data = posterior, dict(data)
-        names = [site.name for site in self.sites]
-        size = sum(site.shape.numel() for site in self.sites)
-
-        def draw(n: int, block: int) -> ScoredDraws:
-            return posterior.scored_draws(data, n, seed=None if seed is None else seed + block)
-
-        self._joint = _Joint(_Draws(draw, names), self._score, size)
-        self._program = program
+        super().__init__(posterior, sites)
+        self._program, self._data, self._seed = program, dict(data), seed
+        self._blocks = list[ScoredDraws]()
+        self._places = dict[bytes, tuple[int, int]]()
+        self._waiting, self._made = torch.empty(0, sum(self._sizes)), 0
+        self._joint = _Vectors(self._drawn, self._log_prob, sum(self._sizes))
         drawn = [name for name, site in nodes_of(program).items() if not site["is_observed"]]
         values = {name: torch.as_tensor(value) for name, value in data.items()}
         given = {name for name, value in values.items() if not bool(value.isnan().all())}
         self._conditioned = {
             n: values[n] for n in drawn if n in given and bool(values[n].isfinite().all())
         }
+        names = [site.name for site in self.sites]
         self._others = [n for n in drawn if n not in given.union(names)] if nuisance else []
 
-    def _split(self, rows: Tensor) -> Draws:
-        """Values by site, (n, *shape), of rows (n, size)."""
-        blocks = rows.split([site.shape.numel() for site in self.sites], 1)
-        pairs = zip(self.sites, blocks, strict=True)
-        return {site.name: block.reshape(-1, *site.shape) for site, block in pairs}
+    def _drawn(self, shape: torch.Size) -> Tensor:
+        """The next draws, (*shape, size)."""
+        n = shape.numel()
+        if (short := n - len(self._waiting)) > 0:
+            self._draw_block(max(short, min(MOST, max(FIRST, self._made))))
+        vectors, self._waiting = self._waiting[:n], self._waiting[n:]
+        return vectors.reshape(*shape, vectors.shape[1])
 
-    def _score(self, rows: Tensor) -> Tensor:
-        """The log densities of parameters that are no draws of this guide, (n,)."""
-        return self._posterior.log_prob(self._split(rows), self._data).value
+    def _draw_block(self, n: int) -> None:
+        place = len(self._blocks)
+        seed = None if self._seed is None else self._seed + place
+        with poutine.block():  # sites of programs that run for draws are not the guide's
+            block = self._posterior.scored_draws(self._data, n, seed=seed)
+        vectors = self._joined(block.theta, n)
+        self._places |= {_key(vector): (place, i) for i, vector in enumerate(vectors)}
+        self._blocks.append(block)
+        self._waiting = torch.cat([self._waiting, vectors])
+        self._made += n
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        """The log densities, (*batch,), of vectors (*batch, size), which are not computed again for
+        draws of this guide."""
+        vectors = value.reshape(-1, value.shape[-1])
+        places = [self._places.get(_key(vector)) for vector in vectors]
+        with poutine.block():
+            log_q = [self._blocks[at[0]].log_prob[at[1]] for at in places if at is not None]
+            if len(log_q) == len(places):
+                return torch.stack(log_q).reshape(value.shape[:-1])
+            scored: Tensor = self._posterior.log_prob(self._split(vectors), self._data).value
+        return scored.reshape(value.shape[:-1])
 
     def __call__(self, *args: object, **kwargs: object) -> Draws:
         """Draw all parameters, each at its site.
@@ -318,3 +287,133 @@ class PosteriorGuide:
         drawn = self._split(self._joint.sample((chains,)))
         starts = {site.name: site.transform.inv(drawn[site.name]) for site in self.sites}
         return starts if chains > 1 else {name: value[0] for name, value in starts.items()}
+
+
+def _key(vector: Tensor) -> bytes:
+    return vector.detach().cpu().numpy().tobytes()
+
+
+class LocalGuide(_Guide):
+    """The posteriors of m data as the guide of their parameters, one by one in a plate.
+
+    A call draws the parameters of some data, each at its own site in the plate around the call. The
+    numbers of a parameter are dependent, so its site in the program has them as one event
+    (``to_event``), whatever the simulator has. Draws are made in blocks, and handed out once.
+
+    ``posterior.local_guide(data)`` makes it.
+
+    Args:
+        posterior: the posterior (:class:`Posterior`).
+        sites: the sites of its parameters.
+        data: data by site, (m, *shape).
+        m: the number of data.
+        names: the names of the program's sites by those of the simulator's, where they differ.
+        block: the number of draws of a datum that are made together.
+
+    Raises:
+        ValueError: names of unknown parameters.
+
+    Example:
+        >>> import torch
+        >>> from pyro_mdm.posteriors import AmortizedPosterior
+        >>> def simulator():
+        ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(a, 1.0))
+        >>> posterior = AmortizedPosterior.fit(simulator, ["a"], ["x"], simulations=50, steps=2)
+        >>> local = posterior.local_guide({"x": torch.randn(9)}, block=2)
+        >>> def guide():
+        ...     with pyro.plate("units", 9, subsample_size=3) as rows:
+        ...         local(rows)
+        >>> pyro.poutine.trace(guide).get_trace().nodes["a"]["value"].shape
+        torch.Size([3])
+    """
+
+    @checked_arguments
+    def __init__(
+        self,
+        posterior: Posterior,
+        sites: Sequence[ParameterSite],
+        data: Mapping[str, Tensor],
+        m: Count,
+        *,
+        names: Mapping[str, str] | None = None,
+        block: Count = 16,
+    ) -> None:
+        super().__init__(posterior, sites)
+        self.names, available = dict(names or {}), [site.name for site in self.sites]
+        if unknown := [name for name in self.names if name not in available]:
+            raise ValueError(
+                f"names has {unknown[0]!r}, expected parameters of the simulator, of "
+                f"{', '.join(available)}"
+            )
+        self._data, self._m, self._block = data, m, block
+        self._vectors = torch.empty(m, block, sum(self._sizes))
+        self._log_q = torch.empty(m, block, dtype=torch.float64)
+        self._next = torch.full((m,), block)
+
+    def __call__(self, rows: Tensor | None = None) -> Draws:
+        """Draw the parameters of some data in the plate around the call.
+
+        Args:
+            rows: the indices of the data, (b,) int64, as a plate with a subsample gives them; None:
+                all data.
+
+        Returns:
+            The parameters by the program's sites, (b, *shape).
+
+        Raises:
+            ValueError: rows that are no indices of data, or one of them twice.
+        """
+        rows = torch.arange(self._m) if rows is None else torch.as_tensor(rows)
+        if rows.dim() != 1 or bool(((rows < 0) | (rows >= self._m)).any()):
+            raise ValueError(
+                f"rows has shape {tuple(rows.shape)} and values up to {int(rows.max())}, expected "
+                f"(b,) numbers from 0 to {self._m - 1}; give what the plate gives, `with plate as "
+                "rows`"
+            )
+        if rows.unique().numel() < rows.numel():
+            raise ValueError(
+                f"rows has {rows.numel()} numbers, {rows.unique().numel()} of them different, "
+                "expected each once: a repeated datum would have one draw of its parameters twice"
+            )
+        last = list[Tensor]()  # the last draws with their densities
+
+        def draw(shape: torch.Size) -> Tensor:
+            taken = [self._take(some) for some in rows.expand(shape).reshape(-1, len(rows))]
+            vectors, log_q = (torch.stack(both) for both in zip(*taken, strict=True))
+            last[:] = vectors.reshape(*shape, -1), log_q.reshape(shape)
+            return last[0]
+
+        def score(value: Tensor) -> Tensor:
+            if not last or not torch.equal(last[0], value):
+                raise NotImplementedError(
+                    "a guide of local latents has densities of its last draws alone, expected "
+                    "those; for other parameters there is posterior.log_prob(theta, data)"
+                )
+            return last[1].to(value.dtype)
+
+        name = "_posterior_" + "_".join(site.name for site in self.sites)
+        law = _Vectors(draw, score, sum(self._sizes), rows.shape)
+        joint, values = self._split(pyro.sample(name, law, infer={"is_auxiliary": True})), Draws()
+        for site in self.sites:
+            name = self.names.get(site.name, site.name)
+            law_of_site = dist.Delta(joint[site.name], event_dim=len(site.shape))
+            values[name] = pyro.sample(name, law_of_site)
+        return values
+
+    def _take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """A new draw for each row (b,), (b, size), and its log density, (b,)."""
+        if bool((empty := self._next[rows] >= self._block).any()):
+            self._fill(rows[empty].unique())
+        place = self._next[rows]
+        self._next[rows] += 1
+        return self._vectors[rows, place], self._log_q[rows, place]
+
+    def _fill(self, rows: Tensor) -> None:
+        with poutine.block(), torch.no_grad():
+            chosen = {name: torch.as_tensor(value)[rows] for name, value in self._data.items()}
+            drawn = self._posterior.scored_draws(chosen, self._block)
+            vectors = self._joined(drawn.theta, len(rows) * self._block)
+            self._vectors[rows] = vectors.reshape(len(rows), self._block, -1)
+            self._log_q[rows] = drawn.log_prob.reshape(len(rows), self._block)
+        self._next[rows] = 0

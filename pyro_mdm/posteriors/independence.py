@@ -122,11 +122,8 @@ class Laws:
         for parameter in self.latent:
             for seed in range(2):
                 reference = run_holding(self.program, {}, seed)
-                held = {n: (reference.values[n], ALL) for n in reference.values if n in drawn}
-                held |= {
-                    n: (reference.values[n], ALL) for n in reference.values if n in self.latent
-                }
-                held.pop(parameter, None)
+                names = {*drawn, *self.latent} - {parameter}
+                held = {n: (v, ALL) for n, v in reference.values.items() if n in names}
                 run = run_holding(self.program, held, FRESH + seed)
                 for name in parents:
                     if name != parameter and not self._is_same(name, reference, run):
@@ -173,7 +170,11 @@ class Laws:
 
     def _note_of(self, plate: Plate, group: Group, strange: set[str]) -> str:
         """The reason why data are one datum in a plate, with a warning where it is not known."""
-        if unknown := sorted(name for name in strange if self._is_opaque(name)):
+        # random numbers are not seen where a distribution changes though all values are held
+        reference = run_holding(self.program, {}, 0)
+        drawn = [n for n in reference.values if not is_computed(self.nodes[n])]
+        run = run_holding(self.program, {n: (reference.values[n], ALL) for n in drawn}, FRESH)
+        if unknown := sorted(n for n in strange if not self._is_same(n, reference, run)):
             note = (
                 f"random numbers of {unknown[0]!r} in the plate {plate.name!r} are not seen, as "
                 "its values come from outside of pyro.sample, or its distribution has no density, "
@@ -188,14 +189,6 @@ class Laws:
             f"data in the plate {plate.name!r} are not exchangeable given the parameters: the "
             f"distribution of {min(strange)!r} differs between places or depends on other places"
         )
-
-    def _is_opaque(self, name: str) -> bool:
-        """Whether a site has random numbers that are not seen, or no density: its distribution
-        changes where the values of all sites are held."""
-        reference = run_holding(self.program, {}, 0)
-        drawn = [n for n in reference.values if not is_computed(self.nodes[n])]
-        held = {n: (reference.values[n], ALL) for n in drawn}
-        return not self._is_same(name, reference, run_holding(self.program, held, FRESH))
 
     def _odd(self, plate: Plate, sites: set[str]) -> set[str]:
         """The sites in a plate whose distribution differs between places or depends on others.
@@ -223,14 +216,7 @@ class Laws:
                 for name, dim in dims.items():
                     if not is_computed(self.nodes[name]):
                         dim = dim + self.nodes[name]["fn"].event_dim
-
-                    def before(law: Tensor, dim: int = dim, place: int = place) -> Tensor:
-                        return law.movedim(dim, 0)[place]
-
-                    def now(law: Tensor, dim: int = dim, half: Tensor = half) -> Tensor:
-                        return law.movedim(dim, 0)[half]
-
-                    if not self._is_same(name, reference, run, before, now):
+                    if not self._is_same(name, reference, run, (dim, place, half)):
                         odd.add(name)
         return odd
 
@@ -260,17 +246,20 @@ class Laws:
         name: str,
         reference: ProgramRun,
         run: ProgramRun,
-        before: Callable[[Tensor], Tensor] = Tensor.double,
-        now: Callable[[Tensor], Tensor] = Tensor.double,
+        at: tuple[int, int, Tensor] | None = None,
     ) -> bool:
-        """Whether a site's distribution is the same in two runs, each at some of its places."""
+        """Whether a site's distribution is the same in two runs; or, with a dimension, a place and
+        the mask of other places, at that place of the first and at those of the second."""
         if name not in reference.laws or name not in run.laws:
             return False
         old, new = reference.laws[name].double(), run.laws[name].double()
         rtol, atol = RTOL, ATOL
         if is_computed(self.nodes[name]):
             rtol, atol = 0.0, ATOL * float(old.max() - old.min())
-        return torch.allclose(now(new), before(old).expand_as(now(new)), rtol=rtol, atol=atol)
+        if at is not None:
+            dim, place, mask = at
+            old, new = old.movedim(dim, 0)[place], new.movedim(dim, 0)[mask]
+        return torch.allclose(new, old.expand_as(new), rtol=rtol, atol=atol)
 
 
 def _halvings(n: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:

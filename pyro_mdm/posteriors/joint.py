@@ -27,20 +27,22 @@ from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.posteriors.amortized import DEPTH, HIDDEN, NOISE, USUAL
+from pyro_mdm.posteriors.encoding import TailMap, scales_of
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
-from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
-from pyro_mdm.posteriors.tails import TailMap, scales_of
-from pyro_mdm.posteriors.training import LearningOptions, Usual, to_learn_from, train
+from pyro_mdm.posteriors.reading import (
+    Draws,
+    ParameterSite,
+    check_data,
+    check_given,
+    named_sites,
+    number_of,
+)
+from pyro_mdm.posteriors.training import LearningOptions, to_learn_from, train
 from pyro_mdm.support.checks import check_count, checked_arguments
 
 __all__ = ["AmortizedJoint"]
 
-USUAL: Usual = {"steps": 8_000, "batch_size": 256, "learning_rate": 2e-3}
-"""The usual options of training."""
-HIDDEN, DEPTH = 128, 3
-"""The width and the number of blocks of the network."""
-MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
-"""The range of log SNR of the noising."""
 LEVELS, SUBSETS = 0.2, 0.8
 """The shares of maps at which all numbers are drawn, and at which some are given."""
 FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
@@ -98,13 +100,8 @@ class AmortizedJoint(nn.Module):
         self._shapes = {site.name: site.shape for site in sites}
         self._shapes |= {name: data[name]["value"].shape for name in self.observed}
         check_data(draws, {name: self._shapes[name] for name in self.observed})
-        parameters = self.sites.values(draws)
-        for name in self.observed:
-            if len(draws[name]) != len(parameters[self.latent[0]]):
-                raise ValueError(
-                    f"there are {len(draws[name])} draws of {name!r} and "
-                    f"{len(parameters[self.latent[0]])} of {self.latent[0]!r}, expected one number"
-                )
+        self.sites.values(draws)
+        number_of({name: draws[name] for name in self._shapes}, "draws", "give them in pairs")
         for name in self.observed:
             if bool((draws[name] == draws[name].round()).all()):
                 raise TypeError(
@@ -123,8 +120,7 @@ class AmortizedJoint(nn.Module):
             z, [None] * z.shape[1], hidden=hidden, depth=depth, frequencies=FREQUENCIES
         )
         score.training_maps = RandomMaps(LEVELS, SUBSETS, 0.0, left_out=False)
-        diffusion = VPSDE(min_log_snr=MIN_LOG_SNR, max_log_snr=MAX_LOG_SNR)
-        self.model = DiffusionModel(diffusion, score)
+        self.model = DiffusionModel(VPSDE(**NOISE), score)
         self.noising = DiffusionGuide(self.model.diffusion)
 
     @classmethod
@@ -139,22 +135,13 @@ class AmortizedJoint(nn.Module):
         depth: int = DEPTH,
         **learning: Unpack[LearningOptions],
     ) -> AmortizedJoint:
-        """The joint distribution trained on simulations, by the bound on log p(θ, x).
+        """The joint distribution trained on simulations, in evaluation mode.
 
         Args:
             program, latent, observed, hidden, depth: as for the class.
-            learning: options by name, see :class:`LearningOptions`; usual are 8,000 steps, batches
-                of 256 and a learning rate of 2e-3.
-
-        Returns:
-            The joint distribution, in evaluation mode.
-
-        Raises:
-            FloatingPointError: a loss that is not finite.
-            TypeError, ValueError: as for the class, :func:`~pyro_mdm.posteriors.simulate` and
-                :func:`~pyro_mdm.posteriors.read_draws`; numbers that are too small.
+            learning: options and their errors as for :meth:`AmortizedPosterior.fit`.
         """
-        with to_learn_from(program, [*latent, *observed], learning, **USUAL) as (draws, options):
+        with to_learn_from(program, [*latent, *observed], learning, USUAL) as (draws, options):
             joint = cls(program, latent, observed, draws, hidden=hidden, depth=depth)
             z = joint._standardized(joint._numbers(draws))
             elbo = MDM_ELBO()(joint.model, joint.noising)
@@ -200,7 +187,10 @@ class AmortizedJoint(nn.Module):
                 parameter, such as a probability vector, of which only a part is given.
         """
         check_count("n", n, "the number of draws")
-        values = self._values(given)
+        given = {name: torch.as_tensor(value).to(self.center) for name, value in given.items()}
+        check_given(given, self._shapes)
+        nan = torch.tensor(torch.nan).to(self.center)
+        values = {name: given.get(name, nan.expand(s)) for name, s in self._shapes.items()}
         u = torch.cat([_unconstrained(site, values[site.name]) for site in self.sites])
         data = torch.cat([values[name].flatten() for name in self.observed])
         row = self._standardized(torch.cat([u, data]).unsqueeze(0))
@@ -213,25 +203,6 @@ class AmortizedJoint(nn.Module):
             drawn[name] = numbers[:, first : first + size].reshape(n, *self._shapes[name])
             first += size
         return {k: torch.where(values[k].isnan(), v, values[k]) for k, v in drawn.items()}
-
-    def _values(self, given: Mapping[str, Tensor]) -> Draws:
-        """The values of all sites, (*shape), NaN where none is given."""
-        if unknown := [name for name in given if name not in self._shapes]:
-            raise ValueError(
-                f"there is no site {unknown[0]!r}, expected sites among {list(self._shapes)}"
-            )
-        values = Draws()
-        for name, shape in self._shapes.items():
-            value = torch.as_tensor(given.get(name, torch.full(shape, torch.nan)))
-            if value.shape != shape:
-                raise ValueError(
-                    f"{name!r} has shape {tuple(value.shape)}, expected {tuple(shape)}; give one "
-                    "value, with NaN where a number is not given"
-                )
-            if bool(value.isinf().any()):
-                raise ValueError(f"{name!r} has infinite values, expected numbers, or NaN")
-            values[name] = value.to(self.center)
-        return values
 
 
 def _unconstrained(site: ParameterSite, value: Tensor) -> Tensor:
@@ -250,10 +221,6 @@ def _unconstrained(site: ParameterSite, value: Tensor) -> Tensor:
         )
     inside = site.transform(value.new_zeros(site.transform.inverse_shape(site.shape)))
     whole = torch.where(absent, inside, value)
-    if not bool(is_interior(site.support, whole.unsqueeze(0))):
-        raise ValueError(
-            f"the value of {site.name!r} is {value.tolist()}, which is not inside of its support, "
-            f"expected one of {site.support}"
-        )
+    site.check_inside(whole)
     u: Tensor = site.transform.inv(whole).flatten()
     return u.masked_fill(absent.flatten(), torch.nan) if bool(absent.any()) else u

@@ -5,7 +5,7 @@ covariance a network computes, unless a mean linear in θ and a constant covaria
 held-out simulations. The residual r = S^{-½} (x − m) has mixtures of Gaussian distributions given θ
 (:mod:`pyro_mdm.posteriors.autoregressive`) if these are better on held-out simulations; otherwise
 it is N(0, I). Numbers with bounds are transformed to numbers without them, and numbers with heavy
-tails by asinh (:mod:`pyro_mdm.posteriors.tails`), so that no fit hangs on the farthest of them.
+tails by asinh (:class:`TailMap`), so that no fit hangs on the farthest of them.
 Distributions of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.posteriors.autoregressive import ResidualMixture
+from pyro_mdm.posteriors.encoding import TailMap, scales_of
 from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
-from pyro_mdm.posteriors.tails import TailMap, scales_of
 from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
 from pyro_mdm.support.measured import Measured
 
@@ -105,9 +105,6 @@ class FactorLaw(nn.Module, ABC):
     ) -> list[Outcome]:
         """Learn the distribution from k data x (n, k, m) of each simulation with inputs theta (n,
         inputs), and return how the training of each network ended.
-
-        Raises:
-            FloatingPointError: a loss that is not finite.
         """
 
     def by_datum(self, x: Tensor, theta: Tensor) -> Tensor:

@@ -31,11 +31,11 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 from typing_extensions import Unpack
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.evaluation.tempering import GROUPS, temper
+from pyro_mdm.posteriors.dependence import seeded
 from pyro_mdm.posteriors.discrete import Lattice, law_of
 from pyro_mdm.posteriors.factors import (
     bounds_of_factor,
@@ -55,34 +55,22 @@ from pyro_mdm.posteriors.reading import (
     DataFactor,
     Draws,
     Names,
-    ParameterSite,
     Plates,
     check_data,
+    check_given,
     check_program,
-    is_interior,
+    number_of,
     read_program,
 )
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import LearnedLikelihood
-from pyro_mdm.posteriors.training import (
-    LearningOptions,
-    TrainingOptions,
-    Usual,
-    to_learn_from,
-)
+from pyro_mdm.posteriors.training import LearningOptions, TrainingOptions, to_learn_from
 from pyro_mdm.support.checks import Count, check_count, checked_arguments
-from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 from pyro_mdm.support.saved import PretrainedError, damage_of, read_saved, write_saved
 
-__all__ = [
-    "OF_SIMULATIONS",
-    "AmortizedLikelihood",
-    "PosteriorDraws",
-    "opened_likelihoods",
-    "save_likelihoods",
-]
+__all__ = ["OF_SIMULATIONS", "USUAL", "AmortizedLikelihood", "PosteriorDraws"]
 
 FILE, KIND = "likelihood.safetensors", "a likelihood"
 """The file of a likelihood in its folder, and its kind in words."""
@@ -90,7 +78,7 @@ FILE, KIND = "likelihood.safetensors", "a likelihood"
 LEAST_PARTICLES = 20_000
 """The least number of particles by default."""
 
-USUAL: Usual = {"steps": 6_000, "batch_size": 1024, "learning_rate": 3e-3}
+USUAL = TrainingOptions(steps=6_000, batch_size=1024, learning_rate=3e-3)
 """The usual options of training a network."""
 
 OF_SIMULATIONS = {"vectorized", "workers", "folder", "leave_out"}
@@ -151,10 +139,10 @@ class AmortizedLikelihood(LearnedLikelihood):
         self._read(program, latent, observed, hidden, depth, exchangeable)
         check_data(draws, {site.name: site.shape for site in self.structure.data})
         self._make_laws([lattices_of(program, factor, draws) for factor in self.structure.factors])
-        seen = self._seen(self.sites.values(draws))
-        self.scale.copy_(spread_of(seen))
-        self.mean.copy_(seen.mean(0))
-        self.domain = PriorPredictive((seen - self.mean) / self.scale)
+        numbers = self._numbers(self.sites.values(draws))
+        self.scale.copy_(spread_of(numbers))
+        self.mean.copy_(numbers.mean(0))
+        self.domain = PriorPredictive((numbers - self.mean) / self.scale)
 
     def _read(
         self,
@@ -168,32 +156,26 @@ class AmortizedLikelihood(LearnedLikelihood):
         check_count("hidden", hidden, "the width of the networks")
         check_count("depth", depth, "the number of their blocks")
         self.structure = read_program(program, latent, observed, exchangeable=exchangeable)
-        self.exchangeable = list(exchangeable)
-        self.sites = Parameters(self.structure.parameters)
+        self.sites, self._program = Parameters(self.structure.parameters), program
         self.latent, self.observed = list(latent), list(observed)
-        self.hidden, self.depth = hidden, depth
-        self._program = program
+        self.sizes: dict[str, Any] = {"hidden": hidden, "depth": depth}
+        self.sizes["exchangeable"] = list(exchangeable)
         self.outcomes: dict[str, list[Outcome]] = {}
-        sizes = {site.name: _numbers(site) for site in self.structure.parameters}
         self._places, first = dict[str, slice](), 0
-        for name, size in sizes.items():
-            self._places[name], first = slice(first, first + size), first + size
+        for site in self.sites:
+            shape = site.shape if site.is_bounded else site.transform.inverse_shape(site.shape)
+            self._places[site.name] = slice(first, first := first + math.prod(shape))
         self.register_buffer("mean", torch.zeros(first))
         self.register_buffer("scale", torch.ones(first))
 
     def _make_laws(self, lattices: Sequence[Sequence[Lattice | None]]) -> None:
         """Make untrained networks for the values of each number of each factor."""
-        inputs = {name: place.stop - place.start for name, place in self._places.items()}
         self.lattices = [tuple(of_factor) for of_factor in lattices]
-        self.laws = nn.ModuleList(
-            law_of(
-                max(1, sum(inputs[name] for name in factor.parameters)),
-                values,
-                self.hidden,
-                self.depth,
-            )
-            for factor, values in zip(self.structure.factors, self.lattices, strict=True)
-        )
+        self.laws, hidden, depth = nn.ModuleList(), self.sizes["hidden"], self.sizes["depth"]
+        inputs = {name: place.stop - place.start for name, place in self._places.items()}
+        for factor, values in zip(self.structure.factors, self.lattices, strict=True):
+            size = max(1, sum(inputs[name] for name in factor.parameters))
+            self.laws.append(law_of(size, values, hidden, depth))
 
     @classmethod
     @checked_arguments
@@ -209,7 +191,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         exchangeable: Sequence[str] = (),
         **learning: Unpack[LearningOptions],
     ) -> AmortizedLikelihood:
-        """The likelihood trained on simulations.
+        """The likelihood trained on simulations, in evaluation mode.
 
         Args:
             program, latent, observed, hidden, depth, exchangeable: as for the class.
@@ -221,48 +203,41 @@ class AmortizedLikelihood(LearnedLikelihood):
                 less than small ones, and a learning rate of 3e-3. ``seconds`` are those of all
                 networks, in equal parts.
 
-        Returns:
-            The likelihood, in evaluation mode.
-
         Raises:
             FloatingPointError: a loss that is not finite.
             TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
                 numbers that are too small.
         """
         names = [*latent, *observed]
-        with to_learn_from(program, names, learning, **USUAL) as (draws, options):
+        with to_learn_from(program, names, learning, USUAL) as (draws, options):
             sites = program, latent, observed, draws
-            likelihood = cls(*sites, hidden=hidden, depth=depth, exchangeable=exchangeable)
-            likelihood.simulations = {name: draws[name] for name in names}
+            new = cls(*sites, hidden=hidden, depth=depth, exchangeable=exchangeable)
+            new.simulations = {name: draws[name] for name in names}
             patient = options.patient or learning.get("steps") is None
-            likelihood._train(draws, options._replace(patient=patient, form=form))
-        return likelihood.eval().requires_grad_(False)
+            options = options._replace(patient=patient, form=form)
+            assert options.budget is not None
+            options.budget.trainings = sum(law.trainings for _, law in new._chosen())
+            theta = new._inputs(new.sites.values(draws))
+            for factor, law in new._chosen():
+                x, bounds = factor.data(draws), bounds_of_factor(program, factor)
+                outcomes = law.fit(x, inputs_of(theta, factor), bounds, options)
+                new.outcomes[name_of(factor)] = outcomes
+        return new.eval().requires_grad_(False)
 
-    def _train(self, draws: Draws, options: TrainingOptions) -> None:
-        theta = self._inputs(self.sites.values(draws))
-        assert options.budget is not None
-        options.budget.trainings = sum(law.trainings for _, law in self._factors)
-        for factor, law in self._factors:
-            x, bounds = factor.data(draws), bounds_of_factor(self._program, factor)
-            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options)
-            self.outcomes[name_of(factor)] = outcomes
-
-    @property
-    def _factors(self) -> list[tuple[DataFactor, Any]]:
-        return list(zip(self.structure.factors, self.laws, strict=True))
-
-    def _chosen(self, sites: Names) -> list[tuple[DataFactor, Any]]:
+    def _chosen(self, sites: Names = None) -> list[tuple[DataFactor, Any]]:
+        """The factors of the named sites with their distributions."""
+        pairs = zip(self.structure.factors, self.laws, strict=True)
         chosen = factors_of(self.structure, sites)
-        return [(factor, law) for factor, law in self._factors if factor in chosen]
+        return [(factor, law) for factor, law in pairs if factor in chosen]
 
     def bounds(self) -> list[DataBounds]:
-        return [law.bounds for _, law in self._factors]
+        return [law.bounds for _, law in self._chosen()]
 
     @property
     def gains(self) -> dict[str, Measured | None]:
         """The gain of mixtures over the Gaussian on held-out simulations, nats per datum, with its
         standard error, by the sites of a factor; None where there is one form alone."""
-        return {name_of(factor): law.gain for factor, law in self._factors}
+        return {name_of(factor): law.gain for factor, law in self._chosen()}
 
     def misfit(self, data: Mapping[str, Tensor], sites: Names = None) -> float:
         pairs = zip(self._chosen(sites), self.data(data, sites), strict=True)
@@ -277,15 +252,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         Args:
             folder: the folder; it is made if there is none.
         """
-        save_likelihoods(Path(folder) / FILE, KIND, [self])
-
-    def description(self) -> dict[str, object]:
-        """The names of the sites, the sizes of the networks and their gains, for JSON."""
-        gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
-        named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
-        sizes = {"hidden": self.hidden, "depth": self.depth, "exchangeable": self.exchangeable}
-        forms = {"gains": gains, "forms": [law.form for _, law in self._factors]}
-        return named | sizes | forms | {"lattices": self.lattices}
+        self.save_all(Path(folder) / FILE, KIND, [self])
 
     @classmethod
     @checked_arguments
@@ -303,47 +270,64 @@ class AmortizedLikelihood(LearnedLikelihood):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        (likelihood,) = opened_likelihoods(Path(folder) / FILE, KIND, program)
+        (likelihood,) = cls.open_all(Path(folder) / FILE, KIND, program)
         return likelihood
 
+    @staticmethod
+    def save_all(path: Path, kind: str, likelihoods: Sequence[AmortizedLikelihood]) -> None:
+        """Write likelihoods to a file, whose kind is given in words."""
+        described, tensors = list[dict[str, object]](), dict[str, Tensor]()
+        for place, one in enumerate(likelihoods):
+            laws = [law for _, law in one._chosen()]
+            gains = [None if law.gain is None else list(law.gain) for law in laws]
+            named = {"latent": one.latent, "observed": one.observed, "sites": one._described}
+            forms = {"forms": [law.form for law in laws], "lattices": one.lattices}
+            described.append(named | one.sizes | forms | {"gains": gains})
+            tensors |= {f"{place}.{name}": value for name, value in one.state_dict().items()}
+        write_saved(path, kind, {"likelihoods": described}, tensors)
+
     @classmethod
-    def from_description(
-        cls,
-        saved: JsonObject,
-        state: Mapping[str, Tensor],
-        path: Path,
-        program: Callable[..., object] | None,
-    ) -> AmortizedLikelihood:
-        """The likelihood of a :meth:`description` and a state dict in a file, for messages; errors
-        are those of :meth:`from_pretrained`."""
+    def open_all(
+        cls, path: Path, kind: str, program: Callable[..., object] | None
+    ) -> list[AmortizedLikelihood]:
+        """The likelihoods that :meth:`save_all` wrote, for the same simulator; errors are those of
+        :meth:`from_pretrained`."""
+        file, opened = read_saved(path, kind), list[AmortizedLikelihood]()
         with damage_of(path):
-            names = saved["latent"], saved["observed"]
-            sizes = saved["hidden"], saved["depth"], saved["exchangeable"]
-            gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
-            described, forms = saved["sites"], list(saved["forms"])
-            lattices = [
-                [None if numbers is None else Lattice(*numbers) for numbers in of_factor]
-                for of_factor in saved["lattices"]
-            ]
-        program = check_program(program, cls.__name__, path.parent, [*names[0], *names[1]])
-        new = cls.__new__(cls)
-        nn.Module.__init__(new)
-        new._read(program, *names, *sizes)
-        if new._described != described:
-            raise PretrainedError(
-                f"the sites of the program are {new._described}, expected those of the likelihood "
-                f"in {path.parent}, {described}; give the simulator that it is of"
-            )
-        with damage_of(path):
-            new.domain = PriorPredictive(state["domain.kept"])
-            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
-                new._make_laws(lattices)
-            new.load_state_dict(state)
-        for (_, law), gain, form in zip(new._factors, gains, forms, strict=True):
-            for module in law.modules():
-                if isinstance(module, FactorLaw) and module.form is not None:
-                    module.gain, module.form = gain, form
-        return new.eval().requires_grad_(False)
+            described = list(file.content["likelihoods"])
+        for place, saved in enumerate(described):
+            with damage_of(path):
+                names = saved["latent"], saved["observed"]
+                sizes = saved["hidden"], saved["depth"], saved["exchangeable"]
+                gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
+                sites, forms = saved["sites"], list(saved["forms"])
+                lattices = [
+                    [None if numbers is None else Lattice(*numbers) for numbers in of_factor]
+                    for of_factor in saved["lattices"]
+                ]
+            program = check_program(program, cls.__name__, path.parent, [*names[0], *names[1]])
+            new = cls.__new__(cls)
+            nn.Module.__init__(new)
+            new._read(program, *names, *sizes)
+            if new._described != sites:
+                raise PretrainedError(
+                    f"the sites of the program are {new._described}, expected those of the "
+                    f"likelihood in {path.parent}, {sites}; give the simulator that it is of"
+                )
+            with damage_of(path):
+                start = f"{place}."
+                ours = [name for name in file.tensors if name.startswith(start)]
+                state = {name.removeprefix(start): file.tensors[name] for name in ours}
+                new.domain = PriorPredictive(state["domain.kept"])
+                with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+                    new._make_laws(lattices)
+                new.load_state_dict(state)
+            for (_, law), gain, form in zip(new._chosen(), gains, forms, strict=True):
+                for module in law.modules():
+                    if isinstance(module, FactorLaw) and module.form is not None:
+                        module.gain, module.form = gain, form
+            opened.append(new.eval().requires_grad_(False))
+        return opened
 
     @property
     def _described(self) -> list[dict[str, list[int] | str | None]]:
@@ -358,22 +342,22 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     # -- parameters and data -----------------------------------------------------------------------
 
-    def _seen(self, values: Mapping[str, Tensor]) -> Tensor:
+    def _numbers(self, values: Mapping[str, Tensor]) -> Tensor:
         """The parameters as numbers, (n, k), unconstrained unless they are in an interval."""
-        columns = []
-        for site in self.sites:
-            value = values[site.name]
-            columns.append(value if _is_bounded(site) else site.unconstrained(value)[0])
+        columns = [
+            values[site.name] if site.is_bounded else site.unconstrained(values[site.name])[0]
+            for site in self.sites
+        ]
         return torch.cat([column.reshape(len(column), -1) for column in columns], 1)
 
     def _standardized(self, values: Mapping[str, Tensor]) -> Tensor:
         """The standardized inputs of networks for all parameters, (n, k)."""
-        return (self._seen(values) - self.mean) / self.scale
+        return (self._numbers(values) - self.mean) / self.scale
 
     def _inputs(self, values: Mapping[str, Tensor]) -> Draws:
         """The standardized inputs of networks for each site, (n, k)."""
-        seen = self._standardized(values)
-        return {name: seen[:, place] for name, place in self._places.items()}
+        inputs = self._standardized(values)
+        return {name: inputs[:, place] for name, place in self._places.items()}
 
     def data(self, data: Mapping[str, Tensor], sites: Names = None) -> list[Tensor]:
         """The data of each factor by place, (n or 1, places, m), NaN where a datum is missing.
@@ -386,21 +370,24 @@ class AmortizedLikelihood(LearnedLikelihood):
             ValueError: a site that is missing or has another shape; numbers of data that differ;
                 infinite numbers; a datum with NaN in some but not all of its numbers.
         """
-        by_factor = [data_of(factor, data) for factor in factors_of(self.structure, sites)]
-        n = max(map(len, by_factor))
-        if odd := [len(values) for values in by_factor if len(values) not in (1, n)]:
-            raise ValueError(
-                f"there are {odd[0]} data of one site and {n} of another, expected one number; "
-                "give each site the same data"
-            )
-        return by_factor
+        factors = factors_of(self.structure, sites)
+        by_factor = {name_of(factor): data_of(factor, data) for factor in factors}
+        several = {name: x for name, x in by_factor.items() if len(x) != 1}
+        number_of(several or by_factor, "data", "give each site the same data")
+        return list(by_factor.values())
 
     # -- parameters like simulated ones ------------------------------------------------------------
 
     @checked_arguments
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        rows, batch = self.sites.rows(theta)
+        rows, batch = self._rows(theta)
         return self.domain.outside(self._standardized(rows)).reshape(batch)
+
+    def _rows(self, theta: Mapping[str, Tensor]) -> tuple[Draws, torch.Size]:
+        """The parameters among values by site, (*batch, *shape), as rows (n, *shape), and the shape
+        of the batch."""
+        rows, batch = self.sites.rows({name: theta[name] for name in theta if name in self._places})
+        return {k: v.detach().to(torch.get_default_dtype()) for k, v in rows.items()}, batch
 
     def refined(
         self,
@@ -434,16 +421,15 @@ class AmortizedLikelihood(LearnedLikelihood):
                 "the likelihood is from a folder, which keeps no simulations, expected those of "
                 "the first round; give them as draws"
             )
-        rows, _ = self.sites.rows(theta)
         how = {name: options.pop(name) for name in OF_SIMULATIONS & options.keys()}
         how["progress"] = options.get("progress", False)
         # of another seed in each round, or the noise of its runs would be that of the last round's
         how["seed"] = seed + max(map(len, first.values()))
-        new = simulate(self._program if program is None else program, at=rows, **how)
+        at, _ = self._rows(theta)
+        new = simulate(self._program if program is None else program, at=at, **how)
         names = [*self.latent, *self.observed]
         both = {name: torch.cat([first[name], new[name].to(first[name])]) for name in names}
-        sizes = {"hidden": self.hidden, "depth": self.depth, "exchangeable": self.exchangeable}
-        of_fit: dict[str, Any] = sizes | options | {"draws": both, "seed": seed}
+        of_fit: dict[str, Any] = self.sizes | options | {"draws": both, "seed": seed}
         return self.fit(self._program, self.latent, self.observed, **of_fit)
 
     # -- densities and draws -----------------------------------------------------------------------
@@ -460,22 +446,19 @@ class AmortizedLikelihood(LearnedLikelihood):
             )
         inside = self.sites.inside(values)
         if bool(inside.all()):
-            return self._log_prob(x, values, sites=sites).expand(max(n, m))
+            return self._log_prob(x, values, sites).expand(max(n, m))
         if n == 1 or not bool(inside.any()):
             return torch.full((max(n, m),), -math.inf, dtype=torch.float64)
         some = self._log_prob(
             [block[inside] if len(block) > 1 else block for block in x],
             {name: value[inside] for name, value in values.items()},
-            sites=sites,
+            sites,
         )
         nowhere = torch.full((n,), -math.inf, dtype=torch.float64)
         return nowhere.masked_scatter(inside, some)
 
     def _log_prob(
-        self,
-        x: Sequence[Tensor],
-        values: Mapping[str, Tensor],
-        sites: Names = None,
+        self, x: Sequence[Tensor], values: Mapping[str, Tensor], sites: Names = None
     ) -> Tensor:
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
         for (factor, law), block in zip(self._chosen(sites), x, strict=True):
@@ -490,8 +473,7 @@ class AmortizedLikelihood(LearnedLikelihood):
             raise ValueError(
                 f"{outside} parameters are outside of their support, expected none; leave them out"
             )
-        drawn: Draws = {}
-        inputs = self._inputs(values)
+        drawn, inputs = Draws(), self._inputs(values)
         for factor, law in self._chosen(sites):
             size = plates.get(factor.plate or "", factor.size)
             with evaluating(law):
@@ -534,7 +516,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 depends on sites that are not among them; given values of all parameters, of an
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
-        conditions = _checked_given(self.sites, given or {}, self.mean)
+        known = self._checked_given(given or {})
         particles = max(n, LEAST_PARTICLES) if particles is None else particles
         check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
         x = self.data(data)
@@ -543,10 +525,9 @@ class AmortizedLikelihood(LearnedLikelihood):
                 f"there are {max(map(len, x))} data, expected one; data along a plate are one "
                 "datum, of shape (*shape), and for others there is another call each"
             )
-        law = RemainingPrior(self._program, self.sites, conditions)
+        law = RemainingPrior(self._program, self.sites, known)
         in_group = 2 * math.ceil(particles / (2 * GROUPS))
-        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-            torch.manual_seed(seed)
+        with seeded(seed), pyro.validation_enabled(False):
             u = law.sample(GROUPS * in_group)
 
             def density(u: Tensor) -> Tensor:
@@ -561,70 +542,16 @@ class AmortizedLikelihood(LearnedLikelihood):
         numbers = result.log_constant, self.misfit(data), result.effective, result.acceptance
         return PosteriorDraws(values, *numbers)
 
-
-def save_likelihoods(path: Path, kind: str, likelihoods: Sequence[AmortizedLikelihood]) -> None:
-    """Write likelihoods to a file, whose kind is given in words."""
-    tensors = {
-        f"{place}.{name}": tensor
-        for place, likelihood in enumerate(likelihoods)
-        for name, tensor in likelihood.state_dict().items()
-    }
-    content = {"likelihoods": [likelihood.description() for likelihood in likelihoods]}
-    write_saved(path, kind, content, tensors)
-
-
-def opened_likelihoods(
-    path: Path, kind: str, program: Callable[..., object] | None
-) -> list[AmortizedLikelihood]:
-    """The likelihoods that :func:`save_likelihoods` wrote, for the same simulator; errors are those
-    of :meth:`AmortizedLikelihood.from_pretrained`."""
-    saved, opened = read_saved(path, kind), list[AmortizedLikelihood]()
-    with damage_of(path):
-        descriptions = list(saved.content["likelihoods"])
-    for place, description in enumerate(descriptions):
-        start = f"{place}."
-        names = [name for name in saved.tensors if name.startswith(start)]
-        state = {name.removeprefix(start): saved.tensors[name] for name in names}
-        opened.append(AmortizedLikelihood.from_description(description, state, path, program))
-    return opened
-
-
-def _is_bounded(site: ParameterSite) -> bool:
-    support = site.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return hasattr(support, "lower_bound") and hasattr(support, "upper_bound")
-
-
-def _numbers(site: ParameterSite) -> int:
-    """The number of inputs of networks for a parameter's site."""
-    return math.prod(site.shape if _is_bounded(site) else site.transform.inverse_shape(site.shape))
-
-
-def _checked_given(parameters: Parameters, given: Mapping[str, Tensor], like: Tensor) -> Draws:
-    """The values of given parameters by site, (*shape)."""
-    sites = {site.name: site for site in parameters}
-    if unknown := [name for name in given if name not in sites]:
-        raise ValueError(
-            f"there is no parameter {unknown[0]!r}, expected parameters among {list(sites)}; "
-            "give those by name"
-        )
-    conditions = {name: torch.as_tensor(given[name]).to(like) for name in given}
-    for name, value in conditions.items():
-        site = sites[name]
-        if value.shape != site.shape:
+    def _checked_given(self, given: Mapping[str, Tensor]) -> Draws:
+        """The values of given parameters by site, (*shape)."""
+        values = {name: torch.as_tensor(value).to(self.mean) for name, value in given.items()}
+        check_given(values, {site.name: site.shape for site in self.sites})
+        for site in self.sites:
+            if site.name in values:
+                site.check_inside(values[site.name])
+        if len(values) == len(self._places):
             raise ValueError(
-                f"the given {name!r} has shape {tuple(value.shape)}, expected one value, "
-                f"{tuple(site.shape)}; a site is given whole, or left out and drawn"
+                f"given has all parameters, {list(values)}, expected some, so that others are "
+                "drawn; log_prob has the density of the data, and sample draws data"
             )
-        if not bool(is_interior(site.support, value.unsqueeze(0))):
-            raise ValueError(
-                f"the given {name!r} is {value.tolist()}, expected a value inside of its "
-                f"support, {site.support}; check its units, or leave it out, and it is drawn"
-            )
-    if len(conditions) == len(sites):
-        raise ValueError(
-            f"given has all parameters, {list(sites)}, expected some, so that others are "
-            "drawn; log_prob has the density of the data, and sample draws data"
-        )
-    return {name: conditions[name] for name in sites if name in conditions}
+        return {site.name: values[site.name] for site in self.sites if site.name in values}

@@ -24,11 +24,7 @@ from typing_extensions import Unpack
 
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.laws import DataBounds, Form
-from pyro_mdm.posteriors.likelihood import (
-    AmortizedLikelihood,
-    opened_likelihoods,
-    save_likelihoods,
-)
+from pyro_mdm.posteriors.likelihood import USUAL, AmortizedLikelihood
 from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import LearningOptions, to_learn_from
@@ -111,18 +107,6 @@ class LikelihoodMembers(LearnedLikelihood):
 
     Raises:
         ValueError: fewer than two members; members of different sites.
-
-    Example:
-        >>> import pyro, torch
-        >>> import pyro.distributions as dist
-        >>> def program():
-        ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("x", dist.Normal(a, 1.0))
-        >>> few = {"simulations": 100, "steps": 2, "vectorized": True}
-        >>> members = LikelihoodMembers.fit(program, ["a"], ["x"], members=2, **few)
-        >>> found = members.posterior({"x": torch.tensor(0.5)}, 10, particles=800)
-        >>> found.draws["a"].shape
-        torch.Size([10])
     """
 
     @checked_arguments
@@ -167,27 +151,18 @@ class LikelihoodMembers(LearnedLikelihood):
         Raises:
             FloatingPointError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.fit`.
         """
-        names, fitted = [*latent, *observed], []
+        names, fitted = [*latent, *observed], list[AmortizedLikelihood]()
         budget = Budget(learning.get("seconds"), trainings=members)
-        with to_learn_from(program, names, learning) as (draws, _):
+        with to_learn_from(program, names, learning, USUAL) as (draws, _):
             n = len(draws[names[0]])
             halves = [torch.randperm(n)[: max(2, n // 2)] for _ in range(members)]
         of_training: Any = {k: v for k, v in learning.items() if k in OF_TRAINING}
+        of_training |= {"hidden": hidden, "depth": depth, "form": form}
+        of_training["exchangeable"] = exchangeable
         for place, rows in enumerate(halves):
-            likelihood = AmortizedLikelihood.fit(
-                program,
-                latent,
-                observed,
-                hidden=hidden,
-                depth=depth,
-                form=form,
-                exchangeable=exchangeable,
-                draws={name: draws[name][rows] for name in names},
-                seconds=budget.next(),
-                seed=learning.get("seed", 0) + place,
-                **of_training,
-            )
-            fitted.append(likelihood)
+            of_training["draws"] = {name: draws[name][rows] for name in names}
+            of_training |= {"seconds": budget.next(), "seed": learning.get("seed", 0) + place}
+            fitted.append(AmortizedLikelihood.fit(program, latent, observed, **of_training))
         return cls(fitted)
 
     @checked_arguments
@@ -197,7 +172,7 @@ class LikelihoodMembers(LearnedLikelihood):
         Args:
             folder: the folder.
         """
-        save_likelihoods(Path(folder) / FILE, KIND, list(self))
+        AmortizedLikelihood.save_all(Path(folder) / FILE, KIND, list(self))
 
     @classmethod
     @checked_arguments
@@ -206,7 +181,7 @@ class LikelihoodMembers(LearnedLikelihood):
     ) -> LikelihoodMembers:
         """The members that :meth:`save_pretrained` wrote; arguments and errors as for
         :meth:`AmortizedLikelihood.from_pretrained`."""
-        return cls(opened_likelihoods(Path(folder) / FILE, KIND, program))
+        return cls(AmortizedLikelihood.open_all(Path(folder) / FILE, KIND, program))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -280,16 +255,13 @@ class LikelihoodMembers(LearnedLikelihood):
         arguments and errors as for :meth:`AmortizedLikelihood.posterior`."""
         check_count("n", n, "the number of draws", len(self))
         share = -(-n // len(self))
+        options: Any = {"given": given, "particles": particles, "moves": moves}
         posteriors = [
-            member.posterior(
-                data, share, given=given, particles=particles, moves=moves, seed=seed + place
-            )
+            member.posterior(data, share, seed=seed + place, **options)
             for place, member in enumerate(self)
         ]
-        order = torch.randperm(
-            sum(len(next(iter(one.draws.values()))) for one in posteriors),
-            generator=torch.Generator().manual_seed(seed),
-        )[:n]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(share * len(self), generator=generator)[:n]
         names = posteriors[0].draws
         draws = {name: torch.cat([one.draws[name] for one in posteriors])[order] for name in names}
         evidences = [one.log_evidence for one in posteriors]

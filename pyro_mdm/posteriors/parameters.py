@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.reading import Draws, ParameterSite, is_interior, rows_of
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, is_interior, number_of, rows_of
 
-__all__ = ["Parameters", "spread_of"]
+__all__ = ["Parameters", "lead_of", "spread_of"]
 
 
 class Parameters:
@@ -23,19 +23,9 @@ class Parameters:
         return iter(self.sites)
 
     def values(self, draws: Mapping[str, Tensor]) -> Draws:
-        """The checked values by site, (n, *shape), of such values or of one, (*shape).
-
-        Raises:
-            ValueError: a site that is missing or has another shape; numbers n that differ; NaN.
-        """
+        """The checked values by site, (n, *shape), of such values or of one, (*shape)."""
         values = {site.name: rows_of(draws, site.name, site.shape) for site in self}
-        numbers = {name: len(value) for name, value in values.items()}
-        if len(set(numbers.values())) > 1:
-            counts = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
-            raise ValueError(
-                f"the numbers of parameters differ between sites ({counts}), expected one number "
-                "n; give each site (n, *shape) values"
-            )
+        number_of(values, "parameters", "give each site (n, *shape) values")
         for name, value in values.items():
             if bool(value.isnan().any()):
                 raise ValueError(
@@ -44,32 +34,43 @@ class Parameters:
                 )
         return values
 
-    def rows(self, draws: Mapping[str, Tensor]) -> tuple[Draws, torch.Size]:
-        """The values (*batch, *shape) of a batch as rows by site, (n, *shape), and the shape of the
-        batch.
-
-        Raises:
-            ValueError: a site that is missing or has another shape; batches that differ.
+    def batch(self, theta: Mapping[str, Tensor] | Tensor) -> tuple[Draws, torch.Size]:
+        """The checked values by site, (*batch, *shape), and their batch shape; those of a single
+        site may be a tensor.
         """
-        rows, batches = Draws(), dict[str, torch.Size]()
-        for site in self:
-            value = torch.as_tensor(draws.get(site.name, torch.empty(0))).detach()
-            lead = value.dim() - len(site.shape)
-            if lead < 0 or value.shape[lead:] != site.shape or not value.numel():
-                sizes = ", ".join(["*batch", *map(str, site.shape)])
+        shapes = [f"{site.name!r} of shape (*batch, *{tuple(site.shape)})" for site in self]
+        expected = ", ".join(shapes)
+        if not isinstance(theta, Mapping):
+            if len(self.sites) > 1:
                 raise ValueError(
-                    f"there is no value of {site.name!r} among {list(draws)}, expected one"
-                    if site.name not in draws
-                    else f"{site.name!r} has shape {tuple(value.shape)}, expected ({sizes})"
+                    f"theta is one tensor, expected parameters by site, {expected}; give a "
+                    "dictionary"
                 )
-            rows[site.name] = value.to(torch.get_default_dtype()).reshape(-1, *site.shape)
-            batches[site.name] = value.shape[:lead]
-        if len(set(batches.values())) > 1:
+            theta = {self.sites[0].name: theta}
+        if set(theta) != {site.name for site in self}:
             raise ValueError(
-                f"the batches of parameters differ ({batches}), expected one; give each site the "
-                "same draws"
+                f"theta has {', '.join(map(repr, theta)) or 'no sites'}, expected {expected}; name "
+                "parameters as the simulator does"
             )
-        return rows, next(iter(batches.values()))
+        values = {site.name: torch.as_tensor(theta[site.name]) for site in self}
+        advice = f"; parameters are {expected}"
+        leads = [lead_of(values[site.name], site.shape, site.name, advice) for site in self]
+        try:
+            return values, torch.broadcast_shapes(*leads)
+        except RuntimeError:
+            said = ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in values.items())
+            raise ValueError(
+                f"theta has the shapes {said}, expected batches that are broadcast, {expected}"
+            ) from None
+
+    def rows(self, theta: Mapping[str, Tensor] | Tensor) -> tuple[Draws, torch.Size]:
+        """The values of a batch as rows by site, (n, *shape), and the shape of the batch; errors as
+        for :meth:`batch`."""
+        values, batch = self.batch(theta)
+        for site in self:
+            value = values[site.name].expand(torch.Size([*batch, *site.shape]))
+            values[site.name] = value.reshape(-1, *site.shape)
+        return values, batch
 
     def unconstrained(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The unconstrained vectors u, (n, d), and log|det ∂u/∂θ|, (n,), of values by site (n,
@@ -97,12 +98,17 @@ class Parameters:
         return torch.stack([is_interior(s.support, values[s.name].detach()) for s in self]).all(0)
 
 
-def spread_of(numbers: Tensor) -> Tensor:
-    """The standard deviations, (d,), of the numbers (n, d) of n parameters.
+def lead_of(value: Tensor, shape: Sequence[int], name: str, advice: str = "") -> torch.Size:
+    """The batch shape of values (*batch, *shape); ValueError for values of another shape."""
+    lead = value.dim() - len(shape)
+    if lead < 0 or tuple(value.shape[lead:]) != tuple(shape):
+        sizes = ", ".join(["*batch", *map(str, shape)])
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({sizes}){advice}")
+    return value.shape[:lead]
 
-    Raises:
-        ValueError: numbers that do not vary or are not finite.
-    """
+
+def spread_of(numbers: Tensor) -> Tensor:
+    """The standard deviations, (d,), of the numbers (n, d) of n parameters."""
     spread = numbers.std(0)
     if not bool((spread > 0).all() and numbers.isfinite().all()):
         raise ValueError(

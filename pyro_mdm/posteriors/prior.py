@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_mdm.posteriors.dependence import seeded
 from pyro_mdm.posteriors.parameters import Parameters
 from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, nodes_of, rows_of, sites_of
 from pyro_mdm.support.checks import check_count, checked_arguments
@@ -73,9 +74,6 @@ class ParameterPrior:
         latent: the names of the parameters' sites.
         vectorized: whether n parameters are drawn by one run in a plate of n; None: if a test finds
             the same densities as in a run for each.
-
-    Raises:
-        ValueError: an unknown site, or one that is computed or observed.
     """
 
     def __init__(
@@ -90,15 +88,15 @@ class ParameterPrior:
         self._program = program
         self._shapes = {name: site["value"].shape for name, site in sites.items()}
         self._batches = {name: len(site["fn"].batch_shape) for name, site in sites.items()}
-        self._nesting = _nesting(program)
+        with torch.no_grad():
+            nodes = nodes_of(program).values()
+        dims = [frame.dim for site in nodes for frame in site["cond_indep_stack"]]
+        self._nesting = -min((dim for dim in dims if dim is not None), default=0)
         self.vectorized = self._can_be_in_a_plate() if vectorized is None else vectorized
 
     def values(self, draws: Mapping[str, Tensor]) -> Draws:
         """The checked parameters by site, (n, *shape), of such parameters or of one of each,
         (*shape).
-
-        Raises:
-            ValueError: a site that is missing or has another shape.
         """
         return {name: rows_of(draws, name, shape) for name, shape in self._shapes.items()}
 
@@ -119,17 +117,8 @@ class ParameterPrior:
         """
         check_count("n", n, "the number of parameters")
         given = {k: value.expand(n, *value.shape) for k, value in (given or {}).items()}
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            if self.vectorized:
-                return self._drawn(n, given)
-            runs = [self._run({k: value[i] for k, value in given.items()}) for i in range(n)]
-        return {name: torch.stack([run.values[name] for run in runs]) for name in self._shapes}
-
-    def _drawn(self, n: int, given: Draws) -> Draws:
-        drawn = self._run_in_plate(n, given).values
-        return {name: drawn[name].reshape(n, *shape) for name, shape in self._shapes.items()}
+        with seeded(seed):
+            return self._runs(n, given)[0]
 
     def log_prob(
         self, draws: Mapping[str, Tensor], seed: int = 0, sites: Collection[str] | None = None
@@ -137,43 +126,38 @@ class ParameterPrior:
         """The log densities, (n,) float64, nats, of parameters by site, (n, *shape): of all, or of
         some sites, each given those before it. The seed is that of the program's other draws."""
         values, sites = self.values(draws), self._shapes if sites is None else sites
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if self.vectorized:
-                return self._log_prob_in_plate(values, sites)
-            n, log_probs = len(next(iter(values.values()))), []
-            for i in range(n):
-                run = self._run({name: value[i] for name, value in values.items()})
-                log_probs.append(torch.stack([run.log_probs[name].sum() for name in sites]).sum())
-        return torch.stack(log_probs)
+        with seeded(seed):
+            log_probs = self._runs(len(next(iter(values.values()))), values)[1]
+        return torch.stack([log_probs[name] for name in sites]).sum(0)
 
-    def _log_prob_in_plate(self, values: Draws, sites: Collection[str]) -> Tensor:
-        n = len(next(iter(values.values())))
-        run = self._run_in_plate(n, values)
-        return torch.stack([run.log_probs[name].reshape(n, -1).sum(1) for name in sites]).sum(0)
-
-    def _run(self, given: Draws) -> _Parameters:
-        """One run, with values of some sites, (*shape)."""
-        return _Parameters(self._shapes).after(poutine.condition(self._program, given))
-
-    def _run_in_plate(self, n: int, given: Draws) -> _Parameters:
-        """A run of n draws in a plate, with values of some sites, (n, *shape)."""
-        rows = {}
-        for name, value in given.items():
-            ones = [1] * (self._nesting - self._batches[name])
-            rows[name] = value.reshape(n, *ones, *value.shape[1:])
-        conditioned = poutine.condition(self._program, rows)
-        return _Parameters(self._shapes).after(conditioned, n, self._nesting)
+    def _runs(self, n: int, given: Draws) -> tuple[Draws, Draws]:
+        """The values of n draws by site, (n, *shape), and their log densities, (n,), by one run in
+        a plate or by n, with the values of some sites, (n, *shape)."""
+        if self.vectorized:
+            inside = {name: [1] * (self._nesting - self._batches[name]) for name in given}
+            rows = [{k: v.reshape(n, *inside[k], *v.shape[1:]) for k, v in given.items()}]
+        else:
+            rows = [{name: value[i] for name, value in given.items()} for i in range(n)]
+        size, nesting, runs = n if self.vectorized else 0, self._nesting, list[_Parameters]()
+        for values in rows:
+            program = poutine.condition(self._program, values)
+            runs.append(_Parameters(self._shapes).after(program, size, nesting))
+        drawn, log_probs = Draws(), Draws()
+        for name, shape in self._shapes.items():
+            drawn[name] = torch.cat([run.values[name].reshape(-1, *shape) for run in runs])
+            of_runs = [run.log_probs[name].reshape(size or 1, -1).sum(1) for run in runs]
+            log_probs[name] = torch.cat(of_runs)
+        return drawn, log_probs
 
     def _can_be_in_a_plate(self) -> bool:
         """Whether a few draws in a plate differ, and have the densities of a run for each."""
-        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-            torch.manual_seed(0)
-            try:
-                values = self._drawn(TESTED, {})
-                together = self._log_prob_in_plate(values, self._shapes)
-            except Exception:  # a program that takes no batch may raise any error
-                return False
+        self.vectorized = True
+        try:
+            with pyro.validation_enabled(False):
+                values = self.sample(TESTED, seed=0)
+                together = self.log_prob(values)
+        except Exception:  # a program that takes no batch may raise any error
+            return False
         if any(bool((value == value.roll(1, 0)).all()) for value in values.values()):
             return False
         self.vectorized = False
@@ -195,11 +179,7 @@ class RemainingPrior:
         self._given = given
 
     def sample(self, n: int) -> Tensor:
-        """Draws of u, (n, d).
-
-        Raises:
-            ValueError: the distribution of parameters depends on sites that are not among them.
-        """
+        """Draws of u, (n, d)."""
         drawn = self._law.sample(n, given=self._given)
         self._law.check(drawn)
         return self._free.unconstrained(drawn)[0]
@@ -224,15 +204,6 @@ class RemainingPrior:
     def _with_given(self, free: Draws, n: int) -> Draws:
         both = free | {name: value.expand(n, *value.shape) for name, value in self._given.items()}
         return {name: both[name] for name in self._names}
-
-
-def _nesting(program: Program) -> int:
-    """The number of dimensions that the plates of a program take."""
-    with torch.no_grad():
-        sites = nodes_of(program).values()
-    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-    dims = [frame.dim for frame in frames if frame.dim is not None]
-    return -min(dims, default=0)
 
 
 class _AllDrawn(Exception):

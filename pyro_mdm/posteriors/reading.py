@@ -21,11 +21,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import suppress
-from functools import partial
-from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -34,15 +32,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, Transform, biject_to, constraints
 
-from pyro_mdm.posteriors.dependence import parents_of, with_other_draws
-from pyro_mdm.posteriors.independence import (
-    SUPPORT_RUNS,
-    Laws,
-    Parts,
-    Plate,
-    grouped,
-    plates_of,
-)
+from pyro_mdm.posteriors.dependence import ChangedSites, parents_of, seeded, with_other_draws
+from pyro_mdm.posteriors.independence import SUPPORT_RUNS, Laws, Parts, Plate, grouped, plates_of
 from pyro_mdm.support.checks import checked_arguments, describe
 from pyro_mdm.support.traces import Site, is_computed, is_subsample, sample_sites
 
@@ -56,21 +47,22 @@ __all__ = [
     "Plate",
     "Plates",
     "Program",
-    "SameSites",
     "Structure",
+    "base_of",
     "bounds_of",
     "check_data",
+    "check_given",
     "check_program",
     "check_same",
     "is_interior",
     "named_sites",
     "nodes_of",
+    "number_of",
     "read_program",
     "rows_of",
     "sites_of",
+    "with_same_sites",
 ]
-
-T = TypeVar("T")
 
 Program = Callable[..., object]
 """A Pyro program."""
@@ -92,80 +84,47 @@ def nodes_of(program: Program, seed: int = 0) -> dict[str, Site]:
     the seed is that of the first run."""
 
     def traced(seed: int) -> dict[str, Site]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return sample_sites(poutine.trace(program).get_trace())
 
     nodes = with_other_draws(traced, seed).items()
     return {name: site for name, site in nodes if not is_subsample(site)}
 
 
-class SameSites(Messenger):
-    """A handler around runs of a program that checks that they have the sites and shapes of the
-    nodes of one run."""
+class _Shapes(Messenger):
+    """The shapes of the sites of a run."""
 
-    def __init__(self, nodes: Mapping[str, Site]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.shapes = {name: _shape(site) for name, site in nodes.items()}
-        self.error: ValueError | None = None
-
-    def around(self, program: Program) -> Program:
-        """The program with this handler around each of its runs."""
-
-        def run() -> object:
-            with self:
-                return program()
-
-        return run
-
-    def held_by(self, call: Callable[[], T]) -> T:
-        """The result of a call that runs the program.
-
-        Raises:
-            ValueError: a run with other sites or shapes, even if the call hides that error.
-        """
-        try:
-            result = call()
-        except Exception:
-            if self.error is None:
-                raise
-        if self.error is not None:
-            raise self.error
-        return result
-
-    def __enter__(self) -> SameSites:
-        self.seen: dict[str, tuple[int, ...]] = {}
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, traceback)
-        try:
-            if error is None:
-                check_same(self.shapes, self.seen)
-        except ValueError as differs:
-            self.error = differs
-            raise
+        self.shapes = dict[str, tuple[int, ...]]()
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if not is_subsample(msg):
-            self.seen[msg["name"]] = _shape(msg)
+            self.shapes[msg["name"]] = _shape(msg)
+
+
+def with_same_sites(program: Program, nodes: Mapping[str, Site]) -> Program:
+    """The program, whose runs are ChangedSites unless they have the sites and shapes of nodes."""
+    shapes = {name: _shape(site) for name, site in nodes.items()}
+
+    def run() -> object:
+        with _Shapes() as seen:
+            value = program()
+        check_same(shapes, seen.shapes)
+        return value
+
+    return run
 
 
 def check_same(first: Mapping[str, object], other: Mapping[str, object]) -> None:
-    """Raise ValueError unless two runs have the same shapes by site."""
+    """Raise ChangedSites unless two runs have the same shapes by site."""
     if first == other:
         return
     changed = sorted(
         name for name in first.keys() | other.keys() if first.get(name) != other.get(name)
     )
     shapes = [str(shapes.get(changed[0], "none")) for shapes in (first, other)]
-    raise ValueError(
+    raise ChangedSites(
         f"the program draws {changed[0]!r} of shape {shapes[0]} and in another run {shapes[1]}, "
         "expected the same sites of the same shapes in every run; draw as many numbers each time, "
         "or hide sites that are neither parameters nor data: poutine.block(program, expose=[…])"
@@ -179,9 +138,6 @@ def _shape(site: Site) -> tuple[int, ...]:
 def rows_of(values: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
     """The checked values of a site, (n, *shape), of values by site (n, *shape) or one value,
     (*shape).
-
-    Raises:
-        ValueError: values that are missing or have another shape.
     """
     if name not in values:
         raise ValueError(
@@ -196,6 +152,31 @@ def rows_of(values: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Te
         sizes = ", ".join(["n", *map(str, shape)])
         raise ValueError(f"{name!r} has shape {tuple(value.shape)}, expected ({sizes})")
     return value if value.dim() > len(shape) else value.unsqueeze(0)
+
+
+def number_of(values: Mapping[str, Sized], what: str, fix: str) -> int:
+    """The number of values of each site; ValueError, with ``what`` they are, if it differs."""
+    numbers = {name: len(value) for name, value in values.items()}
+    if len(set(numbers.values())) > 1:
+        counts = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+        raise ValueError(
+            f"the numbers of {what} differ between sites ({counts}), expected one number; {fix}"
+        )
+    return next(iter(numbers.values()), 0)
+
+
+def check_given(given: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError unless given values, (*shape) by site, are of known sites, and finite."""
+    for name, value in given.items():
+        if name not in shapes:
+            raise ValueError(f"there is no site {name!r}, expected some of {list(shapes)}")
+        if tuple(value.shape) != tuple(shapes[name]):
+            raise ValueError(
+                f"{name!r} has shape {tuple(value.shape)}, expected one value, "
+                f"{tuple(shapes[name])}; leave a site out, and it is drawn"
+            )
+        if bool(value.isinf().any()):
+            raise ValueError(f"{name!r} has infinite values, expected numbers")
 
 
 # -- parts of a program ----------------------------------------------------------------------------
@@ -221,6 +202,20 @@ class ParameterSite(NamedTuple):
         log_det = self.transform.log_abs_det_jacobian(u, value)
         return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether values are in an interval."""
+        support = base_of(self.support)
+        return hasattr(support, "lower_bound") and hasattr(support, "upper_bound")
+
+    def check_inside(self, value: Tensor) -> None:
+        """Raise ValueError unless a value, (*shape), is inside of the support."""
+        if not bool(is_interior(self.support, value.unsqueeze(0))):
+            raise ValueError(
+                f"the value of {self.name!r} is {value.tolist()}, expected one inside of its "
+                f"support, {self.support}; check its units, or leave it out, and it is drawn"
+            )
+
 
 class DataSite(NamedTuple):
     """A site of data."""
@@ -241,13 +236,21 @@ class DataFactor(NamedTuple):
     @property
     def size(self) -> int:
         """The number of places of the plate; 1 without a plate."""
-        sizes = [p.size for site in self.sites for p in site.plates if p.name == self.plate]
-        return sizes[0] if sizes else 1
+        dim = self.dim_of(self.sites[0])
+        return 1 if dim is None else self.sites[0].shape[dim]
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of parameters that the distribution may depend on."""
         return tuple(dict.fromkeys(name for site in self.sites for name in site.parameters))
+
+    def dim_of(self, site: DataSite) -> int | None:
+        """The dimension of a site's value along the plate; None: there is no plate.
+
+        Args:
+            site: one of the sites.
+        """
+        return next((plate.dim for plate in site.plates if plate.name == self.plate), None)
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
         """The data by place, (n, size, m), the sites side by side.
@@ -261,8 +264,8 @@ class DataFactor(NamedTuple):
         columns = []
         for site in self.sites:
             value = rows_of(draws, site.name, site.shape)
-            dims = [plate.dim for plate in site.plates if plate.name == self.plate]
-            value = value.movedim(dims[0], 1) if dims else value.unsqueeze(1)
+            dim = self.dim_of(site)
+            value = value.unsqueeze(1) if dim is None else value.movedim(dim, 1)
             columns.append(value.flatten(2) if value.dim() > 2 else value.unsqueeze(2))
         return torch.cat(columns, 2)
 
@@ -303,11 +306,7 @@ def check_program(
     folder: str | os.PathLike[str],
     names: Sequence[str],
 ) -> Callable[..., object]:
-    """The program for what is opened from a folder, of a class named by ``kind``.
-
-    Raises:
-        TypeError: no program.
-    """
+    """The program for what is opened from a folder, of a class named by ``kind``."""
     if not callable(program):
         raise TypeError(
             f"program is {describe(program)}, expected the simulator that the {kind} in {folder} "
@@ -318,11 +317,7 @@ def check_program(
 
 
 def sites_of(program: Program, names: Sequence[str]) -> dict[str, Site]:
-    """The named sites of a program, as Pyro traces them.
-
-    Raises:
-        ValueError: an unknown site; no site.
-    """
+    """The named sites of a program, as Pyro traces them."""
     return _chosen(nodes_of(program), names)
 
 
@@ -330,9 +325,6 @@ def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor,
     """The ends of the supports of named sites, two tensors (*shape); ±∞ where there is none.
 
     An end that differs between runs of the program depends on its draws and counts as none.
-
-    Raises:
-        ValueError: as for :func:`sites_of`.
     """
     runs = [_chosen(nodes_of(program, seed), names) for seed in range(SUPPORT_RUNS)]
     bounds = {}
@@ -349,14 +341,12 @@ def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor,
 def _ends(site: Site) -> tuple[Tensor, Tensor]:
     """The ends of the support of a site in one run, (*shape) each."""
     shape, law = site["value"].shape, site["fn"]
-    support: constraints.Constraint | None = constraints.real
+    support: constraints.Constraint = constraints.real
     with suppress(NotImplementedError):
-        support = law.support
+        support = base_of(law.support or support)
     while hasattr(law, "base_dist"):
         law = law.base_dist
     is_mixture = isinstance(law, MixtureSameFamily)  # its components may differ in their bounds
-    while (inner := getattr(support, "base_constraint", None)) is not None:
-        support = inner
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     is_binary = isinstance(support, type(constraints.boolean) | type(constraints.one_hot))
     if is_binary or site["value"].dtype == torch.bool:
@@ -386,13 +376,7 @@ def _chosen(nodes: Mapping[str, Site], names: Sequence[str]) -> dict[str, Site]:
 def named_sites(
     program: Program, latent: Sequence[str], observed: Sequence[str]
 ) -> tuple[list[ParameterSite], dict[str, Site]]:
-    """The parameters of a program, and the sites of its data by name, checked in several runs.
-
-    Raises:
-        TypeError: parameters that are not continuous.
-        ValueError: a site that is unknown or named twice; data that are observed; a parameter whose
-            support depends on others; sites or shapes that change from run to run.
-    """
+    """The parameters of a program, and the sites of its data by name, checked in several runs."""
     nodes = nodes_of(program)
     chosen, data = _chosen(nodes, latent), _chosen(nodes, observed)
     parameters = [_of_parameter(name, site) for name, site in chosen.items()]
@@ -411,10 +395,18 @@ def named_sites(
             f"site {fixed[0]!r} is observed in the program, expected data that it draws; leave "
             "out obs"
         )
-    same = SameSites(nodes)
+    same = with_same_sites(program, nodes)
     for seed in range(1, SUPPORT_RUNS):
-        now = same.held_by(partial(nodes_of, same.around(program), seed))
-        _check_supports(parameters, now)
+        others = nodes_of(same, seed)
+        for site in parameters:
+            now = _of_parameter(site.name, others[site.name]).transform
+            origin = torch.zeros(site.transform.inverse_shape(site.shape))
+            if not torch.allclose(now(origin), site.transform(origin)):
+                raise ValueError(
+                    f"the support of site {site.name!r} depends on other sites, expected one that "
+                    "is the same in every run; draw a number of fixed support and scale it, e.g. "
+                    "u ~ Uniform(0, 1), b = a * u"
+                )
     return parameters, data
 
 
@@ -429,17 +421,11 @@ def _of_parameter(name: str, site: Site) -> ParameterSite:
     return ParameterSite(name, shape, support, biject_to(support), event_dim, plates_of(site))
 
 
-def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Site]) -> None:
-    """Raise ValueError for a parameter whose support differs between runs."""
-    for site in sites:
-        now = _of_parameter(site.name, nodes[site.name]).transform
-        origin = torch.zeros(site.transform.inverse_shape(site.shape))
-        if not torch.allclose(now(origin), site.transform(origin)):
-            raise ValueError(
-                f"the support of site {site.name!r} depends on other sites, expected one that "
-                "is the same in every run; draw a number of fixed support and scale it, e.g. "
-                "u ~ Uniform(0, 1), b = a * u"
-            )
+def base_of(support: constraints.Constraint) -> constraints.Constraint:
+    """The constraint of a single event of independent ones."""
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
+    return support
 
 
 def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
@@ -447,8 +433,7 @@ def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
 
     Closed supports include their boundary, where unconstrained numbers are infinite.
     """
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = base_of(support)
     if isinstance(support, constraints.cat | constraints.stack):
         if isinstance(support, constraints.cat):
             pieces = value.split(support.lengths, support.dim)
@@ -497,7 +482,9 @@ def read_program(
 
     Raises:
         TypeError: parameters that are not continuous.
-        ValueError: as for :func:`named_sites`; a plate of ``exchangeable`` that has no data.
+        ValueError: a site that is unknown or named twice; data that are observed; a parameter whose
+            support depends on others; sites or shapes that change from run to run; a plate of
+            ``exchangeable`` that has no data.
 
     Example:
         >>> import pyro.distributions as dist
@@ -509,13 +496,7 @@ def read_program(
         >>> factor.plate, factor.size
         ('days', 5)
     """
-    same = SameSites(nodes_of(program))
-    return same.held_by(lambda: _read(same.around(program), latent, observed, exchangeable))
-
-
-def _read(
-    program: Program, latent: Sequence[str], observed: Sequence[str], exchangeable: Sequence[str]
-) -> Structure:
+    program = with_same_sites(program, nodes_of(program))
     parameters, data = named_sites(program, latent, observed)
     declared = _declared(data, exchangeable)
     rest = [name for name in data if not any(name in names for _, names in declared)]
@@ -524,6 +505,8 @@ def _read(
         try:
             seeds = range(SUPPORT_RUNS, 2 * SUPPORT_RUNS)
             parents = parents_of(program, [*latent, *observed], seeds)
+        except ChangedSites:
+            raise
         except Exception as error:  # a program that refuses followed tensors may raise any error
             fed = {name: list(latent) for name in data}
             notes = [f"the program cannot be followed ({type(error).__name__}: {error})"]
@@ -540,11 +523,7 @@ def _read(
 
 
 def _declared(data: Mapping[str, Site], exchangeable: Sequence[str]) -> Parts:
-    """The data of plates along which they are declared to be exchangeable.
-
-    Raises:
-        ValueError: a plate without data that no other plate of them has.
-    """
+    """The data of plates along which they are declared to be exchangeable."""
     declared: Parts = []
     for plate in exchangeable:
         taken = [name for _, names in declared for name in names]

@@ -14,7 +14,7 @@ import random
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,15 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
-from pyro_mdm.posteriors.reading import Draws, Program, SameSites, check_same, nodes_of
+from pyro_mdm.posteriors.dependence import seeded
+from pyro_mdm.posteriors.reading import (
+    Draws,
+    Program,
+    check_same,
+    nodes_of,
+    number_of,
+    with_same_sites,
+)
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import Count, check_count, checked_arguments
 from pyro_mdm.support.files import installing
@@ -47,18 +55,8 @@ _one_at_a_time = threading.Lock()  # Pyro's handlers and generators are global
 def shuffled(draws: Draws) -> Draws:
     """The draws, (n, *shape) by site, in random order, so that the last ones, which validate, are
     like the others.
-
-    Raises:
-        ValueError: numbers of draws that differ between sites.
     """
-    numbers = {name: len(value) for name, value in draws.items()}
-    if len(set(numbers.values())) > 1:
-        counts = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
-        raise ValueError(
-            f"the numbers of draws differ between sites ({counts}), expected one number n; give "
-            "each site (n, *shape) values"
-        )
-    order = torch.randperm(min(map(len, draws.values())))
+    order = torch.randperm(number_of(draws, "draws", "give each site (n, *shape) values"))
     return {name: value[order] for name, value in draws.items()}
 
 
@@ -112,16 +110,30 @@ def simulate(
     apart = workers is not None or folder is not None or leave_out or at is not None
     if not apart:
         return _simulated(program, n, seed, vectorized, progress)
-    given = None if at is None else _values_at(at, n)
+    given = {name: torch.as_tensor(value).detach() for name, value in (at or {}).items()}
+    for name, value in given.items():
+        if (count := len(value) if value.dim() else 0) != n:
+            raise ValueError(
+                f"at has {count} values of {name!r}, expected n = {n}; give each site (n, *shape) "
+                "values"
+            )
     default = min(n, IN_A_PLATE) if vectorized else -(-n // MOST_BATCHES)
-    store = Store(folder, seed, batch_size or default, n if vectorized else None, given)
+    store = Store(folder, seed, batch_size or default, n if vectorized else None, given or None)
     plan = _Plan(program, store.seed, vectorized, leave_out)
     if store.first is not None:
         _check_program(plan, store.first, given)
     store.begin(n)
     _run_all(plan, store, n, given, workers, progress)
-    draws = _gathered(store, n, leave_out)
-    if odd := [name for name in given or {} if name not in draws]:
+    whole = store.all(n)
+    draws, failed = whole.values, dict(whole.failed)
+    if leave_out:
+        draws, gaps = without_gaps(draws)
+        failed |= {int(whole.runs[i]): said for i, said in gaps.items()}
+    warn_of_failures(failed, n, stacklevel=4)
+    if not draws or len(next(iter(draws.values()))) == 0:
+        first = next(iter(failed.values()), "none was made")
+        raise RuntimeError(f"all {n} runs of the program failed ({first}), expected draws")
+    if odd := [name for name in given if name not in draws]:
         raise ValueError(
             f"at has {odd[0]!r}, which the program does not draw, expected some of "
             f"{', '.join(draws)}; name its sites"
@@ -135,9 +147,8 @@ def _simulated(
     """Draws by one stream of random numbers, in this process."""
     shown = progress and not vectorized
     nodes = nodes_of(program)
-    same = SameSites(nodes)
-    checked = program if vectorized else same.around(program)
-    with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
+    checked = program if vectorized else with_same_sites(program, nodes)
+    with progress_bar(n, "simulating", "runs", shown=shown) as bar:
         runs = itertools.count()
 
         def counted() -> object:
@@ -147,27 +158,18 @@ def _simulated(
             return value
 
         draws = Predictive(counted if shown else checked, num_samples=n, parallel=vectorized)
-        if seed is not None:
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            torch.manual_seed(seed)
-        drawn = same.held_by(draws)
+        with seeded(seed):
+            drawn = draws()
+    return _by_run(drawn, nodes, n)
+
+
+def _by_run(draws: Draws, nodes: Mapping[str, Site], n: int) -> Draws:
+    """The draws of n runs in a plate, with the shapes of the nodes of one run."""
     return {
-        name: value.detach().reshape(n, *site["value"].shape)
+        name: draws[name].detach().reshape(n, *site["value"].shape)
         for name, site in nodes.items()
-        if (value := drawn.get(name)) is not None
+        if name in draws
     }
-
-
-def _values_at(at: Mapping[str, Tensor], n: int) -> Draws:
-    """The values of sites at which the program runs, (n, *shape) each."""
-    values = {name: torch.as_tensor(value).detach() for name, value in at.items()}
-    counts = {name: len(value) if value.dim() else 0 for name, value in values.items()}
-    if odd := [name for name, count in counts.items() if count != n]:
-        raise ValueError(
-            f"at has {counts[odd[0]]} values of {odd[0]!r}, expected n = {n}; give each site "
-            "(n, *shape) values"
-        )
-    return values
 
 
 # -- runs on workers -------------------------------------------------------------------------------
@@ -199,24 +201,30 @@ def _seeded(*entropy: int) -> Iterator[None]:
         np.random.set_state(of_numpy)
 
 
-def _run_batch(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
+def _run_batch(plan: _Plan, runs: Sequence[int], given: Draws) -> Batch:
     """The runs of a program with the given numbers, on a worker."""
     with _one_at_a_time:
         if plan.vectorized:
             return _run_in_plate(plan, runs, given)
         rows, done, failed = list[Draws](), list[int](), dict[int, str]()
         for place, run in enumerate(runs):
-            values = None if given is None else {n: v[place] for n, v in given.items()}
+            program = poutine.condition(plan.program, {n: v[place] for n, v in given.items()})
             try:
-                with _seeded(plan.seed, run, given is not None):
-                    rows.append(_run(plan.program, values))
+                with _seeded(plan.seed, run, bool(given)), torch.no_grad():
+                    trace = poutine.block(poutine.trace(program).get_trace)()
+                sites = {n: s for n, s in sample_sites(trace).items() if not is_subsample(s)}
+                rows.append({n: torch.as_tensor(s["value"]).detach() for n, s in sites.items()})
             except Exception as error:  # a program may raise any error
                 failed[run] = _said(error)
                 if not plan.leave_out:
                     break
             else:
                 done.append(run)
-        return Batch(torch.tensor(done, dtype=torch.int64), _stacked(rows), failed)
+        shapes = [{name: tuple(value.shape) for name, value in row.items()} for row in rows]
+        for other in shapes:
+            check_same(shapes[0], other)
+        values = {name: torch.stack([row[name] for row in rows]) for name in (rows or [{}])[0]}
+        return Batch(torch.tensor(done, dtype=torch.int64), values, failed)
 
 
 def _said(error: Exception) -> str:
@@ -224,22 +232,16 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
+def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws) -> Batch:
     nodes = nodes_of(plan.program)
-    shapes = {name: site["value"].shape for name, site in nodes.items()}
-    inside = None if given is None else _beside_plates(given, nodes)
+    inside = _beside_plates(given, nodes)
     try:
-        with _seeded(plan.seed, runs[0], 2 + (given is not None)):
+        with _seeded(plan.seed, runs[0], 2 + bool(given)):
             draws = Predictive(plan.program, inside, num_samples=len(runs), parallel=True)()
     except Exception as error:  # a program may raise any error
         none = torch.empty(0, dtype=torch.int64)
         return Batch(none, {}, dict.fromkeys(runs, _said(error)))
-    draws = (given or {}) | draws
-    values = {
-        name: draws[name].detach().reshape(len(runs), *shape)
-        for name, shape in shapes.items()
-        if name in draws
-    }
+    values = _by_run(given | draws, nodes, len(runs))
     return Batch(torch.tensor(list(runs)), values, {})
 
 
@@ -256,40 +258,10 @@ def _beside_plates(given: Draws, nodes: Mapping[str, Site]) -> Draws:
     return values
 
 
-def _run(program: Program, given: Draws | None) -> Draws:
-    """The values of all sites in one run."""
-    program = program if given is None else poutine.condition(program, data=given)
-    with torch.no_grad():
-        trace = poutine.block(poutine.trace(program).get_trace)()
-    return {
-        name: torch.as_tensor(site["value"]).detach()
-        for name, site in sample_sites(trace).items()
-        if not is_subsample(site)
-    }
-
-
-def _stacked(rows: Sequence[Draws]) -> Draws:
-    """The values of runs by site, (n, *shape).
-
-    Raises:
-        ValueError: runs of different sites or shapes.
-    """
-    if not rows:
-        return {}
-    shapes = [{name: tuple(value.shape) for name, value in row.items()} for row in rows]
-    for other in shapes:
-        check_same(shapes[0], other)
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _check_program(plan: _Plan, batch: Batch, given: Draws | None) -> None:
-    """Compare a program with the one whose runs were kept, by making the first of them again.
-
-    Raises:
-        ValueError: the run has other values now, and the same ones twice.
-    """
+def _check_program(plan: _Plan, batch: Batch, given: Draws) -> None:
+    """Compare a program with the one whose runs were kept, by making the first of them again."""
     runs = batch.runs.tolist() if plan.vectorized else [int(batch.runs.min())]
-    at = None if given is None else {name: value[runs] for name, value in given.items()}
+    at = {name: value[runs] for name, value in given.items()}
     rows = [batch.runs.tolist().index(run) for run in runs]
     then = {name: value[rows] for name, value in batch.values.items()}
     now = _run_batch(plan, runs, at)
@@ -322,21 +294,13 @@ def _alike(one: Draws, other: Draws) -> bool:
 
 
 def _run_all(
-    plan: _Plan,
-    store: Store,
-    n: int,
-    given: Draws | None,
-    workers: int | None,
-    progress: bool,
+    plan: _Plan, store: Store, n: int, given: Draws, workers: int | None, progress: bool
 ) -> None:
     """Make the runs that a store does not have, and keep them as they come."""
     missing = store.missing(n)
     size = store.batch_size
     batches = [missing[i : i + size] for i in range(0, len(missing), size)]
-    tasks = (
-        (plan, runs, None if given is None else {m: v[runs] for m, v in given.items()})
-        for runs in batches
-    )
+    tasks = ((plan, runs, {m: v[runs] for m, v in given.items()}) for runs in batches)
     with progress_bar(n, "simulating", "runs", initial=n - len(missing), shown=progress) as bar:
         for batch in _results(tasks, workers):
             if batch.failed and not plan.leave_out:
@@ -369,21 +333,6 @@ def _results(tasks: Iterable[tuple[object, ...]], workers: int | None) -> Iterat
         results.close()
 
 
-def _gathered(store: Store, n: int, leave_out: bool) -> Draws:
-    """The draws of a store in the order of their runs, without those that are left out."""
-    whole = store.all(n)
-    failed = dict(whole.failed)
-    draws = whole.values
-    if leave_out:
-        draws, gaps = without_gaps(draws)
-        failed |= {int(whole.runs[i]): said for i, said in gaps.items()}
-    warn_of_failures(failed, n)
-    if not draws or len(next(iter(draws.values()))) == 0:
-        first = next(iter(failed.values()), "none was made")
-        raise RuntimeError(f"all {n} runs of the program failed ({first}), expected draws")
-    return draws
-
-
 def without_gaps(
     draws: Mapping[str, Tensor], names: Sequence[str] | None = None
 ) -> tuple[Draws, dict[int, str]]:
@@ -400,7 +349,7 @@ def without_gaps(
     return {name: value[kept] for name, value in draws.items()}, reasons
 
 
-def warn_of_failures(failed: Mapping[int, str], n: int) -> None:
+def warn_of_failures(failed: Mapping[int, str], n: int, stacklevel: int) -> None:
     """Warn of runs that are left out, of n, if there are any, with their reasons by number."""
     if not failed:
         return
@@ -415,5 +364,5 @@ def warn_of_failures(failed: Mapping[int, str], n: int) -> None:
         f"{len(failed):,} of {n:,} runs of the program are left out: {'; '.join(words)}. Where "
         "runs fail depends on the parameters, so the distribution of what is left is that given "
         "success",
-        stacklevel=6,
+        stacklevel=stacklevel,
     )

@@ -11,6 +11,7 @@ of :func:`torch.func.vmap`, takes one call of the networks.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,17 +22,18 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_mdm.posteriors.dependence import seeded
 from pyro_mdm.posteriors.factors import (
     check_exchangeable,
     check_plates,
     factors_of,
     name_of,
-    place_dim,
     values_by_site,
 )
 from pyro_mdm.posteriors.laws import DataBounds
+from pyro_mdm.posteriors.parameters import Parameters, lead_of
 from pyro_mdm.posteriors.predictive import PriorPredictive, warn_of_outside
-from pyro_mdm.posteriors.reading import DataFactor, Draws, Names, Plates, Structure
+from pyro_mdm.posteriors.reading import Draws, Names, Plates, Structure
 
 __all__ = ["DataDistribution", "LearnedLikelihood"]
 
@@ -135,9 +137,7 @@ class LearnedLikelihood(nn.Module, ABC):
             ValueError: parameters that are NaN or outside of their support; a plate along which
                 data are not exchangeable.
         """
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed):
             return self.drawn(theta, plates, sites)
 
     def given(
@@ -178,30 +178,10 @@ class DataDistribution(TorchDistribution):
         datum_of: the name of such a plate, if a value is one datum of it; None: a value is a whole
             simulation.
         known_only: whether parameters unlike all simulated ones have the density 0.
-        batch_shape: the batch shape, broadcast with that of θ.
 
     Raises:
         ValueError: parameters of other names or shapes; a plate along which data are not
             exchangeable; some but not all sites of a factor.
-
-    Example:
-        >>> import pyro, torch
-        >>> import pyro.distributions as dist
-        >>> from pyro_mdm.posteriors import AmortizedLikelihood
-        >>> def simulator():
-        ...     rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
-        ...     with pyro.plate("days", 5):
-        ...         pyro.sample("x", dist.Normal(rate, 1.0))
-        >>> few = {"simulations": 50, "steps": 2}
-        >>> likelihood = AmortizedLikelihood.fit(simulator, ["rate"], ["x"], **few)
-        >>> def population(x):
-        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
-        ...     with pyro.plate("subjects", len(x)):
-        ...         rate = pyro.sample("rate", dist.LogNormal(0.0, scale))
-        ...         pyro.sample("x", likelihood.given(rate), obs=x)
-        >>> trace = pyro.poutine.trace(population).get_trace(torch.randn(7, 5))
-        >>> trace.nodes["x"]["fn"].batch_shape, trace.nodes["x"]["fn"].event_shape
-        (torch.Size([7]), torch.Size([5]))
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -215,45 +195,41 @@ class DataDistribution(TorchDistribution):
         plates: Plates = None,
         datum_of: str | None = None,
         known_only: bool = False,
-        batch_shape: Sequence[int] = (),
     ) -> None:
         self.likelihood, self.known_only, self.datum_of = likelihood, known_only, datum_of
         structure = likelihood.structure
-        self.theta, lead = _parameters(structure, theta)
+        self.theta, batch = Parameters(structure.parameters).batch(theta)
         names = [sites] if isinstance(sites, str) else sites
         self._factors = factors_of(structure, names)
         self._plates = check_plates(structure, plates)
         if datum_of is not None:
-            self._check_datum_of(structure, datum_of)
+            check_exchangeable(structure, datum_of, "datum_of")
+            if others := [factor for factor in self._factors if factor.plate != datum_of]:
+                raise ValueError(
+                    f"datum_of is {datum_of!r} and {name_of(others[0])} has no place in it, "
+                    "expected sites of that plate alone; name them in sites, with another site "
+                    "for the others"
+                )
+            if datum_of in self._plates:
+                raise ValueError(
+                    f"plates and datum_of have {datum_of!r}, expected one of them: with datum_of a "
+                    "value is one datum, and the plate around the site has their number"
+                )
         chosen = [site.name for factor in self._factors for site in factor.sites]
         self.sites = [site.name for site in structure.data if site.name in chosen]
         self.shapes = self._event_shapes()
         several = len(self.sites) > 1
         side_by_side = torch.Size([sum(map(math.prod, self.shapes.values()))])
         event = side_by_side if several else self.shapes[self.sites[0]]
-        shape = torch.broadcast_shapes(lead, tuple(batch_shape))
         # Pyro's validation of values would refuse NaN, which are missing data
-        super().__init__(torch.Size(shape), event, validate_args=False)
-
-    def _check_datum_of(self, structure: Structure, datum_of: str) -> None:
-        check_exchangeable(structure, datum_of, "datum_of")
-        if others := [factor for factor in self._factors if factor.plate != datum_of]:
-            raise ValueError(
-                f"datum_of is {datum_of!r} and {name_of(others[0])} has no place in it, expected "
-                "sites of that plate alone; name them in sites, with another site for the others"
-            )
-        if datum_of in self._plates:
-            raise ValueError(
-                f"plates and datum_of have {datum_of!r}, expected one of them: with datum_of a "
-                "value is one datum, and the plate around the site has their number"
-            )
+        super().__init__(batch, event, validate_args=False)
 
     def _event_shapes(self) -> dict[str, torch.Size]:
         """The shapes of a value by site."""
         shapes = {}
         for factor in self._factors:
             for site in factor.sites:
-                shape, dim = list(site.shape), place_dim(factor, site)
+                shape, dim = list(site.shape), factor.dim_of(site)
                 if dim is not None and factor.plate == self.datum_of:
                     del shape[dim]
                 elif dim is not None:
@@ -279,21 +255,21 @@ class DataDistribution(TorchDistribution):
         Raises:
             ValueError: a site that is missing or has another shape.
         """
-        blocks = []
+        values, leads = list[Tensor](), list[torch.Size]()
         for name, shape in self.shapes.items():
             if name not in data:
                 raise ValueError(
                     f"there is no value of {name!r} among {list(data)}, expected one; give NaN of "
                     f"shape {tuple(shape)} where it is missing"
                 )
-            value = torch.as_tensor(data[name])
-            blocks.append((value, _lead_of(value, shape, name)))
-        if len(blocks) == 1:
-            return blocks[0][0]
-        lead = torch.broadcast_shapes(*(shape for _, shape in blocks))
+            values.append(torch.as_tensor(data[name]))
+            leads.append(lead_of(values[-1], shape, name))
+        if len(values) == 1:
+            return values[0]
+        lead, pairs = torch.broadcast_shapes(*leads), zip(values, self.shapes.values(), strict=True)
         rows = [
-            value.reshape(*shape, -1).expand(*lead, value.shape[len(shape) :].numel())
-            for value, shape in blocks
+            value.expand(torch.Size([*lead, *shape])).reshape(torch.Size([*lead, shape.numel()]))
+            for value, shape in pairs
         ]
         return torch.cat(rows, -1)
 
@@ -324,7 +300,7 @@ class DataDistribution(TorchDistribution):
             return _SomeDiscrete(lower, upper, is_discrete, event_dim)
         kinds = [_constraint(*pair) for pair in zip(lower.flatten(), upper.flatten(), strict=True)]
         if len({type(kind) for kind in kinds}) == 1:
-            kind = _constraint(lower, upper) if lower.dim() else kinds[0]
+            kind = _constraint(lower, upper)
             return constraints.independent(kind, event_dim) if event_dim else kind
         if event_dim == 1:
             return constraints.independent(constraints.cat(kinds, -1, [1] * len(kinds)), 1)
@@ -340,14 +316,12 @@ class DataDistribution(TorchDistribution):
         for factor, bounds in pairs:
             if factor not in self._factors:
                 continue
-            size = 1 if factor.plate == self.datum_of and self.datum_of else self._size(factor)
+            size = self._plates.get(factor.plate or "", factor.size)
+            size = 1 if self.datum_of is not None else size
             for kind, numbers in zip(ends, bounds, strict=True):
                 by_site = values_by_site(factor, numbers.expand(1, size, -1))
                 kind |= {n: v.reshape(self.shapes[n]) for n, v in by_site.items()}
         return ends
-
-    def _size(self, factor: DataFactor) -> int:
-        return self._plates.get(factor.plate or "", factor.size)
 
     # -- densities and draws -----------------------------------------------------------------------
 
@@ -368,8 +342,7 @@ class DataDistribution(TorchDistribution):
         :meth:`LearnedLikelihood.misfit`; arguments and errors as for :meth:`log_prob`."""
         lead = torch.broadcast_shapes(self._lead(value, self.batch_shape), self.batch_shape)
         rows = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
-        data = {name: self._with_place(name, v) for name, v in self.by_site(rows).items()}
-        return self.likelihood.misfit(data, self.sites)
+        return self.likelihood.misfit(self._data(rows), self.sites)
 
     def scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
         """:meth:`log_prob` given these parameters, one tensor (*batch, *shape) for each site, of
@@ -388,27 +361,33 @@ class DataDistribution(TorchDistribution):
         leads = [v.shape[: v.dim() - len(s)] for v, s in zip(theta, shapes, strict=True)]
         of_theta = torch.broadcast_shapes(*leads)
         lead = torch.broadcast_shapes(of_data, of_theta, tuple(batch))
+        # the widest precision of θ: a float64 density of float32 θ would make all latents float64
+        dtypes = [torch.get_default_dtype(), *(v.dtype for v in theta)]
+        dtype = functools.reduce(torch.promote_types, dtypes)
         if lead.numel() == 0:
-            return torch.zeros(lead, dtype=_dtype(theta))
+            return torch.zeros(lead, dtype=dtype)
         rows = _rows(value, of_data, lead, self.event_shape)
         parameters = Draws()
         for name, v, shape in zip(self.theta, theta, shapes, strict=True):
             v = v.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # has no density
             v = v.expand(torch.Size([*of_theta, *shape]))
             parameters[name] = _rows(v, of_theta, lead, shape)
-        data = {name: self._with_place(name, v) for name, v in self.by_site(rows).items()}
-        log_p = self.likelihood.log_prob(data, parameters, sites=self.sites)
+        log_p = self.likelihood.log_prob(self._data(rows), parameters, sites=self.sites)
         if self.known_only:
             log_p = torch.where(self.likelihood.outside(parameters), -math.inf, log_p)
-        return log_p.expand(lead.numel()).reshape(lead).to(_dtype(theta))
+        return log_p.expand(lead.numel()).reshape(lead).to(dtype)
 
     def _lead(self, value: Tensor, batch: Sequence[int]) -> torch.Size:
         """The batch shape of a value."""
-        named = ", ".join(self.sites)
-        if len(self.sites) == 1:
-            lead = _lead_of(value, self.event_shape, named, self._advice())
-        else:
-            lead = _lead_of(value, self.event_shape, f"({named})", "; use joined")
+        named, advice = ", ".join(self.sites), "; the likelihood is of data of that shape alone"
+        if plates := [f.plate for f in self._factors if f.plate not in (None, self.datum_of)]:
+            advice = (
+                f"; for another number of exchangeable data give plates={{{plates[0]!r}: n}}, "
+                "with NaN for data that are missing. A series has a likelihood of its own length"
+            )
+        if len(self.sites) > 1:
+            named, advice = f"({named})", "; use joined"
+        lead = lead_of(value, self.event_shape, named, advice)
         try:
             torch.broadcast_shapes(lead, tuple(batch))
         except RuntimeError:
@@ -419,28 +398,16 @@ class DataDistribution(TorchDistribution):
             ) from None
         return lead
 
-    def _advice(self) -> str:
-        """What to do about a value of another shape."""
-        plates = [
-            f.plate for f in self._factors if f.plate is not None and f.plate != self.datum_of
-        ]
-        if plates:
-            return (
-                f"; for another number of exchangeable data give plates={{{plates[0]!r}: n}}, "
-                "with NaN for data that are missing. A series has a likelihood of its own length"
-            )
-        return "; the likelihood is of data of that shape alone"
-
-    def _with_place(self, name: str, value: Tensor) -> Tensor:
-        """Data of a site (n, *shape) for the likelihood, with a dimension of size 1 for the plate
-        of ``datum_of``."""
-        if self.datum_of is None:
-            return value
-        for factor in self._factors:
-            for site in factor.sites:
-                if site.name == name and (dim := place_dim(factor, site)) is not None:
-                    return value.unsqueeze(dim)
-        return value
+    def _data(self, rows: Tensor) -> Draws:
+        """The data by site of values (n, *event_shape), for the likelihood, with a dimension of
+        size 1 for the plate of ``datum_of``."""
+        data = self.by_site(rows)
+        if self.datum_of is not None:
+            for factor in self._factors:
+                for site in factor.sites:
+                    if (dim := factor.dim_of(site)) is not None:
+                        data[site.name] = data[site.name].unsqueeze(dim)
+        return data
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -453,63 +420,15 @@ class DataDistribution(TorchDistribution):
             ValueError: parameters that are NaN or outside of their support.
         """
         lead = torch.Size([*sample_shape, *self.batch_shape])
-        parameters = {}
-        for site in self.likelihood.structure.parameters:
-            value = self.theta[site.name].expand(torch.Size([*lead, *site.shape]))
-            parameters[site.name] = value.reshape(-1, *site.shape)
+        theta = {
+            site.name: self.theta[site.name].expand(torch.Size([*lead, *site.shape]))
+            for site in self.likelihood.structure.parameters
+        }
+        rows, _ = Parameters(self.likelihood.structure.parameters).rows(theta)
         plates = self._plates | ({} if self.datum_of is None else {self.datum_of: 1})
-        drawn = self.likelihood.sample(parameters, plates=plates, sites=self.sites)
+        drawn = self.likelihood.sample(rows, plates=plates, sites=self.sites)
         data = {n: v.reshape(torch.Size([*lead, *self.shapes[n]])) for n, v in drawn.items()}
         return self.joined(data)
-
-
-def _parameters(
-    structure: Structure, theta: Mapping[str, Tensor] | Tensor
-) -> tuple[Draws, torch.Size]:
-    """The checked parameters by site, (*batch, *shape), and their batch shape."""
-    sites = structure.parameters
-    expected = ", ".join(f"{site.name!r} of shape (*batch, *{tuple(site.shape)})" for site in sites)
-    if not isinstance(theta, Mapping):
-        if len(sites) > 1:
-            raise ValueError(
-                f"theta is one tensor, expected parameters by site, {expected}; give a dictionary"
-            )
-        theta = {sites[0].name: theta}
-    names = [site.name for site in sites]
-    if set(theta) != set(names):
-        raise ValueError(
-            f"theta has {', '.join(map(repr, theta)) or 'no sites'}, expected {expected}; name "
-            "parameters as the simulator does"
-        )
-    values, leads = Draws(), []
-    for site in sites:
-        value = torch.as_tensor(theta[site.name])
-        leads.append(_lead_of(value, site.shape, site.name, f"; parameters are {expected}"))
-        values[site.name] = value
-    try:
-        return values, torch.broadcast_shapes(*leads)
-    except RuntimeError:
-        shapes = ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in values.items())
-        raise ValueError(
-            f"theta has the shapes {shapes}, expected batches that are broadcast, {expected}"
-        ) from None
-
-
-def _lead_of(value: Tensor, shape: Sequence[int], name: str, advice: str = "") -> torch.Size:
-    """The batch shape of values (*batch, *shape); ValueError for values of another shape."""
-    lead = value.dim() - len(shape)
-    if lead < 0 or tuple(value.shape[lead:]) != tuple(shape):
-        sizes = ", ".join(["*batch", *map(str, shape)])
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({sizes}){advice}")
-    return value.shape[:lead]
-
-
-def _dtype(theta: Sequence[Tensor]) -> torch.dtype:
-    """The widest precision of θ. A float64 density of float32 θ would make all latents float64."""
-    dtype = torch.get_default_dtype()
-    for value in theta:
-        dtype = torch.promote_types(dtype, value.dtype)
-    return dtype
 
 
 def _rows(value: Tensor, batch: Sequence[int], lead: torch.Size, shape: Sequence[int]) -> Tensor:
@@ -577,15 +496,13 @@ class _AllRows(torch.autograd.Function):
         shapes = [law.event_shape, *(s.shape for s in law.likelihood.structure.parameters)]
         tensors = list(zip((value, *theta), shapes, in_dims[2:], strict=True))
         deepest = max(len(batch), *(t.dim() - len(s) - (d is not None) for t, s, d in tensors))
-        rows = [
-            t if d is None else _with_lead(t.movedim(d, 0), len(s), deepest) for t, s, d in tensors
-        ]
+        rows = list[Tensor]()
+        for tensor, shape, d in tensors:
+            if d is not None:  # dimensions of size 1, so that the rows come first
+                ones = [1] * (deepest - (tensor.dim() - 1 - len(shape)))
+                tensor = tensor.movedim(d, 0)
+                tensor = tensor.reshape(len(tensor), *ones, *tensor.shape[1:])
+            rows.append(tensor)
         n = next(t.shape[d] for t, _, d in tensors if d is not None)
         whole = (n, *[1] * (deepest - len(batch)), *batch)
         return law.scored(rows[0], rows[1:], whole), 0
-
-
-def _with_lead(value: Tensor, event_dim: int, deepest: int) -> Tensor:
-    """Values (n, *lead, *event) with as many dimensions of their batch as asked for."""
-    ones = [1] * (deepest - (value.dim() - 1 - event_dim))
-    return value.reshape(value.shape[0], *ones, *value.shape[1:])

@@ -59,25 +59,19 @@ class Store:
             seed = saved["seed"] if saved else new
         self.seed = seed
         facts = {"seed": seed, "in_plates": in_plates, "at": None if at is None else _digest(at)}
-        self.batch_size = batch_size
-        if self._folder is None:
+        self.batch_size, self._n = batch_size, 0
+        self._facts = facts | {"batch_size": batch_size}
+        if self._folder is None or saved is None:
             return
-        if saved is not None:
-            self._check(saved, facts)
-            self.batch_size = saved["batch_size"] if in_plates is not None else batch_size
-            facts = {name: saved[name] for name in saved if name != "n"}
-            self._batches = _batches(self._folder, facts)
-        else:
-            facts |= {"batch_size": batch_size}
-        self._facts, self._n = facts, 0 if saved is None else saved["n"]
-
-    def _check(self, saved: Mapping[str, object], facts: Mapping[str, object]) -> None:
         for name, value in facts.items():
             if saved.get(name) != value:
                 raise ValueError(
                     f"{self._folder} has simulations with {name} = {saved.get(name)}, expected "
                     f"{value}; give another folder, or the program and options that wrote it"
                 )
+        self.batch_size = saved["batch_size"] if in_plates is not None else batch_size
+        self._facts, self._n = {name: saved[name] for name in saved if name != "n"}, saved["n"]
+        self._batches = _batches(self._folder, self._facts)
 
     def begin(self, n: int) -> None:
         """Write that the folder is for n runs, and remove what a killed process left."""
@@ -90,8 +84,7 @@ class Store:
 
     def missing(self, n: int) -> list[int]:
         """The numbers of the first n runs that have not been made."""
-        there = {run for batch in self._batches for run in batch.runs.tolist()}
-        there |= {run for batch in self._batches for run in batch.failed}
+        there = {run for b in self._batches for run in [*b.runs.tolist(), *b.failed]}
         return [run for run in range(n) if run not in there]
 
     def keep(self, batch: Batch) -> None:
@@ -110,16 +103,14 @@ class Store:
         some = [batch for batch in self._batches if len(batch.runs)]
         return min(some, key=lambda batch: int(batch.runs.min()), default=None)
 
-    def all(self, n: int | None = None) -> Batch:
-        """The results of the first n runs, in order; None: of all."""
+    def all(self, n: int) -> Batch:
+        """The results of the first n runs, in order."""
         return _joined(self._batches, n)
 
 
-def _joined(batches: Sequence[Batch], n: int | None) -> Batch:
+def _joined(batches: Sequence[Batch], n: int) -> Batch:
     some = [batch for batch in batches if len(batch.runs)]
-    failed = {run: said for batch in batches for run, said in batch.failed.items()}
-    if n is not None:
-        failed = {run: said for run, said in failed.items() if run < n}
+    failed = {run: said for batch in batches for run, said in batch.failed.items() if run < n}
     if not some:
         return Batch(torch.empty(0, dtype=torch.int64), {}, failed)
     shapes = [{m: tuple(v.shape[1:]) for m, v in batch.values.items()} for batch in some]
@@ -127,7 +118,7 @@ def _joined(batches: Sequence[Batch], n: int | None) -> Batch:
         check_same(shapes[0], other)
     runs = torch.cat([batch.runs for batch in some])
     order = runs.argsort()
-    order = order if n is None else order[runs[order] < n]
+    order = order[runs[order] < n]
     values = {name: torch.cat([b.values[name] for b in some])[order] for name in shapes[0]}
     return Batch(runs[order], values, failed)
 
@@ -141,11 +132,7 @@ def _digest(at: Mapping[str, Tensor]) -> str:
 
 
 def _header(folder: Path) -> JsonObject | None:
-    """The seed and the options of a folder's draws; None: a new or an empty folder.
-
-    Raises:
-        ValueError: a folder of other files, or a damaged one.
-    """
+    """The seed and the options of a folder's draws; None: a new or an empty folder."""
     path = folder / HEADER
     if path.is_file():
         return read_saved(path, HEADER_KIND).content
@@ -159,11 +146,7 @@ def _header(folder: Path) -> JsonObject | None:
 
 
 def _batches(folder: Path, facts: Mapping[str, object]) -> list[Batch]:
-    """The batches of a folder with the given facts.
-
-    Raises:
-        PretrainedError: a file that is damaged or of other simulations; a run in two files.
-    """
+    """The batches of a folder with the given facts."""
     batches, seen = [], set[int]()
     for path in sorted(folder.glob(FILES)):
         try:
@@ -209,7 +192,7 @@ def read_draws(folder: str | os.PathLike[str], names: Sequence[str]) -> Draws:
     facts = dict(saved)
     with damage_of(path / HEADER):
         n = int(facts.pop("n"))
-    whole = _joined(_batches(path, facts), None)
+    whole = _joined(_batches(path, facts), n)
     made = len(whole.runs) + len(whole.failed)
     if made < n:
         raise ValueError(

@@ -13,13 +13,9 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from pyro_mdm.budgets import Budget, Outcome, steps_within
+from pyro_mdm.posteriors.dependence import seeded
 from pyro_mdm.posteriors.reading import Draws, Program
-from pyro_mdm.posteriors.simulation import (
-    shuffled,
-    simulate,
-    warn_of_failures,
-    without_gaps,
-)
+from pyro_mdm.posteriors.simulation import shuffled, simulate, warn_of_failures, without_gaps
 from pyro_mdm.posteriors.stored import read_draws
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.training import Trainer
@@ -28,7 +24,6 @@ __all__ = [
     "VALIDATED",
     "LearningOptions",
     "TrainingOptions",
-    "Usual",
     "to_learn_from",
     "train",
     "usual_steps",
@@ -103,53 +98,27 @@ class LearningOptions(TypedDict, total=False):
     progress: bool
 
 
-class Usual(TypedDict):
-    """The usual options of training, where none are given."""
-
-    steps: int  # for 10,000 simulations
-    batch_size: int
-    learning_rate: float
-
-
 @contextmanager
 def to_learn_from(
-    program: Program,
-    names: Sequence[str],
-    options: LearningOptions,
-    *,
-    steps: int = 1,
-    batch_size: int = 1,
-    learning_rate: float = 1.0,
+    program: Program, names: Sequence[str], options: LearningOptions, usual: TrainingOptions
 ) -> Iterator[tuple[Draws, TrainingOptions]]:
-    """A context with simulations in random order, the options of training, and a random state of
-    its own.
-
-    Args:
-        program: the simulator.
-        names: the names of the sites of parameters and data.
-        options: options of the caller.
-        steps, batch_size, learning_rate: the usual ones, where options have none; ``steps`` for
-            10,000 simulations.
-
-    Raises:
-        TypeError, ValueError: see :func:`simulate` and :func:`read_draws`; numbers that are out of
-            range; a site without draws.
+    """A context with simulations of the named sites in random order, the options of training, where
+    there are none the usual ones for 10,000 simulations, and a random state of its own.
     """
     simulations, progress = options.get("simulations", 10_000), options.get("progress", False)
     leave_out = options.get("leave_out", False)
     given, seconds = options.get("steps"), options.get("seconds")
     training = TrainingOptions(
-        steps_within(given, seconds, steps),
-        options.get("batch_size", batch_size),
-        options.get("learning_rate", learning_rate),
+        steps_within(given, seconds, usual.steps),
+        options.get("batch_size", usual.batch_size),
+        options.get("learning_rate", usual.learning_rate),
         progress,
         Budget(seconds),
         patient=seconds is not None,
     )
     check_count("simulations", simulations, "the number of draws that are learned from", 2)
     check_count("batch_size", training.batch_size, "the number of simulations of a step")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.get("seed", 0))
+    with seeded(options.get("seed", 0)):
         draws = options.get("draws")
         if draws is None:
             draws = simulate(
@@ -169,9 +138,9 @@ def to_learn_from(
             )
         if leave_out:
             draws, reasons = without_gaps(draws, names)
-            warn_of_failures(reasons, len(reasons) + max(map(len, draws.values())))
+            warn_of_failures(reasons, len(reasons) + max(map(len, draws.values())), stacklevel=6)
         if given is None and seconds is None:
-            training = training._replace(steps=usual_steps(steps, len(draws[names[0]])))
+            training = training._replace(steps=usual_steps(usual.steps, len(draws[names[0]])))
         yield shuffled(draws), training
 
 
@@ -193,9 +162,6 @@ def train(
 
     The loss takes the indices of some of n simulations, (b,) int64, and returns their mean loss,
     nats. Gradients are clipped at the largest norm. The module is in evaluation mode afterwards.
-
-    Raises:
-        FloatingPointError: a loss that is not finite.
     """
     held_out = min(VALIDATED, n // 10)
     rows = torch.arange(n - held_out, n)

@@ -42,10 +42,9 @@ RESAMPLES = 100
 resamples beyond it."""
 FEWEST = 50
 """The fewest rows, and samples, with both columns of a pair that is compared."""
-PROBED, LEAST = 10, 200
-"""The rows whose draws are timed, and the fewest rows that are compared within some seconds."""
-COLUMNS = 40
-"""The most columns whose pairs are compared."""
+PROBED, LEAST, COLUMNS = 10, 200, 40
+"""The rows whose draws are timed, the fewest rows that are compared within some seconds, and the
+most columns whose pairs are compared."""
 LARGE = 0.1
 """The distance of two distributions, or change of a correlation, above which it is reported."""
 EXPECTED = 12.0
@@ -98,8 +97,7 @@ class Agreement:
     @property
     def differs(self) -> list[str]:
         """The differences that are larger than noise, in words."""
-        distances = [*self.columns, *self.pairs]
-        large = [str(distance) for distance in distances if distance.is_large]
+        large = [str(one) for one in (*self.columns, *self.pairs) if one.is_large]
         if self.broken > BROKEN:
             large.append(f"{self.broken:.1%} of samples break a rule of the rows")
         return large
@@ -141,7 +139,6 @@ def agreement(
     model: DiffusionModel,
     samples: Tensor | None = None,
     *,
-    batch_size: int = 1024,
     seed: int = 0,
     seconds: float | None = None,
 ) -> Agreement | None:
@@ -150,9 +147,9 @@ def agreement(
     Args:
         table, model: the training rows, and their model, trained at maps with entries observed.
         samples: samples of the model, in model space, (m, d); None: 1,000 new ones.
-        batch_size, seed: as for :meth:`~pyro_mdm.tables.Table.sample`.
-        seconds: the time of draws, by which fewer rows and samples are compared; None: no limit.
-            Fewer than 200 rows are not compared, and the result is None.
+        seed: the seed of the draws.
+        seconds: the time of draws, by which fewer rows and samples are compared, or none below 200,
+            where the result is None; None: no limit.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
     chosen = torch.randperm(len(table.train), generator=generator)[:ROWS]
@@ -167,7 +164,7 @@ def agreement(
             if number < min(LEAST, len(x)):
                 return None
             x = x[:number]
-        x = impute(model, x, num=1, batch_size=batch_size, seed=seed)[0]
+        x = impute(model, x, num=1, seed=seed)[0]
         if samples is None:
             torch.manual_seed(seed_from(seed, "samples"))
             samples = model(batch_size=ROWS if seconds is None else len(x))
@@ -197,9 +194,8 @@ def _marginals(
     resampled = [(rng.integers(0, n, n), rng.integers(0, n, m)) for _ in range(RESAMPLES)]
     for column, real, drawn in zip(columns, rows.T, samples.T, strict=True):
         ordered = column.levels is None
-        by_chance = [_distance(real[a], real[b], ordered) for a, b in resampled]
-        noise = float(np.quantile(by_chance, 0.95))
-        distances.append(Distance(column.name, _distance(real, drawn, ordered), noise))
+        noise = np.quantile([_distance(real[a], real[b], ordered) for a, b in resampled], 0.95)
+        distances.append(Distance(column.name, _distance(real, drawn, ordered), float(noise)))
     return distances
 
 
@@ -207,20 +203,24 @@ def _correlations(columns: list[Column], rows: Values, samples: Values) -> list[
     """The differences of correlations, each among rows that have both columns."""
     distances = []
     for i, j in itertools.combinations(range(min(COLUMNS, len(columns))), 2):
-        one, other = columns[i], columns[j]
-        ranked = all(c.levels is None or c.kind == "ordinal" for c in (one, other))
-        both = [codes[:, [i, j]] for codes in (rows, samples)]
-        both = [codes[np.isfinite(codes).all(1)] for codes in both]
+        pair = columns[i], columns[j]
+        ranked = all(map(_is_ordered, pair))
+        both = [codes[np.isfinite(codes[:, [i, j]]).all(1)] for codes in (rows, samples)]
         if min(map(len, both)) < FEWEST:
             continue
-        scores = [(_scores(one, c[:, 0]), _scores(other, c[:, 1])) for c in both]
+        scores = [(_scores(pair[0], c[:, i]), _scores(pair[1], c[:, j])) for c in both]
         in_rows, in_samples = (_correlation(a, b, ranked) for a, b in scores)
         size = math.prod(max(score.shape[1], 1) for score in scores[0])
         # twice the standard error of a difference, more for the largest of several scores
         errors = sum(1 / len(codes) for codes in both)
         noise = 2 * math.sqrt(errors * size) * (1 - in_rows**2)
-        distances.append(Distance(f"{one.name} × {other.name}", abs(in_rows - in_samples), noise))
+        name = f"{pair[0].name} × {pair[1].name}"
+        distances.append(Distance(name, abs(in_rows - in_samples), noise))
     return distances
+
+
+def _is_ordered(column: Column) -> bool:
+    return column.levels is None or column.kind == "ordinal"
 
 
 def _distance(rows: Values, samples: Values, ordered: bool) -> float:
@@ -237,12 +237,12 @@ def _distance(rows: Values, samples: Values, ordered: bool) -> float:
 def _scores(column: Column, codes: Values) -> Values:
     """An orthonormal basis of centred scores, (n, r): the ranks of numbers, or all scores of
     levels."""
-    if column.levels is None or column.kind == "ordinal":
+    if _is_ordered(column):
         _, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
         scores = (np.cumsum(counts) - (counts - 1) / 2)[places][:, None]
         centred = scores - scores.mean(0)
         return centred / max(float(np.linalg.norm(centred)), 1e-12)
-    scores = (codes[:, None] == np.arange(column.levels)).astype(float)
+    scores = (codes[:, None] == np.arange(column.levels or 0)).astype(float)
     basis, sizes, _ = np.linalg.svd(scores - scores.mean(0), full_matrices=False)
     return basis[:, sizes > 1e-9 * math.sqrt(len(codes))]
 

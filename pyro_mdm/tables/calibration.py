@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWS", "TableCalibration", "observes_entries", "table_calibration"]
 
-DRAWS = 99
-"""Draws of each entry by default, so that ranks fall evenly into ten bins."""
-LEVEL = 0.9
-"""The level of the intervals that are printed."""
+DRAWS, LEVEL = 99, 0.9
+"""Draws of each entry by default, so that ranks fall evenly into ten bins, and the level of the
+intervals that are printed."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class TableCalibration:
             weight = present.sum(1) / present.sum()
             off = torch.from_numpy(len(weight) * weight * (shares - share))  # of a ratio estimate
             error = Measured.from_values(off).standard_error
-            by_chance = self.smallest > 0.05
-            word = "uniform, as far as this test shows" if by_chance else "NOT uniform"
+            word = "uniform, as far as this test shows" if self.smallest > 0.05 else "NOT uniform"
             lines.append(
                 f"{LEVEL:.0%} intervals contain {share:.1%} ± {error:.1%} of {present.sum()} "
                 f"numbers; ranks are {word} (smallest p-value of {len(self.pit)} columns, times "
@@ -118,8 +116,7 @@ def table_calibration(
         rows: held-out rows as stored, (n, columns), NaN where an entry is missing.
 
     Raises:
-        ValueError: rows without an entry; a model that was not trained at such maps, or that
-            :func:`~pyro_mdm.impute` refuses.
+        ValueError: rows without an entry; a model that was not trained at such maps.
     """
     if not observes_entries(model):
         raise ValueError(
@@ -144,8 +141,7 @@ def table_calibration(
     u = (u / (draws + 1)).double().masked_fill(rows.isnan(), math.nan)
     pit, classes = {}, {}
     for j, column in enumerate(table.columns):
-        there = ~rows[:, j].isnan()
-        if not bool(there.any()):
+        if bool(rows[:, j].isnan().all()):
             continue
         if column.levels is None or column.kind == "ordinal":
             pit[column.name] = u[:, j].numpy()
@@ -153,7 +149,7 @@ def table_calibration(
             # what is absent is one more category
             index, codes = (v.clamp_max(column.levels) for v in (drawn[..., j], rows[:, j]))
             number = column.levels + isinstance(column, Skipped)
-            one_hot = torch.nn.functional.one_hot(index.long(), number)
-            halves = [half.double().mean(0).numpy() for half in (one_hot[::2], one_hot[1::2])]
-            classes[column.name] = (np.stack(halves), codes.numpy())
+            one_hot = torch.nn.functional.one_hot(index.long(), number).double()
+            halves = torch.stack([one_hot[::2].mean(0), one_hot[1::2].mean(0)])
+            classes[column.name] = (halves.numpy(), codes.numpy())
     return TableCalibration(pit, classes)

@@ -1,8 +1,8 @@
 """Completions of rows before there is a model of them, by chained equations.
 
 A model of rows with entries missing at random completes them itself, see
-:class:`~pyro_mdm.conditioning.Completions`, and begins with scales of its columns and with a first
-completion. Both must be those of whole rows: where one of two groups lacks a column, its present
+:class:`~pyro_mdm.conditioning.Completions`, but begins with scales of its columns and with a first
+completion, which must be those of whole rows: where one of two groups lacks a column, its present
 values are those of the other group, and a model that begins with these leaves them slowly.
 """
 

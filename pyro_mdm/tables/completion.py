@@ -36,14 +36,10 @@ large on three tables, and their CRPS within 0.2% of that of 200 steps; 25 leave
 class DrawOptions(NamedTuple):
     """The options of draws of missing entries."""
 
-    only: str | None = None
-    """The name of the one column that is drawn, where missing entries of the others are integrated
-    out and stay empty; None: all are drawn."""
-    batch_size: int = 1024
-    """The number of completions simulated together."""
+    only: str | None = None  # the one column that is drawn, given the others; None: all are
+    batch_size: int = 1024  # the number of completions simulated together
     seed: int = 0
-    unknown: UnknownPolicy = "missing"
-    """As for :meth:`TableRows.codes`, and so are hidden ones."""
+    unknown: UnknownPolicy = "missing"  # as for TableRows.codes, and so are hidden ones
     hidden: Sequence[str] = ()
     progress: bool = False
 
@@ -62,9 +58,9 @@ def draws(
     Args:
         table: the training rows, with their columns.
         model: the model of rows, or ``num`` models, one for each draw.
-        rows: incomplete rows, so few that memory holds them ``num`` times.
-        num: the number of draws of each row.
-        how: the options of the draws.
+        rows: incomplete rows, so few that memory holds them ``num`` times; missing entries of
+            columns that are not drawn stay empty.
+        num, how: the number of draws of each row, and their options.
         piece: the index of these rows among the pieces of a larger table, for their seed.
     """
     piece_seed = seed_from(how.seed, "draws", piece)
@@ -73,9 +69,9 @@ def draws(
     models = [model] if isinstance(model, DiffusionModel) else model
     x = table.to_model_space(codes, noise).to(tensor_device(models[0].score_function))
     left_out = None if how.only is None else x.isnan() & ~table.dims_of(how.only).to(x.device)
-    drawn, n, several = [], len(rows), len(models) > 1
+    drawn, n = [], len(rows)
     for k, one in enumerate(models):
-        here = slice(k * n, k * n + n) if several else slice(None)
+        here = slice(k * n, k * n + n) if len(models) > 1 else slice(None)
         out = None if left_out is None else left_out[here]
         options = {"batch_size": how.batch_size, "seed": piece_seed + k}
         drawn.append(impute(one, x[here], num=1, left_out=out, progress=how.progress, **options)[0])
@@ -132,11 +128,8 @@ def draws_given(
     batch_size: int = 1024,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """n rows with given values of some columns, by name, and draws of their other columns.
-
-    Raises:
-        DataError: an unknown column, or a value that it cannot have.
-    """
+    """n rows with given values of some columns, by name, and draws of their other columns;
+    DataError for an unknown column, or a value that it cannot have."""
     for name in given:
         table.column(name)  # or an error
     rows = pd.DataFrame({c.name: [given.get(c.name)] * n for c in table.columns})
@@ -150,9 +143,8 @@ def middle(
 ) -> pd.DataFrame:
     """The centre of each entry over draws, those of :func:`draws`; of numbers the mean or
     median."""
-    return pd.DataFrame(
-        {
-            column.name: column.center(np.stack([rows[column.name] for rows in draws]), center)
-            for column in columns
-        }
-    )
+    centers = {
+        column.name: column.center(np.stack([rows[column.name] for rows in draws]), center)
+        for column in columns
+    }
+    return pd.DataFrame(centers)

@@ -68,17 +68,14 @@ class Conditional:
         return self._draws
 
     def exists(self) -> pd.Series:
-        """The probability that the column exists, (n,), by the draws: 1 where it is never absent.
-
-        :meth:`mean`, :meth:`quantile` and :meth:`interval` are those of the draws where it does.
-        """
+        """The probability that the column exists, (n,), by the draws: 1 where it is never
+        absent."""
         return self.sample().notna().mean(axis=1).rename(self.name)
 
     def mean(self) -> pd.Series:
         """The mean of the draws of a column of numbers or dates, (n,); missing where none is.
 
-        Draws where the column does not exist count for nothing, which a warning says, with the
-        share of the others; :meth:`exists` has it for each row.
+        Draws where the column does not exist count for nothing, which a warning says.
         """
         means = self._values(self._numbers().mean(axis=1).to_numpy())
         return pd.Series(means, self.rows.index, name=self.name)
@@ -100,13 +97,12 @@ class Conditional:
             raise ValueError(f"q is {describe(q)}, expected probabilities from 0 to 1")
         numbers = self._numbers().to_numpy()
         there = ~np.isnan(numbers).all(1)
-        values = np.full((*np.shape(q), len(numbers)), np.nan)
-        values[..., there] = np.nanquantile(numbers[there], q, axis=1, method="weibull")
+        values = np.full((np.size(q), len(numbers)), np.nan)
+        values[:, there] = np.nanquantile(numbers[there], np.ravel(q), axis=1, method="weibull")
+        columns = [pd.Series(self._values(row), self.rows.index, name=self.name) for row in values]
         if np.ndim(q) == 0:
-            return pd.Series(self._values(values), self.rows.index, name=self.name)
-        by_quantile = dict(enumerate(map(self._values, values)))
-        whole = pd.DataFrame(by_quantile, self.rows.index)
-        return whole.set_axis(list(cast("Sequence[float]", q)), axis=1)
+            return columns[0]
+        return pd.concat(columns, axis=1).set_axis(list(cast("Sequence[float]", q)), axis=1)
 
     @checked_arguments
     def interval(self, level: float = 0.9) -> pd.DataFrame:
@@ -125,11 +121,7 @@ class Conditional:
 
     @checked_arguments
     def probabilities(
-        self,
-        draws: int | None = None,
-        *,
-        error: float = 0.01,
-        return_errors: bool = False,
+        self, draws: int | None = None, *, error: float = 0.01, return_errors: bool = False
     ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
         """The probability of each level of a column with levels; None is one where it may be
         absent.
@@ -169,8 +161,8 @@ class Conditional:
             done, spent[poor] = done + number, done + number
             p, errors = _shares(sums / spent[:, None])
             poor = errors.max(1) > error
-        tables = [pd.DataFrame(v, self.rows.index, columns=levels) for v in (p, errors)]
-        return (tables[0], tables[1]) if return_errors else tables[0]
+        shares, off = (pd.DataFrame(v, self.rows.index, columns=levels) for v in (p, errors))
+        return (shares, off) if return_errors else shares
 
     def _bounds(
         self, levels: Sequence[object], rows: NDArray[np.bool_], draws: int, done: int
@@ -204,18 +196,12 @@ class Conditional:
         return self._measured(self.rows, values, draws, error=error)
 
     def _measured(
-        self,
-        rows: pd.DataFrame,
-        values: Collection[object],
-        draws: int | None,
-        *,
-        error: float = ERROR,
-        seed: int | None = None,
+        self, rows: pd.DataFrame, values: Collection[object], draws: int | None, **options: Any
     ) -> pd.DataFrame:
+        """Bounds on log p of values of the column in rows."""
         rows = rows.assign(**{self.name: np.asarray(values, dtype=object)})
-        seed = self.table.seed if seed is None else seed
         bounds: density.RowBounds = self.table.bounds(self._batch_size, self.name)
-        return bounds.measured(rows, draws, error=error, seed=seed)
+        return bounds.measured(rows, draws, **{"seed": self.table.seed, **options})
 
     def _numbers(self) -> pd.DataFrame:
         """The draws as numbers; those of dates are days since 1970."""

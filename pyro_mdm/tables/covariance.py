@@ -10,8 +10,9 @@ from torch import Tensor
 
 __all__ = ["drawn_rows", "joint_moments"]
 
-CLOSE = 1e-5
-"""The change of C, as a fraction of its largest variance, at which it has converged."""
+CLOSE, ROUNDS = 1e-5, 50
+"""The change of C, as a fraction of its largest variance, at which it has converged, and the most
+rounds of EM."""
 MANY = 10
 """The number of rows for each dimension from which α is 1: the evidence of many rows would take
 the shape of columns that are not Gaussian for independence."""
@@ -23,7 +24,7 @@ ENTRIES = 2**22
 
 @torch.no_grad()
 def joint_moments(
-    x: Tensor, *, rounds: int = 50, start: tuple[Tensor, Tensor] | None = None
+    x: Tensor, *, start: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""The Gaussian distribution of data with missing entries, by EM.
 
@@ -38,7 +39,6 @@ def joint_moments(
 
     Args:
         x: data, (N, d), NaN where an entry is missing.
-        rounds: the most rounds.
         start: the mean and covariance of the first round; None: those of independent columns.
 
     Returns:
@@ -58,7 +58,7 @@ def joint_moments(
         mean, C = (moment.double() for moment in start)
     groups = _by_gaps(present)
     effective = len(x) * float(present.double().mean())
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         off, left = _expected((rows - mean) * present, groups, C)
         shift = off.mean(0)
         mean, off = mean + shift, off - shift
@@ -73,8 +73,8 @@ def joint_moments(
 
 @torch.no_grad()
 def drawn_rows(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Data, (N, d), with missing entries, NaN, drawn given the others by the Gaussian distribution
-    of the data."""
+    """Data, (N, d), with missing entries, NaN, drawn given the others by their Gaussian
+    distribution."""
     (mean, C), present = joint_moments(x), ~x.isnan()
     groups = _by_gaps(present)
     noise = torch.randn(x.shape, generator=generator, dtype=C.dtype) @ torch.linalg.cholesky(C).mT

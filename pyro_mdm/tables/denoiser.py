@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_mdm.likelihoods as likelihoods
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.levels import discrete
 from pyro_mdm.levels.denoiser import DiscreteDenoiser
 from pyro_mdm.scores.base import Number, check_fit
@@ -22,15 +22,13 @@ from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.likelihood import MixedLikelihood, Parts
 from pyro_mdm.tables.network import LevelLogits, MapMLP
-from pyro_mdm.tables.one_hot import Levels, OneHot, OneHotDenoiser
+from pyro_mdm.tables.one_hot import Levels, OneHot, OneHotDenoiser, require_data
 
 __all__ = ["GAUSSIAN_ROWS", "NoNetwork", "Levels", "MixedDenoiser", "OneHot"]
 
 GAUSSIAN_ROWS, PRODUCTS = 10_000, 10**9
 """The most rows that the Gaussian distribution is fitted to, spread evenly over all, and the most
 products of two entries in one pass over them."""
-
-
 COUPLED = 20
 """The most categories of a column that depend on other columns in the Gaussian distribution, the
 most frequent ones; what tells the others apart is learned."""
@@ -53,10 +51,8 @@ class MixedDenoiser(DenoiserScore):
     dimension may read the network's output in its own way: a continuous one like :class:`Denoiser`,
     one with levels like :class:`DiscreteDenoiser`, with a logit for each level. Then p(x) is a
     density in the continuous dimensions and a probability in the others. At F = 0 the bound is that
-    of independent columns, Gaussians and histograms.
-
-    A category without an order is :class:`OneHot`: as many neighbouring dimensions as it has
-    values, one of which is 1. Noise then confuses all values alike, which it cannot on a line.
+    of independent columns, Gaussians and histograms. Categories without an order are
+    :class:`OneHot`, whose noise confuses all values alike.
 
     Args:
         network: the module that is called with ``(z - μ)/sqrt(σ² + e^{-λ})``, (n, d), or (n, 2 d)
@@ -110,12 +106,7 @@ class MixedDenoiser(DenoiserScore):
     @classmethod
     @checked_arguments
     def fit(
-        cls,
-        network: nn.Module,
-        train_x: Tensor,
-        levels: Sequence[Levels],
-        *,
-        maps: bool = False,
+        cls, network: nn.Module, train_x: Tensor, levels: Sequence[Levels], *, maps: bool = False
     ) -> MixedDenoiser:
         """The denoiser with a baseline fitted to data: means and variances, smoothed histograms.
 
@@ -197,13 +188,9 @@ class MixedDenoiser(DenoiserScore):
 
     @torch.no_grad()
     def refit_gaussian(self, x: Tensor) -> None:
-        """Start from the Gaussian distribution of other rows; what was learned beside it is kept.
-
-        Probabilities of levels are tilted to their new means, to first order.
-
-        Args:
-            x: rows, (N, d), NaN where an entry is missing.
-        """
+        """Start from the Gaussian distribution of other rows, (N, d), NaN where an entry is
+        missing; what was learned beside it is kept. Probabilities of levels are tilted to their new
+        means, to first order."""
         network, scale = self.network, self.data_variance.sqrt()
         assert isinstance(network, MapMLP) and network.offset is not None
         before = self.data_mean + network.offset * scale
@@ -248,9 +235,7 @@ class MixedDenoiser(DenoiserScore):
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)
-        fix = "use a diffusion of the data on one clock"
-        needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
-        require(diffusion, *needed, who=type(self).__name__, fix=fix)
+        require_data(diffusion, self)
 
     def _joined_groups(self) -> Tensor | None:
         """The column of each dimension, (d,), in the order of first dimensions; None: one each."""

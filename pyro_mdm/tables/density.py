@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,15 +58,14 @@ class RowBounds(NamedTuple):
         Args:
             piece: the index of the first piece of the rows among those of a larger table.
         """
-        pieces = []
+        pieces = [torch.empty(2, 0, dtype=torch.float64)]
         for k, chunk in enumerate(in_pieces(rows), piece):
-            if len(chunk):
-                chunk_seed = seed_from(seed, "bound", k)
-                if draws is not None:
-                    pieces.append(self._bound(chunk, draws, chunk_seed))
-                else:
-                    pieces.append(self._bound_to(error, chunk, chunk_seed))
-        values = torch.cat(pieces, 1).T.numpy() if pieces else np.empty((0, 2))
+            chunk_seed = seed_from(seed, "bound", k)
+            if len(chunk) and draws is not None:
+                pieces.append(self._bound(chunk, draws, chunk_seed))
+            elif len(chunk):
+                pieces.append(self._bound_to(error, chunk, chunk_seed))
+        values = torch.cat(pieces, 1).T.numpy()
         return pd.DataFrame(values, rows.index, columns=["log_prob", "standard_error"])
 
     def _bound_to(self, error: float, rows: pd.DataFrame, seed: int) -> Tensor:
@@ -75,9 +73,7 @@ class RowBounds(NamedTuple):
 
         The bound is of other draws than the pilot: stopping by its own draws would bias it.
         """
-        check_number("error", error, "a standard error in nats, e.g. 0.25")
-        if not error > 0:
-            raise ValueError(f"error is {error}, expected a standard error above 0, e.g. 0.25")
+        check_number("error", error, "a standard error above 0, in nats, e.g. 0.25", positive=True)
         pilot = self._bound(rows, PILOT, seed_from(seed, "pilot"))
         ratio = (pilot[1] / error).nan_to_num(math.inf).square()
         doublings = (PILOT * ratio).clamp(LEAST, MOST).log2().ceil().int()
@@ -116,17 +112,10 @@ class RowBounds(NamedTuple):
             model = condition(model, observed, left_out=x.isnan() & ~observed)
             x = torch.where(observed, given_x, torch.where(x.isnan(), 0, x))
         measured = bound(
-            model,
-            self.guide,
-            x,
-            draws=-(-draws // fresh),
-            batch_size=self.batch_size,
-            seed=seed,
+            model, self.guide, x, draws=-(-draws // fresh), batch_size=self.batch_size, seed=seed
         )
         log_probs = (measured.per_datum.cpu() + log_det.double()).unflatten(0, (fresh, -1))
-        error = (
-            Noise.from_draws(log_probs, counts).error
-            if fresh > 1
-            else measured.per_datum_error.cpu()
-        )
+        error = measured.per_datum_error.cpu()
+        if fresh > 1:
+            error = Noise.from_draws(log_probs, counts).error
         return torch.stack([log_probs.mean(0), error])

@@ -68,7 +68,7 @@ def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield frame.iloc[first : first + PIECE]
 
 
-def with_levels(types: Mapping[str, object], columns: Sequence[Column]) -> dict[str, object]:
+def with_levels(types: Mapping[Any, object], columns: Sequence[Column]) -> dict[str, object]:
     """Types of a table's columns, with categories that hold all levels, so that draws keep them."""
     whole = dict(types)
     for column in columns:
@@ -132,7 +132,5 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 def _holds(dtype: object, new: object) -> bool:
     """Whether a type of numbers holds those of another one."""
     types = pd.api.types
-    numbers = all(
-        types.is_numeric_dtype(one) and not types.is_bool_dtype(one) for one in (dtype, new)
-    )
-    return numbers and (types.is_float_dtype(dtype) or types.is_integer_dtype(new))
+    numbers = [types.is_float_dtype(one) or types.is_integer_dtype(one) for one in (dtype, new)]
+    return all(numbers) and (types.is_float_dtype(dtype) or types.is_integer_dtype(new))

@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.levels.discrete import LevelSupport
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
@@ -19,16 +19,14 @@ from pyro_mdm.likelihoods.base import (
 )
 from pyro_mdm.support.checks import checked_arguments
 from pyro_mdm.support.modules import cached_on
+from pyro_mdm.tables.one_hot import require_data
 
 __all__ = ["MixedDecoder", "MixedLikelihood", "Parts"]
 
 
 class Parts:
-    """The dimensions of a vector split into parts, each in the order of the whole.
-
-    Args:
-        part_of: the part of each dimension, (d,) int64, as :meth:`checked` returns it.
-    """
+    """The dimensions of a vector split into parts, each in the order of the whole, by the part of
+    each dimension, (d,) int64, as :meth:`checked` returns it."""
 
     def __init__(self, part_of: Tensor) -> None:
         count = int(part_of.max()) + 1
@@ -38,8 +36,8 @@ class Parts:
 
     @staticmethod
     def checked(part_of: object, count: int) -> Tensor:
-        """The part of each dimension as a tensor, (d,) int64; ValueError for other numbers than
-        exactly those from 0 to ``count`` - 1."""
+        """The part of each dimension as a tensor, (d,) int64; ValueError unless they are all
+        numbers from 0 to ``count`` - 1."""
         parts = torch.as_tensor(part_of)
         if parts.dim() != 1 or parts.unique().tolist() != list(range(count)):
             raise ValueError(
@@ -83,24 +81,17 @@ class MixedLikelihood(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> MixedDecoder:
-        fix = "use a diffusion of the data on one clock"
-        needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
-        require(diffusion, *needed, who=type(self).__name__, fix=fix)
+        require_data(diffusion, self)
         dims = cached_on(self.part_of, "parts", Parts)
-        pieces = zip(
-            self.parts, dims.split(diffusion.paths.without_displacement(y, 1)), strict=True
-        )
+        states = dims.split(diffusion.paths.without_displacement(y, 1))
+        pieces = zip(self.parts, states, strict=True)
         base = diffusion.reference  # without a displacement by the data
         return MixedDecoder([decoder(base, score, x.to(y), 1) for decoder, x in pieces], dims)
 
 
 class MixedDecoder(DecoderDistribution):
-    """A distribution of independent dimensions of several kinds.
-
-    Args:
-        laws: the distribution of each part, with batch shape (*batch) and event shape (d_p,).
-        dims: the dimensions of each part.
-    """
+    """A distribution of independent dimensions of several kinds: of each part, with batch shape
+    (*batch) and event shape (d_p,)."""
 
     def __init__(self, laws: Sequence[TorchDistribution], dims: Parts) -> None:
         self._laws, self._dims = list(laws), dims

@@ -35,15 +35,13 @@ class MapMLP(MLP):
     which is added to the logits. The prior of the posterior is then the histogram of the column, as
     in linear discriminant analysis. Differences from these distributions are learned. The other
     inputs of the MLPs are, for each dimension, whether it is observed, left out or generated, its
-    value and its log SNR; λ of their blocks is the average over the generated ones. Sines and
-    cosines of values let them learn fast changes along a column. Posteriors of levels by the noise
-    of their column alone are inputs too, as logits of a joint distribution are made of them.
+    value, with sines and cosines by which fast changes are learned, and its log SNR; λ of their
+    blocks is the average over the generated ones. Posteriors of levels by the noise of their column
+    alone are inputs too, as logits of a joint distribution are made of them.
 
     Dimensions without a covariance, such as those of rare levels, are independent of all others in
-    that distribution, and are no part of its linear equations.
-
-    Several MLPs, the members, share each training batch, each with other rows of it. In evaluation
-    the output is the mean of all.
+    that distribution, and are no part of its linear equations. Several MLPs, the members, share
+    each training batch, each with other rows of it; in evaluation the output is their mean.
 
     Args:
         covariance: the covariance C of the data, (d, d), positive definite.
@@ -222,9 +220,8 @@ class MapMLP(MLP):
         """The Gaussians of distinct maps ``level`` (n, d), and the index of that of each datum,
         (n,).
 
-        Training maps of few dimensions all differ, and are not compared: there is a Gaussian for
-        each datum, and the index is None. So too where maps have derivatives, each of its own
-        datum.
+        Training maps of few dimensions all differ, and maps with derivatives are each of their own
+        datum: then there is a Gaussian for each datum, and the index is None.
         """
         index = None
         if not ((self.training and len(R) <= FEW) or level.requires_grad):
@@ -240,10 +237,7 @@ class MapMLP(MLP):
 
 
 class ColumnEvidence(NamedTuple):
-    """The evidence of inputs at maps on columns b of one width w.
-
-    See :meth:`LevelLogits.column_evidence`.
-    """
+    """The evidence of inputs at maps on columns b of one width w, by :class:`LevelLogits`."""
 
     dims: Tensor  # of the columns, (columns, w)
     codes: Tensor  # v - δ of levels in their columns, (L, columns, w)
@@ -287,12 +281,11 @@ class LevelLogits(Recorded, nn.Module):
     ) -> None:
         super().__init__()
         L, d = codes.shape
-        shapes = [prior.shape, outputs.shape, columns.shape, of_levels.shape]
+        shapes = [tuple(index.shape) for index in (prior, outputs, columns, of_levels)]
         if shapes != [(L,), (L,), (d,), (L,)]:
             raise ValueError(
                 f"codes are of {L} levels and {d} dimensions, and prior, outputs, columns and "
-                f"of_levels have shapes {', '.join(str(tuple(shape)) for shape in shapes)}; "
-                f"expected ({L},), ({L},), ({d},) and ({L},)"
+                f"of_levels have shapes {shapes}; expected ({L},), ({L},), ({d},) and ({L},)"
             )
         self.register_buffer("codes", codes.detach().double())
         self.register_buffer("prior", prior.detach().double())
@@ -333,9 +326,6 @@ class LevelLogits(Recorded, nn.Module):
             R: the covariance of x̃, (c, c).
             a, q: coefficients as in :class:`MapMLP`, (maps, c).
             offset: δ, (c,).
-
-        Returns:
-            The evidence for the columns of each width.
         """
         laws = []
         for w in self._widths:
@@ -368,10 +358,10 @@ class LevelLogits(Recorded, nn.Module):
         alone.
 
         Args:
-            law: the Gaussian distributions of inputs at maps.
-            index: the index of the map of each datum, (n,); None: a map for each datum.
-            solved: J (i - a δ) of the coupled dimensions, (n, c).
-            a: coefficients as in :class:`MapMLP`, (n, c).
+            law, index: the Gaussian distributions of inputs at maps, and the index of that of each
+                datum, (n,), as of :meth:`MapMLP._law`.
+            solved, a: J (i - a δ), and coefficients as in :class:`MapMLP`, (n, c) of the coupled
+                dimensions.
         """
         logits = solved.new_zeros(len(solved), len(self.codes))
         for evidence in law.evidence:
@@ -388,12 +378,8 @@ class LevelLogits(Recorded, nn.Module):
         """Chances (p - π)/(s a) of the levels, (n, L); 0 for columns that are not generated.
 
         Here p is the posterior by the noise of the column alone, and s² = π (1 - π). The logits of
-        a joint distribution are logarithms of sums of products of these p.
-
-        Args:
-            i: the network's inputs, (n, d).
-            a, q: coefficients as in :class:`MapMLP`, (n, d).
-            generated: the mask of generated dimensions, (n, d).
+        a joint distribution are logarithms of sums of products of these p. Inputs i, coefficients a
+        and q, and the mask of generated dimensions are (n, d).
         """
         a, q = torch.where(generated, a, 1), torch.where(generated, q, 1)
         odds = self.prior.log() + (a * i / q) @ self.codes.mT

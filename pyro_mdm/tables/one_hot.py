@@ -28,15 +28,7 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import Several, check_count, check_values, checked_arguments
 from pyro_mdm.support.modules import cached_on
 
-__all__ = [
-    "Levels",
-    "OneHot",
-    "OneHotDecoder",
-    "OneHotDenoiser",
-    "OneHotLikelihood",
-    "one_hot_index",
-    "one_hot_kl",
-]
+__all__ = ["Levels", "OneHot", "OneHotDenoiser", "OneHotLikelihood", "one_hot_kl", "require_data"]
 
 VARIANCE_FLOOR = 0.5
 """The least variance of a dimension, as a fraction of the average, so that rare categories are not
@@ -50,10 +42,8 @@ TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True)
 class OneHot:
-    """The levels of a column of categories without an order, one-hot.
-
-    It stands for as many neighbouring dimensions as there are categories, 1 in that of the category
-    and 0 in the others.
+    """The levels of a column of C categories without an order, one-hot: C neighbouring dimensions,
+    1 in that of the category and 0 in the others.
 
     Args:
         number: the number C of categories, at least 2.
@@ -77,6 +67,12 @@ Levels = int | Sequence[float] | Tensor | OneHot | None
 """The levels of a column in model space: their number n, for ``linspace(-1, 1, n)``, or their
 values; :class:`OneHot` for categories without an order, which have a dimension each; None:
 continuous."""
+
+
+def require_data(diffusion: Diffusion, caller: nn.Module) -> None:
+    """Raise TypeError unless the states of a diffusion are noised data at one log SNR."""
+    fix = "use a diffusion of the data on one clock"
+    require(diffusion, Cap.ONE_LEVEL, Cap.DATA_STATES, who=type(caller).__name__, fix=fix)
 
 
 def one_hot_index(x: Tensor, number: int) -> Tensor:
@@ -160,10 +156,9 @@ class OneHotDenoiser(DenoiserScore):
         """The denoiser whose prior is the smoothed histogram of each column.
 
         Args:
-            network: the network, as for :class:`OneHotDenoiser`.
+            network, maps: as for :class:`OneHotDenoiser`.
             train_x: one-hot data, (N, m C); with ``maps`` columns may be missing, NaN in all C.
             number: the number C of categories.
-            maps: whether log SNRs may differ between columns.
 
         Raises:
             ValueError: data that are not one-hot.
@@ -186,8 +181,7 @@ class OneHotDenoiser(DenoiserScore):
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)
-        fix = "use a diffusion of the data on one clock"
-        require(diffusion, Cap.ONE_LEVEL, Cap.DATA_STATES, who=type(self).__name__, fix=fix)
+        require_data(diffusion, self)
 
     # -- the denoiser ------------------------------------------------------------------------------
 
@@ -293,8 +287,7 @@ def one_hot_kl(log_prior: Tensor, log_snr: float) -> Tensor:
     makes an error of about ``e^{-30}``.
 
     Args:
-        log_prior: the log probabilities log π, (m, C) float64.
-        log_snr: the log SNR λ.
+        log_prior, log_snr: the log probabilities log π, (m, C) float64, and the log SNR λ.
 
     Returns:
         Divergences, nats, (m, C) in float64, to about 1e-12.
@@ -356,12 +349,8 @@ class OneHotLikelihood(Likelihood):
 
 
 class OneHotDecoder(DecoderDistribution):
-    """A distribution of m independent columns of C categories, as one-hot vectors.
-
-    Args:
-        categories: the distribution of categories, (*batch, m).
-        dtype: the dtype of samples and log probabilities.
-    """
+    """A distribution of m independent columns of C categories, as one-hot vectors, by that of
+    categories, (*batch, m), in a dtype."""
 
     def __init__(self, categories: Categorical, dtype: torch.dtype) -> None:
         self._categories, self._dtype = categories, dtype

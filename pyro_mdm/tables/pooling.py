@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +40,9 @@ def pooled(
         level: the level of the intervals, between 0 and 1.
 
     Returns:
-        A table with a row for each coefficient, its estimate and standard_error, the degrees of
-        freedom df, the fraction of missing information fmi, and the ends low and high of its
-        interval, by Student's t.
+        A row for each coefficient, with its estimate and standard_error, the degrees of freedom df,
+        the fraction of missing information fmi, and the ends low and high of its interval, by
+        Student's t.
 
     Raises:
         TypeError: a fit of another kind.
@@ -146,14 +146,7 @@ def _fit_of(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Any]) -> Fit:
     return Fit(pd.Series(estimates, dtype=float), pd.Series(errors, dtype=float).to_numpy(), df)
 
 
-class LinearModel(Protocol):
-    """A fitted linear model of scikit-learn."""
-
-    coef_: NDArray[np.float64]
-    intercept_: NDArray[np.float64] | float
-
-
-def _coefficients(model: LinearModel) -> pd.Series[float]:
+def _coefficients(model: Any) -> pd.Series[float]:
     """The coefficients of one response by name, the intercept first."""
     values = np.atleast_2d(model.coef_)
     if len(values) > 1:

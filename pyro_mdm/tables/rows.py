@@ -17,32 +17,13 @@ from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.splits import Rows, split_rows
-from pyro_mdm.tables.columns import (
-    Categorical,
-    Column,
-    column_facts,
-    column_of_facts,
-    decode,
-    encode,
-    fit_columns,
-    to_model_space,
-)
+from pyro_mdm.tables.columns import Categorical, Column, fitting, kinds
 from pyro_mdm.tables.columns.base import OTHERS, as_written, rows_in_words
 from pyro_mdm.tables.columns.dates import DAY, days_of
 from pyro_mdm.tables.columns.doubts import doubts_of
-from pyro_mdm.tables.columns.fitting import Unknown, completed_rows, unknown_in, without_unknown
-from pyro_mdm.tables.columns.gaps import SHOWN, TableGaps
-from pyro_mdm.tables.columns.kinds import (
-    DROP,
-    FindKind,
-    Kinds,
-    class_of,
-    is_name,
-    kind_names,
-    left_out,
-    parse_kinds,
-    parse_spec,
-)
+from pyro_mdm.tables.columns.facts import column_facts, column_of_facts
+from pyro_mdm.tables.columns.gaps import TableGaps, shortened
+from pyro_mdm.tables.columns.kinds import DROP, FindKind, Kinds
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Skipped
 from pyro_mdm.tables.frames import check_names, dtype_of, named
@@ -68,10 +49,10 @@ class TableRows:
     Columns of numbers and dates are mapped to normal ones by their quantiles and have a Gaussian
     denoiser; boolean, ordinal and categorical ones have a logit for each level. Three categories or
     more are one-hot. :func:`~pyro_mdm.tables.columns.kind_of` infers the kinds of columns, and
-    :func:`~pyro_mdm.tables.columns.kinds.left_out` the columns without information, which are left
-    out. A tenth of the rows, drawn by ``split_seed``, is held out; scales and categories are those
-    of the training rows. A category that these do not have, or that is not one of their 100 most
-    frequent, counts as missing.
+    :func:`~pyro_mdm.tables.columns.kinds.left_out` those without information, which are left out. A
+    tenth of the rows, drawn by ``split_seed``, is held out; scales and categories are those of the
+    training rows. A category that these do not have, or that is not one of their 100 most frequent,
+    counts as missing.
 
     Args:
         table: the rows, a DataFrame of at least 20.
@@ -138,16 +119,11 @@ class TableRows:
         rows.take_columns(facts)
         return rows
 
-    def begin(
-        self,
-        source: Path | str,
-        columns: Kinds,
-        find_kind: FindKind | None = None,
-    ) -> None:
+    def begin(self, source: Path | str, columns: Kinds, find_kind: FindKind | None = None) -> None:
         """Begin with the kinds of columns of a table that is read from a source, a file or
         words."""
         self._find_kind = find_kind
-        self.source, self._asked, self._kinds = source, columns, parse_kinds(columns)
+        self.source, self._asked, self._kinds = source, columns, kinds.parse_kinds(columns)
         self.columns: list[Column] = []
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
@@ -166,12 +142,12 @@ class TableRows:
     @property
     def all_kinds(self) -> dict[str, str]:
         """``columns`` with the kind of every column, so that none is inferred."""
-        kinds = {OTHERS: DROP}
+        texts = {OTHERS: DROP}
         for column in self.columns:
             asked = self._kinds.get(column.name, "")
-            mar = bool(asked) and parse_spec(column.name, asked).empty == "mar"
-            kinds[column.name] = f"{column.spec} mar" if mar else column.spec
-        return kinds
+            mar = bool(asked) and kinds.parse_spec(column.name, asked).empty == "mar"
+            texts[column.name] = f"{column.spec} mar" if mar else column.spec
+        return texts
 
     @property
     def columns_in_words(self) -> str:
@@ -183,43 +159,28 @@ class TableRows:
         for name, words in rows.items():
             lines.append(f"  {name:<{width}}  {words}")
             lines += [f"  {'':<{width}}  warning: {doubt}" for doubt in self.doubts.get(name, [])]
-        kinds = ", ".join(kind_names())
-        return "\n".join(
-            [
-                'columns of the table (say otherwise by columns="NAME=KIND,…", of',
-                f"{kinds};",
-                'by an order, "NAME=low<middle<high"; or by a range, NAME=0..100):',
-                *lines,
-            ]
-        )
+        head = 'columns of the table (say otherwise by columns="NAME=KIND,…", of'
+        last = 'by an order, "NAME=low<middle<high"; or by a range, NAME=0..100):'
+        return "\n".join([head, f"{', '.join(kinds.kind_names())};", last, *lines])
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether training rows have missing entries, or absent numbers, which are filled in too:
-        given all else they have the distribution of numbers that exist, so that they change no
-        other distribution."""
+        """Whether training rows have missing entries, or absent numbers, which are filled in too by
+        those that exist, given all else, so that they change no other distribution."""
         return not bool(self.train.isfinite().all())
 
     def divided(self, table: pd.DataFrame, *, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The codes of a table's rows by part of the data.
+        """The codes of a table's rows by part of the data: training, validation and test, (n, d)
+        each.
 
-        Columns are fitted to the training rows, unless :attr:`facts` have them.
-
-        Args:
-            table: the table.
-            holdout: as for :class:`TableRows`.
-
-        Returns:
-            Codes of training, validation and test rows, (n, d) each.
-
-        Raises:
-            DataError: as for :class:`TableRows`.
+        Columns are fitted to the training rows, unless :attr:`facts` have them. Arguments and
+        errors are those of :class:`TableRows`.
         """
         types = {name: dtype_of(table[name]) for name in table}
         table = as_written(table)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
-        self._kinds, is_new = parse_kinds(self._asked, [*table.columns]), self.facts is None
+        self._kinds, is_new = kinds.parse_kinds(self._asked, [*table.columns]), self.facts is None
         rows = self.rows = split_rows(len(table), holdout, self.split_seed, self.strata_of(table))
         if self.is_from_frame and holdout:
             others = torch.cat([rows.train, rows.test]).sort().values
@@ -227,20 +188,20 @@ class TableRows:
         train = np.zeros(len(table), dtype=np.bool_)
         train[rows.train.numpy()] = True
         if self.facts is None:
-            self.columns = fit_columns(table, train, self._kinds, self._find_kind)
+            self.columns = fitting.fit_columns(table, train, self._kinds, self._find_kind)
             for column in self.columns:
                 column.dtype = types[column.name]
             self.event_shape = (sum(column.width for column in self.columns),)
             self.facts = _facts_of(self.columns)
-        self.left_out = left_out(table, train, self._kinds)
-        unknown = unknown_in(self.columns, table)
+        self.left_out = kinds.left_out(table, train, self._kinds)
+        unknown = fitting.unknown_in(self.columns, table)
         inferred = {c.name: c.kind for c in self.columns}
         inferred |= dict.fromkeys(self.left_out, Categorical.kind)
         if OTHERS not in self._kinds:
             asked = {n: kind for n, kind in inferred.items() if n not in self._kinds}
             self.doubts |= _doubts(asked, table, unknown)
-        rest = without_unknown(table, unknown)
-        codes = encode(self.columns, rest)
+        rest = fitting.without_unknown(table, unknown)
+        codes = fitting.encode(self.columns, rest)
         if is_new:
             self.gaps = TableGaps(self.columns, rest)
         if (empty := codes[rows.train].isnan().all(0)).any():
@@ -260,36 +221,33 @@ class TableRows:
 
     def _class_of(self, name: str) -> type[Column]:
         """A class of your own that facts name, in the file that the settings name now."""
-        kinds = [parse_spec(column, text).kind or "" for column, text in self._kinds.items()]
-        moved = {kind.rpartition("/")[2]: kind for kind in kinds if is_name(kind)}
-        return class_of(moved.get(name.rpartition("/")[2], name), self._find_kind)
+        said = [kinds.parse_spec(column, text).kind or "" for column, text in self._kinds.items()]
+        moved = {kind.rpartition("/")[2]: kind for kind in said if kinds.is_name(kind)}
+        return kinds.class_of(moved.get(name.rpartition("/")[2], name), self._find_kind)
 
     def warn_of_doubts(self) -> None:
         """Warn of columns that are left out without being named, and of all :attr:`doubts`."""
-        lines = [f"  {name!r} is left out: {why}" for name, why in self.left_out.items()]
-        lines += [f"  {name!r}: {doubt}" for name, all_ in self.doubts.items() for doubt in all_]
+        lines = [f"{name!r} is left out: {why}" for name, why in self.left_out.items()]
+        lines += [f"{name!r}: {doubt}" for name, all_ in self.doubts.items() for doubt in all_]
         if lines:
-            more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
             head = 'columns to look at; columns="NAME=KIND" says that one is right, and ends this:'
-            warnings.warn("\n".join([head, *lines[:SHOWN], *more]), stacklevel=2)
+            warnings.warn("\n".join([head, *shortened(lines)]), stacklevel=2)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Stored rows, (n, columns), in model space, (n, d), and the log determinants of x by the
-        numbers of the table, nats, (n,); draws from intervals are by a generator, or else the
-        library's."""
-        x, log_det = to_model_space(self.columns, data, generator)
+        numbers of the table, nats, (n,), as :func:`~pyro_mdm.tables.columns.to_model_space`."""
+        x, log_det = fitting.to_model_space(self.columns, data, generator)
         return Dequantized(x.to(self.dtype), log_det)
 
     @functools.cached_property
     def _completions(self) -> Tensor | None:
         """Completed training rows in model space, (:data:`TABLES`, N, d), absent numbers too; None
         where no gap depends on other columns."""
-        return completed_rows(self.columns, self.train, TABLES)
+        return fitting.completed_rows(self.columns, self.train, TABLES)
 
     @property
     def completed(self) -> Tensor | None:
-        """The first completion of the training rows in model space, (N, d); None where no gap
-        depends on others."""
+        """The first of the completions, (N, d); None where no gap depends on other columns."""
         return None if self._completions is None else self._completions[0]
 
     def fit_x(self) -> Tensor:
@@ -310,11 +268,7 @@ class TableRows:
         return [column.name for column in self.columns]
 
     def column(self, name: str) -> Column:
-        """The modelled column with a name.
-
-        Raises:
-            DataError: no modelled column has the name.
-        """
+        """The modelled column with a name; DataError if there is none."""
         columns = {column.name: column for column in self.columns}
         if name not in columns:
             raise DataError(f"there is no column {name!r}, expected one of {', '.join(columns)}")
@@ -333,9 +287,8 @@ class TableRows:
 
         Args:
             table: a table with all columns of the model, in any order, and any others.
-            unknown: the treatment of values that a column of the model cannot have, such as new
-                categories and numbers out of its range: "missing" makes them missing entries, with
-                a warning, and "refuse" is a DataError.
+            unknown: the treatment of values that a column of the model cannot have, as for
+                :class:`~pyro_mdm.tables.Table`.
             hidden: the names of columns whose entries all count as missing; empty entries of others
                 may be absent.
 
@@ -346,7 +299,7 @@ class TableRows:
         check_names([*table.columns], "the table")
         table = as_written(table)
         if unknown == "missing":
-            masks = unknown_in(self.columns, table)
+            masks = fitting.unknown_in(self.columns, table)
             for name, what in masks.items():
                 warnings.warn(
                     f"column {name!r} holds {what.values} in {what.rows}, expected of it "
@@ -354,8 +307,8 @@ class TableRows:
                     'unknown="refuse" makes this an error',
                     stacklevel=2,
                 )
-            table = without_unknown(table, masks)
-        codes = encode(self.columns, table)
+            table = fitting.without_unknown(table, masks)
+        codes = fitting.encode(self.columns, table)
         codes[:, [column.name in hidden for column in self.columns]] = math.nan
         _warn_of_impossible(self.columns, table, codes)
         return codes
@@ -371,13 +324,11 @@ class TableRows:
 
     def to_table(self, x: Tensor) -> pd.DataFrame:
         """The table, in its units and categories, of data x in model space, (n, d)."""
-        return decode(self.columns, x)
+        return fitting.decode(self.columns, x)
 
     def as_columns(self, x: Tensor) -> Mapping[str, object]:
-        """The columns by name of data x in model space, (n, d), for figures.
-
-        Categories have the order of the model, and dates of any form are datetime64.
-        """
+        """The columns by name of data x in model space, (n, d), for figures: categories have the
+        order of the model, and dates of any form are datetime64."""
         table = self.to_table(x)
         series: dict[str, pd.Series] = {c.name: table[c.name] for c in self.columns}
         for column in self.columns:
@@ -406,9 +357,8 @@ def without_dropped(table: pd.DataFrame, columns: Kinds) -> pd.DataFrame:
     """A table without the values of dropped columns, which may have any type; DataError where two
     have one name."""
     table = named(table, "the table")
-    kinds = parse_kinds(columns, [*table.columns])
-    others = kinds.get(OTHERS)
-    dropped = [name for name in table if kinds.get(name, others) == DROP]
+    texts = kinds.parse_kinds(columns, [*table.columns])
+    dropped = [name for name in table if texts.get(name, texts.get(OTHERS)) == DROP]
     return table.assign(**dict.fromkeys(dropped))
 
 
@@ -419,7 +369,7 @@ def _facts_of(columns: Sequence[Column]) -> dict[str, object] | None:
         try:
             facts.append(column_facts(column))
         except TypeError as error:
-            if is_name(column.kind):
+            if kinds.is_name(column.kind):
                 raise DataError(
                     f"a run cannot keep column {column.name!r} of {column.kind}: {error}; its "
                     "attributes must be numbers, text, tensors, lists, tuples or other columns"
@@ -429,16 +379,16 @@ def _facts_of(columns: Sequence[Column]) -> dict[str, object] | None:
 
 
 def _doubts(
-    kinds: Mapping[str, str], table: pd.DataFrame, unknown: Mapping[str, Unknown]
+    inferred: Mapping[str, str], table: pd.DataFrame, unknown: Mapping[str, fitting.Unknown]
 ) -> dict[str, list[str]]:
     """Doubts on the values of columns of inferred kinds by name, and on categories that count as
     missing, in words."""
-    doubts = {name: doubts_of(name, table[name], kind) for name, kind in kinds.items()}
+    doubts = {name: doubts_of(name, table[name], kind) for name, kind in inferred.items()}
     for name in doubts.keys() & unknown.keys():
-        what = unknown[name]
         doubts[name].append(
-            f"{what.values} {what.are} no category of the training rows, or {what.are} not one of "
-            f"the {Categorical.most_levels} most frequent; missing in {what.rows}"
+            "values are no category of the training rows, or are not one of the "
+            f"{Categorical.most_levels} most frequent: {unknown[name].values}; missing in "
+            f"{unknown[name].rows}"
         )
     return {name: words for name, words in doubts.items() if words}
 

@@ -23,23 +23,13 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import Count, DataError, checked_arguments
 from pyro_mdm.support.files import JsonObject
 from pyro_mdm.support.saved import damage_of
+from pyro_mdm.tables import completion
 from pyro_mdm.tables.agreement import Agreement, agreement
-from pyro_mdm.tables.calibration import (
-    DRAWS as CALIBRATION_DRAWS,
-    TableCalibration,
-    table_calibration,
-)
+from pyro_mdm.tables.calibration import DRAWS, TableCalibration, table_calibration
 from pyro_mdm.tables.columns import Center, Column
 from pyro_mdm.tables.columns.kinds import Kinds
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.completion import (
-    DRAW_STEPS,
-    DrawOptions,
-    bootstrapped,
-    draws,
-    draws_given,
-    middle,
-)
+from pyro_mdm.tables.completion import DRAW_STEPS, DrawOptions
 from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, typed, with_levels
@@ -68,14 +58,12 @@ class Table:
     ``fit`` trains, and :meth:`transform` completes a table, in a ``Pipeline`` too. Rows are a
     DataFrame with the columns of the training table, in any order and with others beside them,
     which stay as they are; or an array, whose columns are called x0, x1, …. Missing entries are NaN
-    or None. Whether an entry is missing may depend on the other entries of the row, in any pattern.
-    A column that does not exist for some rows is recognized, and absence is one of its values:
-    :attr:`columns_in_words` names it.
+    or None; whether one is missing may depend on the other entries of the row. A column that does
+    not exist for some rows is recognized, and absence is one of its values.
 
     The diffusion is :class:`~pyro_mdm.VPSDE`, which is not learned, as a denoiser of rows hardly
     gains by it. A tenth of the rows is validation data and chooses the weights, if there are at
-    least eight of them; no others are held out. With ``holdout=False`` none chooses, and a tenth is
-    held out all the same.
+    least eight of them; with ``holdout=False`` it is held out all the same.
 
     Args:
         columns: the kinds of columns that replace those inferred, as text,
@@ -167,28 +155,26 @@ class Table:
                 print(words)
         rows.warn_of_doubts()
         rows.gaps.warn()
-        usual = "cuda" if torch.cuda.is_available() else "cpu"
         programs = train_rows(
             rows,
             schedule,
             batch_size=self.batch_size,
             seed=self.seed,
-            device=self.device or usual,
+            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
             progress=self.progress,
             budget=budget,
         )
         self._take(programs, [*frame.columns])
         self.model.sampler = ExponentialIntegrator(DRAW_STEPS)
         compared = agreement(self.rows, self.model, seed=self.seed, seconds=budget.left())
-        if compared is None:
-            return
-        if self.progress:
-            print(compared)
-        compared.warn("the model")
+        if compared is not None:
+            if self.progress:
+                print(compared)
+            compared.warn("the model")
 
-    def _take(self, programs: Trained, names: Sequence[str]) -> None:
+    def _take(self, programs: Trained, names: list[str]) -> None:
         """Become fitted, with rows, model and guide, and the names of all columns."""
-        self._programs, self._names_in = programs, list(names)
+        self._programs, self._names_in = programs, names
 
     # -- folders -----------------------------------------------------------------------------------
 
@@ -212,8 +198,7 @@ class Table:
                 "columns have levels that JSON cannot hold, expected numbers, text, dates or truth "
                 "values; fit to such columns, or pickle the table"
             )
-        settings = {name: getattr(self, name) for name in Table.setting_names()}
-        del settings["device"]
+        settings = {name: getattr(self, name) for name in Table.setting_names() if name != "device"}
         content = {"facts": dict(facts), "names": self._names_in, "settings": settings}
         save_folder(self.model, folder, {NOTE: content}, {"rows": rows.train})
 
@@ -275,11 +260,7 @@ class Table:
         return self.rows.names
 
     def column(self, name: str) -> Column:
-        """The modelled column with a name.
-
-        Raises:
-            DataError: no modelled column has the name.
-        """
+        """The modelled column with a name; DataError if there is none."""
         return self.rows.column(name)
 
     # -- density -----------------------------------------------------------------------------------
@@ -311,16 +292,11 @@ class Table:
             Columns log_prob and standard_error, in nats, with the index of X. The error is that of
             the noise, 1.96 of which hold 95%; the distance of log p from its bound is not known.
         """
-        noise = self.seed if seed is None else seed
-        return self.bounds(batch_size).measured(as_frame(X), draws, seed=noise, error=error)
+        seed = self.seed if seed is None else seed
+        return self.bounds(batch_size).measured(as_frame(X), draws, seed=seed, error=error)
 
     def bounds(self, batch_size: int = 1024, only: str | None = None) -> RowBounds:
-        """Bounds on log p of the entries of rows, those of :meth:`log_prob`.
-
-        Args:
-            batch_size: the number of rows evaluated together.
-            only: the name of the one column that is measured, given the others; None: all are.
-        """
+        """Bounds as of :meth:`log_prob`; ``only`` is the one column measured, given the others."""
         return RowBounds(*self._fitted[:3], self.unknown, batch_size, only)
 
     # -- draws -------------------------------------------------------------------------------------
@@ -343,35 +319,29 @@ class Table:
             proper: whether each draw is under parameters of its own, as
                 :func:`~pyro_mdm.tables.pooled` needs them for standard errors: the Gaussian
                 distribution that the network begins with is that of a bootstrap sample of the
-                training rows, and what was learned beside it is kept. False: all are under the
-                trained parameters, and differ by what these leave open.
+                training rows, and what was learned beside it is kept.
             batch_size: the number of rows simulated together.
             seed: the seed of the noise; None: the object's. Draws depend on it, on ``batch_size``,
                 and on the rows of their piece of 4,096.
 
         Returns:
             ``num`` completed tables, one after another, in the types of X. The index has the number
-            of the draw and then that of X: ``draws.loc[0]`` is the first table, and
-            ``draws.groupby(level=1)`` has the draws of a row.
+            of the draw and then that of X: ``draws.loc[0]`` is the first table.
 
         Raises:
             ValueError: ``proper`` without training rows, as of a trained model by its name.
         """
-        frame, table, seed = (
-            _to_fill(X, self.rows.columns),
-            self.rows,
-            self.seed if seed is None else seed,
-        )
+        frame, rows, model = _to_fill(X, self.rows.columns), self.rows, self.model
+        seed = self.seed if seed is None else seed
         by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
-        models = bootstrapped(table, self.model, num, seed=seed) if proper else self.model
+        models = completion.bootstrapped(rows, model, num, seed=seed) if proper else model
         how = DrawOptions(None, batch_size, seed, self.unknown, progress=bool(self.progress))
-        for k, rows in enumerate(in_pieces(frame)):
-            drawn = draws(table, models, rows, num, how, piece=k)
+        for k, piece in enumerate(in_pieces(frame)):
+            drawn = completion.draws(rows, models, piece, num, how, piece=k)
             for pieces, new in zip(by_draw, drawn, strict=True):
-                pieces.append(filled(rows, new))
+                pieces.append(filled(piece, new))
         wholes = [pd.concat(pieces) for pieces in by_draw]
-        names = ["draw", *frame.index.names]
-        whole = pd.concat(wholes, keys=range(num), names=names)
+        whole = pd.concat(wholes, keys=range(num), names=["draw", *frame.index.names])
         return whole.set_axis(X.columns, axis=1) if isinstance(X, pd.DataFrame) else whole
 
     def transform(self, X: Frame) -> Frame:
@@ -388,8 +358,8 @@ class Table:
         """
         how, wholes = DrawOptions(seed=self.seed, unknown=self.unknown), []
         for k, rows in enumerate(in_pieces(_to_fill(X, self.rows.columns))):
-            drawn = draws(self.rows, self.model, rows, self.num, how, piece=k)
-            wholes.append(filled(rows, middle(self.rows.columns, drawn, self.center)))
+            drawn = completion.draws(self.rows, self.model, rows, self.num, how, piece=k)
+            wholes.append(filled(rows, completion.middle(self.rows.columns, drawn, self.center)))
         whole = pd.concat(wholes)
         if isinstance(X, pd.DataFrame):
             return whole.set_axis(X.columns, axis=1)
@@ -414,11 +384,11 @@ class Table:
         """
         rows, model, seed = self.rows, self.model, self.seed if seed is None else seed
         if given:
-            drawn = draws_given(rows, model, n, given, batch_size=batch_size, seed=seed)
-            return typed(drawn, rows.columns)
-        batches = draw_batches(model, n, batch_size=batch_size, seed=seed)
-        x = torch.cat([batch for _, batch in batches])
-        return typed(rows.to_table(x), rows.columns)
+            drawn = completion.draws_given(rows, model, n, given, batch_size=batch_size, seed=seed)
+        else:
+            batches = draw_batches(model, n, batch_size=batch_size, seed=seed)
+            drawn = rows.to_table(torch.cat([batch for _, batch in batches]))
+        return typed(drawn, rows.columns)
 
     @checked_arguments
     def conditional(
@@ -435,21 +405,18 @@ class Table:
             num: the number of draws of each row, for results that are computed by draws.
             batch_size: the number of rows simulated together.
         """
-        name = str(column)
-        self.column(name)  # or an error
-        rows = as_frame(X).assign(**{name: None})
-        return Conditional(self, rows, name, num, batch_size)
+        name = self.column(str(column)).name
+        return Conditional(self, as_frame(X).assign(**{name: None}), name, num, batch_size)
 
     @checked_arguments
     def calibration(
-        self, X: Frame, *, draws: int = CALIBRATION_DRAWS, seed: int | None = None
+        self, X: Frame, *, draws: int = DRAWS, seed: int | None = None
     ) -> TableCalibration:
         """The calibration of predictions on held-out rows.
 
         A random half of the entries of each row is hidden and drawn given the others, and then the
-        other half given the first, so that each is predicted once, by about half of its row.
-        Printed, it is the fraction of entries in their 90% intervals; ``figure()`` draws it by
-        column.
+        other half given the first. Printed, it is the fraction of entries in their 90% intervals;
+        ``figure()`` draws it by column.
 
         Args:
             X: rows that were not trained on, a DataFrame or an array.
@@ -457,8 +424,8 @@ class Table:
             seed: the seed of the choice of hidden entries and of the draws; None: the object's.
         """
         codes = self.rows.codes(as_frame(X), self.unknown)
-        chosen = self.seed if seed is None else seed
-        return table_calibration(self.rows, self.model, codes, draws=draws, seed=chosen)
+        seed = self.seed if seed is None else seed
+        return table_calibration(self.rows, self.model, codes, draws=draws, seed=seed)
 
     def agreement(self, *, seed: int | None = None) -> Agreement:
         """The agreement of samples with the training rows, whose missing entries are drawn.
@@ -477,8 +444,7 @@ class Table:
                 "the rows that were fitted to are not kept beside the model of a training run, "
                 "which from_run(folder) of inference.Table opens with them"
             )
-        chosen = self.seed if seed is None else seed
-        compared = agreement(self.rows, self.model, seed=chosen)
+        compared = agreement(self.rows, self.model, seed=self.seed if seed is None else seed)
         assert compared is not None  # without a limit of time
         return compared
 
@@ -543,14 +509,10 @@ def _to_fill(X: Frame, columns: Sequence[Column]) -> pd.DataFrame:
     """X as a DataFrame, whose pandas categories have all levels that draws may have."""
     frame = as_frame(X)
     incomplete = [c for c in columns if c.name in frame and frame[c.name].hasnans]
-    types = dict(frame.dtypes)
-    wider = with_levels(types, incomplete)
-    return frame.astype({name: dtype for name, dtype in wider.items() if dtype is not types[name]})
+    return frame.astype(with_levels(frame.dtypes, incomplete))
 
 
-def _read_folder(
-    folder: str | os.PathLike[str],
-) -> tuple[TableRows, DiffusionModel, JsonObject]:
+def _read_folder(folder: str | os.PathLike[str]) -> tuple[TableRows, DiffusionModel, JsonObject]:
     """The rows, the model, and the note of a folder of a table or of a run."""
     model, notes, beside = DiffusionModel.opened(folder, {})
     folder = trained_folder(folder)

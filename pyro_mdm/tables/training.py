@@ -56,26 +56,23 @@ BATCH_SIZE, GIVEN_RATE = 512, 5e-3
 MAX_LOG_SNR, WINDOW = 9.0, (-3.0, 3.0)
 """The log SNR at ε, where the decoder takes over, and the ones between which most training maps are
 drawn."""
-COOL_DOWN = 0.2
-"""The part of the steps so far in which rates fall before training ends within seconds."""
+COOL_DOWN, COMPARED = 0.2, 0.15
+"""The part of the steps so far in which rates fall before training ends within seconds, and the
+part of the seconds of a fit in which samples are compared with the rows."""
 FEWEST, VALIDATED, DRAWS = 8, 256, 2
 """The fewest and the most validation rows that are measured, and the network evaluations of
 each."""
-COMPARED = 0.15
-"""The part of the seconds of a fit in which samples are compared with the rows."""
 MOST_SHARED = 32
 """The most rows of a batch that have one map, where columns are many: the work of a map grows with
 the third power of their number."""
-MANY, FEW_ROWS = 20, 5
-"""The fewest dimensions of a table that may have too few rows, and the fewest rows for each."""
-QUIET = 5.0
-"""The seconds before progress is shown that was not asked for."""
+MANY, FEW_ROWS, QUIET = 20, 5, 5.0
+"""The fewest dimensions of a table that may have too few rows, and the fewest rows for each; and
+the seconds before progress is shown that was not asked for."""
 NETWORK: dict[str, Any] = {"hidden": 64, "depth": 2, "members": 4, "dropout": 0.1}
 NETWORK["frequencies"] = (0.25, 0.5, 1.0, 2.0)
-"""Settings of the network."""
 CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
-"""The largest norm of a gradient, the steps in which the rate rises, and the decay
-and forgetting of the moving average of weights."""
+"""The largest norm of a gradient, the steps in which the rate rises, and the decay and forgetting
+of the moving average of weights."""
 
 
 class Trained(NamedTuple):
@@ -98,13 +95,9 @@ class Schedule(NamedTuple):
 
     @classmethod
     def of_steps(
-        cls,
-        steps: int | None,
-        learning_rate: float | None = None,
-        seconds: float | None = None,
+        cls, steps: int | None, learning_rate: float | None = None, seconds: float | None = None
     ) -> Schedule:
-        """The schedule of a number of steps, all of which are taken where there is no limit of
-        seconds.
+        """The schedule of a number of steps, all of which are taken without a limit of seconds.
 
         Without steps it is the default schedule, which may end early, or takes as many as fit into
         the seconds. Numbers that are not positive are a TypeError or ValueError.
@@ -115,16 +108,14 @@ class Schedule(NamedTuple):
         usual = cls(seconds=seconds)
         number = steps_within(steps, seconds, usual.steps)
         if steps is None:
-            rate = usual.learning_rate if learning_rate is None else learning_rate
-            return usual._replace(steps=number, learning_rate=rate)
-        rate = GIVEN_RATE if learning_rate is None else learning_rate
+            return usual._replace(steps=number, learning_rate=learning_rate or usual.learning_rate)
         patience = None if seconds is None else PATIENCE
-        return cls(number, rate, measured_every(number), patience, seconds)
+        return cls(number, learning_rate or GIVEN_RATE, measured_every(number), patience, seconds)
 
 
 def train_rows(
     rows: TableRows,
-    schedule: Schedule | None = None,
+    schedule: Schedule,
     *,
     batch_size: int | None = None,
     seed: int = 0,
@@ -139,10 +130,8 @@ def train_rows(
     best bound on them are kept. Data and noise of a step are functions of the seed and the step.
 
     Args:
-        rows: the rows, with their columns.
-        schedule: steps, rates and measurements; None: the default schedule.
-        batch_size: the number of rows of a step; None: 512, or all.
-        seed, device, progress: as for :class:`~pyro_mdm.tables.Table`.
+        rows, schedule: the rows, with their columns, and the steps, rates and measurements.
+        batch_size, seed, device, progress: as for :class:`~pyro_mdm.tables.Table`.
         budget: the seconds of the schedule, some of which may be spent; None: none are.
 
     Raises:
@@ -167,7 +156,6 @@ def train_rows(
     with torch.random.fork_rng():
         model = new_model(rows, seed).to(device)
         guide = DiffusionGuide(model.diffusion)
-        schedule = schedule or Schedule()
         if schedule.seconds is not None:
             budget = budget or Budget(schedule.seconds).start()
             schedule = schedule._replace(seconds=budget.left(1 - COMPARED))
@@ -218,17 +206,14 @@ def _train(
     numbers = batch_size * model.num_dims
     data, steps = rows.train.to(device), schedule.steps
     expected = STEPS if steps == ANY_STEPS else steps
-    filled = rows.is_incomplete
-    loss_of = MDM_ELBO()(model, guide)
-    weights = list(loss_of.parameters())
+    filled, keeps = rows.is_incomplete, len(rows.validation) >= FEWEST
+    loss_of, limited = MDM_ELBO()(model, guide), schedule.seconds is not None
     rate, fused = schedule.learning_rate, device.type in ("cpu", "cuda")
-    keeps = len(rows.validation) >= FEWEST
-    limited = schedule.seconds is not None
     trainer = Trainer(
         loss_of,
         steps=steps,
         # one kernel for all parameters: on a CPU a loop over them takes seven times as long
-        optimizer=torch.optim.AdamW(weights, rate, weight_decay=0.0, fused=fused),
+        optimizer=torch.optim.AdamW(loss_of.parameters(), rate, weight_decay=0.0, fused=fused),
         warmup=min(WARMUP, steps // 10),
         clip=CLIP,
         average=MovingAverage(model, DECAY, forgetting=FORGETTING, copy=copy.deepcopy(model)),
@@ -241,8 +226,7 @@ def _train(
     )
     trainer.quiet = QUIET if progress is None else 0.0
     trainer.unit = "bits/dim"
-    sizes: dict[str, int] = {"steps": expected, "batch_size": batch_size, "seed": seed}
-    filling = Filling(rows, budget=trainer.budget, **sizes)
+    filling = Filling(rows, steps=expected, batch_size=batch_size, seed=seed, budget=trainer.budget)
     trainer.budget.start()
 
     def look() -> None:

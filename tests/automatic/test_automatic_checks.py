@@ -12,16 +12,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.inspect import get_model_relations
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.automatic import Gap, bidirectional
+from pyro_mdm.automatic import Gap
 from pyro_mdm.automatic.bidirectional import gap_by_simulation
-from pyro_mdm.automatic.checkup import Checkup, Counterpart, checked, funnels, remedies_of
+from pyro_mdm.automatic.checkup import Counterpart, checked, funnels
 from pyro_mdm.automatic.fitting import become_gaussian
 from pyro_mdm.automatic.moments import Moments, uneven
 from pyro_mdm.automatic.weighing import Weighing
@@ -218,20 +217,6 @@ def test_parameters_of_the_program_stay_and_those_of_guides_go() -> None:
         assert torch.equal(value, pyro.get_param_store()[name])
 
 
-def test_simulated_data_have_no_graph_to_parameters() -> None:
-    """Else a fit to them would take the derivative of the data too."""
-
-    def program() -> None:
-        shift = pyro.param("shift", torch.tensor(1.0))
-        x = pyro.sample("x", dist.Normal(shift, 1.0))
-        pyro.sample("y", dist.Normal(x + shift, 1.0), obs=torch.tensor(0.0))
-
-    conditioned, latents = bidirectional._simulated(program)
-    nodes = poutine.trace(conditioned).get_trace().nodes
-    assert not nodes["y"]["value"].requires_grad and not latents["x"].requires_grad
-    assert nodes["y"]["is_observed"] and float(nodes["y"]["value"]) != 0
-
-
 def test_a_guide_like_another_begins_without_its_fit() -> None:
     guide = AutoMDM(conjugate, LearnedDiffusion(num_variables=2), steps=2)
     first = guide.like_this(conjugate)
@@ -333,18 +318,6 @@ def test_remedies_are_by_what_is_seen(program: Callable[..., Any], words: str) -
     assert f"trust: no; {result.remedies[0]}" in repr(result)
 
 
-def test_no_shape_is_to_blame_where_both_fits_are_sure() -> None:
-    guide = made(funnel)
-    x = torch.zeros(guide.latent_dim)
-    draws = Counterpart("draws", Moments(x, x + 1, 1e4), None)
-    sure = Checkup(
-        ImportanceWeights(torch.zeros(4_000)), "chain", draws, 3.0, "", True, 0.0, "", ()
-    )
-    assert sure.disagrees and not sure.is_thin
-    first, then, *_ = remedies_of(guide, sure)
-    assert "missed a mode" in first and "a funnel" in then
-
-
 def test_the_remedy_of_a_funnel_runs() -> None:
     program = pyro.poutine.reparam(funnel, config={"x": LocScaleReparam(0.0)})
     guide = made(program)
@@ -368,12 +341,6 @@ def heavy_free() -> None:
 
 
 # -- a citizen of Pyro -----------------------------------------------------------------------------
-
-
-def test_a_fit_ends_after_its_seconds() -> None:
-    guide = AutoMDM(conjugate, steps=2)
-    guide.fit(updates=10**6, start_updates=10**6, seconds=0.2, progress=False)
-    assert 0 < len(guide.losses) < 10**6
 
 
 @pytest.mark.filterwarnings("ignore:this guide shares")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pandas as pd
 import pyro
@@ -148,37 +146,7 @@ def test_scores_of_draws_with_known_weights(target: Target, reference: scores.Re
     assert own["updates"] == 7 and own["fit_seconds"] == 2.5
 
 
-def test_a_mode_that_is_hardly_drawn_is_not_visited(target: Target) -> None:
-    assert target.modes is not None
-    x = torch.zeros(100, 3)
-    x[:4, 0] = 1
-    assert scores.of_modes(target.modes, x) == {"mode_distance": pytest.approx(0.46), "modes": 0.5}
-    x[4, 0] = 1
-    assert scores.of_modes(target.modes, x)["modes"] == 1
-
-
 # -- the program -----------------------------------------------------------------------------------
-
-
-def test_rows_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[tuple[Any, ...]] = []
-
-    def do(fit: runs.Row, limit: float) -> runs.Row:
-        done.append(tuple(fit.values()))
-        return {"elbo": -1.0, "fit_seconds": 2.0}
-
-    monkeypatch.setattr(automatic_guides, "do", do)
-    file = tmp_path / "rows.csv"
-    for seeds in ("1", "2"):
-        arguments = (
-            f"--targets funnel --methods zuko_flow nuts --seeds {seeds} --seconds 2 --out {file}"
-        )
-        monkeypatch.setattr(sys, "argv", ["automatic_guides", *arguments.split()])
-        with pytest.raises(SystemExit, match="0"):
-            automatic_guides.main()
-    assert done == [("funnel", m, seed, "2") for seed in (0, 1) for m in ("zuko_flow", "nuts")]
-    rows = pd.read_csv(file)
-    assert rows.elbo.tolist() == [-1.0] * 4 and rows.log_z.isna().all()
 
 
 def test_a_fit_is_that_of_the_module_s_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,16 +207,6 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
     assert table.gap["chain"] == pytest.approx(0.6)
     assert table.elbo_se["chain"] == pytest.approx(0.1)
     assert "automatic-guides-scores.csv" in capsys.readouterr().out
-
-
-def test_a_process_says_how_it_failed(tmp_path: Path) -> None:
-    words, file = tmp_path / "in.json", tmp_path / "out.json"
-    words.write_text("[1]")
-    runs.run_process(sys.executable, "json.tool", [str(words), str(file)], 60)
-    assert json.loads(file.read_text()) == [1]
-    words.write_text("[1")
-    with pytest.raises(RuntimeError, match="Expecting"):
-        runs.run_process(sys.executable, "json.tool", [str(words), str(file)], 60)
 
 
 def test_variants_are_paired_with_their_base(tmp_path: Path) -> None:

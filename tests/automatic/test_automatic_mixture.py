@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_mdm import CLD, AutoMDM
 from pyro_mdm.automatic.chain import Chain
-from pyro_mdm.automatic.fitting import _clamped
 from pyro_mdm.automatic.mixture import MOST, Mixture, _by_splits, _split
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.weighing import Weighing
@@ -189,15 +188,6 @@ def test_all_draws_count_in_many_latents() -> None:
     assert mixture.number == 1 and apart == pytest.approx(d * (d + 3) / 4 / n, rel=0.3)
 
 
-def test_a_latent_that_hardly_moves_hides_no_modes() -> None:
-    w = torch.randn(2_000, 3)
-    w[:, 0] = 0.1 * w[:, 0] + w[:, 0].sign()
-    w[:, 1] *= 1e-12
-    one = next(_by_splits(w.double(), 64))[0]
-    means = _split(w.double(), one, 64)[0]
-    torch.testing.assert_close(means[:, 0].abs(), torch.ones(2).double(), rtol=0.2, atol=0)
-
-
 def test_repeated_draws_are_no_components() -> None:
     """Draws that are there several times explain their copies, which says nothing."""
     w = torch.randn(200, 4)
@@ -245,17 +235,6 @@ def test_shares_stay_where_svi_trains() -> None:
     for _ in range(3):
         svi.step()
     torch.testing.assert_close(guide.shape.components()[2].detach(), before)
-
-
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("often", [0.3, 0.7])
-def test_values_that_are_not_finite_do_not_count(bad: float, often: float) -> None:
-    bound = torch.arange(100.0, requires_grad=True)
-    rest = torch.arange(100) >= 100 * often
-    clamped = _clamped(torch.where(rest, bound, bad))
-    assert clamped.isfinite().all() and torch.equal(clamped[rest], bound[rest])
-    clamped.sum().backward()
-    assert torch.equal(bound.grad, rest.float())
 
 
 def wells() -> None:

@@ -45,7 +45,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("start", ["gaussian", "shaped", "particles"])
-@pytest.mark.parametrize("price", [0.002, 0.2])
+@pytest.mark.parametrize("price", [0.008, 0.2])
 def test_a_fit_takes_its_seconds_whatever_a_run_costs(
     price: float, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.densities.scores import Reference
-from tests.benchmarks.posteriordb.base import Flat, Folder
+from tests.benchmarks.posteriordb.base import Folder
 from tests.benchmarks.posteriordb.equations import solved
 from tests.benchmarks.posteriordb.series import two_states
-from tests.benchmarks.posteriordb.targets import POSTERIORS, Loaded, worst_identity
+from tests.benchmarks.posteriordb.targets import Loaded, worst_identity
 from tests.benchmarks.posteriordb.truths import noise, truths
 
 NAME = "earnings-earn_height"
@@ -72,22 +72,6 @@ def test_a_program_is_that_of_exact_draws(tmp_path: Path) -> None:
 
 def test_a_program_is_not_that_of_other_draws(tmp_path: Path) -> None:
     assert worst_identity(Loaded(NAME, folder(tmp_path, wrong=1.1))) > 5
-
-
-def test_another_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="git clone"):
-        Folder(tmp_path)
-
-
-def test_there_are_forty_five() -> None:
-    assert len(POSTERIORS) == 45
-
-
-def test_a_flat_site_has_the_support_of_its_start() -> None:
-    flat = Flat(dist.LogNormal(0.0, 1.0))
-    assert flat.support is dist.LogNormal(0.0, 1.0).support
-    assert torch.equal(flat.log_prob(torch.tensor([1.0, 3.0])), torch.zeros(2))
-    assert flat.expand((3,)).sample().shape == (3,)
 
 
 def test_hidden_states_are_summed_over() -> None:

@@ -34,7 +34,6 @@ from pyro_mdm.evaluation import importance_weighted, probability_flow
 from pyro_mdm.levels import NetworkPosterior
 from pyro_mdm.likelihoods import JointTweedie, Tweedie
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.seeing import StateDenoiser
 from tests.mistakes import refused
 from tests.problems import (
@@ -72,20 +71,6 @@ def test_the_denoiser_is_that_of_the_conditional_law(made: Callable[[], Gaussian
         assert torch.equal(found[:, left_out], problem.mean[left_out].expand(5, -1))
 
 
-def test_masks_and_values_may_differ_between_data() -> None:
-    problem, x = gaussian(), gaussian().sample(6, 1)
-    observed, left_out = masks(3, 6)
-    score = ConditionedDenoiser(Exact(problem), observed, x, left_out)
-    z, log_snr = normal(0, 12, D), normal(1, 12)
-    found = score.x_hat(z, log_snr)
-    of_rows = score.for_rows(torch.tensor([4, 1])).x_hat(z[[4, 1]], log_snr[[4, 1]])
-    for i in range(12):
-        j = i % 6
-        one = ConditionedDenoiser(Exact(problem), observed[j], x[j], left_out[j])
-        torch.testing.assert_close(found[i], one.x_hat(z[i : i + 1], log_snr[i])[0])
-    torch.testing.assert_close(of_rows, found[[4, 1]])
-
-
 # -- bounds ----------------------------------------------------------------------------------------
 
 
@@ -110,26 +95,6 @@ def test_rows_with_missing_entries(name: str) -> None:
     assert float(off.abs().nanmedian()) < 1  # 0.7 for each datum's own
     estimates = torch.stack([elbo_terms(model, guide, junk).elbo for _ in range(16)]).mean(1)
     assert abs(estimates.mean() - known.mean()) < 5.5 * estimates.std() / math.sqrt(16) + 2e-3
-
-
-@torch.no_grad()
-def test_other_dimensions_have_no_part_in_any_term() -> None:
-    """Prior KL to rounding where it is large; nothing of what is left out is looked at."""
-    problem, x = gaussian(), gaussian().sample(16, 1)
-    observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0]]).bool()
-    asked = ~(observed | left_out)
-    for diffusion in (VPSDE(min_log_snr=-1.0), CLD(min_log_snr=-1.0)):
-        model, guide = program(problem, diffusion), DiffusionGuide(diffusion)
-        torch.manual_seed(0)
-        terms = elbo_terms(condition(model, observed, None, left_out), guide, x)
-        torch.testing.assert_close(terms.prior_kl, prior_kl(diffusion, x[:, asked], 1))
-        junk = torch.where(left_out, 1e3, x)
-        torch.manual_seed(0)
-        again = elbo_terms(condition(model, observed, None, left_out), guide, junk)
-        for (_, one), (_, other) in zip(terms.items(), again.items(), strict=True):
-            torch.testing.assert_close(one, other)
-        found = bound(condition(model, observed, None, left_out), guide, x)
-        assert found.prior_kl.mean == pytest.approx(float(terms.prior_kl.mean()))
 
 
 @torch.no_grad()
@@ -327,21 +292,6 @@ def test_parameters_are_those_of_the_model_and_are_trained() -> None:
     tweedie = DiffusionModel(VPSDE(**ENDS), model.score_function, Tweedie())
     terms = elbo_terms(condition(tweedie, observed), DiffusionGuide(tweedie.diffusion), x)
     assert terms.elbo.shape == (12,)
-
-
-def test_the_mode_of_the_network_is_its_own() -> None:
-    """A model that is asked for numbers stays in evaluation mode, and a frozen part in its own."""
-    x = gaussian().sample(12, 1)
-    observed = torch.tensor([True, False, False, True])
-    for training in (True, False):
-        model = program(gaussian(), VPSDE(**ENDS)).train(training)
-        network = model.score_function.network
-        network.eval()
-        conditioned = condition(model, observed)
-        elbo_terms(conditioned, DiffusionGuide(model.diffusion), x)
-        assert conditioned.training is training and not network.training
-        bound(condition(model.eval(), observed), DiffusionGuide(model.diffusion), x)
-        assert not network.training and not model.training
 
 
 def test_one_network_is_shared_saved_and_replaced(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.likelihoods.base import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import prior_kl
-from tests.diffusions import DISTINCT, TYPICAL
+from tests.diffusions import TYPICAL
 from tests.known_bound import (
     DIMS,
     MEAN,
@@ -55,9 +55,9 @@ from tests.known_bound import (
 from tests.problems import Silent, learned_ends, normal
 
 
-def half(first: int) -> pytest.MarkDecorator:
-    """Every second diffusion, of which the others are in the other test."""
-    some = DISTINCT[first::2]
+def third(first: int) -> pytest.MarkDecorator:
+    """Every third diffusion, of which the others are in other tests."""
+    some = TYPICAL[first::3]
     return pytest.mark.parametrize("make", [m for _, m in some], ids=[name for name, _ in some])
 
 
@@ -69,31 +69,18 @@ def estimates(
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(
-    ("make", "other"),
-    [
-        pytest.param(make, "mean_field" if i % 2 else "trace", id=name)
-        for i, (name, make) in enumerate(TYPICAL)
-    ],
-)
-def test_bound_is_known(make, other: str) -> None:
-    """A denoiser wrong by a known amount, through MDM_ELBO and one of Pyro's own in turn."""
-    check_objectives(make(), 200, size=0.4, largest_error=0.09, repeats={"mdm": 20, other: 16})
-
-
-def check_objectives(
-    diffusion: LinearDiffusion, n: int, size: float, largest_error: float, repeats: dict[str, int]
-) -> None:
+@third(0)
+def test_bound_is_known(make) -> None:
+    """A denoiser wrong by a known amount, through MDM_ELBO and Pyro's own."""
     pyro.set_rng_seed(1)
+    diffusion, dims = make(), 64  # which cost less than more data: each datum has its own time
     diffusion.max_log_snr = 3.0
-    dims = 64  # more dimensions cost less than more data: each datum has a time of its own
     with torch.no_grad():
-        x = data(n, dims)
-        model, guide = programs(diffusion, denoiser(size), dims)
-        truth = exact_bound(diffusion, x, size).mean()
-        for objective, times in repeats.items():
-            values = estimates(objective, model, guide, x, times)
-            check_mean(values, truth, largest_error * dims)
+        x = data(200, dims)
+        model, guide = programs(diffusion, denoiser(0.4), dims)
+        truth = exact_bound(diffusion, x, 0.4).mean()
+        for objective in OBJECTIVES:
+            check_mean(estimates(objective, model, guide, x, 16), truth, 0.09 * dims)
 
 
 def baseline_term(diffusion: LinearDiffusion, model: DiffusionModel, x: Tensor) -> float:
@@ -104,7 +91,7 @@ def baseline_term(diffusion: LinearDiffusion, model: DiffusionModel, x: Tensor) 
     return float((score.baseline_kl(x, high) - score.baseline_kl(x, low)).mean())
 
 
-@half(0)
+@third(1)
 def test_evaluation_is_exact_with_the_exact_score(make) -> None:
     """The control variate removes all noise of the diffusion term; the prior mismatch stays in."""
     diffusion = make()
@@ -153,7 +140,7 @@ def test_parameterizations_agree(make, known: str) -> None:
     """On the bound, which is known, by one objective; with each other at every draw, by all."""
     diffusion, dims = make(), 64
     diffusion.max_log_snr = 3.0
-    x = data(200, dims)
+    x = data(100, dims)
     pairs = [
         programs(diffusion, score, dims, likelihood=Gaussian(MEAN, VARIANCE))
         for score in (
@@ -167,7 +154,7 @@ def test_parameterizations_agree(make, known: str) -> None:
             pyro.set_rng_seed(2)
             values = estimates(objective, *pairs[0], x, repeats=12 if objective == known else 1)
             if objective == known:
-                check_mean(values, truth, largest_error=0.08 * dims)
+                check_mean(values, truth, largest_error=0.11 * dims)
             pyro.set_rng_seed(2)
             first = estimates(objective, *pairs[1], x, repeats=1)
             assert float(first) == pytest.approx(float(values[0]), rel=1e-6)
@@ -191,7 +178,7 @@ def joint_gap(diffusion: LinearDiffusion) -> float:
     return float(-0.5 * (math.log(2 * math.pi * spread) + 1) - 0.5 * joint)
 
 
-@half(1)
+@third(2)
 def test_joint_tweedie_keeps_the_bound_and_is_below_the_exact_decoder(make) -> None:
     """By as much as is known, and with the exact score the bound is never above log p(x)."""
     pyro.set_rng_seed(6)
@@ -370,19 +357,6 @@ def test_svi_moves_every_parameter(objective: str) -> None:
     assert not still
 
 
-def test_a_shared_diffusion_is_stepped_once() -> None:
-    """Model and guide both own the diffusion; one SVI step moves it by one step of Adam."""
-    pyro.clear_param_store()
-    model, guide = tiny(LearnedDiffusion(2, max_log_snr=6.0))
-    before = model.diffusion.B.detach().clone()
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=MDM_ELBO())
-    svi.step(data(32).float())
-    moved = (model.diffusion.B.detach() - before).abs()
-    assert float(moved.max()) == pytest.approx(1e-3, rel=1e-2)
-    names = list(pyro.get_param_store().keys())
-    assert len(names) == len(list(model.parameters()))
-
-
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
 )
@@ -475,21 +449,6 @@ def test_weights_that_the_store_would_replace_are_an_error() -> None:
     setattr(model.score_function.network.get_submodule(owner), last, replaced)
     with pytest.raises(RuntimeError, match="store holds another tensor"):
         svi.step(data(32).float())
-
-
-def test_torch_optimizer_moves_every_parameter_and_leaves_the_store_alone() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(7)
-    model, guide = tiny(LearnedDiffusion(2, learn_beta=True, max_log_snr=6.0))
-    elbo = MDM_ELBO()(model, guide)
-    before = {n: p.detach().clone() for n, p in elbo.named_parameters()}
-    optimizer = torch.optim.Adam(elbo.parameters(), lr=1e-2)
-    for _ in range(3):
-        optimizer.zero_grad()
-        elbo(data(64).float()).backward()
-        optimizer.step()
-    assert not [n for n, p in elbo.named_parameters() if torch.equal(p, before[n])]
-    assert not list(pyro.get_param_store().keys())
 
 
 def test_elbo_terms_add_up_to_the_loss() -> None:

@@ -12,12 +12,11 @@ from pyro_mdm import Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.presets import CLD, VPSDE
-from pyro_mdm.likelihoods.base import Gaussian, JointTweedie, Tweedie, bits_per_dim
-from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.likelihoods.base import Gaussian, JointTweedie, bits_per_dim
 from pyro_mdm.scores.raw import RawScore
-from tests.core.test_scores import DIFFUSIONS, EVENT, Wave, Zero
+from tests.core.test_scores import DIFFUSIONS, EVENT, Zero
 from tests.mistakes import refused
-from tests.problems import learned, normal
+from tests.problems import normal
 
 pytestmark = pytest.mark.quick
 
@@ -30,40 +29,7 @@ def state_at_start(diffusion: LinearDiffusion, x: Tensor, seed: int = 3) -> Tens
     return a * x.unsqueeze(1) + apply_matrix(start.scale_tril, noise)
 
 
-# -- levels ----------------------------------------------------------------------------------------
-
-
 # -- Gaussian --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", DIFFUSIONS)
-def test_gaussian_is_bayes_rule_over_the_whole_state(name: str) -> None:
-    diffusion = DIFFUSIONS[name]()
-    mu, s2 = 0.3 * normal(0, *EVENT), normal(1, *EVENT).exp()
-    x = normal(2, 5, *EVENT)
-    y = state_at_start(diffusion, x).detach()
-    a, inverse = diffusion.start.mean, torch.linalg.inv(diffusion.start.covariance)
-    snr = a @ inverse @ a
-    evidence = torch.einsum("k,kl,nlij->nij", a, inverse, y)
-    for flat in (False, True):
-        law = (Gaussian() if flat else Gaussian(mu, s2))(diffusion, RawScore(Zero()), y)
-        precision = snr + (0 if flat else 1 / s2)
-        mean = (evidence + (0 if flat else mu / s2)) / precision
-        assert law.batch_shape == (5,) and law.event_shape == EVENT
-        scale = snr.rsqrt()
-        assert ((law.mean - mean).abs() / scale).max() < 1e-5
-        torch.testing.assert_close(
-            law.variance, (1 / precision).expand(law.variance.shape), rtol=1e-6, atol=0.0
-        )
-
-
-def test_tweedie_is_centred_at_the_denoised_state() -> None:
-    diffusion = CLD(max_log_snr=4.0)
-    y = state_at_start(diffusion, normal(2, 5, *EVENT))
-    score = Denoiser(Wave(), 0.2, 0.7)
-    law = Tweedie()(diffusion, score, y)
-    torch.testing.assert_close(law.mean, score.denoise(diffusion, y, diffusion.start_time))
-    torch.testing.assert_close(law.variance, torch.full_like(law.mean, math.exp(-4.0)))
 
 
 class Some(nn.Module):
@@ -105,18 +71,6 @@ def test_joint_tweedie_is_its_definition(name: str) -> None:
         law = JointTweedie()(diffusion, score, y)
         expected = joint_by_definition(diffusion, s, x, y)
         torch.testing.assert_close(law.log_prob(x), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_joint_tweedie_of_one_variable_is_tweedie() -> None:
-    diffusion = learned(1, 1, 10, max_log_snr=4.0)
-    x = normal(2, 5, *EVENT)
-    found = []
-    for likelihood in (JointTweedie(), Tweedie()):
-        law = likelihood(diffusion, RawScore(Some()), state_at_start(diffusion, x))
-        (gradient,) = torch.autograd.grad(law.log_prob(x).sum(), diffusion.B)
-        found.append([law.log_prob(x), gradient, law.mean, law.variance])
-    for joint, plain in zip(*found, strict=True):
-        torch.testing.assert_close(joint, plain, rtol=1e-9, atol=1e-9)
 
 
 def test_what_joint_tweedie_draws_is_what_its_density_bounds() -> None:

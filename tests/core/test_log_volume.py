@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_mdm import NoisePrediction, RawScore, randomness
 from pyro_mdm.diffusions.ends import marginal_at
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, LearnedDiffusion
 from pyro_mdm.scores.base import Score, log_snr_at
 from tests.core.test_scores import level_at
 from tests.diffusions import CONSTANT, DISTINCT
@@ -57,14 +57,6 @@ def test_log_volume_has_its_definitions_digits(make: Factory) -> None:
             truth = log_det(marginal_truth(diffusion, tau).Sigma) - 2 * mpf(tau) * trace
             found = diffusion.log_volume(s).item()
             assert abs(float(mpf(found) - truth)) < 1e-8 * max(1.0, abs(found) / 100)
-
-
-@pytest.mark.parametrize("make", [VPSDE, lambda: learned(1, 1, 10)], ids=["vpsde", "learned_1"])
-def test_for_one_variable_it_is_minus_log_snr(make: Factory) -> None:
-    diffusion = make()
-    s = times(diffusion, 9)
-    torch.testing.assert_close(diffusion.log_volume(s), -diffusion.log_snr(s))
-    torch.testing.assert_close(diffusion.log_volume.rate(s), diffusion.log_snr_rate(s))
 
 
 @diffusions

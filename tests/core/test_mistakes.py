@@ -18,7 +18,6 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_mdm import (
-    ALDA,
     CLD,
     MALDA,
     MDM_ELBO,
@@ -38,7 +37,6 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
-from pyro_mdm.likelihoods.base import Gaussian
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.samplers.stochastic import Splitting
 from tests.problems import generator, normal
@@ -109,13 +107,9 @@ DATA: Mistakes = [
     (lambda: step(X.double()), "x is torch.float64 .* weights are torch.float32.* pass"),
     (lambda: step(X, in_double(programs())), "x is torch.float32 .* weights are torch.float64"),
     (lambda: step(X.half()), "x is torch.float16, expected float32 or float64.*pass"),
-    (lambda: step(X.bfloat16()), "x is torch.bfloat16, expected float32 or float64"),
-    (lambda: step(X.numpy()), "x is a NumPy array of float32, expected a torch tensor; pass"),
-    (lambda: step(X.tolist()), "x is a list, expected a torch tensor; pass torch.as_tensor"),
     (lambda: step((X, torch.zeros(16))), "x is a tuple of tensors, expected a torch tensor"),
     (lambda: step(None), "guide noises data and was given none"),
     (lambda: step(torch.zeros(16, 2, dtype=torch.uint8)), "x is torch.uint8, expected"),
-    (lambda: step(torch.zeros(16, 2, dtype=torch.int64)), "x is torch.int64, expected"),
     (lambda: step(X * NAN), "x has 32 entries that are NaN or infinite, expected finite data"),
     (lambda: step(X[:0]), r"x has shape \(0, 2\), expected at least one datum; look at the loader"),
     (lambda: step(X.to("meta")), "x is on meta and the programs are on cpu, expected one device"),
@@ -128,25 +122,16 @@ DATA: Mistakes = [
     (lambda: step(X, programs(broken())), r"outlet.bias of MLP holds nan \(2 of 2 weights\)"),
     (lambda: model()(batch_size=-1), "batch_size is -1, expected at least 1; it is the number of"),
     (lambda: model()(batch_size=0), "batch_size is 0, expected at least 1"),
-    (lambda: model()(batch_size=2.0), "batch_size is 2.0, expected a whole number, .* write 2"),
     (lambda: model()(X, batch_size=5), "batch_size is 5, but x has 16 data; leave batch_size out"),
     (lambda: model()(), r"neither x nor batch_size .* pass model\("),
     (lambda: step(X, num_data=3), "num_data is 3, expected at least the batch's 16"),
-    (lambda: step(X, num_data=100.0), "num_data is 100.0, expected a whole number, .* write 100"),
 ]
 
 PROGRAMS: Mistakes = [
     (lambda: DiffusionModel(CLD(), small(), event_shape=(2,)), r"score is MLP\(…\), a network"),
     (lambda: DiffusionModel(denoiser(), CLD()), r"diffusion is Denoiser\(…\) and score CLD\(…\)"),
-    (lambda: DiffusionModel(CLD(), Denoiser, event_shape=(2,)), "score is the class Denoiser"),
-    (lambda: DiffusionModel(CLD(), Gaussian(), event_shape=(2,)), r"score is Gaussian\(…\)"),
-    (lambda: DiffusionModel(CLD(), denoiser(), denoiser()), r"likelihood is Denoiser\(…\)"),
     (lambda: DiffusionModel(CLD(), denoiser(), (2,)), r"likelihood is \(2,\), expected a"),
-    (lambda: DiffusionModel(CLD(), denoiser(), Gaussian), "likelihood is the class Gaussian"),
     (lambda: DiffusionGuide(model()), "diffusion is a DiffusionModel, expected the diffusion"),
-    (lambda: DiffusionGuide(CLD(), denoiser()), r"times is Denoiser\(…\), expected a whole number"),
-    (lambda: model(RawScore(small(4)), event_shape=2), "event_shape is 2, expected a sequence of"),
-    (lambda: model(RawScore(small(4)), event_shape=(2.0,)), r"event_shape is \(2.0,\), expected a"),
     (lambda: DiffusionModel(CLD(), RawScore(small(4))), "event_shape is not given, and RawScore"),
     (lambda: DiffusionModel(CLD(), denoiser(), event_shape=(3,)), r"event_shape is \(3,\), but"),
     (lambda: model(sampler=256), "sampler is 256, expected one with its number of steps; pass"),
@@ -157,7 +142,6 @@ PROGRAMS: Mistakes = [
         r"Splitting needs closed-form kernels, which Simulated .*; use EulerMaruyama\(8\)",
     ),
     (lambda: model(times=1), "times is 1, expected at least 2; it is .* on a grid"),
-    (lambda: model(times=2.5), r"times is 2.5, expected a whole number, .*\(or None"),
     (lambda: step(X, programs(times=torch.tensor([1.0, 0.5]))), r"times are \[1.0, 0.5\]"),
     (lambda: step(X, programs(times=torch.linspace(0.1, 1, 5))), "times run from 0.1 to 1"),
     (
@@ -176,27 +160,17 @@ PROGRAMS: Mistakes = [
 ]
 
 DIFFUSIONS: Mistakes = [
-    (lambda: CLD(max_log_snr=NAN), "max_log_snr is nan, expected a finite log SNR, e.g. 13"),
     (lambda: CLD(max_log_snr=-10.0, min_log_snr=9.0), "min_log_snr 9.0 must be below max_log_snr"),
-    (lambda: CLD(min_log_snr=-1e4), "min_log_snr -10000 is out of reach .*; ask for a log SNR"),
     (lambda: CLD(horizon=0), "horizon is 0, expected a positive end time T, e.g."),
-    (lambda: CLD(horizon=math.inf), "horizon is inf, expected a positive end"),
-    (lambda: CLD(beta=4.0), r"beta is 4.0, expected a Clock; e.g. ConstantBeta\(4.0\)"),
     (lambda: ConstantBeta(0.0), "beta is 0.0, expected a positive number; the clock"),
     (lambda: LearnedBeta(knots=1), "knots is 1, expected at least 2; it is"),
     (lambda: MALDA(mass=0.0), "mass is 0.0, expected a positive number, e.g. 1"),
-    (lambda: ALDA(lipschitz=0.0), "lipschitz is 0.0, expected a positive number"),
-    (lambda: CLD(friction=-1.0), "friction is -1.0, expected a positive number"),
     (lambda: CLD(cut_time=2.0), "cut_time is 2.0, expected a time bet"),
-    (lambda: LearnedDiffusion(2.0), "num_variables is 2.0, expected a whole number; write 2; .* K"),
     (lambda: LearnedDiffusion(0), "num_variables is 0, expected at least 1; it is the number K of"),
     (lambda: LearnedDiffusion(2, rank=3), "rank is 3, expected between 1 and num_variables = 2"),
-    (lambda: LearnedDiffusion(2, rank=1.5), "rank is 1.5, expected a whole number"),
     (lambda: LinearDiffusion([[0.0, -1.0], [1.0]], D), r"Q is \[\[0.0, -1.0\], \[1.0\]\]"),
     (lambda: LinearDiffusion([0.0, 1.0], D), r"Q has shape \(2,\), expected a square matrix \(K"),
     (lambda: LinearDiffusion([[0.0, 1.0], [1.0, 0.0]], D), "Q is not skew-symmetric: .* reaches 2"),
-    (lambda: LinearDiffusion([[0.0, NAN], [1.0, 0.0]], D), "Q has entries that are not finite"),
-    (lambda: LinearDiffusion(torch.tensor(Q).to(torch.complex64), D), "Q is torch.complex64"),
     (lambda: LinearDiffusion(torch.tensor(Q, requires_grad=True), D), "Q requires gradients, but"),
     (lambda: LinearDiffusion(Q, [[1.0]]), r"Q is \(2, 2\) and D is \(1, 1\), expected one shape"),
     (lambda: LinearDiffusion(D, Q), "Q is not skew-symmetric: .* reaches 4, expected 0; use Q = W"),
@@ -207,86 +181,53 @@ DIFFUSIONS: Mistakes = [
     (lambda: LearnedDiffusion(2, stationary_variance=correlated(1e-10)), "nearly singular"),
     (lambda: CLD(stationary_variance=[1.0, 1.0, 1.0]), r"stationary_variance has shape \(3,\)"),
     (lambda: CLD(initial_variance=0.0), r"initial_variance is \[\[0.0\]\], expected positive"),
-    (lambda: Simulated(simulated()), r"linear is Simulated\(…\), expected a LinearDiffusion; e.g."),
-    (lambda: Simulated(CLD(), simulation={"step_size": 0.1}), r"simulation is \{'step_size'"),
-    (lambda: LearnedDrift(small(4), CLD()), r"linear is MLP\(…\), expected a LinearDiffusion"),
     (lambda: LearnedDrift(CLD(), small(4), limit=0.0), "limit is 0.0, expected a positive bound"),
-    (lambda: CLD().marginal(2.0), r"s = 2 is outside \[0, T\] = \[0, 1\]; time runs from"),
 ]
 
 SCORES: Mistakes = [
     (lambda: Denoiser.fit(X, small()), r"network is a Tensor of shape \(16, 2\), expected a"),
     (
-        lambda: Denoiser.fit(MLP, X),
-        r"network is the class MLP, .* an object of it: MLP\(…\)",
-    ),
-    (lambda: DiscreteDenoiser.fit(unet(), IMAGES.numpy(), levels=17), "train_x is a NumPy array"),
-    (lambda: Denoiser.fit(small(), X.half()), "train_x is torch.float16, expected float32 or"),
-    (
         lambda: DiscreteDenoiser.fit(unet(), ((IMAGES + 1) * 8).byte(), levels=17),
         r"train_x is torch.uint8, expected floating-point .*train_x.float\(\) / 127.5 - 1",
     ),
     (lambda: Denoiser.fit(small(), X * NAN), "train_x has 32 entries that are NaN or infinite"),
-    (lambda: Denoiser.fit(small(), X[:0]), r"train_x has shape \(0, 2\), expected at least one"),
     (lambda: Denoiser.fit(small(1), X[:, 0]), r"train_x has shape \(16,\), expected \(N"),
     (lambda: Denoiser.fit(small(), torch.ones(16, 2)), "the 16 data are all equal, expected some"),
     (lambda: step(X, programs(Denoiser(small(), X))), r"x has shape \(16, 2\), expected \(batch"),
     (lambda: Denoiser(small(), 0.0, 0.0), "data_variance reaches 0, expected positive finite"),
     (lambda: DiscreteDenoiser.fit(unet(), IMAGES, levels=256), "x holds .* expected one of the"),
     (lambda: DiscreteDenoiser.fit(unet(), IMAGES, levels=1), "levels is 1, expected at least 2"),
-    (lambda: DiscreteDenoiser.fit(unet(), IMAGES, levels=17.0), "levels is 17.0, expected a whole"),
-    (lambda: DiscreteDenoiser.fit(unet(), IMAGES, levels=17, form="softmax"), "form is 'softmax'"),
     (lambda: step(IMAGES, programs(levels(unet(1, None)))), r"UNet returned \(16, 1, 8, 8\) .* 17"),
     (lambda: step(IMAGES, programs(levels(unet(3)))), r"U-Net takes images .* got \(16, 1, 8, 8\)"),
     (lambda: step(X, programs(denoiser(unet(1, 1)))), r"U-Net takes images .* got \(16, 2\)"),
     (lambda: step(IMAGES, programs(levels(unet(1, 17, [1] * 5)))), "8×8 are too small for 5"),
     (lambda: step(X, programs(NoisePrediction(small()), event_shape=(2,))), "MLP takes vectors of"),
     (lambda: Denoiser.fit(nn.Linear(2, 2), X), r"network is Linear\(…\), which does not take two"),
-    (lambda: RawScore(denoiser()), r"network is Denoiser\(…\), expected a torch.nn.Module, such"),
     (lambda: ResidualScore.fit(CLD(), small(4), X), r"diffusion is MLP\(…\), expected a Diffusion"),
-    (lambda: ResidualScore.fit(small(4), X, CLD()), "diffusion is a Tensor .* a Diffusion"),
-    (lambda: MLP(2.0), "features is 2.0, expected a whole number; write 2; it is number of feat"),
-    (lambda: MLP((2,)), r"features is \(2,\), expected a whole number; it is"),
     (lambda: UNet(0), "channels is 0, expected at least 1; it is number of channels"),
-    (
-        lambda: UNet(1, multipliers=2),
-        "multipliers is 2, expected a sequence of whole numbers",
-    ),
     (lambda: outside_the_trained_range(), r"log SNR .* is outside \[-5, 5\], .* choose the"),
 ]
 
 SAMPLERS: Mistakes = [
     (lambda: Splitting(0), "steps is 0, expected at least 1; it is the number of"),
-    (lambda: Splitting(10.0), "steps is 10.0, expected a whole number,.* write 10"),
-    (lambda: Splitting(8, order=3), r"order is 3, expected 1 \(Euler\) or 2 \(midpoint\)"),
     (lambda: Splitting(4)(CLD(), model().bound_score, 4), r"shape is 4, expected .*\(batch, K"),
     (lambda: Splitting(4)(CLD(), model().bound_score, (4, 5, 2)), r"shape is \(4, 5, 2\)"),
     (lambda: Splitting(4)(model().bound_score, CLD(), (4, 2, 2)), "diffusion is a BoundScore"),
-    (lambda: Splitting(4)(CLD(), denoiser(), (4, 2, 2)), r"score is Denoiser\(…\), expected a"),
     (lambda: Splitting(4)(CLD(), model(), (4, 2, 2)), r"score is DiffusionModel\(…\), expected a"),
 ]
 
 EVALUATION: Mistakes = [
     (lambda: bound(*programs()[::-1], X), r"model is DiffusionGuide\(…\) and guide"),
     (lambda: MDM_ELBO().loss(*programs()[::-1], X), r"model is DiffusionGuide\(…\) and guide"),
-    (lambda: bound(DiffusionModel, programs()[1], X), "model is the class DiffusionModel"),
-    (lambda: bound(*programs(), X.numpy()), "x is a NumPy array of float32, expected a torch"),
     (lambda: bound(*programs(), X.double()), r"x is torch.float64 .* pass x.to\(torch.float32\)"),
-    (lambda: bound(*programs(), X.half()), "x is torch.float16, expected float32 or float64"),
-    (lambda: bound(*programs(), X[:0]), r"\(0, 2\), expected at least one dat"),
-    (lambda: bound(*programs(), X * NAN), "32 entries that are NaN .* check the"),
     (lambda: bound(*programs(broken()), X), "outlet.bias of MLP holds nan .* expected finite"),
     (lambda: bound(model(), DiffusionGuide(CLD(max_log_snr=9.0)), X), "Build both over one"),
-    (lambda: bound(*programs(), X, draws=0), "draws is 0, expected at least 1; it is"),
-    (lambda: bound(*programs(), X, batch_size=0), "batch_size is 0, expected at least 1; it is"),
     (lambda: log_likelihood(*programs(), X[:3]), r"x has shape \(3, 2\), expected .* at least 8"),
     (lambda: log_likelihood(*programs(times=4), X), "a chain on a grid, expected a model in"),
-    (lambda: compare([programs()], X), r"programs is a list, expected .* \(model, guide\)"),
     (
         lambda: compare({"mine": (lambda x: x, programs()[1])}, X),
         r"programs\[.mine.\] is .*, expected .*DiffusionModel",
     ),
-    (lambda: log_likelihood(*programs(), X, half_width=0.0), "half_width is 0.0, expected a"),
 ]
 
 
@@ -326,12 +267,6 @@ def test_numbers_keep_their_digits() -> None:
     assert third.Q[1, 0].item() == 1 / 3 and third.stationary_covariance[1, 1].item() == 0.1
     fine = LinearDiffusion(Q, D, stationary_variance=correlated(1e-7))  # 5e6: float64 has it
     assert fine.stationary_covariance[0, 1].item() == 1.0 - 1e-7
-
-
-def test_numpy_integers_are_whole_numbers() -> None:
-    assert LearnedDiffusion(np.int64(2)).num_variables == 2
-    assert Splitting(np.int64(3)).steps == 3
-    assert DiffusionModel(CLD(), RawScore(small(4)), event_shape=(np.int64(2),)).event_shape == (2,)
 
 
 def test_functions_are_networks_and_double_is_a_precision() -> None:

@@ -273,22 +273,6 @@ def evidence(model: DiffusionModel, x: Tensor) -> Tensor:
     return joint(best) + 0.5 * volume
 
 
-def test_mcmc_walks_on_the_density_of_a_path_on_a_grid() -> None:
-    """Its potential is minus the joint log density, the same at every call, and so is its slope."""
-    model, _ = pair(4)
-    x = data(2)
-    kernel = infer.NUTS(model)
-    kernel.setup(0, x)
-    path = kernel.initial_params["path"].detach().requires_grad_()
-    law: Any = model.path_law()
-    known = -(law.log_prob(path) + decoded(model, path, x)).sum()
-    values = [kernel.potential_fn({"path": path}) for _ in range(2)]
-    slopes = [torch.autograd.grad(value, path)[0] for value in (*values, known)]
-    for value, slope in zip(values, slopes, strict=False):
-        torch.testing.assert_close(value, known)
-        torch.testing.assert_close(slope, slopes[-1])
-
-
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_draws_from_either_program(parallel: bool) -> None:
     """Of the model without data, and of noised data: moments within 5.5 errors."""

@@ -125,11 +125,6 @@ def test_ancestral_finds_the_denoiser_of_any_score():
     torch.testing.assert_close(alone, with_denoiser, rtol=1e-6, atol=1e-6)
 
 
-def test_progress_can_be_shown(capsys):
-    EulerMaruyama(3)(CLD(), lambda y, s: -y, (2, 2, 1), progress=True)
-    assert "EulerMaruyama" in capsys.readouterr().err
-
-
 MISTAKES = [
     (lambda: EulerMaruyama(5)(CLD(), lambda y, s: y[:, :1], (4, 2, 3)), r"score has shape \(4, 1"),
     (lambda: Ancestral(5)(CLD(), Recorder(whole=True), (4, 2, 3)), r"denoiser has shape \(4, 2"),

@@ -68,19 +68,6 @@ class Constant(nn.Module):
         return self.value.to(x.dtype).expand(len(x), *self.value.shape[1:])
 
 
-def test_denoiser_is_its_formula() -> None:
-    """With a network that outputs something, from the words of the class alone."""
-    mu, s2 = normal(0, *EVENT), normal(1, *EVENT).exp()
-    score = Denoiser(Wave(), mu, s2)
-    lam = torch.linspace(-9, 14, 12, dtype=torch.float64)
-    z = mu + (s2 + torch.exp(-lam)[:, None, None]).sqrt() * normal(2, 12, *EVENT)
-    v = torch.exp(-lam)[:, None, None]
-    F = score.network((z - mu) / (s2 + v).sqrt(), lam)
-    x_hat = mu + s2 / (s2 + v) * (z - mu) + (s2 * v / (s2 + v)).sqrt() * F
-    torch.testing.assert_close(score.x_hat(z, lam), x_hat, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(score.x_hat(z.float(), lam), x_hat.float(), rtol=1e-4, atol=1e-5)
-
-
 # -- scores under a diffusion ----------------------------------------------------------------------
 
 
@@ -290,15 +277,3 @@ BAD = [
 
 def test_bad_input_is_named() -> None:
     refused(ValueError, *BAD)
-
-
-def test_log_snr_outside_the_trained_range_is_an_error() -> None:
-    score = Denoiser(Zero())
-    score.set_trained_range(-5.0, 10.0)
-    score.x_hat(X, 10.0)
-    with pytest.raises(ValueError, match=r"log SNR 11 is outside \[-5, 10\].*max_log_snr"):
-        score.x_hat(X, torch.tensor([0.0, 11.0, 0.0, 0.0]))
-    with pytest.raises(ValueError, match="is outside"):
-        score.denoise(
-            VPSDE(max_log_snr=12.0), torch.zeros(4, 1, *EVENT), VPSDE(max_log_snr=12.0).start_time
-        )

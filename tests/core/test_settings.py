@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,18 +25,15 @@ from pyro_mdm import (
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
-    DiscreteDenoiser,
     HamiltonianDiffusion,
     LearnedDiffusion,
-    LearnedDrift,
-    NoisePrediction,
     NonlinearDiffusion,
     RawScore,
     Simulated,
     Simulation,
     elbo_terms,
 )
-from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta, log_snr_times
+from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, log_snr_times
 from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.likelihoods.base import JointTweedie, Tweedie
 from pyro_mdm.networks import MLP, UNet
@@ -78,26 +74,6 @@ def test_a_state_dict_alone_restores_the_loss(how: Callable[[dict[str, Any]], di
     other.load_state_dict(how(saved.state_dict()))
     assert other.diffusion.max_log_snr == 9.0 and other.diffusion.min_log_snr is None
     assert torch.equal(loss(saved), loss(other))
-
-
-def test_what_is_set_later_is_saved_too():
-    saved, other = model(CLD()), model(CLD())
-    saved.diffusion.max_log_snr, saved.diffusion.min_log_snr = 8.0, -7.0
-    loss(other)  # its ends are cached
-    other.load_state_dict(saved.state_dict())
-    assert torch.equal(loss(saved), loss(other))
-    cut = CLD()
-    cut.load_state_dict(CLD(cut_time=0.01).state_dict())
-    assert cut.cut_time == 0.01 and cut.max_log_snr == CLD(cut_time=0.01).max_log_snr
-    score, fresh = NoisePrediction(MLP(4, 8, 1)), NoisePrediction(MLP(4, 8, 1))
-    score.times = "vpsde"
-    fresh.load_state_dict(score.state_dict())
-    assert fresh.times == "vpsde"
-    nonlinear, fresh_one = Simulated(CLD(max_log_snr=9.0)), Simulated(CLD())
-    nonlinear.simulation = Simulation(step_size=0.1, points=2)
-    fresh_one.load_state_dict(nonlinear.state_dict())
-    assert fresh_one.simulation == nonlinear.simulation and fresh_one.max_log_snr == 9.0
-    assert float(fresh_one.terminal_log_snr) == float(nonlinear.terminal_log_snr)
 
 
 @pytest.mark.parametrize("times", [5, log_snr_times(CLD(max_log_snr=9.0), 4)])
@@ -144,32 +120,17 @@ def student(freedom: float) -> DistributionPrior:
 
 TURN = [[0.0, -1.0], [1.0, 0.0]]
 EYE = [[1.0, 0.0], [0.0, 1.0]]
-FLAT = torch.full((1, 17), -math.log(17))
 
 DIFFERENT: list[tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = [
     (lambda: CLD(horizon=2.0), CLD, "horizon is 2.0 in the state dict and 1.0 here"),
     (lambda: CLD(beta=ConstantBeta(4.0)), CLD, "'beta': 4.0} in the state dict and .*20"),
-    (lambda: CLD(beta=LinearBeta(0.1, 10.0)), CLD, "'beta_max': 10.0, .* in the state dict and"),
     (
         lambda: CLD(beta=LearnedBeta(horizon=2.0), horizon=2.0),
         lambda: CLD(beta=LearnedBeta()),
         "horizon is 2.0",
     ),
-    (lambda: NoisePrediction(MLP(2)), lambda: RawScore(MLP(2)), "is of the class NoisePrediction"),
     (Tweedie, JointTweedie, "is of the class Tweedie, this is a JointTweedie"),
-    (
-        lambda: DiscreteDenoiser(MLP(1), 17, FLAT, "tilt"),
-        lambda: DiscreteDenoiser(MLP(1), 17, FLAT),
-        "form is tilt in the state dict and logits here",
-    ),
     (lambda: UNet(attention=(0,), heads=2), lambda: UNet(attention=(0,)), "heads is 2 in the"),
-    (lambda: UNet(groups=4), UNet, "groups is 4 in the state dict and 32 here"),
-    (
-        lambda: LearnedDrift(CLD(), MLP(4), limit=2.0),
-        lambda: LearnedDrift(CLD(), MLP(4)),
-        "limit is 2.0 in the state dict and 4.0 here",
-    ),
-    (lambda: Pull(2.0), lambda: Pull(3.0), "strength is 2.0 in .* and 3.0 here"),
     (
         lambda: Pull(2.0, GaussianPrior(torch.eye(1))),
         lambda: Pull(2.0, GaussianPrior(2 * torch.eye(1))),

@@ -12,13 +12,11 @@ import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import VPSDE, Denoiser, DiffusionModel, RawScore, condition
 from pyro_mdm.conditioning import Labels
 from pyro_mdm.imported import (
     ImportedDenoiser,
-    Labelled,
     NoiseSchedule,
     from_diffusers,
     from_pipeline,
@@ -36,16 +34,6 @@ MEAN, VARIANCE = torch.linspace(0.3, 0.7, 16).reshape(SHAPE), torch.full(SHAPE, 
 class Zeros(nn.Module):
     def forward(self, w: Tensor, log_snr: Tensor) -> Tensor:
         return 0 * w
-
-
-class Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        return func(*args, **(kwargs or {}))
 
 
 def unet(**options: Any) -> Any:
@@ -113,12 +101,6 @@ def test_a_network_of_classes_is_given_labels(kind: str) -> None:
     expected = (w - at.sigma.float() * F) / at.alpha.float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(F[0], F[1])
-
-
-def test_a_network_that_always_knows_the_class_is_asked_about_one() -> None:
-    labelled = Labelled(nn.Identity())
-    labelled.network.forward = lambda w, time, class_labels: class_labels  # type: ignore[assignment]
-    assert labelled(data(2), torch.zeros(2), torch.eye(3)[[2, 0]]).tolist() == [2, 0]
 
 
 def of_parts(**parts: Any) -> SimpleNamespace:
@@ -203,22 +185,6 @@ def test_models_that_are_no_pipeline() -> None:
         (lambda: to_pipeline(flat), r"event_shape is \(2,\), expected images, \(C, H, W\)"),
         (lambda: to_pipeline(raw), "expected a denoiser of z"),
     )
-
-
-def test_a_wrapper_adds_few_operations() -> None:
-    """However large the network: times are looked up once, and little else is done."""
-    network = unet()
-    x, time = data(6), torch.arange(6)
-    with torch.no_grad():
-        with Counting() as alone:
-            network(x, time)
-        for interpolated in (False, True):
-            denoiser = from_diffusers(
-                network, diffusers.DDPMScheduler(), data(), interpolated=interpolated
-            )
-            with Counting() as wrapped:
-                denoiser.x_hat(x, torch.linspace(-8, 8, 6))
-            assert wrapped.operations - alone.operations < 80
 
 
 @pytest.mark.without_noise

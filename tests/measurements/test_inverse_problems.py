@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 from tests.benchmarks import measured_images, measurements, runs
 from tests.benchmarks.inverse_problems import images, methods, summary
 from tests.benchmarks.inverse_problems.counting import counted
-from tests.benchmarks.inverse_problems.methods import EXACT, METHODS, OURS, Cost, steps_within
+from tests.benchmarks.inverse_problems.methods import EXACT, OURS
 from tests.benchmarks.inverse_problems.problems import (
     NOISES,
     OPERATORS,
@@ -148,14 +147,6 @@ def test_calls_and_products_are_counted_for_each_datum() -> None:
     assert several.shape == (4, 5, 3)
 
 
-def test_steps_are_those_that_a_budget_allows() -> None:
-    def cost() -> Cost:
-        return Cost(calls=3.0, seconds=0.5, calls_apart=10.0, seconds_apart=1.0)
-
-    asked = ("7 steps", "100 calls", "6 seconds", "1 calls")
-    assert [steps_within(budget, cost) for budget in asked] == [7, 30, 10, 2]
-
-
 @pytest.mark.parametrize("name", OURS)
 def test_ours_are_near_and_their_work_is_seen(name: str) -> None:
     exact = exact_problem(2, "easy", "blur", 1)
@@ -219,15 +210,6 @@ def test_the_program_goes_on_where_it_ended(
     assert ratios.ratio_40_calls["particles"] == pytest.approx(math.exp(apart), abs=1e-3)
     evidence = pd.read_csv(tmp_path / "measurements-evidence.csv", comment="#")
     assert evidence.method.tolist() == ["particles, 4 steps", "particles, 40 calls"]
-
-
-def test_peers_are_not_needed_to_name_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert METHODS.keys() == OURS.keys() | methods.OF_PEERS.keys()
-    for name in [name for name in sys.modules if name.startswith("tests.benchmarks.inverse_")]:
-        monkeypatch.delitem(sys.modules, name)
-    for peer in ("azula", "deepinv"):
-        monkeypatch.setitem(sys.modules, peer, None)
-    assert importlib.import_module(methods.__name__) is not methods
 
 
 # -- images ----------------------------------------------------------------------------------------

@@ -612,7 +612,6 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         ),
         "no derivative",
     ),
-    (lambda: Measurement(Exact(gaussian()), fixed(1, 2, D), 0.1), "expected a DiffusionModel"),
     (lambda: site(-0.1), "noise reaches -0.1, expected finite variances, none below 0"),
     (lambda: site(torch.ones(3)), r"noise has shape \(3,\), expected a variance, or one for each"),
     (lambda: site("poisson"), "noise is 'poisson', expected a number or a Tensor"),

@@ -24,7 +24,7 @@ from pyro_mdm.conditioning import Labels, windowed
 from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows
 from pyro_mdm.levels import DiscretizedGaussian
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
-from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance, reference
+from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.samplers import ExponentialIntegrator
 from tests.mistakes import refused
@@ -145,17 +145,6 @@ def test_it_is_saved_with_its_windows(tmp_path: Path) -> None:
     given.save_pretrained(tmp_path)
     again = DiffusionModel.from_pretrained(tmp_path)
     torch.testing.assert_close(draws(again, 2), draws(given, 2))
-
-
-def test_windows_of_one_model_are_measured_once() -> None:
-    small, data = DiffusionModel(VPSDE(**ENDS), Texture(*WINDOW)), normal(1, 50, 1, *WINDOW)
-    unasked = reference(windowed(small, SIZE), data, levels=False)
-    first, second = (reference(windowed(small, size), data) for size in (SIZE, (9, 8)))
-    assert math.isnan(unasked.trusted_from) and not math.isnan(first.trusted_from)
-    of_window: Any = first.covariance
-    assert isinstance(second.covariance, WindowedCovariance)
-    assert of_window.covariance is second.covariance.covariance
-    assert reference(small, data).covariance is of_window.covariance
 
 
 def test_independent_pixels_are_exact() -> None:

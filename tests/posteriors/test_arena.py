@@ -10,19 +10,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyro
 import pytest
 import torch
 from pyro import poutine
 
 from pyro_mdm.posteriors import simulate
 from tests.benchmarks import posteriors, runs
-from tests.benchmarks.arena import (
-    methods,
-    references,
-    scores,
-    tasks,
-)
+from tests.benchmarks.arena import methods, scores, tasks
 from tests.benchmarks.arena.tasks import TASKS, by_site, flat
 
 SIZES = {
@@ -57,28 +51,6 @@ def test_simulations_are_vectors_of_the_benchmark_and_back(name: str) -> None:
         assert all(torch.equal(one[site], draws[site][3]) for site in names)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_rows_of_simulations_have_the_densities_of_single_ones(name: str) -> None:
-    task = TASKS[name]
-    draws = simulate(task.program, 3, seed=1, vectorized=True)
-    draws = {site: value for site, value in draws.items() if name != "two_moons" or site != "x"}
-    rows = [{site: value[i] for site, value in draws.items()} for i in range(3)]
-    each = [poutine.trace(poutine.condition(task.program, row)).get_trace() for row in rows]
-    if name != "slcp":  # which has a plate of its own
-        draws = {site: value.unsqueeze(1) for site, value in draws.items()}
-    else:
-        draws["theta"] = draws["theta"].unsqueeze(1)
-    together = poutine.condition(task.program, draws)
-    with pyro.plate("rows", 3, dim=-2):
-        trace = poutine.trace(together).get_trace()
-
-    def without_distractors(site: str, _: object) -> bool:
-        return site != "distractors"  # whose roots are too ill-conditioned for single precision
-
-    expected = sum(float(one.log_prob_sum(without_distractors)) for one in each)
-    assert float(trace.log_prob_sum(without_distractors)) == pytest.approx(expected, rel=2e-3)
-
-
 def law_of(name: str, site: str, **values: Any) -> Any:
     """The law of a site of a task, given values of others."""
     given = {own: torch.as_tensor(value) for own, value in values.items()}
@@ -109,34 +81,6 @@ def test_data_of_the_glm_are_sums_at_spikes() -> None:
     logits = law_of("bernoulli_glm", "spikes", offset=0.3, filter=weights)["fn"].base_dist.logits
     present = 0.3 + sum(float(weights[k] * u[4 - k]) for k in range(5))
     assert float(logits[4]) == pytest.approx(present, abs=1e-5)
-
-
-def test_the_filter_of_the_glm_has_small_second_differences() -> None:
-    w = torch.randn(9, generator=torch.Generator().manual_seed(0))
-    before = torch.cat([torch.zeros(2), w])
-    second = w - 2 * before[1:10] + before[:9] + (torch.arange(9) / 9).sqrt() * w
-    assert float(w @ tasks.SMOOTHNESS @ w) == pytest.approx(float(second.square().sum()), rel=1e-4)
-
-
-def test_differential_equations_are_solved_to_fourth_order() -> None:
-    def turning(state: torch.Tensor) -> torch.Tensor:
-        return torch.stack([state[..., 1], -state[..., 0]], -1)
-
-    start = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
-    times = 0.7 * torch.arange(4, dtype=torch.float64)
-    exact = torch.stack([times.cos(), 2 * times.sin()], 1)
-    errors = []
-    for steps in (2, 4):
-        solved = tasks.solve(turning, start, 0.7, 4, steps)
-        assert solved.shape == (4, 2, 2)
-        errors.append(float((solved[..., 0] - exact).abs().max()))
-    assert errors[0] < 0.01 and 10 < errors[0] / errors[1] < 25
-
-
-def test_an_epidemic_grows_exponentially_at_first() -> None:
-    share = law_of("sir", "infected", beta=0.3, gamma=0.1)["fn"].base_dist.probs
-    expected = torch.exp(0.2 * 17 * torch.arange(3)) / 1e6
-    torch.testing.assert_close(share[:3], expected, rtol=0.01, atol=0)
 
 
 def test_lotka_volterra_conserves_what_it_conserves() -> None:
@@ -189,13 +133,6 @@ def test_c2st_tells_laws_that_differ_alone() -> None:
     assert accuracy == pytest.approx(best, abs=5 * (best * (1 - best) / 320) ** 0.5)
 
 
-def test_intervals_have_nine_in_ten_draws() -> None:
-    draws = np.arange(99, dtype=np.float32)[None, :, None]
-    truth = np.arange(-0.5, 99, dtype=np.float32)[:, None]
-    inside = scores.covered(draws.repeat(100, 0), truth)[:, 0]
-    assert inside.sum() == 90 and inside[5:95].all()
-
-
 def fake_environment(folder: Path, task: str, draws: int) -> Path:
     """References of a task that are draws of its prior, for the first two observations."""
     for k in (1, 2):
@@ -246,8 +183,3 @@ def test_the_program_goes_on_where_it_ended(
     assert rows.c2st.between(0.5 - 5 * 0.5 / 120**0.5, 0.5 + 5 * 0.5 / 120**0.5).all()
     assert (rows.coverage - 0.9).abs().max() < 5 * rows.coverage_se.max()
     assert rows.log_prob.tolist() == pytest.approx([-2 * math.log(20)] * 2, rel=1e-4)
-
-
-def test_references_that_are_missing_are_said(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"make them by python -m tests\.benchmarks\.arena\.peers"):
-        references.read("slcp", 1, "observation", tmp_path)

@@ -115,52 +115,6 @@ def test_data_that_are_no_values_have_none_and_missing_ones_do_not_count() -> No
     )
 
 
-@pytest.mark.parametrize("lattices", [(LEVELS, COUNT), (LEVELS, None)])
-def test_many_densities_are_those_of_each(lattices: Any) -> None:
-    """In pieces, of many data or parameters or both."""
-    torch.manual_seed(0)
-    law = law_of(2, lattices, 8, 1)
-    for parameter in law.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    law.requires_grad_(False)
-    x, theta = torch.randint(0, 3, (9, 1000, 2)).float(), torch.randn(9, 2)
-    whole, near = law.by_datum(x, theta), {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(law.by_datum(x[:1], theta)[0], whole[0], **near)
-    torch.testing.assert_close(law.by_datum(x, theta[:1])[0], whole[0], **near)
-    alone = torch.cat([law.by_datum(x[i : i + 1], theta[i : i + 1]) for i in range(9)])
-    torch.testing.assert_close(whole, alone, **near)
-    assert whole.shape == (9, 1000)
-
-
-def test_real_numbers_have_a_law_given_the_discrete_ones_before_or_after_them() -> None:
-    """Integrated over the real number, what is left are the probabilities of the others."""
-    torch.manual_seed(0)
-    law = law_of(2, [None, LEVELS], 16, 1)
-    assert isinstance(law, MixedLaw)
-    for parameter in law.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    law.requires_grad_(False)
-    theta, real = torch.randn(3, 2), torch.linspace(-60, 60, 3000)
-    of_level = torch.zeros(3, 3).double()
-    means = torch.zeros(3, 3).double()
-    for level in range(3):
-        x = torch.stack([real, torch.full_like(real, level)], 1).unsqueeze(0)
-        p = law.by_datum(x, theta).exp() * float(real[1] - real[0])
-        of_level[:, level], means[:, level] = p.sum(1), (p * real).sum(1) / p.sum(1)
-        alone = law.discrete.by_datum(torch.full((1, 1, 1), float(level)), theta)[:, 0].exp()
-        torch.testing.assert_close(of_level[:, level], alone, atol=1e-3, rtol=0)
-    assert float((means[:, 0] - means[:, 2]).abs().max()) > 0.01
-    drawn, errors = law.sample(theta, 3000), []
-    for level in range(3):
-        at = drawn[..., 1] == level
-        share = at.double().mean(1)
-        torch.testing.assert_close(share, of_level[:, level], atol=0.05, rtol=0)
-        for row, here in zip(drawn[..., 0], at, strict=True):
-            errors.append((float(row[here].mean()), float(row[here].std() / here.sum() ** 0.5)))
-    mean, error = torch.tensor(errors).reshape(3, 3, 2).unbind(2)
-    assert bool(((mean - means.mT).abs() < 5 * error).all())
-
-
 # -- posteriors and evidence -----------------------------------------------------------------------
 
 
@@ -197,34 +151,6 @@ def test_the_posterior_and_the_evidence_of_binomial_numbers_are_those_of_a_conju
     assert float(drawn.mean()) == pytest.approx(3.0, abs=0.6)
 
 
-def events() -> None:
-    """A Gamma prior, and Poisson numbers, of which there are many."""
-    rate = pyro.sample("rate", dist.Gamma(3.0, 0.2))
-    with pyro.plate("days", 2):
-        pyro.sample("k", dist.Poisson(rate))
-
-
-def test_the_posterior_and_the_evidence_of_counts_are_those_of_a_conjugate_law(
-    tmp_path: Path,
-) -> None:
-    likelihood = AmortizedLikelihood.fit(events, ["rate"], ["k"], simulations=2000, **SMALL)
-    x = torch.tensor([12.0, 21.0])
-    result = likelihood.posterior({"k": x}, 2000, particles=2000, moves=3)
-    a, b = 3 + float(x.sum()), 2.2
-    rate = result.draws["rate"]
-    assert float(rate.mean()) == pytest.approx(a / b, rel=0.12)
-    assert float(rate.std()) == pytest.approx(math.sqrt(a) / b, rel=0.35)
-    exact = (
-        3 * math.log(0.2) - math.lgamma(3) + math.lgamma(a) - a * math.log(b)
-        - float(torch.lgamma(x + 1).sum())
-    )  # fmt: skip
-    assert result.log_evidence.mean == pytest.approx(exact, abs=0.5)
-    likelihood.save_pretrained(tmp_path)
-    again = AmortizedLikelihood.from_pretrained(tmp_path, events)
-    theta = {"rate": torch.tensor([3.0, 15.0, 40.0])}
-    assert torch.equal(again.log_prob({"k": x}, theta), likelihood.log_prob({"k": x}, theta))
-
-
 @pytest.mark.slow
 def test_the_bayes_factor_of_the_guide_is_the_exact_one() -> None:
     """Its example with another training: what it prints."""
@@ -247,26 +173,6 @@ def test_the_bayes_factor_of_the_guide_is_the_exact_one() -> None:
         theta = top * grid
         joint = prior.log_prob(theta) + law(theta.unsqueeze(1)).log_prob(x).sum(1)
         assert value == pytest.approx(float(joint.exp().mean().log()) + math.log(top), abs=1e-3)
-
-
-def test_a_probability_has_derivatives_in_parameters() -> None:
-    likelihood = AmortizedLikelihood.fit(
-        events, ["rate"], ["k"], simulations=100, **SMALL | {"steps": 30}
-    )
-    x, step = {"k": torch.tensor([12.0, 0.0])}, 0.05
-
-    def log_p(rate: Tensor) -> Tensor:
-        return likelihood.log_prob(x, {"rate": rate}).sum()
-
-    gradients = []
-    for value in (3.0, 8.0, 15.0, 30.0):
-        rate = torch.tensor([value]).requires_grad_()
-        (gradient,) = torch.autograd.grad(log_p(rate), rate)
-        with torch.no_grad():
-            slope = (log_p(rate + step) - log_p(rate - step)) / (2 * step)
-        assert float(gradient) == pytest.approx(float(slope), rel=0.03, abs=2e-4)
-        gradients.append(abs(float(gradient)))
-    assert max(gradients) > 2e-3
 
 
 def categories() -> None:

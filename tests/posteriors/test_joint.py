@@ -119,23 +119,14 @@ def test_values_that_are_given_stay_and_others_keep_their_support() -> None:
     assert torch.equal(free["x"], torch.ones(50))
 
 
-def test_draws_are_of_the_seed() -> None:
-    joint = few(LINEAR)
-    first, again, other = (joint.sample({}, 5, seed=seed)["theta"] for seed in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    torch.manual_seed(3)
-    free = joint.sample({}, 5)["theta"]
-    assert not torch.equal(free, joint.sample({}, 5)["theta"])
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"y": torch.tensor(1.0)}, "no site 'y', expected sites among"),
-        ({"x": torch.ones(2)}, r"'x' has shape \(2,\), expected \(\)"),
+        ({"y": torch.tensor(1.0)}, "no site 'y', expected some of"),
+        ({"x": torch.ones(2)}, r"'x' has shape \(2,\), expected one value, \(\)"),
         ({"x": torch.tensor(math.inf)}, "'x' has infinite values"),
-        ({"rate": torch.tensor(2.5)}, "the value of 'rate' is 2.5, which is not inside"),
-        ({"rate": torch.tensor(2.0)}, "the value of 'rate' is 2.0, which is not inside"),
+        ({"rate": torch.tensor(2.5)}, "the value of 'rate' is 2.5, expected one inside"),
+        ({"rate": torch.tensor(2.0)}, "the value of 'rate' is 2.0, expected one inside"),
         (
             {"share": torch.tensor([0.2, math.nan, 0.3])},
             "a part of 'share' is given, whose numbers depend on each other",

@@ -20,9 +20,8 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.optim import Adam
 from torch import Tensor, nn
 
-from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.posteriors import AmortizedLikelihood, ScoredDraws, simulate
-from pyro_mdm.posteriors.local import LocalGuide
+from pyro_mdm.posteriors.guide import LocalGuide
 from pyro_mdm.posteriors.reading import read_program
 from tests.exact_likelihood import NOISE, exact_likelihood, trials
 from tests.mistakes import refused
@@ -79,42 +78,6 @@ def test_a_plate_of_the_simulator_may_be_one_of_the_program(exact: Any) -> None:
     assert law.event_shape == () and law.batch_shape == (3, 1)
     torch.testing.assert_close(law.log_prob(x), dist.Normal(theta, NOISE).log_prob(x), **SINGLE)
     assert law.expand((3, 6)).sample((2,)).shape == (2, 3, 6)
-
-
-def test_masks_and_scales_are_those_of_any_site(exact: Any) -> None:
-    theta, x = torch.randn(5), torch.randn(5, 4)
-    mask = torch.tensor([True, False, True, True, False])
-    law = exact.given(theta)
-    torch.testing.assert_close(law.mask(mask).log_prob(x), torch.where(mask, law.log_prob(x), 0.0))
-    assert law.to_event(1).log_prob(x).shape == ()
-
-    def program() -> None:
-        with pyro.plate("units", 5), poutine.scale(scale=3.0):
-            pyro.sample("x", law, obs=x, obs_mask=mask)
-
-    trace = poutine.trace(program).get_trace()
-    expected = 3 * law.log_prob(x)[mask].sum()
-    trace.compute_log_prob()
-    torch.testing.assert_close(trace.nodes["x_observed"]["log_prob_sum"], expected, **SINGLE)
-
-
-def test_draws_have_the_moments_of_the_law(exact: Any) -> None:
-    torch.manual_seed(0)
-    theta = torch.tensor([-1.0, 2.0])
-    x = exact.given(theta, plates={"trials": 3}).sample((4000,))
-    assert x.shape == (4000, 2, 3)
-    error = NOISE / math.sqrt(4000)
-    torch.testing.assert_close(x.mean(0), theta.unsqueeze(1).expand(2, 3), atol=5 * error, rtol=0)
-    spread = torch.full((2, 3), NOISE)
-    torch.testing.assert_close(x.std(0), spread, atol=5 * error / math.sqrt(2), rtol=0)
-
-
-def test_the_density_has_derivatives_by_parameters_and_data(exact: Any) -> None:
-    theta, x = torch.randn(3).requires_grad_(), torch.randn(3, 4).requires_grad_()
-    slopes = torch.autograd.grad(exact.given(theta).log_prob(x).sum(), (theta, x))
-    apart = (x - theta.unsqueeze(1)).detach() / NOISE**2
-    torch.testing.assert_close(slopes[0], apart.sum(1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(slopes[1], -apart, rtol=1e-4, atol=1e-4)
 
 
 def test_many_rows_under_vmap_are_those_of_each_with_derivatives(exact: Any) -> None:
@@ -295,19 +258,6 @@ def test_nuts_walks_on_the_density_of_the_program_it_stands_for(exact: Any) -> N
     assert run.get_samples()["theta"].dtype == torch.float32
 
 
-def test_automdm_has_the_density_for_many_rows_at_once(exact: Any) -> None:
-    torch.manual_seed(0)
-    densities = []
-    for likelihood in (exact, None):
-        guide = AutoMDM(population, steps=2, width=8)
-        pyro.clear_param_store()
-        densities.append(
-            guide.log_density(torch.linspace(-1, 1, 72).reshape(9, 8), observed(), likelihood)
-        )
-        assert guide.program_density._is_batched
-    torch.testing.assert_close(*densities, **SINGLE)
-
-
 def test_svi_with_a_subsample_of_units_has_the_bound_of_the_program(exact: Any) -> None:
     """By the same draws of the guide, and of the units; and it learns."""
     losses = []
@@ -322,26 +272,6 @@ def test_svi_with_a_subsample_of_units_has_the_bound_of_the_program(exact: Any) 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_simulator_plates_are_subsampled_too(exact: Any) -> None:
-    """Units and trials, of each of which a part is looked at."""
-    x = observed(6)
-
-    def program() -> None:
-        units = pyro.plate("units", 6, subsample_size=4, dim=-2)
-        with units as rows:
-            theta = pyro.sample("theta", dist.Normal(0.0, 3.0))
-            with pyro.plate("trials", 4, subsample_size=2, dim=-1) as columns:
-                pyro.sample("x", exact.given(theta, datum_of="trials"), obs=x[rows][:, columns])
-
-    pyro.set_rng_seed(0)
-    trace = poutine.trace(program).get_trace()
-    trace.compute_log_prob()
-    theta, site = trace.nodes["theta"]["value"], trace.nodes["x"]
-    assert theta.shape == (4, 1)
-    expected = 3.0 * dist.Normal(theta, NOISE).log_prob(site["value"]).sum()
-    torch.testing.assert_close(site["log_prob_sum"], expected, **SINGLE)
-
-
 # -- local guides ----------------------------------------------------------------------------------
 
 
@@ -350,11 +280,13 @@ class Conjugate:
 
     calls = 0
 
-    def scored_draws_of_each(self, data: Any, n: int) -> ScoredDraws:
+    def scored_draws(self, data: Any, n: int) -> ScoredDraws:
         self.calls += 1
         mean, root = conjugate(data["x"].repeat_interleave(n, 0))
         theta = mean + root * torch.randn(len(mean))
         return ScoredDraws({"theta": theta}, lambda: dist.Normal(mean, root).log_prob(theta))
+
+    def log_prob(self, theta: Any, data: Any) -> Any: ...
 
 
 def conjugate(x: Tensor) -> tuple[Tensor, float]:
@@ -415,68 +347,45 @@ def test_local_guides_refuse_what_are_no_rows(exact: Any) -> None:
 
 
 def series() -> None:
-    """Ten numbers, each about the one before."""
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    x = torch.zeros_like(theta)
-    values = []
-    for t in range(5):
-        x = pyro.sample(f"step_{t}", dist.Normal(theta + 0.5 * x, 1.0))
-        values.append(x)
+    """Five numbers, each about the one before."""
+    x = theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    values = [x := pyro.sample(f"step_{t}", dist.Normal(theta + 0.5 * x, 1.0)) for t in range(5)]
     with pyro.plate("times", 5):
         pyro.deterministic("x", torch.stack(values, -1))
 
 
 def test_mistakes_are_named_with_both_shapes(exact: Any, learned: Any) -> None:
     likelihood, draws = learned
-    theta = {name: draws[name][:6] for name in "ab"}
+    theta, zeros = {name: draws[name][:6] for name in "ab"}, torch.zeros
     of_series = AmortizedLikelihood(series, ["theta"], ["x"], simulate(series, 50, seed=0))
-    law = exact.given(torch.zeros(3))
+    given, law = likelihood.given, exact.given(zeros(3))
+    as_one = r"'x' has shape \(5,\) there, as one datum"
+    both = {"plates": {"trials": 2}, "datum_of": "trials"}
     refused(
         ValueError,
-        (lambda: exact.given({"mu": torch.zeros(3)}), "theta has 'mu', expected 'theta' of shape"),
-        (lambda: likelihood.given(torch.zeros(3)), "theta is one tensor, expected .* 'b' of shape"),
+        (lambda: exact.given({"mu": zeros(3)}), "theta has 'mu', expected 'theta' of shape"),
+        (lambda: given(zeros(3)), "theta is one tensor, expected .* 'b' of shape"),
         (
-            lambda: likelihood.given(theta | {"b": torch.zeros(6, 3)}),
-            r"b has shape \(6, 3\), expected \(\*batch, 2\); parameters are 'a'",
+            lambda: given(theta | {"b": zeros(6, 3)}),
+            r"b has shape \(6, 3\), expected .*batch, 2",
         ),
+        (lambda: given(theta | {"b": zeros(4, 2)}), r"shapes 'a' \(6,\), 'b' \(4, 2\), expected"),
         (
-            lambda: likelihood.given(theta | {"b": torch.ones(4, 2)}),
-            r"shapes 'a' \(6,\), 'b' \(4, 2\), expected batches that are broadcast",
+            lambda: law.log_prob(zeros(3, 10)),
+            r"x has .*batch, 4\); .*\{'trials': n\}.*A series",
         ),
-        (
-            lambda: law.log_prob(torch.zeros(3, 10)),
-            r"x has shape \(3, 10\), expected \(\*batch, 4\); .*plates=\{'trials': n\}.*A series",
-        ),
-        (
-            lambda: law.log_prob(torch.zeros(5, 4)),
-            r"x has shape \(5, 4\), of a batch \(5,\), expected .* batch \(3,\)",
-        ),
-        (
-            lambda: of_series.given(torch.zeros(3), plates={"times": 10}),
-            r"plates has 'times', .*there are none.*'x' has shape \(5,\) there, as one datum",
-        ),
-        (
-            lambda: of_series.given(torch.zeros(3), datum_of="times"),
-            r"datum_of has 'times', .*'x' has shape \(5,\) there, as one datum",
-        ),
-        (
-            lambda: of_series.given(torch.zeros(3)).log_prob(torch.zeros(3, 7)),
-            r"x has shape \(3, 7\), expected \(\*batch, 5\); the likelihood is of data of that",
-        ),
-        (
-            lambda: exact.given(torch.zeros(3), plates={"subjects": 10}),
-            "plates has 'subjects', .*trials.*the program has no such plate",
-        ),
-        (
-            lambda: exact.given(torch.zeros(3), plates={"trials": 2}, datum_of="trials"),
-            "plates and datum_of have 'trials', expected one of them",
-        ),
-        (
-            lambda: likelihood.given(theta, datum_of="places"),
-            "share has no place in it, expected sites of that plate",
-        ),
-        (lambda: likelihood.given(theta, sites="y"), "sites has 'y', expected sites of the data"),
-        (lambda: likelihood.given(theta).joined({"pair": draws["pair"]}), "no value of 'count'"),
+        (lambda: law.log_prob(zeros(5, 4)), r"x has shape \(5, 4\), of a batch \(5,\), expected"),
         (lambda: law.log_prob(torch.full((3, 4), math.inf)), "12 numbers of x are infinite"),
+        (lambda: of_series.given(zeros(3), plates={"times": 9}), f"plates has 'times', .*{as_one}"),
+        (lambda: of_series.given(zeros(3), datum_of="times"), f"datum_of has 'times', .*{as_one}"),
+        (lambda: of_series.given(zeros(3)).log_prob(zeros(3, 7)), "the likelihood is of data of"),
+        (
+            lambda: exact.given(zeros(3), plates={"q": 9}),
+            "'q', .*trials.*has no such plate",
+        ),
+        (lambda: exact.given(zeros(3), **both), "plates and datum_of have 'trials', expected one"),
+        (lambda: given(theta, datum_of="places"), "share has no place in it, expected sites of"),
+        (lambda: given(theta, sites="y"), "sites has 'y', expected sites of the data"),
+        (lambda: given(theta).joined({"pair": draws["pair"]}), "no value of 'count'"),
         (lambda: exact.given(torch.tensor(math.nan)).sample(), "NaN"),
     )

@@ -17,12 +17,10 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from inference.simulators.two_moons import OFFSET, RADIUS, WIDTH, shift
-from pyro_mdm.posteriors import likelihood
-from tests.benchmarks.partial import __main__ as command, checks, methods, references, summary
-from tests.benchmarks.partial.problem import Problem, load_answer, save_answer
+from tests.benchmarks.partial import __main__ as command, checks, references, summary
 from tests.benchmarks.partial.references import reference, slcp_means, walk_on_grid
 from tests.benchmarks.partial.scores import c2st
-from tests.benchmarks.partial.tasks import BOX, KINDS, TASKS, covariance, mask_of
+from tests.benchmarks.partial.tasks import KINDS, TASKS, covariance, mask_of
 
 FAR = 5.5
 """Standard errors that a right mean of draws exceeds in one of 26 million."""
@@ -84,14 +82,6 @@ def test_masks_are_of_their_kind(name: str) -> None:
             assert data.any(1).all() and not data.all(1).any()
 
 
-def test_masks_have_the_chances_of_the_source() -> None:
-    task, generator = TASKS["hmm"], torch.Generator().manual_seed(0)
-    for kind, chance in (("few", 0.3), ("many", 0.7)):
-        given = torch.stack([mask_of(task, kind, generator) for _ in range(500)]).double()
-        error = math.sqrt(chance * (1 - chance) / given.numel())
-        assert abs(float(given.mean()) - chance) < FAR * error + 1e-3  # without those of all 20
-
-
 # -- exact draws -----------------------------------------------------------------------------------
 
 
@@ -128,15 +118,6 @@ def test_draws_on_a_grid_are_those_of_a_gaussian_tree() -> None:
     assert float(products.abs().max()) < FAR / math.sqrt(len(drawn))
 
 
-def test_a_state_is_gaussian_between_two_that_are_given() -> None:
-    z = torch.zeros(20)
-    z[2], z[5] = 0.6, 1.5
-    drawn = reference("hmm", TASKS["hmm"], mask("hmm", 2, 5), z, 1_000, 0)
-    assert near(drawn[:, 3], 0.9, 0.25 * 2 / 3)
-    assert near(drawn[:, 9], 1.5, 0.25 * 4)
-    assert near(drawn[:, 15], 2.25, 0.25)
-
-
 @pytest.mark.parametrize("known", [(), (0,), (1,), (0, 1)])
 def test_the_weight_of_a_covariance_is_an_integral_over_means(known: tuple[int, ...]) -> None:
     theta = torch.tensor([[0.9, 1.1, 0.4], [1.3, -0.8, -0.7]], dtype=torch.float64)
@@ -162,16 +143,6 @@ def test_the_weight_of_a_covariance_is_an_integral_over_means(known: tuple[int, 
             assert torch.allclose(mean[k], expected, atol=1e-6)
             spread = torch.einsum("n,ni,nj->ij", chance, *[means[:, free] - expected] * 2)
             assert torch.allclose(root[k] @ root[k].mT, spread, atol=1e-6)
-
-
-def test_means_of_slcp_are_gaussian_given_the_covariance() -> None:
-    z = TASKS["slcp"].draws(1, seed=3)[0].double()
-    z[2:5] = torch.tensor([0.8, 0.7, 0.5])
-    z[5:] = torch.tensor([0.1, 0.2, -0.3, 0.4, 0.2, -0.1, 0.0, 0.3])
-    drawn = reference("slcp", TASKS["slcp"], mask("slcp", *range(2, 13)), z, 2_000, 0)
-    law = covariance(z[2:5]) / 4
-    assert near(drawn[:, :2], z[5:].unflatten(0, (4, 2)).mean(0), law.diagonal())
-    assert bool((drawn[:, :5].abs() < BOX).all())
 
 
 @pytest.mark.parametrize(
@@ -202,11 +173,6 @@ def test_true_numbers_have_uniform_ranks_among_reference_draws(
     assert checks.least_p_value(ranks) > 1e-6
 
 
-def test_wrong_draws_have_ranks_that_are_not_uniform() -> None:
-    ranks = checks.ranks_of("two_moons", "posterior", 300)
-    assert checks.least_p_value((ranks + 100) // 2) < 1e-6
-
-
 # -- scores, files and table -----------------------------------------------------------------------
 
 
@@ -219,63 +185,6 @@ def test_c2st_tells_draws_apart_where_they_differ(monkeypatch: pytest.MonkeyPatc
     assert abs(c2st(first, second) - 0.5) < FAR * 0.036
     assert c2st(first, second + 6) > 0.98
     assert c2st(first, np.full((100, 2), np.nan)) == 1.0
-
-
-def test_a_problem_does_not_say_what_is_asked_for(tmp_path: Path) -> None:
-    given = np.array([[True, False, True]])
-    problem = Problem("tree", "joint", 0, 1, 5, 0, np.zeros((4, 3)), given, np.ones((1, 3)))
-    problem.save(tmp_path)
-    read = Problem.load(tmp_path)
-    assert np.isnan(read.values[0, 1]) and read.values[0, 0] == 1
-    assert read.z.shape == (4, 3) and read.draws == 5
-    save_answer(tmp_path, np.zeros((1, 5, 3)), {"fit_seconds": 2.0})
-    draws, seconds = load_answer(tmp_path)
-    assert draws.shape == (1, 5, 3) and seconds == {"fit_seconds": 2.0}
-
-
-def test_methods_are_asked_for_what_they_have() -> None:
-    assert [kind for kind in KINDS if methods.answers("posterior", "tree", kind)] == [
-        "posterior",
-        "part",
-    ]
-    assert [kind for kind in KINDS if methods.answers("likelihood", "two_moons", kind)] == [
-        "joint",
-        "posterior",
-        "likelihood",
-    ]
-    assert all(methods.answers("likelihood", "slcp", kind) for kind in KINDS)
-    assert all(methods.answers("joint", "slcp", kind) for kind in KINDS)
-
-
-@pytest.fixture(scope="module")
-def of_tree() -> tuple[Tensor, methods.Conditional]:
-    """Simulations of the tree, and the conditionals of a likelihood of a few steps."""
-    z = TASKS["tree"].draws(200, seed=0)
-    problem = Problem(
-        task="tree",
-        method="likelihood",
-        seed=0,
-        parameters=3,
-        draws=20,
-        steps=2,
-        z=z.double().numpy(),
-        given=np.ones((1, 7), bool),
-        values=z[:1].double().numpy(),
-    )
-    return z, methods.likelihood(problem, z)
-
-
-@pytest.mark.filterwarnings("ignore:.*draws of the parameters are unlike")  # of few steps
-@pytest.mark.parametrize("absent", [[0], [3, 6], [0, 1, 2], list(range(7))])
-def test_a_learned_likelihood_draws_all_numbers_that_are_not_given(
-    of_tree: tuple[Tensor, methods.Conditional], absent: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(likelihood, "LEAST_PARTICLES", 160)
-    z, draw = of_tree
-    given = z[0].index_fill(0, torch.tensor(absent), torch.nan)
-    drawn, there = draw(given, 20), ~given.isnan()
-    assert drawn.shape == (20, 7) and torch.equal(drawn[:, there], given[there].expand(20, -1))
-    assert bool((drawn[:, ~there].std(0) > 0).all())
 
 
 def test_rows_are_added_and_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,24 +210,3 @@ def test_rows_are_added_and_summed_up(tmp_path: Path, monkeypatch: pytest.Monkey
     assert row.c2st_few_se == pytest.approx(error, abs=1e-3)
     assert table.loc["slcp, simformer, published"].c2st == pytest.approx(0.739, abs=1e-3)
     assert not (tmp_path / "partial-draws.csv").exists()
-
-
-def test_numbers_of_draws_are_compared_on_the_same_conditions(tmp_path: Path) -> None:
-    few = [("few", 0, 0.5), ("few", 1, 0.6), ("many", 0, 0.7), ("many", 1, 0.9)]
-    more = [("few", 0, 0.7), ("few", 1, 0.8), ("many", 0, 0.6)]
-    common = {"task": "slcp", "simulations": 10, "seed": 0, "method": "joint", "fit_seconds": 1.0}
-    names = ("kind", "condition", "c2st")
-    rows = [
-        common | {"draws": n, "sample_seconds": 1.0} | dict(zip(names, row, strict=True))
-        for n, of_number in ((100, few), (1000, more))
-        for row in of_number
-    ]
-    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
-    summary.of_conditionals(tmp_path / "rows.csv", tmp_path)
-    tables = [
-        pd.read_csv(tmp_path / f"partial-{name}.csv", comment="#").set_index("conditional")
-        for name in ("conditionals", "draws")
-    ]
-    assert tables[0].loc["slcp, joint"].c2st_many == pytest.approx(0.8)
-    by_draws = tables[1].loc["slcp, joint"]
-    assert by_draws.to_dict() == {"c2st_100": 0.625, "c2st_1000": 0.675}

@@ -14,12 +14,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors import (
-    AmortizedPosterior,
-    calibrate_at,
-    expected_coverage,
-    simulate,
-)
+from pyro_mdm.posteriors import AmortizedPosterior, calibrate_at, expected_coverage, simulate
 from pyro_mdm.posteriors.predictive import PriorPredictive
 from tests.mistakes import refused
 from tests.problems import generator

@@ -146,15 +146,6 @@ def test_weights_make_a_bad_posterior_exact(hardly_trained: AmortizedPosterior) 
     assert weights.effective > 20
 
 
-def test_draws_have_the_density_of_their_own_law(hardly_trained: AmortizedPosterior) -> None:
-    """That of the flow, by other states y, at the draws; and the same seed draws them again."""
-    scored = hardly_trained.scored_draws(OBSERVED, 40, seed=1)
-    again = hardly_trained.scored_draws(OBSERVED, 40, seed=1)
-    assert torch.equal(scored.theta["theta"], again.theta["theta"])
-    other = hardly_trained.log_prob(scored.theta, OBSERVED, samples=8).value
-    torch.testing.assert_close(scored.log_prob, other, atol=0.1, rtol=0)
-
-
 def test_weights_are_right_where_a_density_is_an_estimate() -> None:
     """Much noise at ε, and a network of random weights: a density by one state is uncertain. As it
     is the state that the draw was decoded from, the mean of 1/q̂ is 1/q."""
@@ -291,7 +282,6 @@ def test_mistakes_are_named(hardly_trained: AmortizedPosterior) -> None:
     refused(
         ValueError,
         (lambda: hardly_trained.guide(two), "the data are 2 observations, expected one"),
-        (lambda: hardly_trained.scored_draws(two, 3), "the data are 2 observations"),
         (lambda: hardly_trained.guide({}), "there is no value of 'x'"),
         (
             lambda: ImportanceWeights.from_importance(SimpleNamespace(log_weights=[])),

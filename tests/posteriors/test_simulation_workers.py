@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors import AmortizedLikelihood, AmortizedPosterior, read_draws, simulate
-from pyro_mdm.support.saved import read_saved
+from pyro_mdm.posteriors import AmortizedLikelihood, read_draws, simulate
 from tests.mistakes import refused
 
 FEW: dict[str, Any] = {"steps": 2, "hidden": 8, "depth": 1, "form": "gaussian"}
@@ -57,13 +51,6 @@ def test_each_run_has_draws_of_its_own_whatever_the_batches(tmp_path: Path) -> N
     more = simulate(program, 9, seed=5, workers=1, batch_size=2)
     assert equal({name: value[:7] for name, value in more.items()}, one)
     assert not torch.equal(simulate(program, 7, seed=6, workers=1)["a"], one["a"])
-
-
-def test_draws_have_the_law_of_the_program() -> None:
-    drawn = simulate(program, 400, seed=0, leave_out=True)
-    assert float(drawn["a"].std()) == pytest.approx(1.0, abs=5 / 800**0.5)
-    noise = (drawn["x"] - drawn["a"].unsqueeze(1)).std()
-    assert float(noise) == pytest.approx(0.5, abs=5 * 0.5 / 1600**0.5)
 
 
 @pytest.mark.slow
@@ -135,15 +122,6 @@ def test_sites_that_share_memory_are_kept(tmp_path: Path) -> None:
     assert torch.equal(read_draws(tmp_path, ["copy"])["copy"], drawn["a"])
 
 
-def test_a_fit_is_the_same_from_a_folder_that_is_there(tmp_path: Path) -> None:
-    names = ["a"], ["x"]
-    one, again = (
-        AmortizedLikelihood.fit(program, *names, simulations=40, seed=3, folder=tmp_path, **FEW)
-        for _ in range(2)
-    )
-    assert equal(one.state_dict(), again.state_dict())
-
-
 def test_the_program_runs_at_given_parameters() -> None:
     at = {"a": torch.linspace(-50, 50, 7)}
     there = simulate(program, at=at, seed=0)
@@ -183,42 +161,6 @@ def test_a_folder_goes_on_where_it_was(tmp_path: Path) -> None:
     assert equal(again, whole) and len(runs) == 8 + 1 + 6  # the first one is compared
     assert equal(simulate(counted, 12, folder=tmp_path), whole) and len(runs) == 16
     assert equal(read_draws(tmp_path, ["a", "x"]), {n: whole[n] for n in ("a", "x")})
-
-
-KILLED = """
-import time, sys, pyro, pyro.distributions as dist
-from pyro_mdm.posteriors import simulate
-def program():
-    a = pyro.sample("a", dist.Normal(0.0, 1.0))
-    pyro.sample("x", dist.Normal(a, 1.0))
-    time.sleep(0.05)
-if __name__ == "__main__":
-    simulate(program, 400, seed=1, folder=sys.argv[1], batch_size=2)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.other_processes
-def test_a_process_that_is_killed_loses_one_batch(tmp_path: Path) -> None:
-    script, folder = tmp_path / "script.py", tmp_path / "draws"
-    script.write_text(textwrap.dedent(KILLED))
-    process = subprocess.Popen([sys.executable, str(script), str(folder)])
-    while len(list(folder.glob("runs-*"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = [read_saved(path, "runs of simulations").tensors for path in folder.glob("runs-*")]
-    assert all(len(tensors["a"]) == 2 for tensors in kept)
-
-    def quick() -> None:
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(a, 1.0))
-
-    whole = simulate(quick, 400, folder=folder)
-    for tensors in kept:
-        assert torch.equal(whole["a"][tensors[".runs"]], tensors["a"])
-    assert equal(whole, simulate(quick, 400, seed=1, workers=1))
 
 
 def test_a_folder_of_other_draws_is_refused(tmp_path: Path) -> None:
@@ -305,19 +247,10 @@ def test_fits_simulate_on_workers_and_leave_out_what_failed(tmp_path: Path) -> N
     options: dict[str, Any] = {"simulations": 60, "leave_out": True, "folder": tmp_path}
     with pytest.warns(UserWarning, match="of 60 runs of the program are left out"):
         likelihood = AmortizedLikelihood.fit(noisy, ["a"], ["x"], **options, **FEW)
-    n = len(likelihood.simulations["a"])
-    assert 40 < n < 60 and float(likelihood.simulations["a"].max()) <= 1.5
-    runs = []
-
-    def counted() -> None:
-        runs.append(1)
-        noisy()
-
-    again = AmortizedLikelihood.fit(counted, ["a"], ["x"], draws=tmp_path, **FEW)
-    assert len(again.simulations["a"]) == n
-    assert sorted(again.simulations["a"].tolist()) == sorted(likelihood.simulations["a"].tolist())
-    posterior = AmortizedPosterior.fit(noisy, ["a"], ["x"], draws=tmp_path, steps=2)
-    assert posterior.sample({"x": torch.zeros(())}, 3)["a"].shape == (3,)
+    a = likelihood.simulations["a"]
+    assert 40 < len(a) < 60 and float(a.max()) <= 1.5
+    again = AmortizedLikelihood.fit(noisy, ["a"], ["x"], draws=tmp_path, **FEW)
+    assert torch.equal(again.simulations["a"].sort()[0], a.sort()[0])
     gaps = {"a": torch.randn(60), "x": torch.randn(60)}
     gaps["x"][7] = math.nan
     with pytest.warns(UserWarning, match=r"1 of 60 runs .*'x' \(run 7\)"):
@@ -353,9 +286,3 @@ def test_only_folders_of_simulate_are_read(tmp_path: Path) -> None:
         (lambda: read_draws(tmp_path / "empty", ["a"]), "no folder that simulate wrote"),
         (lambda: read_draws(tmp_path / "none", ["a"]), "there are no draws at"),
     )
-
-
-def test_what_a_folder_says_of_itself_is_plain(tmp_path: Path) -> None:
-    simulate(program, 4, seed=5, folder=tmp_path)
-    facts = read_saved(tmp_path / "simulations.safetensors", "simulations").content
-    assert facts == {"seed": 5, "in_plates": None, "at": None, "batch_size": 1, "n": 4}

@@ -232,13 +232,6 @@ def test_mean_losses_stand_in_for_validation(falls: bool) -> None:
     assert trainer.outcome.best_step is None and (falls or trainer.step_number < 100)
 
 
-def test_a_fit_without_validation_ends_by_mean_losses_too() -> None:
-    network, loss = line()
-    trainer = Trainer(network, steps=400, patience=2, learning_rate=STILL)
-    trainer.fit(lambda: loss() + torch.randn(()))
-    assert trainer.outcome.reason == "no gain" and trainer.step_number < 400
-
-
 def test_validations_are_no_values_beside_mean_losses() -> None:
     network, loss = line()
     trainer = Trainer(network, steps=400, patience=2, window=10, learning_rate=STILL)

@@ -40,7 +40,6 @@ from pyro_mdm import (
     Simulation,
     StateDenoiser,
     elbo_terms,
-    pretrained as pretrained_module,
 )
 from pyro_mdm.by_dimension import LearnedClocks
 from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
@@ -639,22 +638,6 @@ def test_other_files_stay_and_earlier_ones_are_replaced(folder: Path) -> None:
     model.save_pretrained(folder)
     assert (folder / "notes.txt").read_text() == "mine"
     assert_same(model, DiffusionModel.from_pretrained(folder))
-
-
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_failure_leaves_the_earlier_model(
-    failing: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def fail(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pretrained_module.os, failing, fail)
-    model = DiffusionModel(VPSDE(), Denoiser(network(2)), event_shape=(2,))
-    with pytest.raises(OSError, match="No space"):
-        model.save_pretrained(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_files_are_those_of_the_ecosystem(folder: Path) -> None:

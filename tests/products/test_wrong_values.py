@@ -31,12 +31,14 @@ from pyro_mdm.measurements import (
 from tests.public_arguments import (
     ARGUMENTS,
     EXEMPT,
+    X,
     arguments_of,
     doors,
+    guide,
     is_result,
+    model,
     public_names,
 )
-from tests.public_objects import X, guide, model
 from tests.wrong_values import called, cases, complaint
 
 RIGHT_AFTER_ALL = {

@@ -267,7 +267,7 @@ def test_kinds_of_ones_own_beside_those_of_the_library() -> None:
         (plane, _) = fit_columns(frame().assign(wind=winds(120)), train, {"wind": "plane"})
         assert plane.denoiser_levels == [None, None]
         gone = fit_columns(empty, train, {"wind": "plane absent"})[0]
-        assert gone.denoiser_levels == [2, None, None] and len(gone.blocks) == 3
+        assert gone.denoiser_levels == [2, None, None]
         codes = encode([gone], empty)
         x, _ = to_model_space([gone], codes)
         again = encode([gone], decode([gone], x).assign(job=empty["job"]))

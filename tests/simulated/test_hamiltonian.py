@@ -265,14 +265,6 @@ def transformed() -> HamiltonianDiffusion:
     )
 
 
-def test_a_change_of_variables():
-    """Itô's formula: d sinh z = β (-½ z cosh z + ½ sinh z) ds + √β cosh z dB."""
-    diffusion, z = transformed(), normal(0, 7, 1)
-    y = z.sinh()
-    torch.testing.assert_close(diffusion.drift(y, 0.5), 4 * (y - z * z.cosh()))
-    torch.testing.assert_close(diffusion.dispersion(y, 0.5)[..., 0], 8**0.5 * z.cosh())
-
-
 @pytest.mark.parametrize("objective", ["ism", "local_dsm"])
 def test_the_bound_of_a_change_of_variables(objective):
     """With the exact score it is E log p on average: noise that sees the state is accounted for.
@@ -530,14 +522,3 @@ def test_wrong_functions_are_named_on_first_use(change, message):
         given["prior"] = GaussianPrior(torch.eye(2).double())
     with pytest.raises(ValueError, match=message):
         HamiltonianDiffusion(**given).check((3,))
-
-
-def test_states_of_another_shape_are_named():
-    wrong = HamiltonianDiffusion([square, torch.sum], TURN, friction)
-    right = PROBLEMS["friction"]()
-    refused(
-        ValueError,
-        (lambda: wrong.drift(torch.zeros(4, 2, 3), 0.5), r"H\[1\] returned shape \(\) .* \(4, 3\)"),
-        (lambda: right.drift(torch.zeros(4, 3), 0.5), r"y has shape \(4, 3\), expected .* K = 2"),
-        (lambda: right.drift(torch.zeros(4, 2), 1.5), r"s = 1\.5 is outside"),
-    )

@@ -41,7 +41,6 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.base import prior_kl
 from pyro_mdm.samplers.base import simulation_grid
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting
-from pyro_mdm.simulated import paths as simulated_module
 from pyro_mdm.simulated.sde import ReverseSDE, fold, unfold
 from tests.diffusions import TYPICAL
 from tests.gradients import assert_gradients
@@ -164,22 +163,6 @@ def test_levels_and_progress_go_from_one_end_to_the_other(make):
     torch.testing.assert_close(
         diffusion.progress(grid), parts[:: 40 // 8].new_tensor([1 - i / 7 for i in range(8)])
     )
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("make", "max_log_snr"),
-    [pytest.param(m, (None, 7.7, 3.3)[i % 3], id=n) for i, (n, m) in enumerate(timed())],
-)
-def test_a_guide_s_grid_of_times_begins_where_y_given_x_is_known(make, max_log_snr):
-    """By whatever rounding: a number of times is from ε to T."""
-    diffusion = make()
-    if max_log_snr is not None and isinstance(diffusion, Simulated):
-        diffusion.linear.max_log_snr = max_log_snr
-        diffusion = Simulated(diffusion.linear)
-    diffusion.simulation = Simulation(step_size=0.3)
-    path = DiffusionGuide(diffusion, times=4)(normal(2, 3, D))
-    assert path.shape == (3, 4, diffusion.num_variables, D) and bool(path.isfinite().all())
 
 
 def test_the_start_is_the_data_with_a_little_noise():
@@ -335,19 +318,6 @@ def test_objectives_agree_on_the_bound(name):
     for key in ("mean_field", "trace"):
         assert abs(found[key][0] - mean) < 8 * math.hypot(error, found[key][1]), found
     assert error < 0.07 * abs(mean), found
-
-
-def test_mean_field_takes_the_registered_divergence_under_a_plate(monkeypatch):
-    model, guide = programs(drifting(Simulation(step_size=0.5)))
-    called = []
-    original = simulated_module.simulated_kl
-    monkeypatch.setattr(
-        simulated_module,
-        "simulated_kl",
-        lambda q, p, path=None: called.append(type(q)) or original(q, p, path),
-    )
-    TraceMeanField_ELBO().loss(model, guide, normal(7, 5, D), num_data=50)
-    assert called == [SimulatedPath]
 
 
 @torch.no_grad()
@@ -605,19 +575,3 @@ def test_a_guide_of_other_times_or_another_diffusion_is_refused():
         for objective in (MDM_ELBO(), TraceMeanField_ELBO()):
             with pytest.raises(ValueError, match=r"one diffusion object: DiffusionGuide.model"):
                 objective.loss(model, DiffusionGuide(other), x)
-
-
-def test_a_prior_that_is_not_stationary_is_named():
-    right = Plain(G=lambda y: 2**0.5 * torch.eye(2).double())
-    right.stationary_prior = True
-    right.check((3,))
-    for wrong in (
-        Plain(),  # whose law is N(0, ½)
-        Plain(G=lambda y: 2**0.5 * torch.eye(2).double(), f=lambda y: 0.1 - y),
-        drifting(),
-    ):
-        wrong.check((2,))  # not declared: the bound counts it
-        wrong.stationary_prior = True
-        wrong._checked.clear()
-        with pytest.raises(ValueError, match=r"declares stationary_prior, but its prior is not"):
-            wrong.check((2,))

@@ -196,21 +196,6 @@ def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
     assert (tmp_path / "whole" / "samples-euler-8-0.png").is_file()
 
 
-@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
-def test_every_parameter_gets_a_gradient_as_several_processes_need(
-    tiny: str, mine: str, objective: Any
-) -> None:
-    settings = SimulatedGuide(objective=objective)
-    problem = build_problem(DataOptions(model=tiny, holdout=False))
-    shape: Any = problem.event_shape
-    diffusion = build_diffusion(
-        Guide(guide=f"{mine}:learned", max_log_snr=6.0), event_shape=shape, simulation=settings
-    )
-    model = problem.build(diffusion)
-    MDM_ELBO()(model, DiffusionGuide(diffusion))(problem.train[:8]).backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None]
-
-
 def test_settings_of_the_simulation_are_the_diffusion_s_own_unless_given(mine: str) -> None:
     given: dict[str, Any] = {"step_size": 0.5, "points": 3, "objective": "local_dsm"}
     guide = Guide(guide=f"{mine}:ready", max_log_snr=6.0)

@@ -23,8 +23,7 @@ from pyro_mdm.diffusions.clocks import ConstantBeta, log_snr_times
 from pyro_mdm.diffusions.linear import GaussianPrior
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.simulated.evaluation import step_size_bias
-from tests.gradients import assert_gradients
-from tests.problems import learned, normal
+from tests.problems import normal
 
 MEAN, SD, D = 0.5, 0.7, 2
 BITS = D * math.log(2)
@@ -213,14 +212,3 @@ def test_a_wrong_prior_is_refused_in_many_dimensions_too(d):
         HamiltonianDiffusion(energy, Q, D, prior=prior).check((d,))
     quadratic = [lambda x: x**2 / 2, lambda v: v**2 / 2]
     HamiltonianDiffusion(quadratic, Q, D).check((d,))
-
-
-def test_a_residual_score_follows_a_clock_that_is_learned():
-    diffusion = learned(2, 1, 108, max_log_snr=8.0, min_log_snr=-8.0)
-    score = ResidualScore.fit(Pull(0.3), diffusion, data(64))
-    y, s = normal(1, 5, 2, D), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
-
-    def value() -> Tensor:
-        return score.score(diffusion, y, s).sin().sum()
-
-    assert_gradients(value, [diffusion.lower], rel=1e-4)

@@ -27,8 +27,6 @@ from tests.problems import generator, normal
 pytestmark = pytest.mark.quick
 
 SE = 5.5  # standard errors allowed: 4e-8 of false alarms per number compared
-KS = 2.5  # of √n sup |F_n - F|: Kolmogorov's law exceeds it with probability 7e-6
-
 COVARIANCE = torch.tensor([[1.5, 0.4, 0.0], [0.4, 0.8, -0.3], [0.0, -0.3, 0.6]]).double()
 
 
@@ -91,16 +89,6 @@ LAWS = {
     ),
 }
 every_law = pytest.mark.parametrize("name", LAWS)
-
-
-def assert_ks(samples: Tensor, cdf: Tensor) -> None:
-    """√n sup |F_n - F| of a flat sample, whose cdf is F at it."""
-    n = len(samples)
-    order = samples.argsort()
-    steps = torch.arange(n + 1, dtype=torch.float64) / n
-    F = cdf[order]
-    distance = torch.maximum((F - steps[:-1]).abs(), (F - steps[1:]).abs()).max()
-    assert distance * n**0.5 < KS
 
 
 # -- every prior -----------------------------------------------------------------------------------
@@ -251,15 +239,6 @@ def test_distribution_is_the_gaussian_where_it_is_one():
     torch.testing.assert_close(a.log_prob(y), b.log_prob(y))
     torch.testing.assert_close(a.score(y), b.score(y))
     torch.testing.assert_close(a.entropy(2), b.entropy(2))
-
-
-def test_distribution_samples_have_their_variables_in_place():
-    scale = torch.tensor([0.1, 1.0, 10.0]).double()
-    y = independent(Normal(torch.zeros(3).double(), scale)).sample((10000, 3, 2), generator(0))
-    for k in range(3):
-        column = y[:, k].flatten()
-        assert_ks(column, Normal(0.0, scale[k]).cdf(column))
-    assert (y[:, 0, 0] * y[:, 0, 1]).mean().abs() < SE * 0.01 / 100  # dimensions are independent
 
 
 def test_distribution_samples_carry_gradients():

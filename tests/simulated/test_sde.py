@@ -8,20 +8,9 @@ from torch import Tensor
 
 from pyro_mdm.simulated.sde import ReverseSDE, fold, unfold
 from tests.diffusions import TYPICAL
-from tests.problems import GaussianMixture, normal
+from tests.problems import normal
 
 pytestmark = pytest.mark.quick
-
-SE = 5.5  # standard errors allowed: 4e-8 of false alarms per number compared
-
-
-@pytest.mark.parametrize("event_shape", [(), (1,), (5,), (2, 3, 4)])
-def test_folding_puts_data_dimensions_into_the_batch(event_shape):
-    y = normal(0, 7, 3, *event_shape)
-    states = fold(y)
-    assert states.shape == (y[:, 0].numel(), 3)
-    assert torch.equal(unfold(states, event_shape), y)
-    assert torch.equal(states[:, 1], y[:, 1].flatten())
 
 
 @pytest.mark.parametrize("make", [m for _, m in TYPICAL], ids=[n for n, _ in TYPICAL])
@@ -41,8 +30,3 @@ def test_drift_and_noise_are_those_of_the_diffusion(make):
         torch.testing.assert_close(unfold(reverse.f(t, fold(y)), (2,)), drift)
         G = reverse.g(t, fold(y))
         torch.testing.assert_close(G @ G.mT, g2.expand(10, *g2.shape))
-
-
-def scalar(mean: float = 0.7, variance: float = 0.5) -> GaussianMixture:
-    m, v = (torch.tensor([x], dtype=torch.float64) for x in (mean, variance))
-    return GaussianMixture([1.0], m[None], v[None, None])

@@ -14,7 +14,7 @@ import torch
 from inference.train import train
 from models import Tabular
 from pyro_mdm import VPSDE
-from pyro_mdm.tables.agreement import _correlations, _distance, _forbidden, _marginals, agreement
+from pyro_mdm.tables.agreement import _correlations, _forbidden, _marginals, agreement
 from tests.brief import SHORT
 
 
@@ -55,14 +55,6 @@ def test_what_differs_is_found_and_no_more(wrong: str) -> None:
     rules = [*_forbidden(problem.columns, problem.train.numpy())]
     names = {problem.columns[k].name for pair in rules for k, _ in pair}
     assert names == {"card", "spending"} and len(rules) == 2
-
-
-def test_a_distance_is_that_of_its_definition() -> None:
-    numbers = np.array([0.0, 1.0]), np.array([0.5, 2.0, 3.0])
-    assert _distance(*numbers, ordered=True) == pytest.approx(2 / 3)
-    assert _distance(np.array([1.0, math.inf]), np.array([1.0, 1.0]), ordered=True) == 0.5
-    levels = np.array([0.0, 1, 1, 2]), np.array([0.0, 0, 1, 1])
-    assert _distance(*levels, ordered=False) == 0.25
 
 
 def test_what_is_missing_is_drawn_before_rows_are_compared() -> None:

@@ -138,16 +138,6 @@ def test_columns_that_are_nearly_one_are_drawn_as_one(at_once: bool) -> None:
     assert float(drawn[1].mean()) == pytest.approx(float(y[gone.numpy()].mean()), abs=0.1)
 
 
-def test_tables_differ_and_follow_the_seed() -> None:
-    rows = torch.tensor(line(np.random.default_rng(0), 300)[0].to_numpy())
-    rows[rows[:, 0] > 0, 1] = math.nan
-    tables = chained_completions(rows, blocks(2), num=3, seed=1)
-    assert not tables.isnan().any() and tables.shape == (3, 300, 2)
-    assert not torch.equal(tables[0], tables[1]) and not torch.equal(tables[1], tables[2])
-    assert torch.equal(tables, chained_completions(rows, blocks(2), num=3, seed=1))
-    assert not torch.equal(tables, chained_completions(rows, blocks(2), num=3, seed=2))
-
-
 @pytest.mark.slow
 def test_a_training_on_gaps_begins_with_them() -> None:
     whole, gone = two_groups(np.random.default_rng(0), 300)

@@ -1,9 +1,12 @@
-"""Columns of numbers: atoms, integers, ends, and tables that come back as they went in."""
+"""Columns: numbers, orders, dates, doubts, values that are new, and tables that come back as they
+went in."""
 
 from __future__ import annotations
 
 import csv
+import datetime
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +23,23 @@ from inference.folders.loading import load_trained
 from inference.impute import fill_cells, filled
 from inference.train import train
 from models import DataError, Tabular
-from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, bound
-from pyro_mdm.conditioning import RandomMaps
-from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
+    Dates,
     Ordinal,
+    Rounded,
+    decode,
+    encode,
     fit_columns,
     kind_of,
     to_model_space,
 )
-from pyro_mdm.tables.columns.evidence import atoms_of
+from pyro_mdm.tables.columns.doubts import doubts_of
+from pyro_mdm.tables.columns.kinds import left_out, parse_spec
+from pyro_mdm.tables.columns.scales import FEW
 from tests.brief import SHORT, be_brief
+from tests.mistakes import refused
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
 Numbers = NDArray[np.float64]
@@ -52,168 +59,119 @@ def repeated(times: int, n: int) -> Numbers:
     return np.append(np.full(times, 1.5), generator().normal(size=n - times))
 
 
-def column(values: Numbers, kind: str | None = None) -> Column:
+def column(values: Any, said: str = "") -> Column:
     table = pd.DataFrame({"w": values})
-    (own,) = fit_columns(table, np.ones(len(values), bool), {"w": kind} if kind else None)
-    return own
+    return fit_columns(table, np.ones(len(table), bool), {"w": said} if said else None)[0]
 
 
-def log_prob(own: Column, w: Numbers | Tensor) -> Tensor:
-    """The bound of log p(w) of a model whose x is N(0, 1), at one draw."""
-    w = torch.as_tensor(w)
-    x, log_det = own.scaled(w, torch.rand(len(w), dtype=torch.float64))
-    return NORMAL.log_prob(x) + log_det
+# -- the law of a column -------------------------------------------------------------------------
 
-
-def draws(own: Column, n: int = 100_000) -> Numbers:
-    torch.manual_seed(1)
-    return np.asarray(own.values(own.unscaled(torch.randn(n, dtype=torch.float64)).numpy()))
-
-
-# -- what a column is taken for --------------------------------------------------------------------
-
-KINDS: dict[str, tuple[Numbers, str]] = {
-    "normal": (generator().normal(size=300), "continuous"),
-    "positive": (generator().exponential(size=300), "nonnegative"),
-    "zero-inflated": (zero_inflated(1000), "mixed"),
-    "censored": (generator().normal(size=300).clip(max=1.0), "mixed"),
-    "four of a hundred": (repeated(4, 100), "continuous"),
-    "five of a hundred": (repeated(5, 100), "mixed"),
-    "1.9%": (repeated(19, 1000), "continuous"),
-    "2%": (repeated(20, 1000), "mixed"),
-    "ages": (generator().integers(18, 80, 400).astype(float), "integer"),
-    "few whole numbers": (generator().integers(0, 20, 400).astype(float), "ordinal"),
-    "rounded, mostly different": (generator().uniform(18, 80, 120).round(1), "rounded"),
-    "rounded, of many steps": (generator().uniform(0, 80, 400).round(3), "nonnegative"),
-    "zero-inflated, rounded": (zero_inflated(200).clip(max=9).round(2), "rounded"),
-    "rounded, with ties": (generator().normal(70, 2, 600).round(1), "rounded"),
-    "rounded rain": (zero_inflated(2000).round(1), "rounded"),
-    "nothing but ties": (np.tile([0.5, 1.0, 1.5], 50), "rounded"),
-    "thirds": (generator().integers(0, 60, 500) / 3, "nonnegative"),
+WITHIN = generator().beta(2.0, 1.0, 300) * 80 + 10
+LAWS: dict[str, tuple[Numbers, str, str]] = {
+    "normal": (generator().normal(size=300), "", "continuous"),
+    "positive": (generator().exponential(size=300), "", "nonnegative"),
+    "far from normal": (generator().lognormal(size=500), "", "nonnegative"),
+    "one zero": (np.append(generator().exponential(size=199), 0.0), "", "nonnegative"),
+    "with ties": (
+        np.append(generator().normal(size=900), np.zeros(100)),
+        "continuous",
+        "continuous",
+    ),
+    "zero-inflated": (zero_inflated(1000), "", "mixed"),
+    "censored": (generator().normal(size=300).clip(max=1.0), "", "mixed"),
+    "censored twice": (generator().normal(size=1000).clip(-0.5, 1.0), "", "mixed"),
+    "four of a hundred": (repeated(4, 100), "", "continuous"),
+    "five of a hundred": (repeated(5, 100), "", "mixed"),
+    "1.9%": (repeated(19, 1000), "", "continuous"),
+    "ages": (generator().integers(18, 80, 400).astype(float), "", "integer"),
+    "visits": (generator().poisson(30, 400) * (generator().random(400) < 0.5) * 1.0, "", "integer"),
+    "differences": (generator().normal(0, 20, 400).round(), "", "integer"),
+    "rounded, mostly different": (generator().uniform(18, 80, 120).round(1), "", "rounded"),
+    "rounded, of many steps": (generator().uniform(0, 80, 400).round(3), "", "nonnegative"),
+    "zero-inflated, rounded": (zero_inflated(200).clip(max=9).round(2), "", "rounded"),
+    "rounded, with ties": (generator().normal(70, 2, 600).round(1), "", "rounded"),
+    "nothing but ties": (np.tile([0.5, 1.0, 1.5], 50), "", "rounded"),
+    "thirds": (generator().integers(0, 60, 500) / 3, "", "nonnegative"),
+    "a range": (WITHIN, "0..100", "nonnegative"),
+    "a range below 0": (WITHIN, "continuous -5..95", "continuous"),
+    "half a range": (WITHIN, "..91", "nonnegative"),
+    "an atom at the end": (np.append(WITHIN, [100.0] * 60), "0..100", "mixed"),
+    "an atom before the end": (np.append(WITHIN, [7.0] * 60), "0..100", "mixed"),
+    "a range of integers": (WITHIN.round(), "0..100", "integer"),
+    "half a range of integers": (WITHIN.round(), "..91", "integer"),
+    "few of a range": (generator().integers(1, 5, 100).astype(float), "1..5", "integer"),
+    "a range of decimals": ((WITHIN / 10).round(1), "rounded 0..9.5", "rounded"),
+}
+STEPS = (1000, 50, 10, 2, 0.25)
+LAWS |= {
+    f"steps of {step}": (np.round(generator().integers(30, 300, 500) * float(step), 2), "", kind)
+    for step, kind in zip(STEPS, [*["integer"] * 4, "rounded"], strict=True)
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_the_kind_of_numbers(name: str) -> None:
-    values, kind = KINDS[name]
-    assert kind_of(pd.Series(values)) == kind
-    assert kind_of(pd.Series(np.append(values, math.nan))) == kind
-    assert column(values).in_words.startswith(kind)
+@pytest.mark.parametrize("name", LAWS)
+def test_a_column_of_numbers_is_a_law(name: str) -> None:
+    """Its probabilities and density have the mass 1, but for a few values beyond a sharp end, atoms
+    and quantiles are those of the values, and what is drawn is in order and in its range."""
+    values, said, kind = LAWS[name]
+    own, n = column(values, said), len(values)
+    assert own.kind == kind and own.in_words.startswith(kind)
+    if not said:
+        assert kind_of(pd.Series(values)) == kind_of(pd.Series(np.append(values, math.nan))) == kind
+    assert column(values, own.spec).in_words == own.in_words
 
+    def log_prob(w: Tensor) -> Tensor:
+        """Of a model whose x is N(0, 1), at one draw."""
+        x, log_det = own.scaled(w, torch.rand(len(w), dtype=torch.float64))
+        return NORMAL.log_prob(x) + log_det
 
-# -- atoms beside a density ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "atoms"),
-    [
-        (zero_inflated(1000), {0.0: 0.67}),
-        (generator().normal(size=1000).clip(-0.5, 1.0), {-0.5: 0.309, 1.0: 0.159}),
-        (repeated(200, 1000), {1.5: 0.2}),
-    ],
-)
-def test_atoms_have_probabilities_and_the_rest_a_density(
-    values: Numbers, atoms: dict[float, float]
-) -> None:
-    own = column(values)
-    probabilities, drawn = 0.0, draws(own)
-    for atom, share in atoms.items():
-        known = float((values == atom).mean())
-        assert known == pytest.approx(share, abs=0.05)
-        each = log_prob(own, torch.full((100,), atom, dtype=torch.float64)).exp()
-        assert each.tolist() == pytest.approx([float(each[0])] * 100)  # wherever in its interval
-        assert float(each[0]) == pytest.approx(known, abs=2e-3)
-        error = math.sqrt(known * (1 - known) / len(drawn))
-        assert (drawn == atom).mean() == pytest.approx(float(each[0]), abs=5.5 * error)
-        probabilities += float(each[0])
-    w = torch.linspace(min(values.min(), 0) - 8, values.max() + 40, 2_000_002, dtype=torch.float64)
-    low, high = values.min(), values.max()
-    inside = w > (low if low in atoms else -math.inf)
-    inside &= w < (high if high in atoms else math.inf)
-    density = log_prob(own, w[inside]).exp()
-    assert float(torch.trapezoid(density, w[inside])) + probabilities == pytest.approx(1, abs=1e-3)
-    if low in atoms:
-        assert drawn.min() == low
-    if high in atoms:
-        assert drawn.max() == high
-
-
-def test_a_nonnegative_density_has_all_its_mass_above_zero() -> None:
-    own = column(generator().lognormal(size=500))
-    w = torch.logspace(-9, 4, 1_000_001, dtype=torch.float64)
-    x, log_slope = own.scaled(w)
-    mass = torch.trapezoid((NORMAL.log_prob(x) + log_slope).exp(), w)
-    assert float(mass) == pytest.approx(1, abs=1e-4)
-    assert bool((x.diff() > 0).all()) and float((own.unscaled(x) / w - 1).abs().max()) < 1e-9
-    assert draws(own).min() > 0
-
-
-def test_values_of_atoms_come_back() -> None:
-    values = torch.from_numpy(zero_inflated(2000))
-    x, _ = to_model_space([column(values.numpy())], values.unsqueeze(1))
-    back = column(values.numpy()).unscaled(x[:, 0])
-    assert bool((back[values == 0] == 0).all())
-    torch.testing.assert_close(back, values, rtol=1e-4, atol=1e-5)
-
-
-def test_one_zero_of_a_nonnegative_column_is_at_its_end() -> None:
-    own = column(np.append(generator().exponential(size=199), 0.0))
-    assert math.exp(float(log_prob(own, torch.zeros(1).double()))) == pytest.approx(1 / 200, rel=1)
-    assert draws(own).min() == 0
-
-
-# -- integers and rounded numbers ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "step"),
-    [
-        (generator().integers(18, 80, 400).astype(float), 1.0),
-        (generator().poisson(30, 400) * (generator().random(400) < 0.5).astype(float), 1.0),
-        (generator().normal(0, 20, 400).round(), 1.0),
-        (generator().normal(70, 2, 600).round(1), 0.1),
-    ],
-)
-def test_rounded_numbers_have_probabilities(values: Numbers, step: float) -> None:
-    own, drawn = column(values), draws(column(values))
-    grid = torch.arange(-300, 1500, dtype=torch.float64) * step
-    grid = grid[grid >= 0] if values.min() >= 0 else grid
-    grid = torch.from_numpy(np.round(grid.numpy(), 1))
-    probability = log_prob(own, grid).exp()
-    assert float(probability.sum()) == pytest.approx(1, abs=1e-3)
-    again = log_prob(own, grid).exp()
-    torch.testing.assert_close(again, probability, rtol=1e-6, atol=1e-9)
-    most = grid[probability.argmax()].item()
-    assert (drawn == most).mean() == pytest.approx(float(probability.max()), abs=0.006)
-    assert np.isin(drawn, grid.numpy()).all()
-    assert (drawn.dtype == np.int64) is (step == 1.0)
-    edges = np.quantile(values, [0.1, 0.5, 0.9])
-    for edge in edges:
-        assert (drawn <= edge).mean() == pytest.approx((values <= edge).mean(), abs=0.03)
-    x, _ = own.scaled(torch.from_numpy(values), torch.rand(len(values), dtype=torch.float64))
-    assert (own.values(own.unscaled(x).numpy()) == values).all()
-
-
-def test_an_integer_far_out_has_a_bound_that_is_finite() -> None:
-    own = column(generator().integers(18, 80, 400).astype(float))
-    far = torch.tensor([0.0, 150.0, 1e6], dtype=torch.float64)
-    x, log_det = own.scaled(far, torch.rand(3, dtype=torch.float64))
-    assert bool(x.isfinite().all() & log_det.isfinite().all())
-    assert own.unscaled(x).tolist() == [18, 79, 79]  # none is drawn beyond
+    codes, x = torch.from_numpy(values), torch.linspace(-8, 8, 200_001, dtype=torch.float64)
+    back = own.unscaled(own.scaled(codes, torch.rand(n, dtype=torch.float64))[0])
+    torch.testing.assert_close(back, codes, rtol=1e-9, atol=1e-9)
+    w = own.unscaled(x)
+    assert bool((w.diff() >= 0).all())
+    low, high = (parse_spec("w", said).ends if said else None) or (-math.inf, math.inf)
+    drawn = np.asarray(own.values(w.numpy()), dtype=float)
+    assert low <= drawn.min() and drawn.max() <= high
+    beyond = pd.Series([end for end in (low - 1, high + 1) if math.isfinite(end)], dtype=float)
+    assert own.unknown(beyond).all() and not own.unknown(pd.Series(values)).any()
+    for share in (0.1, 0.5, 0.9):
+        end = np.quantile(values, share)
+        below = float(torch.special.ndtr(x[drawn <= end].max()))
+        assert below == pytest.approx((values <= end).mean(), abs=0.04 + 0.8 / n**0.5)
+    if isinstance(own, Rounded):
+        multiples = np.round(np.arange(-9000, 9000) / own._per_unit, own._decimals)
+        assert np.isin(drawn, multiples).all()
+        multiples = multiples[~own.unknown(pd.Series(multiples))]
+        log_p = log_prob(torch.from_numpy(multiples))
+        assert bool(log_p.isfinite().all())
+        mass = float(log_p.exp().sum())
+        assert "steps" not in name or f"each multiple of {name.split()[-1]}" in own.in_words
+    else:
+        atoms = getattr(own, "atoms", torch.empty(0)).double()
+        p = log_prob(atoms).exp()
+        counted = (codes.unsqueeze(-1) == atoms).double().mean(0)
+        torch.testing.assert_close(p, counted, atol=1.5 / n, rtol=0)
+        grid = w[~torch.isin(w, atoms)].unique()
+        mass = float(p.sum() + torch.trapezoid(log_prob(grid).exp(), grid))
+    assert 1 - 5 / n - 1e-3 < mass < 1 + 1e-3
+    torch.testing.assert_close(log_prob(codes), log_prob(codes))  # wherever in its interval
 
 
 def test_values_that_a_column_cannot_have_are_told() -> None:
     ages = column(generator().integers(18, 80, 400).astype(float))
-    for value, message in ((2.5, "holds 2.5, expected whole ones"), (-1.0, "has none below 0")):
-        with pytest.raises(DataError, match=message):
-            ages.codes(pd.Series([20.0, value]))
     capped = column(generator().normal(size=300).clip(max=1.0))
-    with pytest.raises(DataError, match="holds 2, and the table of the run has none above 1"):
-        capped.codes(pd.Series([2.0]))
-    with pytest.raises(DataError, match=r"holds -1, expected no negative .* columns=.w=cont"):
-        column(np.array([-1.0, 2.0, 3.0]), "nonnegative")
-    with pytest.raises(DataError, match="more than 6 decimals, expected rounded ones"):
-        column(generator().normal(size=30), "rounded")
+    positive = column(generator().exponential(size=300))
+    negative = np.array([-1.0, 2.0, 3.0])
+    refused(
+        DataError,
+        (lambda: ages.codes(pd.Series([20.0, 2.5])), "holds 2.5, expected whole ones"),
+        (lambda: ages.codes(pd.Series([20.0, -1.0])), "has none below 0"),
+        (lambda: capped.codes(pd.Series([2.0])), "the table of the run has none above 1"),
+        (lambda: positive.codes(pd.Series([0.0])), "the table of the run has none at or below 0"),
+        (lambda: column(negative, "nonnegative"), r"holds -1, expected no neg.* columns=.w=cont"),
+        (lambda: column(generator().normal(size=30), "rounded"), "more than 6 decimals, expected"),
+    )
 
 
 def test_the_center_of_draws() -> None:
@@ -223,71 +181,13 @@ def test_the_center_of_draws() -> None:
     wet = np.array([[0.0, 0.0], [0.0, 2.0], [9.0, 4.0]])
     assert rain.center(wet, "mean").tolist() == [0.0, 2.0]
     plain = column(generator().normal(size=30))
-    assert plain.center(np.array([[1.0, 5.0], [2.0, 5.0], [9.0, 8.0]]), "mean").tolist() == [4, 6]
-    assert plain.center(np.array([[1.0, 5.0], [2.0, 5.0], [9.0, 8.0]]), "median").tolist() == [2, 5]
+    three = np.array([[1.0, 5.0], [2.0, 5.0], [9.0, 8.0]])
+    assert plain.center(three, "mean").tolist() == [4, 6]
+    assert plain.center(three, "median").tolist() == [2, 5]
     grade = Ordinal("grade", np.arange(3.0))
     assert grade.center(np.array([[0], [2], [2]]), "mean").tolist() == [2]
     city = Categorical("city", pd.Series(["a", "b", "b"]))
     assert city.center(np.array([["a"], ["b"], ["b"]], dtype=object), "mean").tolist() == ["b"]
-
-
-# -- a law that is known ---------------------------------------------------------------------------
-
-
-def rainfall(n: int, seed: int) -> tuple[pd.DataFrame, Numbers]:
-    """Rows (a, rain), a ~ N(0, 1), rain ~ Exp(1) with probability 1/(1 + e^{-a}), else 0; and the
-    logarithm of their law: a density beside the zeros."""
-    rng = np.random.default_rng(seed)
-    a = rng.normal(size=n)
-    wet = 1 / (1 + np.exp(-a))
-    rain = np.where(rng.random(n) < wet, rng.exponential(size=n), 0.0)
-    of_a = -0.5 * a**2 - 0.5 * math.log(2 * math.pi)
-    return pd.DataFrame({"a": a, "rain": rain}), of_a + np.where(
-        rain > 0, np.log(wet) - rain, np.log1p(-wet)
-    )
-
-
-@pytest.mark.slow
-def test_a_zero_inflated_column_whose_law_is_known(tmp_path: Path) -> None:
-    rainfall(3000, 0)[0].to_csv(tmp_path / "rain.csv", index=False)
-    torch.manual_seed(0)
-    problem = Tabular(data=tmp_path / "rain.csv")
-    assert [c.kind for c in problem.columns] == ["continuous", "mixed"]
-    model = problem.build(VPSDE(max_log_snr=9.0, min_log_snr=-9.0), maps=True)
-    guide, steps = DiffusionGuide(model.diffusion), 100
-    model.score_function.training_maps = RandomMaps()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    loss = MDM_ELBO()(model.train(), guide)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        rows = problem.train[torch.randint(len(problem.train), (256,))]
-        (loss(problem.to_model_space(rows)) / 256).backward()
-        optimizer.step()
-        schedule.step()
-    model.eval()
-
-    new, exact = rainfall(2000, 1)
-    x, log_det = problem.transform(torch.tensor(new.to_numpy()))
-    ours = (bound(model, guide, x, draws=8).per_datum.double() + log_det).numpy()
-    gap = ours - exact
-    error = gap.std() / math.sqrt(len(gap))
-    assert -0.1 < gap.mean() < 5.5 * error
-
-    drawn = problem.to_table(model(batch_size=2000).detach())["rain"].to_numpy()
-    share = (drawn == 0).mean()
-    assert drawn.min() == 0 and share == pytest.approx(0.5, abs=5.5 * 0.5 / math.sqrt(2000))
-
-    given = pd.DataFrame({"a": [-1.5, 1.5, math.nan], "rain": [math.nan, math.nan, 0.0]})
-    rows = torch.cat([problem.to_model_space(problem.codes(given)) for _ in range(300)])
-    completed = impute(model, rows, num=1)[0].reshape(300, 3, 2)
-    dry = [float((problem.to_table(completed[:, i])["rain"] == 0).mean()) for i in (0, 1)]
-    middle = float(problem.to_table(completed[:, 2])["a"].mean())
-    grid = np.linspace(-8, 8, 4001)
-    law = np.exp(-0.5 * grid**2) / (1 + np.exp(grid))
-    # it begins with the Gaussian law of the intervals, and 100 steps change little of that
-    assert dry == pytest.approx([0.818, 0.182], abs=0.2)
-    assert middle == pytest.approx(float((law * grid).sum() / law.sum()), abs=0.3) and middle < -0.1
 
 
 # -- what goes in comes out ------------------------------------------------------------------------
@@ -410,13 +310,6 @@ def test_a_scale_bends_only_where_values_refute_a_straight_one(number: int) -> N
     assert float((bent - torch.from_numpy(straight)).abs().max()) > 0.5
 
 
-def test_numbers_that_are_alike_by_chance_are_no_atoms() -> None:
-    values = generator().normal(40, 5, 300).round(1)
-    assert np.unique(values, return_counts=True)[1].max() >= 5  # as often as an atom must be
-    assert atoms_of(values).tolist() == []
-    assert atoms_of(np.append(values, [40.0] * 30)).tolist() == [40.0]
-
-
 def test_levels_that_are_numbers_lie_as_these_do() -> None:
     """And evenly where they would be lost beside a far one."""
     values = np.array([1.0, 2.0, 4.0] * 9)
@@ -448,3 +341,266 @@ def test_whole_numbers_between_are_levels_too() -> None:
     assert fit_columns(far, np.ones(36, dtype=bool))[0].levels == 6
     with pytest.raises(DataError, match="has 1000 different values, expected at most 256"):
         fit_columns(table, train, {"n": "ordinal 1..1000"})
+
+
+def there_and_back(values: pd.Series[Any], said: str = "") -> pd.Series[Any]:
+    table = values.to_frame("w")
+    columns = [column(values, said)]
+    back: pd.Series[Any] = decode(columns, to_model_space(columns, encode(columns, table)).x)["w"]
+    return back
+
+
+# -- an order --------------------------------------------------------------------------------------
+
+SCHOOLS = ["secondary", "primary", None, "tertiary", "primary", "secondary"] * 5
+
+
+def test_levels_have_the_order_that_is_said() -> None:
+    own = column(SCHOOLS, "primary<secondary<tertiary<higher")
+    assert isinstance(own, Ordinal) and own.levels == 4
+    assert own.in_words == "ordinal: primary < secondary < tertiary < higher"
+    codes = own.codes(pd.Series(SCHOOLS[:4]))
+    assert codes[[0, 1, 3]].tolist() == [1, 0, 2] and math.isnan(codes[2])
+    assert own.values(np.array([3, 0])).tolist() == ["higher", "primary"]
+    draws = np.array([["primary"], ["tertiary"], ["secondary"]], dtype=object)
+    assert own.center(draws, "mean").tolist() == ["secondary"]  # the median in this order
+    again = column(SCHOOLS, own.spec)
+    assert again.in_words == own.in_words
+    back = there_and_back(pd.Series(SCHOOLS), own.spec)
+    assert [None if value != value else value for value in back] == SCHOOLS
+
+
+def test_names_and_levels_may_have_signs_and_spaces() -> None:
+    """And what a run says of its columns is read again."""
+    more = pd.Series([f"{k % 2}.5" for k in range(30)])
+    table = pd.DataFrame({"a": range(30), " b": SCHOOLS, "b": more, "a=c": more, "d ": more})
+    table["inc"] = ["<=50K", ">50K"] * 15
+    said = "a=integer, b=categorical, a=c=categorical,d=categorical,inc=<=50K<>50K"
+    problem = Tabular(data=table, columns=f'{said}," b=primary<secondary < tertiary"')
+    kinds = {c.name: c.in_words for c in problem.columns}
+    assert kinds[" b"] == "ordinal: primary < secondary < tertiary"
+    assert kinds["inc"] == "ordinal: <=50K < >50K" and set(kinds) == {*table}
+    again = Tabular(data=table, columns=problem.all_kinds)
+    assert {c.name: c.in_words for c in again.columns} == kinds
+    spaced = table[["a", " b"]]
+    assert [c.kind for c in Tabular(data=spaced, columns="*=drop, b=categorical").columns] == [
+        "categorical"
+    ]
+
+
+# -- precision -------------------------------------------------------------------------------------
+
+NUMBERS = ["mixed", "rounded", "continuous", "rounded 0.1..0.7", "mixed 0.1..0.7", "0.1..0.7"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "Float32"])
+@pytest.mark.parametrize("said", [*NUMBERS, "ordinal", "categorical", "0.1<0.7<0.3", None])
+def test_short_floats_are_the_numbers_that_are_written(said: str | None, dtype: str) -> None:
+    """They are atoms, decimals, levels and ends of a column, in whatever precision a table is."""
+    many = said in NUMBERS
+    values = np.r_[np.repeat([0.1, 0.7], 20), np.arange(11, 70) / 100 if many else [0.3] * 20]
+    table = pd.DataFrame({"w": np.append(values, math.nan)})
+    short = table.astype(dtype)
+    own, other = (Tabular(data=t, columns=f"w={said}" if said else "") for t in (table, short))
+    assert other.columns[0].in_words == own.columns[0].in_words and other.all_kinds == own.all_kinds
+    for problem in (own, other):
+        codes = problem.codes(short, unknown="refuse")
+        torch.testing.assert_close(codes, own.codes(table), rtol=0, atol=0, equal_nan=True)
+
+
+# -- truth -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Series([True, False, True] * 8),
+        pd.Series([True, False, None] * 8, dtype="boolean"),
+        pd.Series([True, False, None] * 8, dtype=object),
+    ],
+)
+def test_truth_comes_back_as_truth(values: pd.Series[Any]) -> None:
+    assert column(values).kind == kind_of(values) == "boolean"
+    back = there_and_back(values)
+    assert back.isna().equals(values.isna())
+    assert all(isinstance(value, bool | np.bool_) for value in back.dropna())
+    assert back.dropna().astype(bool).tolist() == values.dropna().astype(bool).tolist()
+    draws = np.array([[True, False], [True, True]])
+    assert column(values).center(draws, "mean").tolist() == [True, False]
+    assert column([0, 1, None] * 8, "boolean").codes(pd.Series([True, 0])).tolist() == [1, 0]
+
+
+# -- dates -----------------------------------------------------------------------------------------
+
+DAYS = pd.Series(
+    pd.Timestamp("1968-11-03") + pd.to_timedelta(generator().integers(0, 900, 60), "D")
+)
+TIMES = DAYS + pd.to_timedelta(generator().integers(0, 86_400, 60), "s")
+DATES: dict[str, tuple[Any, Any]] = {
+    "text": (DAYS.dt.strftime("%Y-%m-%d"), "1969-02-01"),
+    "nanoseconds": (DAYS.astype("datetime64[ns]"), pd.Timestamp("1969-02-01")),
+    "seconds": (DAYS.astype("datetime64[s]"), pd.Timestamp("1969-02-01")),
+    "in a zone": (
+        DAYS.astype("datetime64[us]").dt.tz_localize("Europe/Rome"),
+        pd.Timestamp("1969-02-01", tz="Europe/Rome"),
+    ),
+    "objects": (DAYS.dt.date, datetime.date(1969, 2, 1)),
+    "with minutes": (TIMES.dt.strftime("%Y-%m-%d %H:%M"), "1969-02-01 12:00"),
+    "with seconds": (TIMES.dt.strftime("%Y-%m-%dT%H:%M:%S"), "1969-02-01T12:00:00"),
+    "stamps": (TIMES.astype("datetime64[us]"), pd.Timestamp("1969-02-01 12:00")),
+}
+
+
+@pytest.mark.parametrize("name", DATES)
+def test_dates_come_back_in_their_form(name: str) -> None:
+    values, one = DATES[name]
+    timed = str(one)[10:].strip(" T0:") != "" and "+" not in str(one)
+    values = values.copy()
+    values.iloc[[3, 8]] = None
+    own = column(values)
+    assert isinstance(own, Dates) and own.in_words.startswith("date: ")
+    assert ("each day" in own.in_words) is not timed
+    codes = own.codes(pd.Series([one]))
+    day = (pd.Timestamp("1969-02-01") - pd.Timestamp(0)).days
+    assert codes.tolist() == [day + 0.5 if timed else day]
+    assert [*own.values(codes)] == [one]
+    back = there_and_back(values)
+    assert back.isna().equals(values.isna())
+    if not timed:
+        assert back.dropna().tolist() == values.dropna().tolist()
+    torch.manual_seed(0)
+    drawn = pd.Series(own.values(own.unscaled(torch.randn(500).double()).numpy()))
+    assert drawn.dtype == values.dtype or values.dtype == object
+    assert kind_of(drawn) == "date" and type(drawn[0]) is type(values[0])
+    assert own.codes(drawn).min() < -300 < 300 < own.codes(drawn).max()  # also before 1970
+    if isinstance(one, str):
+        assert drawn.str.len().unique().tolist() == [len(one)]
+    whole = filled(values.to_frame("w"), pd.DataFrame({"w": own.values(np.zeros(60))}))["w"]
+    assert whole.dtype == values.dtype and not whole.isna().any()
+    assert own.center(np.stack([values[:3], values[:3], drawn[:3]]), "median").tolist() == (
+        np.asarray(own.values(own.codes(values[:3]))).tolist()
+    )
+
+
+def test_text_that_is_not_all_dates_is_none() -> None:
+    assert kind_of(pd.Series(["2020-01-01", "2020-13-01"] * 9)) == "categorical"
+    assert kind_of(pd.Series(["2020-01-01", "soon"] * 9)) == "categorical"
+    assert kind_of(pd.Series([2019, 2020] * 9)) == "ordinal"
+    own = column(DATES["text"][0])
+    for value in ("soon", "1969-02-01 12:00"):
+        with pytest.raises(DataError, match=rf"holds '{value}', expected a date such as 19.*, wit"):
+            own.codes(pd.Series([value]))
+
+
+# -- ranges ----------------------------------------------------------------------------------------
+
+
+# -- doubts ----------------------------------------------------------------------------------------
+
+DOUBTS: dict[str, tuple[str, list[Any], str | None]] = {
+    "grades": ("grade", [1, 2, 3, 4] * 20, None),
+    "by name": ("zip_code", [1, 2, 3, 4] * 20, 'may be names, .*columns="zip_code=categ'),
+    "by gaps": ("area", [10, 400, 70, 99] * 20, "may be names, which have no order; say columns="),
+    "ids": ("PatientID", [*generator().permutation(100) * 3], "may be names"),
+    "increasing": ("n", [*range(0, 200, 4)], "increase from row to row.*columns=.n=drop"),
+    "few rows": ("gdp", [400, 10, 70, 99, 1200, 3] * 3, None),
+    "99 in a row": ("age", [*generator().integers(18, 99, 90), *[99] * 4], None),
+    "a few nines": ("age", [*generator().integers(18, 80, 90), 999], None),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_doubts_are_told(name: str) -> None:
+    of, values, expected = DOUBTS[name]
+    series = pd.Series(values)
+    doubts = doubts_of(of, series, kind_of(series))
+    assert len(doubts) == (expected is not None)
+    assert expected is None or re.search(expected, doubts[0]), doubts
+
+
+N = 120
+LEFT_OUT: dict[str, tuple[Any, str | None]] = {
+    "empty": ([math.nan] * N, "it has no value in the training rows"),
+    "tested alone": (["b" if i == 5 else "a" for i in range(N)], "its only value in the training"),
+    "rows": (
+        [*generator().permutation(N)],
+        'it counts the rows, 0 to 119; columns="w=integer" keeps it',
+    ),
+    "names": ([f"n{i}" for i in range(N)], "120 of its 120 values are in one row alone.*categor"),
+    "most are names": ([f"n{i % 100}" for i in range(N)], "80 of its 120 values are in one"),
+    "half are": ([f"n{i}" if i % 2 else "a" for i in range(N)], None),
+    "numbers that differ": ([*(2 * np.arange(N))], None),
+    "halves": ([*(np.arange(N) + 0.5)], None),
+    "few rows": ([*range(FEW)], None),
+    "days": ([f"2020-01-{1 + i:02d}" for i in range(30)], None),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_columns_that_say_nothing_are_left_out(name: str) -> None:
+    values, expected = LEFT_OUT[name]
+    table = pd.DataFrame({"w": values})
+    rows = np.arange(len(table)) != 5
+    reasons = left_out(table, rows, {})
+    assert len(reasons) == (expected is not None)
+    assert expected is None or re.search(expected, reasons["w"]), reasons
+    assert left_out(table, rows, {"w": "categorical"}) == left_out(table, rows, {"*": "drop"}) == {}
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+# -- values that a run has not seen ----------------------------------------------------------------
+
+
+def people(n: int = 120) -> pd.DataFrame:
+    """Every new kind of column, with entries missing, and columns that say nothing."""
+    random = generator()
+    table = pd.DataFrame(
+        {
+            "key": [f"k{i}" for i in range(n)],
+            "born": pd.Timestamp("1980-01-01") + pd.to_timedelta(random.integers(0, 900, n), "D"),
+            "city": random.choice(["Rome", "Oslo", "Bern"], n),
+            "school": pd.Categorical(
+                random.choice(["low", "mid", "high"], n), ["low", "mid", "high"], ordered=True
+            ),
+            "member": pd.array(random.random(n) < 0.5, "boolean"),
+            "visits": pd.array(random.integers(0, 60, n), "Int32"),
+            "score": random.beta(2, 2, n) * 100,
+            "same": 7.0,
+        },
+        pd.Index([f"r{i}" for i in range(n)], name="row"),
+    )
+    for j, name in enumerate(table.columns[1:]):
+        table.loc[table.index[random.random(n) < 0.1 + 0.01 * j], name] = None
+    return table
+
+
+def test_unknown_values_count_as_missing_or_are_refused(tmp_path: Path) -> None:
+    people().to_csv(tmp_path / "own.csv", index=False)
+    problem = Tabular(data=tmp_path / "own.csv", columns="school=low<mid<high,score=0..100")
+    kinds = ["date", "categorical", "ordinal", "boolean", "integer", "nonnegative"]
+    assert [column.kind for column in problem.columns] == kinds
+    told = problem.columns_in_words
+    assert "  key     left out: 120 of its 120 values are in one row alone" in told
+    assert "  same    left out: its only value in the training rows is 7.0" in told
+    table = pd.read_csv(tmp_path / "own.csv").dropna().reset_index(drop=True)
+    assert not problem.codes(table).isnan().any()
+    new: dict[str, tuple[Any, str]] = {
+        "born": ("later", "'later' in 2 rows, expected of it date: a probability of each day, 19"),
+        "city": ("Lima", "'city' holds 'Lima' in 2 rows, expected of it categorical: 3 categories"),
+        "school": ("none", "'none' in 2 rows, expected of it ordinal: low < mid < high"),
+        "member": ("perhaps", "'perhaps' in 2 rows, expected of it boolean"),
+        "visits": (-1, "'visits' holds -1 in 2 rows, expected of it integer"),
+        "score": (101, "'score' holds 101 in 2 rows"),
+    }
+    for j, (name, (value, message)) in enumerate(new.items()):
+        rows = table.astype({name: object})
+        rows.loc[[0, 4], name] = value
+        with pytest.warns(UserWarning, match=message):
+            codes = problem.codes(rows)
+        assert codes.isnan().nonzero().tolist() == [[0, j], [4, j]]
+        with pytest.raises(DataError, match=f"column '{name}' holds '?{value}"):
+            problem.codes(rows, "refuse")
+    with pytest.raises(DataError, match="'score' holds an infinite number in 1 row, expected fin"):
+        problem.codes(table.assign(score=[math.inf, *table["score"][1:]]))

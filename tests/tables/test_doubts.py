@@ -16,8 +16,6 @@ import pytest
 import torch
 
 from pyro_mdm.tables import Table, fit_columns
-from pyro_mdm.tables.columns.doubts import marks_of
-from pyro_mdm.tables.columns.evidence import edges_of
 from pyro_mdm.tables.rows import TableRows
 
 N = 200
@@ -78,15 +76,14 @@ def european(values: pd.Series[Any]) -> pd.Series[Any]:
 Damage = Callable[["pd.Series[Any]"], "pd.Series[Any]"]
 DAMAGES: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "-99": (marked(-99), tuple(n for n in NUMBERS if n != "normal"), "-99, there 20 times"),
-    "-999": (marked(-999), NUMBERS, "-999, there 20 times, is apart from all others"),
     "-9": (marked(-9), ("rating", "prices"), "-9, there 20 times"),
     "99999": (marked(99999), NUMBERS, "99999, there 20 times"),
     "9 of a scale": (marked(9), ("rating",), "9, there 20 times"),
     "88 of a scale": (marked(88), ("rating",), "88, there 20 times"),
     "?": (in_words("?"), WORDS[:3], r"'\?' is a category; leave it empty"),
     "blank": (in_words(" "), WORDS[:3], "'' is a category; leave it empty"),
-    "n/a": (in_words("N/A"), WORDS[:3], "'N/A' is a category; leave it empty"),
-    "-99 in words": (in_words("-99"), WORDS[:3], "'-99' is a category; leave it empty"),
+    "n/a": (in_words("N/A"), WORDS[:1], "'N/A' is a category; leave it empty"),
+    "-99 in words": (in_words("-99"), WORDS[:1], "'-99' is a category; leave it empty"),
     "? among dates": (in_words("?"), ("iso",), r"to_datetime\(…, format='%Y-%m-%d', errors="),
     "? among numbers": (in_words("?"), NUMBERS, r"90% of its values .* leave '\?' empty"),
     "text": (as_text("{}"), NUMBERS, "100% of its values are numbers in text; store them as num"),
@@ -104,7 +101,6 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...], str]] = {
         r"differ by blanks at their ends alone; .str.strip\(\) joins them",
     ),
     "dd/mm/yyyy": (lambda v: v.dt.strftime("%d/%m/%Y"), ("days",), r"to_.*format='%d/%m/%Y', "),
-    "dd.mm.yyyy": (lambda v: v.dt.strftime("%d.%m.%Y"), ("days",), r"to_.*format='%d.%m.%Y'"),
     "HH:MM": (lambda v: v.dt.strftime("%d:%M"), ("days",), r"to_datetime.*format='%H:%M'"),
     "one value": (lambda v: v.where(v.index < 0, v[0]), (*WORDS, "ages"), "its only value in the"),
     "nothing": (lambda v: v.where(v.index < 0), (*WORDS, "ages", "days"), "it has no value"),
@@ -168,26 +164,6 @@ def test_the_remedy_of_a_doubt_ends_it(name: str) -> None:
     assert warned(values) == ""
     table = pd.DataFrame({"w": values})
     assert fit_columns(table, np.ones(N, dtype=bool))[0].kind == kind
-
-
-@pytest.mark.parametrize(
-    ("numbers", "marks"),
-    [
-        ([*range(18, 80)] * 3 + [-99] * 5 + [-98] * 2, [-99, -98]),
-        ([1, 2, 3, 4, 5, 8, 9] * 5, [8, 9]),
-        ([0, 1, 9] * 5, []),  # too few levels to tell
-        ([-1, 0, 1] * 9, []),
-        ([1, 3, 9] * 9, []),
-        ([1, 2, 4, 8, 16] * 5, []),
-        ([*range(100)] * 4, []),
-        ([-120.5, -99, -9, 3, 40] * 9, []),
-        ([1.5, 2.5, -999.25] * 9, []),
-        ([5] * 9, []),
-        ([], []),
-    ],
-)
-def test_marks_are_apart_from_all_others(numbers: list[float], marks: list[float]) -> None:
-    assert marks_of(np.array(numbers, dtype=float)).tolist() == marks
 
 
 def test_fit_warns_whether_or_not_it_shows_progress() -> None:
@@ -344,48 +320,7 @@ def test_no_date_is_drawn_after_a_register_ends(form: str) -> None:
     assert not column.unknown(pd.Series([pd.Timestamp("2023-01-01")])).any()
 
 
-def test_a_given_range_is_the_end() -> None:
-    table = pd.DataFrame({"w": rng().integers(18, 91, N)})
-    (column,) = fit_columns(table, np.ones(N, dtype=bool), {"w": "0..120"})
-    assert column.in_words.endswith("none below 0, none above 120")
-
-
-def test_few_numbers_have_no_sharp_end() -> None:
-    assert edges_of(np.sort(rng().random(99))) == (-math.inf, math.inf)
-
-
 # -- heaping ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("step", [1000, 50, 10, 2, 1, 0.25, 0.01])
-@pytest.mark.parametrize("law", ["uniform", "normal", "exponential"])
-def test_a_step_is_kept(step: float, law: str) -> None:
-    random = rng()
-    steps = {
-        "uniform": random.integers(30, 300, 500),
-        "normal": random.normal(0, 50, 500).round(),
-        "exponential": random.exponential(60, 500).round(),
-    }[law]
-    values = np.round(steps * step, 2)
-    (column,) = fit_columns(pd.DataFrame({"w": values}), np.ones(500, dtype=bool))
-    assert column.kind in ("integer", "rounded")
-    x = torch.linspace(-4, 4, 4001, dtype=torch.float64)
-    drawn = np.asarray(column.values(column.unscaled(x).numpy()), dtype=float)
-    assert np.abs(drawn / step - (drawn / step).round()).max() < 1e-9
-    assert len(np.unique(drawn)) > 100
-    if step not in (1, 0.01):
-        assert f"a probability of each multiple of {step:g}" in column.in_words
-    multiples = np.round(np.arange(-9000, 9000) * step, 2)
-    codes = torch.from_numpy(multiples[~column.unknown(pd.Series(multiples))])
-    x, log_det = column.scaled(codes, torch.full_like(codes, 0.5))
-    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(x) + log_det
-    assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(
-        torch.from_numpy(column.codes(pd.Series(values))),
-        column.unscaled(column.scaled(torch.from_numpy(values), torch.rand(500).double())[0]),
-    )
-    between = pd.Series([values[0] + 10.0**-column._decimals])  # type: ignore[attr-defined]
-    assert not column.unknown(between.round(2)).any()
 
 
 # -- types -----------------------------------------------------------------------------------------

@@ -58,18 +58,12 @@ def test_it_has_densities_laws_and_samples(fitted: Table) -> None:
     measured = fitted.log_prob(rows, draws=16)
     assert measured.loc[2].tolist() == [0.0, 0.0]
     assert (measured.drop(2)["standard_error"] > 0).all()
-    law = fitted.conditional(rows, "ward")
-    np.testing.assert_allclose(law.probabilities(16).sum(axis=1), 1.0)
-    ends = fitted.conditional(rows, "age", num=8).interval(0.5)
-    assert (ends["low"] <= ends["high"]).all()
+    np.testing.assert_allclose(fitted.conditional(rows, "ward").probabilities(16).sum(axis=1), 1.0)
     new = fitted.sample(5, given={"ward": "east"})
     assert new["ward"].tolist() == ["east"] * 5 and list(new) == fitted.names
     words = fitted.columns_in_words
     assert 'columns="NAME=KIND,…"' in words and "--" not in words and "  age " in words
     pd.testing.assert_frame_equal(fitted.sample(4), fitted.sample(6).head(4))
-
-
-def test_the_sampler_is_the_models(fitted: Table) -> None:
     other = pickle.loads(pickle.dumps(fitted))
     other.model.sampler = ExponentialIntegrator(1)
     assert not other.sample(3).equals(fitted.sample(3))
@@ -191,8 +185,6 @@ def test_mistakes_are_told() -> None:
         (lambda: Table(steps=0).fit(table), "steps is 0, expected at least 1"),
         (lambda: Table(batch_size=500).fit(table), "batch_size is 500, expected at most"),
         (lambda: Table(learning_rate=-1.0).fit(table), "learning_rate is -1.0"),
-        (lambda: Table().fit(table.head(9)), "has 9 rows, expected at least 20"),
-        (lambda: Table(columns="age").fit(table), "name=kind"),
         (lambda: Table(columns={"height": "drop"}).fit(table), "columns names 'height'"),
         (lambda: Table(columns="ward=integer").fit(table), "'ward'"),
     )

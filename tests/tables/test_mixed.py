@@ -32,7 +32,7 @@ from pyro_mdm.conditioning.maps import Maps
 from pyro_mdm.levels.discrete import mixture_kl
 from pyro_mdm.networks import MLP
 from pyro_mdm.tables import MapMLP
-from pyro_mdm.tables.covariance import drawn_rows, joint_moments
+from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.denoiser import NoNetwork
 from pyro_mdm.tables.one_hot import OneHotDenoiser, one_hot_kl
 from tests.mistakes import refused
@@ -473,23 +473,3 @@ def test_the_covariance_is_shrunk_to_the_most_probable_degree(correlation: float
     _, covariance = joint_moments(x)
     mean = invwishart(best + d + 1 + n, best * np.eye(d) + S).mean()
     assert float(np.abs(covariance.numpy() - mean).max()) < 0.02
-
-
-def test_draws_of_missing_entries_have_their_conditional_law() -> None:
-    """Means and covariances of residuals given what is there, in closed form."""
-    problem, n = gaussian(), 40_000
-    x = problem.sample(n, 1)
-    rows = x.clone()
-    rows[: n // 2, 1:3] = math.nan
-    drawn = drawn_rows(rows, torch.Generator().manual_seed(0))
-    assert torch.equal(drawn[n // 2 :], x[n // 2 :])
-    C, there, gone = problem.covariance, [0, 3], [1, 2]
-    gain = C[gone][:, there] @ torch.linalg.inv(C[there][:, there])
-    off = drawn - problem.mean
-    residual = (off[:, gone] - off[:, there] @ gain.mT)[: n // 2]
-    expected = C[gone][:, gone] - gain @ C[there][:, gone]
-    error = 6 * expected.diagonal().max() / math.sqrt(n / 2)
-    assert float((residual.mT.cov() - expected).abs().max()) < 2 * error
-    assert float(residual.mean(0).abs().max()) < 6 * math.sqrt(2 * float(C.max()) / (n / 2))
-    product = residual.mT @ off[: n // 2, there] / (n / 2)
-    assert float(product.abs().max()) < 12 * float(C.diagonal().max()) / math.sqrt(n / 2)

@@ -23,6 +23,7 @@ from pyro_mdm.conditioning import RandomMaps
 from pyro_mdm.tables.agreement import Agreement
 from pyro_mdm.tables.calibration import TableCalibration, table_calibration
 from tests.brief import SHORT, be_brief
+from tests.mistakes import refused
 
 
 def frame(n: int = 300) -> pd.DataFrame:
@@ -131,11 +132,16 @@ def test_programs_draw_tables(
 
 def test_mistakes_of_calibration_are_told(tmp_path: Path) -> None:
     problem, model = untrained(tmp_path, "")
-    with pytest.raises(ValueError, match="the rows have no entry"):
-        table_calibration(problem, model, torch.full_like(problem.test, torch.nan))
-    for maps in (None, RandomMaps(levels=0, subsets=0, independent=1)):
+    empty, run = torch.full_like(problem.test, torch.nan), Path("digits")
+
+    def at(maps: RandomMaps | None) -> TableCalibration:
         model.score_function.training_maps = maps
-        with pytest.raises(ValueError, match="never trained at maps with entries observed"):
-            table_calibration(problem, model, problem.test)
-    with pytest.raises(ValueError, match="--calibration is for runs of --model tabular"):
-        evaluate(Path("digits"), calibration=tmp_path / "c.png", accelerator="cpu")
+        return table_calibration(problem, model, problem.test)
+
+    refused(
+        ValueError,
+        (lambda: table_calibration(problem, model, empty), "the rows have no entry"),
+        (lambda: at(None), "never trained at maps with entries observed"),
+        (lambda: at(RandomMaps(levels=0, subsets=0, independent=1)), "never trained at maps with"),
+        (lambda: evaluate(run, calibration=tmp_path / "c.png"), "is for runs of --model tabular"),
+    )

@@ -54,16 +54,6 @@ def test_it_starts_right_where_what_is_missing_depends_on_what_is_there() -> Non
     assert float(score.data_mean[1]) < -0.5
 
 
-@pytest.mark.parametrize("rare", [1, 3])
-def test_rare_levels_start_at_any_noise(rare: int) -> None:
-    x = torch.full((10_000, 1), -1.0)
-    x[:rare] = 1.0
-    x = torch.cat([x, normal(0, 10_000, 1).float()], 1)
-    score = MixedDenoiser.from_gaussian(x, [2, None], hidden=8, depth=1)
-    lam = torch.tensor([-20.0, -10.0, 5.0, 20.0])
-    assert bool(score.x_hat(x[:4], lam).isfinite().all())
-
-
 def test_a_level_that_few_rows_have_does_not_stop_the_start() -> None:
     """Of many rows some are chosen, all alike in a column."""
     x = torch.cat([torch.full((20_000, 1), -1.0), normal(0, 20_000, 1).float()], 1)
@@ -189,17 +179,6 @@ def test_waves_are_of_the_values_that_are_shown_and_zero_elsewhere() -> None:
     expected = torch.cat([angles.sin(), angles.cos()], 1) * mask[:, continuous].repeat(1, 4)
     torch.testing.assert_close(network._waves(values, mask), expected)
     assert 0 < int(mask[:, continuous].sum()) < mask[:, continuous].numel()
-
-
-def test_dropout_acts_in_training_alone() -> None:
-    score = denoiser(dropout=0.5)
-    network = score.network
-    torch.nn.init.normal_(network.outlet.weight)
-    inputs, level = normal(0, 5, 2 * D), normal(1, 5)
-    network.eval()
-    assert torch.equal(network(inputs, level), network(inputs, level))
-    network.train()
-    assert not torch.equal(network(inputs, level), network(inputs, level))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.benchmarks import imputation, runs, table_density, table_samples
-from tests.benchmarks.tables import data, methods, scores, summary
+from tests.benchmarks import imputation, table_density, table_samples
+from tests.benchmarks.tables import data, scores
 
 
 def within(values: np.ndarray, expected: float) -> None:
@@ -36,12 +36,6 @@ def test_coverage_of_the_true_law_is_exact_whatever_repeats(levels: int) -> None
         np.testing.assert_allclose(covered, 0.9)
     else:
         within(covered, 0.9)
-
-
-def test_coverage_of_values_beside_all_draws() -> None:
-    draws = np.linspace(0, 1, 50)[:, None]
-    covered = [scores.covered(draws, np.array([w]))[0] for w in (-1.0, 0.505, 2.0)]
-    assert covered == [0.0, 1.0, 0.0]
 
 
 def test_log_score_is_of_a_normal_law_and_one_part_of_the_marginal_one() -> None:
@@ -75,16 +69,6 @@ def test_missing_entries_depend_on_the_driver_alone() -> None:
     within(missing[high, 1].astype(float), 0.45)
     within(missing[~high, 1].astype(float), 0.15)
     within(data.missing_of(table, "60%", "a", rng)[0].ravel().astype(float), 0.6)
-
-
-def test_missing_entries_depend_on_a_driver_where_it_is_there() -> None:
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"a": rng.permutation(9000) * 1.0, "b": rng.random(9000)})
-    missing, _ = data.missing_of(table, "by a column with gaps", "a", rng)
-    gone, high = missing[:, 0], (table["a"] >= 4500).to_numpy()
-    within(gone.astype(float), 0.3)
-    for rows, share in ((gone & high, 0.3), (gone & ~high, 0.3), (~gone & high, 0.45)):
-        within(missing[rows, 1].astype(float), share)
 
 
 def test_what_was_not_asked_is_not_scored() -> None:
@@ -123,67 +107,6 @@ def test_whole_numbers_are_rounded_and_single_values_scored_where_they_can_be() 
     assert single == {"rmse": 0.0, "accuracy": 1.0}
 
 
-def test_a_category_that_training_rows_lack_is_wrong() -> None:
-    task = small_task()
-    task.asked[:, 2] = True
-    task.truth[0, 2] = np.nan
-    drawn = np.nan_to_num(np.repeat(task.truth[None], 5, 0))
-    assert imputation.scores_of(task, drawn, None)["accuracy"] == pytest.approx(0.9)
-
-
-def test_dummies_and_frames_are_the_rows_again() -> None:
-    problem = small_task().problem
-    dummies = methods.Dummies(methods.levels_of(problem))
-    x = dummies(problem.rows)
-    assert x.shape == (40, 4)
-    assert (np.isnan(x[:, 2]) == np.isnan(problem.rows[:, 2])).all()
-    np.testing.assert_array_equal(dummies.rows(x[:30]), problem.rows[:30])
-    np.testing.assert_array_equal(problem.codes(problem.frame(True)), problem.rows[30:])
-
-
-def test_a_file_of_rows_goes_on_where_it_ended(tmp_path: runs.Path) -> None:
-    file, jobs = tmp_path / "rows.csv", [{"seed": k} for k in range(4)]
-
-    def work(job: runs.Row) -> runs.Row:
-        if job["seed"] == 2 and len(done) < 4:
-            raise RuntimeError("at first")
-        return {"value": 0.5 + job["seed"]}
-
-    done: list[int] = []
-    rows = runs.Rows(file, ["seed"], ["value"])
-    assert runs.run_all(jobs, work, rows, workers=1) == [{"seed": 2}]
-    done = [0] * 4
-    assert runs.run_all(jobs, work, runs.Rows(file, ["seed"], ["value"]), workers=2) == []
-    assert pd.read_csv(file).value.tolist() == [0.5, 1.5, 3.5, 2.5]
-    with pytest.raises(SystemExit, match="choose another file"):
-        runs.Rows(file, ["seed"], ["another"])
-
-
-def test_summaries_pair_by_seed(tmp_path: runs.Path) -> None:
-    rows = [
-        dict.fromkeys(imputation.SCORES, value + gain)
-        | {"seed": seed, "table": table, "mechanism": "30%", "method": method, "cpu_seconds": 1.0}
-        for seed, value in enumerate([0.1, 0.9, 0.5])
-        for table in ("wage", "pima")
-        for method, gain in (("diffusion", 0.0), ("mean", 0.25))
-    ]
-    file = tmp_path / "imputation.csv"
-    pd.DataFrame(rows).to_csv(file, index=False)
-    summary.of_imputation(file, tmp_path)
-    tables = pd.read_csv(tmp_path / "imputation-tables.csv", comment="#")
-    assert tables.task.tolist() == ["pima, 30%"] * 2 + ["wage, 30%"] * 2
-    assert tables.method.tolist() == ["mean", "diffusion"] * 2
-    other = tables[tables.method == "mean"].iloc[0]
-    assert (other.crps_less_ours, other.crps_less_ours_low, other.crps_less_ours_high) == (
-        0.25,
-        0.25,
-        0.25,
-    )
-    ranks = pd.read_csv(tmp_path / "imputation-ranks.csv", comment="#").set_index("method")
-    assert ranks.rank_crps.to_dict() == {"diffusion": 1.0, "mean": 2.0}
-    assert ranks.accuracy_less_best["diffusion"] == -0.25
-
-
 def test_noise_hides_that_numbers_are_rounded() -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"a": rng.integers(300, size=200) / 10, "b": rng.random(200)})
@@ -193,15 +116,6 @@ def test_noise_hides_that_numbers_are_rounded() -> None:
     assert train.shape == (160, 2) and test.shape == (40, 2)
     assert len(np.unique(train[:, 0])) == 160
     np.testing.assert_allclose((train.mean(0), train.std(0)), [[0, 0], [1, 1]], atol=1e-12)
-
-
-def test_copies_of_rows_are_told() -> None:
-    rng = np.random.default_rng(0)
-    train, others, fresh = rng.standard_normal((3, 400, 3))
-    assert table_samples.closer(train, train, others) == 1.0
-    assert table_samples.closer(others, train, others) == 0.5
-    assert abs(table_samples.closer(fresh, train, others) - 0.5) < 0.15
-    assert table_samples.closer(fresh + 9, train, others) == 0.0
 
 
 def test_errors_of_pairs() -> None:

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.scales import Values
 from pyro_mdm.tables.one_hot import Levels, OneHot
 
 __all__ = [
@@ -43,17 +42,15 @@ __all__ = [
     "Mask",
     "Values",
     "WHOLE",
-    "as_number",
     "as_written",
-    "check_finite",
     "check_numbers",
-    "check_sizes",
     "no_number",
     "numbers_of",
-    "range_in_words",
     "rows_in_words",
 ]
 
+Values = NDArray[Any]
+"""Values or codes of a column."""
 Mask = NDArray[np.bool_]
 """Whether each row is meant."""
 Center = Literal["mean", "median"]
@@ -89,13 +86,12 @@ def range_in_words(ends: Ends) -> str:
 class Column(ABC):
     """A named column of a table, fitted to its values; its class is a kind of columns.
 
-    A kind of your own is a subclass, with a constructor that fits it to values, :meth:`fit`, and
-    the methods that are abstract here. Its attributes are kept as JSON: numbers, text, tensors in
-    float64, other columns, and lists and tuples of them.
+    A kind of your own is a subclass, with :meth:`fit` and the methods that are abstract here. Its
+    attributes are kept as JSON: numbers, text, tensors in float64, other columns, and lists and
+    tuples of them.
 
     Attributes:
-        name: the name of the column.
-        kind: the name of the kind.
+        name, kind: the names of the column and of its kind.
         ranged: whether columns of the kind may be given a range of numbers.
         most_levels: the largest number of levels of a column of the kind; None: no limit, or a kind
             of numbers.
@@ -120,8 +116,8 @@ class Column(ABC):
 
     @classmethod
     def recognizes(cls, values: pd.Series) -> bool:
-        """Whether values are inferred to be of this kind, asked where the kind is not given, in the
-        order of :data:`~pyro_mdm.tables.columns.kinds.KINDS`."""
+        """Whether values are inferred to be of this kind, asked where none is given, in the order
+        of :data:`~pyro_mdm.tables.columns.kinds.KINDS`."""
         return False
 
     @classmethod  # noqa: B027  many kinds check nothing
@@ -150,8 +146,7 @@ class Column(ABC):
             DataError: a value that the column cannot have.
         """
         codes = self.read(values)
-        unknown = np.isnan(codes) & values.notna().to_numpy()
-        if unknown.any():
+        if (unknown := np.isnan(codes) & values.notna().to_numpy()).any():
             raise DataError(self.refusal(values[unknown].iloc[0]))
         return codes
 
@@ -204,12 +199,6 @@ class Column(ABC):
         return [OneHot(self.width) if self.width > 1 else self.places]
 
     @property
-    def blocks(self) -> list[tuple[int, bool]]:
-        """The widths of dimensions that are drawn together before there is a model, and whether
-        they are of levels."""
-        return [(1, False)] * self.width if self.levels is None else [(self.width, True)]
-
-    @property
     def in_words(self) -> str:
         """The column in words, without its name."""
         return self.kind
@@ -244,11 +233,11 @@ def check_sizes(name: str, values: pd.Series) -> None:
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind == "complex":
         raise DataError(f"column {name!r} holds complex numbers, expected real ones; {fix}")
-    there = numbers_of(values.dropna())
-    size = float(np.abs(there).max(initial=0.0))
-    if kind not in NUMERIC or size == 0:
+    if kind not in NUMERIC:
         return
-    check_finite(name, there)
+    there = finite_numbers(name, values.dropna())
+    if (size := float(np.abs(there).max(initial=0.0))) == 0:
+        return
     if not 1 / LARGEST <= size <= LARGEST:
         raise DataError(
             f"column {name!r} holds numbers up to {size:g}, expected {1 / LARGEST:g} to "
@@ -261,13 +250,16 @@ def check_sizes(name: str, values: pd.Series) -> None:
         )
 
 
-def check_finite(name: str, numbers: Values) -> None:
-    """Raise DataError where numbers of a column, (n,), are infinite."""
+def finite_numbers(name: str, values: pd.Series) -> Values:
+    """Values of a column as float64, NaN where missing or not a number; DataError for infinite
+    ones."""
+    numbers = numbers_of(values)
     if (infinite := np.isinf(numbers)).any():
         raise DataError(
             f"column {name!r} holds an infinite number in {rows_in_words(infinite)}, expected "
             "finite ones; leave the entry empty"
         )
+    return numbers
 
 
 def as_written(table: pd.DataFrame) -> pd.DataFrame:
@@ -295,7 +287,7 @@ def check_numbers(name: str, values: pd.Series, spec: ColumnSpec, advice: str = 
     numbers = numbers_of(values)
     if (wrong := np.isnan(numbers) & values.notna().to_numpy()).any():
         raise DataError(no_number(name, values[wrong].iloc[0]) + advice)
-    low, high = spec.ends or (-math.inf, math.inf)
+    low, high = spec.ends or EVERYWHERE
     if (outside := (numbers < low) | (numbers > high)).any():
         raise DataError(
             f"column {name!r} holds {numbers[outside][0]:g}, expected numbers in the range "

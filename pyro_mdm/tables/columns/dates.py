@@ -92,9 +92,7 @@ class Dates(Column):
     Codes are days since 1970. Values have the form of the table.
 
     Args:
-        name: the name of the column.
-        values: the dates of all rows, NaT or None where missing.
-        train: the mask of the training rows, (n,).
+        name, values, train: as for :meth:`Column.fit`.
 
     Raises:
         DataError: a value that is no date.
@@ -107,10 +105,8 @@ class Dates(Column):
         super().__init__(name)
         days = days_of(values)
         if (wrong := np.isnan(days) & values.notna().to_numpy()).any():
-            raise DataError(
-                f"column {name!r} holds {str(values[wrong].iloc[0])!r}, expected a date, such as "
-                f"2024-12-31 or 2024-12-31 23:59; correct it, or leave the entry empty"
-            )
+            some = "such as 2024-12-31 or 2024-12-31 23:59"
+            raise DataError(_no_date(name, values[wrong].iloc[0], some))
         self._form = DateForm.from_values(values)
         ends = np.array([np.nanmin(days), np.nanmax(days)])
         self._first, self._last = map(str, self._form.dates(ends))
@@ -144,10 +140,7 @@ class Dates(Column):
 
     def refusal(self, value: object) -> str:
         day = ", without a time of day" if self._form.step == DAY else ""
-        return (
-            f"column {self.name!r} holds {str(value)!r}, expected a date such as {self._first}"
-            f"{day}; correct it, or leave the entry empty"
-        )
+        return _no_date(self.name, value, f"such as {self._first}{day}")
 
     def values(self, codes: Values) -> Values | pd.Index:
         return self._form.dates(codes)
@@ -165,7 +158,16 @@ class Dates(Column):
     @property
     def in_words(self) -> str:
         what = "a probability of each day" if self._form.step == DAY else "a density"
-        low, high = self._line.edges
-        drawn = f", none drawn before {self._first}" if low > -math.inf else ""
-        drawn += f", none drawn after {self._last}" if high < math.inf else ""
-        return f"date: {what}, {self._first} to {self._last} in the table{drawn}"
+        low, high = map(math.isfinite, self._line.edges)
+        ends = (
+            f", none drawn before {self._first}" * low + f", none drawn after {self._last}" * high
+        )
+        return f"date: {what}, {self._first} to {self._last} in the table{ends}"
+
+
+def _no_date(name: str, value: object, such: str) -> str:
+    """The message for a value that is no date in a column of dates."""
+    return (
+        f"column {name!r} holds {str(value)!r}, expected a date {such}; correct it, or leave the "
+        "entry empty"
+    )

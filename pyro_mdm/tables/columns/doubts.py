@@ -8,11 +8,11 @@ import numpy as np
 
 from pyro_mdm.tables.columns.base import Values
 from pyro_mdm.tables.columns.dates import Dates
-from pyro_mdm.tables.columns.evidence import FEW
 from pyro_mdm.tables.columns.kinds import KINDS
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.levels import Boolean, Ordinal
+from pyro_mdm.tables.columns.levels import Boolean, Ordinal, some
 from pyro_mdm.tables.columns.numbers import Integer
+from pyro_mdm.tables.columns.scales import FEW
 
 __all__ = ["doubts_of", "marks_of"]
 
@@ -114,7 +114,7 @@ def _text_doubts(values: pd.Series) -> list[str]:
                     fixes = [f"{fixes[0]}, as pandas.read_csv(…, {option}) does"]
                     break
             if not number.all():
-                fixes.append(f"leave {_some(text[~number])} empty")
+                fixes.append(f"leave {_quoted(text[~number])} empty")
             fix = " and ".join(fixes) or "store them as numbers, as pandas.to_numeric does"
             return [f"{number.mean():.0%} of its values are numbers in text; {fix}"]
         some = text.head(LOOKED_AT)
@@ -128,13 +128,13 @@ def _text_doubts(values: pd.Series) -> list[str]:
     empty = text[text.str.lower().isin(EMPTY) | text.str.fullmatch(r"-?9{2,}(\.0*)?")]
     doubts = []
     if len(empty):
-        doubts += [f"{_some(empty)} is a category; leave it empty if it stands for a missing entry"]
+        words = "is a category; leave it empty if it stands for a missing entry"
+        doubts += [f"{_quoted(empty)} {words}"]
     if text.nunique() < written.nunique():
         doubts += ["some categories differ by blanks at their ends alone; .str.strip() joins them"]
     return doubts
 
 
-def _some(values: pd.Series) -> str:
+def _quoted(values: pd.Series) -> str:
     """Some distinct values in words."""
-    distinct = [*map(repr, values.unique()[:4])]
-    return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "")
+    return some(map(repr, values.unique()[:4]), 3)

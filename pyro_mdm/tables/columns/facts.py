@@ -57,11 +57,8 @@ def column_of_facts(facts: JsonObject, find_kind: FindKind | None = None) -> Col
     """
     try:
         name, attributes = str(facts["class"]), dict(facts["attributes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"no column that a run keeps: {error!r}") from error
-    try:
         cls = _classes().get(name) or class_of(name, find_kind)
-    except (ValueError, DataError) as error:  # find_kind may refuse to run the code of a file
+    except (KeyError, TypeError, ValueError, DataError) as error:  # find_kind may refuse a file
         raise ValueError(f"no column that a run keeps: {error}") from error
     try:
         column = object.__new__(cls)

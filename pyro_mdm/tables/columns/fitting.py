@@ -17,16 +17,8 @@ import pyro_mdm.randomness as randomness
 from pyro_mdm.levels.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError, checked_arguments
 from pyro_mdm.tables.chained import Block, chained_completions
-from pyro_mdm.tables.columns.base import (
-    OTHERS,
-    Column,
-    ColumnSpec,
-    Mask,
-    as_written,
-    check_sizes,
-    range_in_words,
-    rows_in_words,
-)
+from pyro_mdm.tables.columns import base
+from pyro_mdm.tables.columns.base import OTHERS, Column, ColumnSpec, Mask, as_written, rows_in_words
 from pyro_mdm.tables.columns.gaps import dependent_gaps, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     BUILT_IN,
@@ -37,22 +29,15 @@ from pyro_mdm.tables.columns.kinds import (
     kinds_of,
     left_out,
     parse_spec,
+    spec_of,
 )
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.levels import Categorical, shown
-from pyro_mdm.tables.columns.numbers import Continuous, Mixed, finite_numbers
+from pyro_mdm.tables.columns.levels import Categorical, shown, some
+from pyro_mdm.tables.columns.numbers import Continuous
 from pyro_mdm.tables.columns.skipped import HIDDEN, Rule, Skipped
+from pyro_mdm.tables.one_hot import OneHot
 
-__all__ = [
-    "Unknown",
-    "completed_rows",
-    "decode",
-    "encode",
-    "fit_columns",
-    "without_unknown",
-    "to_model_space",
-    "unknown_in",
-]
+__all__ = ["completed_rows", "decode", "encode", "fit_columns", "to_model_space"]
 
 REFITS = 2
 """The number of times that scales are fitted to completed rows: the first completions are on scales
@@ -106,16 +91,16 @@ def fit_columns(
             )
         parse_spec(name, text)
     for name in table.columns:
-        spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec(kinds.get(OTHERS))
-        if spec.kind not in (DROP, Categorical.kind):
-            check_sizes(name, table[name])
+        kind = spec_of(name, kinds).kind if name in kinds else kinds.get(OTHERS)
+        if kind not in (DROP, Categorical.kind):
+            base.check_sizes(name, table[name])
     without = left_out(table, train, kinds)
     columns = []
     for name, kind in kinds_of(table, kinds).items():
         if kind != DROP and name not in without:
-            spec = _spec_of(name, kinds)
+            spec = spec_of(name, kinds)
             cls = class_of(kind, find_kind)
-            _check_values(name, cls, kind, spec, table[name], train)
+            _check_values(name, cls, spec, table[name], train)
             column = cls.fit(name, table[name], train, spec)
             if kind not in KINDS:
                 column.kind = kind  # by which a run finds the class again
@@ -134,16 +119,11 @@ def fit_columns(
     return columns
 
 
-def _spec_of(name: str, kinds: Mapping[str, str]) -> ColumnSpec:
-    """The specification of a column."""
-    return parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
-
-
 def _with_absences(
     table: pd.DataFrame, train: Mask, kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
     """Columns, of which some do not exist for some rows, as given or as inferred from the table."""
-    empty = {c.name: _spec_of(c.name, kinds).empty for c in columns}
+    empty = {c.name: spec_of(c.name, kinds).empty for c in columns}
     rules = skip_rules(columns, table[train])
     rules |= {name: rules.get(name, Rule()) for name, word in empty.items() if word == "absent"}
     return [
@@ -156,8 +136,7 @@ def _with_absences(
 
 def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Tensor | None:
     """Rows in model space whose missing and absent entries are drawn given the others, by chained
-    equations, (num, n, Σ width), for codes (n, d); None where no missing entry depends on other
-    columns."""
+    equations, (num, n, Σ width), for codes (n, d); None: no gap depends on other columns."""
     there = codes.isfinite().numpy()
     present = {
         column.name: pd.Series(column.values(np.where(here, code, 0.0))).where(here)
@@ -167,11 +146,11 @@ def completed_rows(columns: Sequence[Column], codes: Tensor, num: int = 1) -> Te
     hidden = (codes.isnan() | (codes == HIDDEN)).any(0).tolist()
     if not any(column.name in depends for column in itertools.compress(columns, hidden)):
         return None
-    ends = [0]
     blocks: list[Block] = []
-    for width, is_level in (block for column in columns for block in column.blocks):
-        ends.append(ends[-1] + width)
-        blocks.append((slice(*ends[-2:]), is_level))
+    for levels in (levels for column in columns for levels in column.denoiser_levels):
+        start = blocks[-1][0].stop if blocks else 0
+        end = start + (levels.number if isinstance(levels, OneHot) else 1)
+        blocks.append((slice(start, end), levels is not None))
     x = to_model_space(columns, codes, torch.Generator().manual_seed(0)).x
     return chained_completions(x, blocks, num=num).to(x)
 
@@ -196,43 +175,32 @@ def _fitted_to_whole_rows(
         if ours and bool(gone.any()):
             whole_codes = column.unscaled(drawn if column.width > 1 else drawn.squeeze(-1))
             gone = gone & whole_codes.isfinite()  # not what is absent
-            values = finite_numbers(column.name, table[column.name]).copy()
+            values = base.finite_numbers(column.name, table[column.name]).copy()
             values[np.flatnonzero(train)[gone.numpy()]] = whole_codes[gone].numpy()
             series = pd.Series(values, table.index, name=column.name)
-            whole = type(numbers).fit(column.name, series, train, _spec_of(column.name, kinds))
-            if _atoms(whole) == _atoms(numbers):
+            whole = type(numbers).fit(column.name, series, train, spec_of(column.name, kinds))
+            if torch.equal(*(getattr(c, "atoms", torch.empty(0)) for c in (whole, numbers))):
                 column = Skipped(whole, column.rule) if isinstance(column, Skipped) else whole
         fitted.append(column)
     return fitted
 
 
-def _atoms(column: Column) -> list[float]:
-    return column.atoms.tolist() if isinstance(column, Mixed) else []
-
-
 def _check_values(
-    name: str,
-    cls: type[Column],
-    kind: str,
-    spec: ColumnSpec,
-    values: pd.Series,
-    train: Mask,
+    name: str, cls: type[Column], spec: ColumnSpec, values: pd.Series, train: Mask
 ) -> None:
-    distinct, drop = values[train].dropna().unique(), f'columns="{name}=drop"'
-    if len(distinct) == 0:
+    distinct = values[train].dropna().unique()
+    if len(distinct) < 2:
+        words = "no value in the training rows"
+        if len(distinct):
+            words = f"one value in all training rows, {distinct[0]!r}"
         raise DataError(
-            f"column {name!r} has no value in the training rows, expected two different ones at "
-            f"least; leave it out: {drop}"
-        )
-    if len(distinct) == 1:
-        raise DataError(
-            f"column {name!r} has one value in all training rows, {distinct[0]!r}, expected two at "
-            f"least; it says nothing, so leave it out: {drop}"
+            f"column {name!r} has {words}, expected two different ones at least; leave it out: "
+            f'columns="{name}=drop"'
         )
     if spec.ends is not None and not cls.ranged:
         raise DataError(
-            f'columns="{name}={range_in_words(spec.ends)}" is a range of numbers, and column '
-            f"{name!r} is {kind}; expected a column of numbers"
+            f'columns="{name}={base.range_in_words(spec.ends)}" is a range of numbers, and column '
+            f"{name!r} is {cls.kind}; expected a column of numbers"
         )
     cls.check(name, values, spec)
 
@@ -242,7 +210,6 @@ class Unknown(NamedTuple):
 
     mask: Mask  # where they are, (n,)
     values: str  # some of them
-    are: str  # "is" or "are"
     rows: str  # the number of rows
 
 
@@ -253,10 +220,8 @@ def unknown_in(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Unkn
         if column.name in table.columns:
             values = table[column.name]
             if (mask := column.unknown(values)).any():
-                some = [*map(shown, values[mask].astype(object).unique()[:6].tolist())]
-                words = ", ".join(some[:5]) + (", …" if len(some) > 5 else "")
-                are = "is" if len(some) == 1 else "are"
-                unknown[column.name] = Unknown(mask, words, are, rows_in_words(mask))
+                words = some(map(shown, values[mask].astype(object).unique()[:6].tolist()), 5)
+                unknown[column.name] = Unknown(mask, words, rows_in_words(mask))
     return unknown
 
 
@@ -288,10 +253,9 @@ def to_model_space(
 ) -> Dequantized:
     """Stored data, codes (n, d), in model space, with log determinants.
 
-    Values that have a probability are fresh draws from their intervals at each call, by a
-    generator or else the library's, and log p(x) + log determinant is a bound on log p(row) in
-    expectation. x is (n, Σ width) float32, NaN where an entry is missing, and the log determinants
-    are of the present entries, nats, (n,).
+    Values that have a probability are fresh draws from their intervals, by a generator or else the
+    library's, and log p(x) + log determinant is a bound on log p(row) in expectation. x is
+    (n, Σ width) float32, NaN where an entry is missing; log determinants are in nats, (n,).
     """
     codes = codes.double()
     noise: list[Tensor | None] = [None] * len(columns)

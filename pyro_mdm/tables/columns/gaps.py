@@ -14,43 +14,34 @@ from numpy.typing import NDArray
 from pyro_mdm.tables.columns.base import Column, Mask, Values
 from pyro_mdm.tables.columns.dates import Dates
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.levels import Ordinal
+from pyro_mdm.tables.columns.levels import Ordinal, some
 from pyro_mdm.tables.columns.skipped import Condition, Rule, Skipped
 
-__all__ = ["SHOWN", "TableGaps", "dependent_gaps", "patterns", "skip_rules"]
+__all__ = ["TableGaps", "dependent_gaps", "patterns", "shortened", "skip_rules"]
 
 SHOWN = 12
 """The most patterns of gaps, or doubts, that are printed."""
-FALSE_ALARM = 1e-6
-"""The largest probability that gaps by chance alone, in any column, count as dependent."""
-LEVELS = 20
-"""The most levels in an order of which any may be chosen."""
-FEWEST = 10
-"""The fewest rows with a gap, and without one, that are tested."""
+FALSE_ALARM, CHANCE = 1e-6, 1e-3
+"""The largest probability that gaps by chance alone, in any column, count as dependent, and that
+they count as more frequent on one side of a number."""
+LEVELS, FEWEST = 20, 10
+"""The most levels in an order of which any may be chosen, and the fewest rows with a gap, and
+without one, that are tested."""
 ELSEWHERE, UNEXPLAINED = 0.3, 0.4
 """The largest share of gaps where a column exists, and the largest share of all gaps there."""
-MOST_CONDITIONS = 3
-"""The most conditions of a rule."""
 NEVER, OFTEN = 0.01, 0.1
 """The shares of entries where a column does not exist, and of gaps elsewhere, by which rules are
 compared."""
-CHANCE = 1e-3
-"""The probability that gaps by chance count as more frequent on one side of a number."""
-PAIRED = 8
-"""The most columns of which rules of several are searched, those that tell most."""
-
-
+MOST_CONDITIONS, PAIRED = 3, 8
+"""The most conditions of a rule, and the most columns of which rules of several are searched, those
+that tell most."""
 FAR = 3.5
 """The standard deviations from the expected number of gaps within which tails are not computed."""
 
 
 def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, str]:
     """The columns whose gaps depend on another column, by name, each with the name of the one on
-    which they depend most.
-
-    Were gaps chance, gaps at the codes where they are most frequent would have a hypergeometric
-    distribution, as for :func:`skip_rules`.
-    """
+    which they depend most; tests are those of :func:`skip_rules`."""
     from scipy.stats import hypergeom
 
     codes = _codes_of(columns, table)
@@ -77,17 +68,17 @@ def dependent_gaps(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, 
 def patterns(
     columns: Sequence[Column], table: pd.DataFrame, rules: Mapping[str, Rule]
 ) -> list[str]:
-    """The patterns of gaps in a table in words, those with most rows first, each of columns that
-    are empty in the same rows; ``rules`` are those by which no row has columns that are taken to
-    exist, of :func:`skip_rules`."""
+    """The gaps of a table in words, those of most rows first, each of columns that are empty in the
+    same rows; ``rules`` are those of :func:`skip_rules` for columns that are taken to exist."""
     absent = {column.name: column.rule for column in columns if isinstance(column, Skipped)}
     depends, result = dependent_gaps(columns, table), []
     for names in _alike(table, [column.name for column in columns]):
         name, rows = names[0], int(table[names[0]].isna().sum())
         say = f"; say {name}=absent if it does not exist there"
+        words = "; no other column tells which"
         if name in absent:
-            words = f"taken as absent {absent[name].in_words}"
-            words = f"; {words}; say {name}=mar if it is hidden there"
+            words = f"absent {absent[name].in_words}; say {name}=mar if it is hidden there"
+            words = f"; taken as {words}"
         elif name in rules:
             words = (
                 f"; no row has it {rules[name].in_words}, so that what it is there is "
@@ -98,10 +89,8 @@ def patterns(
                 f", which depends on {depends[name]!r}; taken as hidden, given what is there at "
                 f"random{say}"
             )
-        else:
-            words = "; no other column tells which"
-        some = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-        result.append(f"{some}: empty in {rows:,} of {len(table):,} rows{words}")
+        words = words or "; no other column tells which"
+        result.append(f"{some(names, 4)}: empty in {rows:,} of {len(table):,} rows{words}")
     return result
 
 
@@ -270,7 +259,7 @@ class _Cuts(NamedTuple):
 
 
 def skip_rules(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Rule]:
-    """Rules by which columns do not exist for some rows.
+    """Rules by which columns do not exist for some rows, by the names of the columns.
 
     A rule is a condition on another column, or up to ``MOST_CONDITIONS`` of which all or any must
     hold: levels, or numbers, dates or ordered levels on one side of an end, or between two, or
@@ -282,13 +271,6 @@ def skip_rules(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Rule
     rows where it holds had j gaps or more with the probability of a hypergeometric distribution.
     That is held to ``FALSE_ALARM`` times the share of the rule, where the shares of all rules that
     are searched, for all columns, are at most 1 together.
-
-    Args:
-        columns: the columns, fitted; those that are known not to exist for some rows have no rule.
-        table: the rows that count.
-
-    Returns:
-        Rules by the names of columns.
     """
     codes = _codes_of(columns, table)
     open_ones = [column.name for column in columns if not isinstance(column, Skipped)]
@@ -305,11 +287,7 @@ def skip_rules(columns: Sequence[Column], table: pd.DataFrame) -> dict[str, Rule
 
 def _rule(gone: Mask, columns: Sequence[_Codes], price: float) -> Rule | None:
     """The rule by which other columns make entries absent, if there is one whose probability by
-    chance is below e^{-price}.
-
-    Several conditions are improved in turn, from those of single columns on which gaps depend
-    most.
-    """
+    chance is below e^{-price}; several conditions are improved in turn, from single columns."""
     if min(int(gone.sum()), int((~gone).sum())) < FEWEST or not columns:
         return None
     weights = np.where(gone, math.log((1 - NEVER) / OFTEN), math.log(NEVER / (1 - OFTEN)))
@@ -345,12 +323,11 @@ def _rule(gone: Mask, columns: Sequence[_Codes], price: float) -> Rule | None:
 
 
 def _dependence(column: _Codes, gone: Mask) -> tuple[float, _Cut]:
-    """The codes where gaps are most frequent, beside the rest, and how far this exceeds chance, in
-    nats less those that chance exceeds with probability :data:`CHANCE`.
+    """The codes where gaps are most frequent, and how far this exceeds chance, in nats less those
+    that chance exceeds with probability :data:`CHANCE`.
 
     With p the share of gaps among n rows, and J the share of the codes among rows with a gap less
-    that among others, the information on gaps is at least 2 n p (1 - p) J² nats, by Pinsker's
-    inequality.
+    that among others, the information on gaps is at least 2 n p (1 - p) J² nats (Pinsker).
     """
     there = column.there
     n, gaps = int(there.sum()), int(gone[there].sum())
@@ -376,11 +353,7 @@ class TableGaps:
     def in_words(self) -> str:
         """The gaps, a line each; empty without gaps."""
         gaps = [] if self.rows is None else patterns(self.columns, self.rows, self._unseen)
-        if not gaps:
-            return ""
-        lines = [f"  {pattern}" for pattern in gaps]
-        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
+        return "\n".join(["gaps of the table:", *shortened(gaps)]) if gaps else ""
 
     def warn(self) -> None:
         """Warn of columns, and pairs of them, that no row has where a model extrapolates them."""
@@ -400,5 +373,10 @@ class TableGaps:
             for i, j in zip(*never_together, strict=True)
         ]
         if without:
-            more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
-            warnings.warn("; ".join(without[:SHOWN]) + more, stacklevel=2)
+            warnings.warn(";".join(shortened(without, " ")).lstrip(), stacklevel=2)
+
+
+def shortened(lines: Sequence[str], indent: str = "  ") -> list[str]:
+    """Lines after an indent, at most :data:`SHOWN`, and how many more there are."""
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [f"{indent}{line}" for line in (*lines[:SHOWN], *more)]

@@ -9,19 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, get_args
 
 from pyro_mdm.support.checks import DataError, checked_arguments
+from pyro_mdm.tables.columns import numbers
 from pyro_mdm.tables.columns.base import OTHERS, Column, ColumnSpec, Empty, Mask
 from pyro_mdm.tables.columns.dates import Dates
-from pyro_mdm.tables.columns.evidence import FEW, finite_of
 from pyro_mdm.tables.columns.lazy import pd
 from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal
-from pyro_mdm.tables.columns.numbers import (
-    Bounded,
-    Continuous,
-    Integer,
-    Mixed,
-    Nonnegative,
-    Rounded,
-)
+from pyro_mdm.tables.columns.scales import FEW, finite_of
 
 __all__ = [
     "BUILT_IN",
@@ -32,26 +25,17 @@ __all__ = [
     "class_of",
     "comma_separated",
     "is_name",
-    "kind_names",
     "kind_of",
     "kinds_of",
     "left_out",
-    "parse_kinds",
     "parse_spec",
     "register_kind",
+    "spec_of",
 ]
 
 BUILT_IN: tuple[type[Column], ...] = (
-    Dates,
-    Boolean,
-    Ordinal,
-    Categorical,
-    Integer,
-    Rounded,
-    Mixed,
-    Nonnegative,
-    Bounded,
-    Continuous,
+    *(Dates, Boolean, Ordinal, Categorical, numbers.Integer, numbers.Rounded, numbers.Mixed),
+    *(numbers.Nonnegative, numbers.Bounded, numbers.Continuous),
 )
 """The kinds of the library."""
 
@@ -81,10 +65,7 @@ def register_kind(kind: type[C]) -> type[C]:
     column; one that inherits it is never inferred, and must be given.
 
     Args:
-        kind: the class.
-
-    Returns:
-        The class.
+        kind: the class, which is returned.
 
     Raises:
         TypeError: a class that is no subclass of :class:`Column`, or has no ``kind``.
@@ -113,11 +94,7 @@ def kind_names() -> list[str]:
 
 def class_of(kind: str, find_kind: FindKind | None = None) -> type[Column]:
     """The class of a kind, by its name, or of a class ``file.py:Name``, which ``find_kind``
-    returns.
-
-    Raises:
-        DataError: an unknown kind.
-    """
+    returns; DataError for an unknown kind."""
     if kind in KINDS:
         return KINDS[kind]
     if not is_name(kind):
@@ -144,9 +121,8 @@ def is_name(kind: str) -> bool:
 def parse_spec(name: str, text: str) -> ColumnSpec:
     """The specification of a column from a text, or DataError.
 
-    The text is a kind, an order a<b<c, or a range 0..100, which may follow a kind of numbers and
-    have one end alone. A level may begin with <, as in ``<=50K<>50K``. The last or only word may be
-    absent or mar.
+    The text is a kind, an order a<b<c, whose levels may begin with <, or a range 0..100, which may
+    follow a kind of numbers and have one end alone. The last or only word may be absent or mar.
     """
     rest, _, last = text.rpartition(" ")
     if last in get_args(Empty) and name != OTHERS:
@@ -170,10 +146,10 @@ def _parsed(name: str, text: str) -> ColumnSpec:
     kind, ranged = kind.strip(), [name for name, cls in KINDS.items() if cls.ranged][::-1]
     if ".." in ends and (not kind or kind in ranged or is_name(kind)):
         try:
-            low, high = (float(end) if end else math.nan for end in ends.split("..", 1))
+            first, last = ends.split("..", 1)
+            low, high = float(first or -math.inf), float(last or math.inf)
         except ValueError:
             low = high = 0.0
-        low, high = -math.inf if math.isnan(low) else low, math.inf if high != high else high
         if not low < high:
             raise DataError(
                 f'columns="{name}={text}": expected a range of numbers, the least first, such '
@@ -189,11 +165,8 @@ def _parsed(name: str, text: str) -> ColumnSpec:
 
 def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
     """Kinds of columns by name, from a text such as ``"age=continuous,zip=drop"``, quoted as in a
-    CSV file; ValueError for another text.
-
-    The names of the table may have = in them, or spaces around them that the text leaves out; an
-    exact name goes first.
-    """
+    CSV file; ValueError for another text. Names of the table may have = in them, or spaces around
+    them that the text leaves out; an exact name goes first."""
     if isinstance(columns, Mapping):
         return {str(name): kind.strip() for name, kind in columns.items()}
     names_of = {name.strip(): name for name in names} | {name: name for name in names}
@@ -215,7 +188,7 @@ def parse_kinds(columns: Kinds, names: Sequence[str] = ()) -> dict[str, str]:
 
 def comma_separated(text: str, name: str) -> list[str]:
     """The words between commas, quoted as in a CSV file; ``name`` is the argument or option that
-    the text is of, for the ValueError of a line break outside of quotes."""
+    they are of, for the ValueError of a line break outside of quotes."""
     try:
         return next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:
@@ -225,25 +198,28 @@ def comma_separated(text: str, name: str) -> list[str]:
         ) from error
 
 
-def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
+def spec_of(name: str, kinds: Mapping[str, str]) -> ColumnSpec:
+    """The specification of a column by the texts of columns, by name."""
+    return parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
+
+
+def kinds_of(table: pd.DataFrame, kinds: Mapping[str, str]) -> dict[str, str]:
     """The kind of each column by its name: as given by a text, or that of :data:`OTHERS`, or
     inferred."""
-    kinds = kinds or {}
-    others = kinds.get(OTHERS)
     result = {}
     for name in table.columns:
-        spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
+        spec = spec_of(name, kinds)
         if spec.ends is not None and spec.kind is None:  # few numbers of a range are no levels
-            result[name] = _kind_of(table[name], Ordinal.kind)
+            result[name] = kind_of(table[name], Ordinal.kind)
         else:
-            result[name] = spec.kind or others or kind_of(table[name])
+            result[name] = spec.kind or kinds.get(OTHERS) or kind_of(table[name])
     return result
 
 
 # -- inference from values -------------------------------------------------------------------------
 
 
-def kind_of(values: pd.Series) -> str:
+def kind_of(values: pd.Series, without: str = "") -> str:
     """The kind of a column by its values, the first of :data:`KINDS` that recognizes them.
 
     Date if each is one; boolean if each is true or false; ordinal if pandas has an order of its
@@ -255,29 +231,24 @@ def kind_of(values: pd.Series) -> str:
 
     Args:
         values: the values of the column.
+        without: a kind that is not asked.
     """
-    return _kind_of(values)
+    return next(
+        name
+        for name, cls in KINDS.items()
+        if "recognizes" in vars(cls) and name != without and cls.recognizes(values)
+    )
 
 
-def _kind_of(values: pd.Series, without: str = "") -> str:
-    """The inferred kind of a column, other than one."""
-    asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind) and name != without)
-    return next(name for name in asked if KINDS[name].recognizes(values))
-
-
-def left_out(
-    table: pd.DataFrame, train: Mask, kinds: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Columns without information, with the reason in words, by name.
+def left_out(table: pd.DataFrame, train: Mask, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Columns without information, with the reason in words, by name; none that ``kinds`` names.
 
     They have no value in the training rows, or one. Of columns whose kind is inferred they are also
-    text of which most values are in one row alone, and whole numbers that count the rows. Columns
-    whose kind is given by name are never among them.
+    text of which most values are in one row alone, and whole numbers that count the rows.
     """
-    kinds = kinds or {}
     others, reasons = kinds.get(OTHERS), {}
     for name in table.columns:
-        if name in kinds or others == "drop":
+        if name in kinds or others == DROP:
             continue
         values, distinct = table[name], table[name][train].dropna().unique()
         if len(distinct) == 0:
@@ -290,15 +261,14 @@ def left_out(
 
 
 def _key(name: str, values: pd.Series) -> str | None:
-    """The reason in words to infer that a column is a key, with a name for each row, if there is
-    one."""
+    """The reason to infer that a column is a key, in words; None: there is none."""
     there = values.dropna()
     counts = there.value_counts()
     alone = int((counts == 1).sum())
-    if len(numbers := finite_of(there)):
-        least, most = numbers.min(), numbers.max()
+    if len(finite := finite_of(there)):
+        least, most = finite.min(), finite.max()
         counted = most - least + 1 == len(counts) == len(there) > FEW
-        if counted and (numbers == numbers.round()).all():
+        if counted and (finite == finite.round()).all():
             return (
                 f'it counts the rows, {least:.0f} to {most:.0f}; columns="{name}=integer" keeps it'
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,22 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import (
-    Center,
-    Column,
-    ColumnSpec,
-    Ends,
-    Mask,
-    Values,
-    as_number,
-    check_numbers,
-    numbers_of,
-    range_in_words,
-)
-from pyro_mdm.tables.columns.evidence import FEW
+from pyro_mdm.tables.columns import base
+from pyro_mdm.tables.columns.base import Center, Column, ColumnSpec, Ends, Mask, Values
 from pyro_mdm.tables.columns.lazy import pd
+from pyro_mdm.tables.columns.scales import FEW
 
-__all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
+__all__ = ["Boolean", "Categorical", "Ordinal", "shown", "some"]
 
 
 class _Levels(Column):
@@ -40,31 +30,31 @@ class _Levels(Column):
         return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
 
     def refusal(self, value: object) -> str:
-        levels = ", ".join(map(shown, self._known[:8])) + (", …" if len(self._known) > 8 else "")
         return (
             f"column {self.name!r} holds {shown(value)}, which the training rows never have; "
-            f"expected one of {levels}. Leave the entry empty, join it with another category, or "
-            f'drop the column: columns="{self.name}=drop"'
+            f"expected one of {some(map(shown, self._known), 8)}. Leave the entry empty, join it "
+            f'with another category, or drop the column: columns="{self.name}=drop"'
         )
 
     def values(self, codes: Values) -> Values | pd.Index:
         return np.asarray(self._known, dtype=object)[codes.astype(int)]
 
+    def _points(self, device: torch.device) -> Tensor:
+        """The levels in model space, increasing, (n,)."""
+        if isinstance(self.places, Sequence):
+            return torch.tensor(self.places, dtype=torch.float64, device=device)
+        n = len(self._known)
+        return 2 * torch.arange(n, dtype=torch.float64, device=device) / (n - 1) - 1
+
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.places is None or isinstance(self.places, int):
-            return 2 * codes / (len(self._known) - 1) - 1, torch.zeros_like(codes)
-        places = torch.tensor(self.places, dtype=torch.float64, device=codes.device)
         missing = codes.isnan()
-        x = places[torch.where(missing, 0, codes).long()].masked_fill(missing, math.nan)
-        return x, torch.zeros_like(codes)
+        x = self._points(codes.device)[torch.where(missing, 0, codes).long()]
+        return x.masked_fill(missing, math.nan), torch.zeros_like(codes)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        x, top = x.double(), len(self._known) - 1
-        if self.places is None or isinstance(self.places, int):
-            return ((x + 1) / 2 * top).round().clamp(0, top)
-        places = torch.tensor(self.places, dtype=torch.float64, device=x.device)
-        nearest = torch.searchsorted((places[1:] + places[:-1]) / 2, x.contiguous()).double()
-        return nearest.masked_fill(x.isnan(), math.nan)
+        points = self._points(x.device)
+        nearest = torch.searchsorted((points[1:] + points[:-1]) / 2, x.double().contiguous())
+        return nearest.double().masked_fill(x.isnan(), math.nan)
 
 
 class Boolean(_Levels):
@@ -149,7 +139,11 @@ class Ordinal(_Levels):
         numbers."""
         if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
             return True
-        return not Categorical.recognizes(values) and _are_few(values)
+        if Categorical.recognizes(values):
+            return False
+        distinct = values.dropna().unique()
+        whole = all(float(value).is_integer() for value in distinct)
+        return len(distinct) <= (FEW if whole else 2)
 
     @classmethod
     def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
@@ -166,7 +160,7 @@ class Ordinal(_Levels):
         if not isinstance(values.dtype, pd.CategoricalDtype) and spec.order is None:
             order = "<".join(map(str, distinct[:4]))
             advice = f'; or say its order, such as columns="{name}={order}"'
-            check_numbers(name, values, spec, advice)
+            base.check_numbers(name, values, spec, advice)
 
     @classmethod
     def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
@@ -174,7 +168,7 @@ class Ordinal(_Levels):
             return cls(name, np.empty(0), order, said=spec.order is not None)
         said = spec.ends is not None or spec.kind == cls.kind
         ends = spec.ends if said else _whole_ends(values)
-        return cls(name, numbers_of(values), ends=ends)
+        return cls(name, base.numbers_of(values), ends=ends)
 
     @property
     def places(self) -> int | Sequence[float]:
@@ -188,16 +182,15 @@ class Ordinal(_Levels):
 
     def read(self, values: pd.Series) -> Values:
         if self._of_numbers:
-            values = pd.Series(numbers_of(values).tolist())
+            values = pd.Series(base.numbers_of(values).tolist())
         return super().read(values)
 
     def values(self, codes: Values) -> Values | pd.Index:
         if not self._of_numbers:
             return super().values(codes)
         numbers = np.asarray(self._known)
-        if (numbers == numbers.round()).all():
-            numbers = numbers.astype(np.int64)
-        return numbers[codes.astype(int)]
+        whole = bool((numbers == numbers.round()).all())
+        return numbers[codes.astype(int)].astype(np.int64 if whole else np.float64)
 
     def center(self, draws: Values, center: Center) -> Values:
         """The median draw."""
@@ -209,13 +202,14 @@ class Ordinal(_Levels):
         first, last = self._known[0], self._known[-1]
         if self._numbers_in_order:
             return f"ordinal: {self.levels} numbers in their order, {first:g} to {last:g}"
-        shown = [*map(_plain, self._known)]
-        return f"ordinal: {' < '.join(shown if len(shown) <= 8 else [*shown[:7], '…', shown[-1]])}"
+        levels = [*map(_plain, self._known)]
+        levels[7:-1] = ["…"] if len(levels) > 8 else levels[7:-1]
+        return f"ordinal: {' < '.join(levels)}"
 
     @property
     def spec(self) -> str:
         if self._ends is not None:
-            return f"{self.kind} {range_in_words(self._ends)}"
+            return f"{self.kind} {base.range_in_words(self._ends)}"
         is_order = self._said and self.kind == Ordinal.kind
         return "<".join(map(_plain, self._known)) if is_order else self.kind
 
@@ -266,16 +260,20 @@ class Categorical(_Levels):
 
     @property
     def in_words(self) -> str:
-        levels = ", ".join(map(str, self._known[:5])) + (", …" if len(self._known) > 5 else "")
-        return f"categorical: {self.levels} categories, {levels}"
+        return f"categorical: {self.levels} categories, {some(map(str, self._known), 5)}"
+
+
+def some(words: Iterable[str], most: int) -> str:
+    """The first words, with commas between, and … for more than ``most``."""
+    words = [*words]
+    return ", ".join(words[:most]) + (", …" if len(words) > most else "")
 
 
 def shown(value: object) -> str:
     """A value in words: numbers as written, all else in quotes."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if isinstance(value, int) and number:
-        return str(value)
-    return f"{value:.15g}" if number else repr(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return repr(value)
+    return str(value) if isinstance(value, int) else f"{value:.15g}"
 
 
 def _plain(level: object) -> str:
@@ -283,19 +281,11 @@ def _plain(level: object) -> str:
     return f"{level:.15g}" if isinstance(level, float) else str(level)
 
 
-def _are_few(values: pd.Series) -> bool:
-    """Whether numbers are at most :data:`FEW` distinct whole ones, or two."""
-    distinct = values.dropna().unique()
-    whole = all(float(value).is_integer() for value in distinct)
-    return len(distinct) <= 2 or (whole and len(distinct) <= FEW)
-
-
 def _whole_ends(values: pd.Series) -> Ends | None:
     """The ends of whole numbers of which at least half between are present; None: other numbers."""
-    numbers = np.unique(numbers_of(values.dropna()))
-    low, high = float(numbers[0]), float(numbers[-1])
-    whole = bool((numbers == numbers.round()).all())
-    return (low, high) if whole and high - low < 2 * len(numbers) else None
+    numbers = np.unique(base.numbers_of(values.dropna())).tolist()
+    whole = all(map(float.is_integer, numbers)) and numbers[-1] - numbers[0] < 2 * len(numbers)
+    return (numbers[0], numbers[-1]) if whole else None
 
 
 def _order(name: str, order: Sequence[str] | None, values: pd.Series) -> Sequence[object] | None:
@@ -306,7 +296,7 @@ def _order(name: str, order: Sequence[str] | None, values: pd.Series) -> Sequenc
         return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None
     distinct = values.dropna().unique()
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        wrong = [level for level in order if as_number(level) is None]
+        wrong = [level for level in order if base.as_number(level) is None]
         if wrong:
             raise DataError(
                 f'columns="{name}={"<".join(order)}": column {name!r} holds numbers, and its order '

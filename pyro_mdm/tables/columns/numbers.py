@@ -10,59 +10,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import (
-    EVERYWHERE,
-    Center,
-    Column,
-    ColumnSpec,
-    Ends,
-    Mask,
-    Values,
-    as_number,
-    check_finite,
-    check_numbers,
-    no_number,
-    numbers_of,
-    range_in_words,
-)
-from pyro_mdm.tables.columns.evidence import (
-    DECIMALS,
-    REPEATS,
-    SHARE,
-    STEPS,
-    atoms_of,
-    decimals_of,
-    edges_of,
-    finite_of,
-    multiple_of,
-)
+from pyro_mdm.tables.columns import base, scales
+from pyro_mdm.tables.columns.base import EVERYWHERE, Center, Column, ColumnSpec, Ends, Mask, Values
 from pyro_mdm.tables.columns.lazy import pd
-from pyro_mdm.tables.columns.scales import (
-    KNOTS,
-    MARGIN,
-    along,
-    fewest_bends,
-    quantiles,
-    share_below,
-    shares,
-    smoothed,
-    within,
-)
 
-__all__ = [
-    "END",
-    "POINTS",
-    "Bounded",
-    "Continuous",
-    "Integer",
-    "Mixed",
-    "Nonnegative",
-    "Rounded",
-    "finite_numbers",
-]
+__all__ = ["Bounded", "Continuous", "Integer", "Mixed", "Nonnegative", "Rounded"]
 
-POINTS = 33
-"""The number of points of the line of numbers that are no atoms."""
 END = 1.0
 """The length in model space of the end of a line whose slope its tail continues."""
 
@@ -75,7 +28,7 @@ class Continuous(Column):
     ``QuantileTransformer`` is flat outside of the fitted values, where the density would be 0. A
     line with fewer bends replaces it where it fits, see
     :func:`~pyro_mdm.tables.columns.scales.fewest_bends`. No x becomes a number beyond the sharp
-    ends of the values, see :func:`~pyro_mdm.tables.columns.evidence.edges_of`.
+    ends of the values, see :func:`~pyro_mdm.tables.columns.scales.edges_of`.
 
     Args:
         name: the name of the column.
@@ -98,9 +51,9 @@ class Continuous(Column):
     def __init__(self, name: str, values: Values) -> None:
         super().__init__(name)
         there = np.sort(values[~np.isnan(values)])
-        self._edges = edges_of(there)
-        if not self._straighten(*shares(there), len(there)):
-            knots, share = quantiles(there)
+        self._edges = scales.edges_of(there)
+        if not self._straighten(*scales.shares(there), len(there)):
+            knots, share = scales.quantiles(there)
             self._set_line(knots, share.clip(0.5 / len(there), 1 - 0.5 / len(there)))
 
     @classmethod
@@ -109,13 +62,14 @@ class Continuous(Column):
 
     @classmethod
     def check(cls, name: str, values: pd.Series, spec: ColumnSpec) -> None:
-        check_numbers(name, values, spec)
+        base.check_numbers(name, values, spec)
 
     @classmethod
     def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
-        numbers = finite_numbers(name, values)
-        if spec.ends is not None:
-            return Bounded(name, numbers[train], numbers, spec.ends)
+        numbers = base.finite_numbers(name, values)
+        if issubclass(cls, Mixed | Rounded) or spec.ends is not None:
+            kind = cls if issubclass(cls, Mixed | Rounded) else Bounded
+            return kind(name, numbers[train], numbers, spec.ends)
         return cls(name, numbers[train])
 
     def _straighten(self, w: Values, share: Values, number: int, ends: Ends = EVERYWHERE) -> bool:
@@ -123,7 +77,7 @@ class Continuous(Column):
         most two values of all lie beyond the edges by it."""
         low, high = self._edges
         slack = 2 * (w[-1] - w[0]) / number + self._half
-        line = fewest_bends(w, share, number, *ends, (low - slack, high + slack))
+        line = scales.fewest_bends(w, share, number, ends, (low - slack, high + slack))
         if line is not None:
             self._w, self._x = map(torch.from_numpy, line)
         return line is not None
@@ -144,7 +98,7 @@ class Continuous(Column):
         self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
 
     def read(self, values: pd.Series) -> Values:
-        codes = finite_numbers(self.name, values)
+        codes = base.finite_numbers(self.name, values)
         return np.where(self._impossible(codes), math.nan, codes)
 
     def _impossible(self, numbers: Values) -> Mask:
@@ -152,9 +106,9 @@ class Continuous(Column):
         return np.asarray((numbers < self._lower) | (numbers > self._upper))
 
     def refusal(self, value: object) -> str:
-        number = as_number(value)
+        number = base.as_number(value)
         if number is None:
-            return no_number(self.name, value)
+            return base.no_number(self.name, value)
         low, high = self._lower, self._upper
         where = f"below {low:g}" if number <= low else f"above {high:g}"
         return (
@@ -168,10 +122,10 @@ class Continuous(Column):
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         w, x = self._w.to(codes.device), self._x.to(codes.device)
-        return along(codes, w, x)
+        return scales.along(codes, w, x)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        w = along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
+        w = scales.along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
         return w.clamp(*self._edges)
 
     def center(self, draws: Values, center: Center) -> Values:
@@ -184,10 +138,10 @@ class Continuous(Column):
     @property
     def _ends_in_words(self) -> str:
         words = ""
-        for none, (low, high) in (
-            ("none", (self._lower, self._upper)),
-            ("none drawn", self.edges),
-        ):
+        for none, (low, high) in {
+            "none": (self._lower, self._upper),
+            "none drawn": self.edges,
+        }.items():
             words += f", {none} below {low:.12g}" if low > -math.inf else ""
             words += f", {none} above {high:.12g}" if high < math.inf else ""
         return words
@@ -200,13 +154,13 @@ class Continuous(Column):
 
     @property
     def spec(self) -> str:
-        return self.kind if self._ends is None else f"{self.kind} {range_in_words(self._ends)}"
+        return self.kind if self._ends is None else f"{self.kind} {base.range_in_words(self._ends)}"
 
 
 class Mixed(Continuous):
     r"""A column of numbers with a density beside atoms, and no density beyond its ends.
 
-    Atoms are those of :func:`~pyro_mdm.tables.columns.evidence.atoms_of`. An end is given, or 0 if
+    Atoms are those of :func:`~pyro_mdm.tables.columns.scales.atoms_of`. An end is given, or 0 if
     no number is negative. ``x = Φ^{-1}(P(value < w))`` at quantiles of numbers that are no atoms,
     and at an atom a from P(value < a) to P(value <= a), which is its interval; it is linear
     between. The least and the largest number are ends if they are atoms, whose intervals are then
@@ -215,8 +169,7 @@ class Mixed(Continuous):
     e.
 
     Args:
-        name: the name of the column.
-        values: the numbers that it is fitted to, (n,), NaN where missing.
+        name, values: as for :class:`Continuous`.
         everything: the numbers of all rows, which decide its ends.
         ends: the least and the largest number that it may have; None: inferred.
     """
@@ -233,7 +186,7 @@ class Mixed(Continuous):
         self._ends = ends
         there = np.sort(values[~np.isnan(values)])
         least, most = float(np.nanmin(everything)), float(np.nanmax(everything))
-        atoms = atoms_of(there) if self._repeats else np.empty(0)
+        atoms = scales.atoms_of(there) if self._repeats else np.empty(0)
         if ends is not None:
             atoms = np.union1d(atoms, [end for end in ends if end in (least, most)])
             self._lower, self._upper = ends
@@ -244,10 +197,10 @@ class Mixed(Continuous):
             self._upper = most if most in atoms else math.inf
             rest = everything[~np.isnan(everything) & ~np.isin(everything, atoms)]
             if len(rest) and (rest.min(), rest.max()) == (least, most):
-                self._edges = edges_of(np.sort(rest))
+                self._edges = scales.edges_of(np.sort(rest))
         ends = self._lower, self._upper
-        if len(atoms) or not self._straighten(*shares(there), len(there), ends):
-            self._set_line(*_beside(atoms, there, ends))
+        if len(atoms) or not self._straighten(*scales.shares(there), len(there), ends):
+            self._set_line(*scales.beside(atoms, there, ends))
         first = np.searchsorted(self._w.numpy(), atoms)
         low, high = self._x[first].clone(), self._x[first + 1]
         if len(atoms):
@@ -258,12 +211,7 @@ class Mixed(Continuous):
 
     @classmethod
     def recognizes(cls, values: pd.Series) -> bool:
-        return len(atoms_of(finite_of(values))) > 0
-
-    @classmethod
-    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
-        numbers = finite_numbers(name, values)
-        return cls(name, numbers[train], numbers, spec.ends)
+        return len(scales.atoms_of(scales.finite_of(values))) > 0
 
     def _impossible(self, numbers: Values) -> Mask:
         return super()._impossible(numbers) | np.isin(numbers, [end for end, *_ in self._tails])
@@ -281,7 +229,7 @@ class Mixed(Continuous):
         atoms = self.atoms.to(codes.device)
         k = torch.searchsorted(atoms, codes.contiguous()).clamp_max(len(atoms) - 1)
         low, high = self._low.to(codes.device)[k], self._high.to(codes.device)[k]
-        drawn, log_density = within(low, high, noise)
+        drawn, log_density = scales.within(low, high, noise)
         here = codes == atoms[k]
         return torch.where(here, drawn, x), torch.where(here, -log_density, log_slope)
 
@@ -317,11 +265,10 @@ class Mixed(Continuous):
     def in_words(self) -> str:
         if len(self.atoms) == 0:
             return f"{self.kind}: a density{self._ends_in_words}"
-        shares = (share_below(self._high) - share_below(self._low)).tolist()
+        shares = (scales.share_below(self._high) - scales.share_below(self._low)).tolist()
         atoms = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
-        more = f" and {len(atoms) - 5} more" if len(atoms) > 5 else ""
-        words = f"{self.kind}: atoms {', '.join(atoms[:5])}{more}, and a density beside them"
-        return words + self._ends_in_words
+        words = ", ".join(atoms[:5]) + (f" and {len(atoms) - 5} more" if len(atoms) > 5 else "")
+        return f"{self.kind}: atoms {words}, and a density beside them{self._ends_in_words}"
 
 
 class Bounded(Mixed):
@@ -360,7 +307,7 @@ class Nonnegative(Bounded):
 
     @classmethod
     def recognizes(cls, values: pd.Series) -> bool:
-        numbers = finite_of(values)
+        numbers = scales.finite_of(values)
         return len(numbers) > 0 and bool((numbers >= 0).all())
 
 
@@ -373,10 +320,7 @@ class Rounded(Continuous):
     all that is below.
 
     Args:
-        name: the name of the column.
-        values: the numbers that it is fitted to, (n,), NaN where missing.
-        everything: the numbers of all rows, which decide the step and whether 0 is an end.
-        ends: the least and the largest number that it may have; None: inferred.
+        name, values, everything, ends: as for :class:`Mixed`; all rows decide the step too.
 
     Raises:
         DataError: numbers with too many decimals.
@@ -394,48 +338,45 @@ class Rounded(Continuous):
         Column.__init__(self, name)
         self._ends = ends
         self._decimals = self._digits(everything)
-        self._multiple = multiple_of(everything, self._decimals)
+        self._multiple = scales.multiple_of(everything, self._decimals)
         least = 0.0 if float(np.nanmin(everything)) >= 0 else -math.inf
         self._lower, self._upper = (least, math.inf) if ends is None else ends
         if (wrong := self._unrounded(everything)).any():
             raise DataError(self.refusal(everything[wrong][0]))
         there = np.sort(self._whole(values[~np.isnan(values)]))
         if ends in (None, EVERYWHERE):
-            self._edges = edges_of(np.sort(self._whole(everything[~np.isnan(everything)])), 1.0)
+            self._edges = scales.edges_of(
+                np.sort(self._whole(everything[~np.isnan(everything)])), 1.0
+            )
         edges = np.unique(np.concatenate([there - 0.5, there + 0.5]))
-        share = smoothed(np.searchsorted(there, edges), len(there))
+        share = scales.smoothed(np.searchsorted(there, edges), len(there))
         if self._straighten(edges, share, len(there)):
             return
-        number = int(np.clip(math.isqrt(len(there)), 2, KNOTS))
+        number = int(np.clip(math.isqrt(len(there)), 2, scales.KNOTS))
         places = np.linspace(0, len(there) - 1, number).round().astype(int)
         edges = np.unique(np.concatenate([there[places] - 0.5, there[places] + 0.5]))
-        self._set_line(edges, smoothed(np.searchsorted(there, edges), len(there)))
+        self._set_line(edges, scales.smoothed(np.searchsorted(there, edges), len(there)))
         self._set_tails()
 
     @classmethod
     def recognizes(cls, values: pd.Series) -> bool:
-        numbers = finite_of(values)
-        decimals = decimals_of(numbers)
+        numbers = scales.finite_of(values)
+        decimals = scales.decimals_of(numbers)
         if len(numbers) == 0 or decimals is None:
             return False
-        if np.ptp(numbers) * 10.0**decimals <= STEPS * multiple_of(numbers, decimals):
+        if np.ptp(numbers) * 10.0**decimals <= scales.STEPS * scales.multiple_of(numbers, decimals):
             return True
         counts = np.unique(numbers, return_counts=True)[1]
-        rare = counts[counts < max(REPEATS, SHARE * len(numbers))]
-        return bool(2 * len(rare) <= rare.sum()) and not len(atoms_of(numbers))
-
-    @classmethod
-    def fit(cls, name: str, values: pd.Series, train: Mask, spec: ColumnSpec) -> Column:
-        numbers = finite_numbers(name, values)
-        return cls(name, numbers[train], numbers, spec.ends)
+        rare = counts[counts < max(scales.REPEATS, scales.SHARE * len(numbers))]
+        return bool(2 * len(rare) <= rare.sum()) and not len(scales.atoms_of(numbers))
 
     def _digits(self, numbers: Values) -> int:
         """The number of decimals that numbers are rounded to."""
-        decimals = decimals_of(numbers)
+        decimals = scales.decimals_of(numbers)
         if decimals is None:
             raise DataError(
-                f"column {self.name!r} has numbers of more than {DECIMALS} decimals, expected "
-                f'rounded ones; say columns="{self.name}=continuous"'
+                f"column {self.name!r} has numbers of more than {scales.DECIMALS} decimals, "
+                f'expected rounded ones; say columns="{self.name}=continuous"'
             )
         return decimals
 
@@ -454,7 +395,7 @@ class Rounded(Continuous):
         return super()._impossible(numbers) | self._unrounded(numbers)
 
     def refusal(self, value: object) -> str:
-        number = as_number(value)
+        number = base.as_number(value)
         if number is not None and self._unrounded(np.array([number]))[0]:
             expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
             return (
@@ -473,7 +414,7 @@ class Rounded(Continuous):
         first, last = self._whole_ends
         low = torch.where(whole <= first, -math.inf, low)
         high = torch.where(whole >= last, math.inf, high)
-        x, log_density = within(low, high, noise)
+        x, log_density = scales.within(low, high, noise)
         return x, -log_density
 
     def unscaled(self, x: Tensor) -> Tensor:
@@ -489,7 +430,7 @@ class Rounded(Continuous):
     def _whole_ends(self) -> Ends:
         """The least and the largest multiple."""
         low, high = (end * self._per_unit for end in (self._lower, self._upper))
-        return float(np.ceil(low - MARGIN)), float(np.floor(high + MARGIN))
+        return float(np.ceil(low - scales.MARGIN)), float(np.floor(high + scales.MARGIN))
 
     def center(self, draws: Values, center: Center) -> Values:
         return np.asarray(self.values(super().center(draws, center)))
@@ -516,45 +457,11 @@ class Integer(Rounded):
 
     @classmethod
     def recognizes(cls, values: pd.Series) -> bool:
-        numbers = finite_of(values)
-        return len(numbers) > 0 and decimals_of(numbers) == 0
+        numbers = scales.finite_of(values)
+        return len(numbers) > 0 and scales.decimals_of(numbers) == 0
 
     def _digits(self, numbers: Values) -> int:
         return 0
 
     def values(self, codes: Values) -> Values | pd.Index:
         return codes.round().astype(np.int64)
-
-
-def finite_numbers(name: str, values: pd.Series) -> Values:
-    """Values as float64, finite, or NaN where missing or not a number; DataError for infinite
-    ones."""
-    numbers = numbers_of(values)
-    check_finite(name, numbers)
-    return numbers
-
-
-def _beside(atoms: Values, values: Values, ends: Ends) -> tuple[Values, Values]:
-    """Points (w, share) of the line of sorted values, with each atom twice: at its begin and
-    end."""
-    rest = values[~np.isin(values, atoms)]
-    knots, share = _scale_of(rest, ends) if len(rest) else (np.empty(0), np.empty(0))
-    inner = ~np.isin(knots, atoms)
-    knots, share = knots[inner], share[inner]
-    below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
-    before = len(rest) * below + np.searchsorted(values, atoms) - np.searchsorted(rest, atoms)
-    counts = np.searchsorted(values, atoms, "right") - np.searchsorted(values, atoms)
-    atoms_before = np.searchsorted(values, knots) - np.searchsorted(rest, knots)
-    w = np.concatenate([knots, atoms, atoms])
-    rank = np.concatenate([len(rest) * share + atoms_before, before, before + counts])
-    order = np.lexsort((rank, w))
-    return w[order], smoothed(rank[order], len(values))
-
-
-def _scale_of(values: Values, ends: Ends) -> tuple[Values, Values]:
-    """Points (w, share) of the line with the fewest bends, or quantiles where there is none."""
-    line = fewest_bends(*shares(values), len(values), *ends)
-    if line is None:
-        return quantiles(values)
-    x = np.linspace(line[1][0], line[1][-1], POINTS)
-    return np.interp(x, line[1], line[0]), share_below(torch.from_numpy(x)).numpy()

@@ -1,28 +1,36 @@
-"""Scales of columns of numbers: quantiles, lines between them, and N(0, 1) within an interval."""
+"""Facts about the numbers of a column: repeated ones, their rounding, and sharp ends; and scales:
+quantiles, lines between them, and N(0, 1) within an interval."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = [
-    "KNOTS",
-    "MARGIN",
-    "Values",
-    "along",
-    "fewest_bends",
-    "quantiles",
-    "share_below",
-    "shares",
-    "smoothed",
-    "within",
-]
+from pyro_mdm.tables.columns.base import EVERYWHERE, WHOLE, Ends, Values
+from pyro_mdm.tables.columns.lazy import pd
 
+__all__ = ["FEW", "atoms_of", "edges_of", "finite_of"]
+
+FEW = 20
+"""The most distinct whole numbers of an ordinal column, by default."""
+
+REPEATS, SHARE, CHANCE = 5, 0.02, 1e-3
+"""The least count of an atom, its least fraction of the rows, and the largest probability of such
+counts, or of a common divisor, by chance in a column."""
+DECIMALS = 6
+"""The most decimals of a rounded column."""
+STEPS = 10_000
+"""The most steps of the last decimal between the least and the largest number of a column that is
+inferred to be rounded though few of its numbers repeat."""
+
+FEWEST, SHARP = 100, 0.4
+"""The fewest values of which an end is inferred, and the least density there, of the largest."""
+
+POINTS = 33
+"""The number of points of the line of numbers that are no atoms."""
 KNOTS = 100
 """The most quantiles of the scale of a column."""
 BENDS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
@@ -35,8 +43,79 @@ BEND = 0.05
 MARGIN = 1e-6
 """The fraction of an interval that is left out at each end, so that a rounded x stays inside."""
 
-Values = NDArray[Any]
-"""Values or codes of a column."""
+
+def finite_of(values: pd.Series) -> Values:
+    """The present numbers of a column, float64; empty if it has other values, or infinite ones."""
+    none = np.empty(0)
+    if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
+        return none
+    numbers = pd.to_numeric(values.dropna()).to_numpy(dtype=np.float64)
+    return none if np.isinf(numbers).any() else numbers
+
+
+def atoms_of(values: Values) -> Values:
+    """Numbers among (n,) that repeat more often than a density can explain, in order.
+
+    They are at least 5 values and 2% of all. If the others mostly repeat too, numbers are rounded,
+    and none is an atom. If numbers are rounded and others seldom repeat, none is an atom whose
+    count might be chance, at 0.1% for the column.
+    """
+    numbers, counts = np.unique(values, return_counts=True)
+    often = counts >= max(REPEATS, SHARE * len(values))
+    others = counts[~often]
+    if not 2 * len(others) >= others.sum() > 0:
+        return numbers[:0]
+    decimals = decimals_of(values)
+    if decimals is None:
+        return numbers[often]
+    from scipy.stats import poisson
+
+    # expected counts by the density within a fifth of a standard deviation
+    reach, step = values.std() / 5, 10.0**-decimals
+    near = np.array([(np.abs(values - atom) <= reach).sum() for atom in numbers[often]])
+    chance = poisson.sf(counts[often] - 1, (near - counts[often]) * step / (2 * reach))
+    return numbers[often][chance * len(numbers) < CHANCE]
+
+
+def decimals_of(values: Values) -> int | None:
+    """The number of decimals that numbers, (n,), are rounded to; None: more than
+    :data:`DECIMALS`."""
+    there = values[~np.isnan(values)]
+    for decimals in range(DECIMALS + 1):
+        small = bool((np.abs(there) * 10.0**decimals < WHOLE).all())
+        if small and bool((np.round(there, decimals) == there).all()):
+            return decimals
+    return None
+
+
+def multiple_of(values: Values, decimals: int) -> int:
+    """The number of units of the last decimal that numbers, (n,), are multiples of, such as 5 for
+    0.5."""
+    there = np.unique(values[~np.isnan(values)])
+    multiple = int(np.gcd.reduce((there * 10.0**decimals).round().astype(np.int64)))
+    return multiple if len(there) * math.log(max(multiple, 1)) > -math.log(CHANCE) else 1
+
+
+def edges_of(values: Values, step: float = 0.0) -> Ends:
+    """The least and the largest of sorted numbers, (n,), where they end at once; infinite where
+    they fade.
+
+    They end if the density of the last 1% of the values, ten at least, is 0.4 of the largest one of
+    a quarter of them, but not at a least number that is close to 0. Equal numbers are spread over
+    their step, if they are rounded.
+    """
+    number, near = len(values), max(10, len(values) // 100)
+    if number < FEWEST:
+        return EVERYWHERE
+    places = np.arange(number)
+    first, last = np.searchsorted(values, values), np.searchsorted(values, values, "right")
+    spread = values + step * ((places - first + 0.5) / (last - first) - 0.5)
+    quarter = number // 4
+    peak = quarter / max((spread[quarter:] - spread[:-quarter]).min(), np.finfo(float).tiny)
+    ends = spread[near] - spread[0], spread[-1] - spread[-1 - near]
+    low, high = (bool(near >= SHARP * peak * end > 0) for end in ends)
+    low &= not 0 <= values[0] <= np.ptp(values) / 20
+    return float(values[0]) if low else -math.inf, float(values[-1]) if high else math.inf
 
 
 def shares(values: Values) -> tuple[Values, Values]:
@@ -57,14 +136,10 @@ def quantiles(values: Values) -> tuple[Values, Values]:
 
 
 def fewest_bends(
-    w: Values,
-    share: Values,
-    number: int,
-    lower: float = -math.inf,
-    upper: float = math.inf,
-    edges: tuple[float, float] = (-math.inf, math.inf),
+    w: Values, share: Values, number: int, ends: Ends = EVERYWHERE, edges: Ends = EVERYWHERE
 ) -> tuple[Values, Values] | None:
-    """The line with the fewest bends that values do not refute, of ``x = Φ^{-1}(P(value < w))``.
+    """The line with the fewest bends that values do not refute, of ``x = Φ^{-1}(P(value < w))``, as
+    its points from the least to the largest value; None for more than 34 bends.
 
     So a normal column keeps its scale, and linear relations between columns stay linear. A line is
     refuted by a share that is off by more than 0.03 + 0.8/√n (Lilliefors' test has 0.89/√n at 5%),
@@ -73,12 +148,9 @@ def fewest_bends(
     Args:
         w, share: distinct values, increasing, (m,), and the share of values below each.
         number: the number n of values.
-        lower, upper: the ends between which the line must stay.
+        ends: the ends between which the line must stay.
         edges: the ends to which it is bent where it passes them, over the last 5% of the values;
             a share may then be off by 0.03.
-
-    Returns:
-        Points of the line, from the least to the largest value, or None for more than 34 bends.
     """
     x = torch.special.ndtri(torch.from_numpy(share)).numpy()
     error = np.sqrt(share * (1 - share) / number) * math.sqrt(2 * math.pi) * np.exp(x**2 / 2)
@@ -101,7 +173,7 @@ def fewest_bends(
         else:
             nodes = fitted[0] + np.concatenate([[0.0], np.cumsum(rises * np.diff(at))])
             nodes, bent = _bent_to(edges, middle + scale * nodes, at, w, x, share)
-            if not lower < nodes[0] < nodes[-1] < upper or (np.diff(nodes) <= 0).any():
+            if not ends[0] < nodes[0] < nodes[-1] < ends[1] or (np.diff(nodes) <= 0).any():
                 continue
             placed = along(*map(torch.from_numpy, (w.astype(np.float64), nodes, bent)))[0].numpy()
             off = share_below(torch.from_numpy(placed)).numpy() - share
@@ -113,7 +185,7 @@ def fewest_bends(
 
 
 def _bent_to(
-    edges: tuple[float, float], nodes: Values, at: Values, w: Values, x: Values, share: Values
+    edges: Ends, nodes: Values, at: Values, w: Values, x: Values, share: Values
 ) -> tuple[Values, Values]:
     """Points of a line, bent to the edges that it passes, as for :func:`fewest_bends`."""
     if nodes[0] < edges[0]:
@@ -165,3 +237,29 @@ def along(value: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     i = torch.searchsorted(start, value.contiguous()).clamp(1, len(start) - 1)
     slope = (end[i] - end[i - 1]) / (start[i] - start[i - 1])
     return end[i - 1] + slope * (value - start[i - 1]), slope.log()
+
+
+def beside(atoms: Values, values: Values, ends: Ends) -> tuple[Values, Values]:
+    """Points (w, share) of the line of sorted values, with each atom twice: at its begin and
+    end."""
+    rest = values[~np.isin(values, atoms)]
+    knots, share = _scale_of(rest, ends) if len(rest) else (np.empty(0), np.empty(0))
+    inner = ~np.isin(knots, atoms)
+    knots, share = knots[inner], share[inner]
+    below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
+    before = len(rest) * below + np.searchsorted(values, atoms) - np.searchsorted(rest, atoms)
+    counts = np.searchsorted(values, atoms, "right") - np.searchsorted(values, atoms)
+    atoms_before = np.searchsorted(values, knots) - np.searchsorted(rest, knots)
+    w = np.concatenate([knots, atoms, atoms])
+    rank = np.concatenate([len(rest) * share + atoms_before, before, before + counts])
+    order = np.lexsort((rank, w))
+    return w[order], smoothed(rank[order], len(values))
+
+
+def _scale_of(values: Values, ends: Ends) -> tuple[Values, Values]:
+    """Points (w, share) of the line with the fewest bends, or quantiles where there is none."""
+    line = fewest_bends(*shares(values), len(values), ends)
+    if line is None:
+        return quantiles(values)
+    x = np.linspace(line[1][0], line[1][-1], POINTS)
+    return np.interp(x, line[1], line[0]), share_below(torch.from_numpy(x)).numpy()

@@ -72,8 +72,8 @@ class Rule(NamedTuple):
         return np.where(one == self.either, one, values.prod(0))
 
     def codes(self, empty: Mask, table: pd.DataFrame) -> Values:
-        """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries of a table, (n,); 0
-        for others."""
+        """The codes of empty entries of a table, (n,): :data:`ABSENT`, :data:`HIDDEN`, or NaN, not
+        known; 0 for others."""
         holds = self.holds(table)
         unsaid = ABSENT if self.exact else math.nan
         codes = np.select([holds == 1, holds == 0], [ABSENT, HIDDEN], unsaid)
@@ -92,12 +92,8 @@ class Skipped(Column):
     Where it is absent its other dimensions are missing. A model completes them by the distribution
     of rows that have the column, given all else: then they tell nothing of existence.
 
-    Args:
-        column: the column where it exists, fitted.
-        rule: the rule by which it is absent.
-
     Attributes:
-        column: the column where it exists.
+        column: the column where it exists, fitted.
         rule: the rule by which it is absent.
     """
 
@@ -154,10 +150,6 @@ class Skipped(Column):
     @property
     def denoiser_levels(self) -> list[Levels]:
         return [2, *self.column.denoiser_levels]
-
-    @property
-    def blocks(self) -> list[tuple[int, bool]]:
-        return [(1, True), *self.column.blocks]
 
     @property
     def in_words(self) -> str:
