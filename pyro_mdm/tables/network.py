@@ -359,7 +359,7 @@ class LevelLogits(Recorded, nn.Module):
 
         Args:
             law, index: the Gaussian distributions of inputs at maps, and the index of that of each
-                datum, (n,), as of :meth:`MapMLP._law`.
+                datum, (n,), None where each has its own.
             solved, a: J (i - a δ), and coefficients as in :class:`MapMLP`, (n, c) of the coupled
                 dimensions.
         """

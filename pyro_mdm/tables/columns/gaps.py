@@ -377,6 +377,6 @@ class TableGaps:
 
 
 def shortened(lines: Sequence[str], indent: str = "  ") -> list[str]:
-    """Lines after an indent, at most :data:`SHOWN`, and how many more there are."""
+    """Lines after an indent, at most ``SHOWN``, and how many more there are."""
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return [f"{indent}{line}" for line in (*lines[:SHOWN], *more)]

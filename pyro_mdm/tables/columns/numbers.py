@@ -26,8 +26,7 @@ class Continuous(Column):
     ``x_i = Φ^{-1}(p_i)`` at the p_i-quantile, as in scikit-learn's ``QuantileTransformer``; the
     least and the largest of n values are the quantiles of 1/2n and 1 - 1/2n.
     ``QuantileTransformer`` is flat outside of the fitted values, where the density would be 0. A
-    line with fewer bends replaces it where it fits, see
-    :func:`~pyro_mdm.tables.columns.scales.fewest_bends`. No x becomes a number beyond the sharp
+    line with fewer bends replaces it where it fits. No x becomes a number beyond the sharp
     ends of the values, see :func:`~pyro_mdm.tables.columns.scales.edges_of`.
 
     Args:
@@ -73,8 +72,8 @@ class Continuous(Column):
         return cls(name, numbers[train])
 
     def _straighten(self, w: Values, share: Values, number: int, ends: Ends = EVERYWHERE) -> bool:
-        """Whether there is a line with few bends, see :func:`fewest_bends`, which is then set; at
-        most two values of all lie beyond the edges by it."""
+        """Whether there is a line with few bends, which is then set; at most
+        two values of all lie beyond the edges by it."""
         low, high = self._edges
         slack = 2 * (w[-1] - w[0]) / number + self._half
         line = scales.fewest_bends(w, share, number, ends, (low - slack, high + slack))

@@ -187,7 +187,7 @@ def fewest_bends(
 def _bent_to(
     edges: Ends, nodes: Values, at: Values, w: Values, x: Values, share: Values
 ) -> tuple[Values, Values]:
-    """Points of a line, bent to the edges that it passes, as for :func:`fewest_bends`."""
+    """Points of a line, bent to the edges that it passes, as for ``fewest_bends``."""
     if nodes[0] < edges[0]:
         i = int(np.searchsorted(share, BEND).clip(1))
         inner = at > x[i]
