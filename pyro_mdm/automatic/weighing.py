@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.defensive import Defensive, Scored, defended
+from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.draws import row
 from pyro_mdm.automatic.moments import uneven
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.evaluation.weights import ImportanceWeights
-
-if TYPE_CHECKING:
-    from pyro_mdm.automatic.chain_guide import ChainGuide
+from pyro_mdm.support.traces import Site
 
 __all__ = ["OF_TAILS", "Weighing", "paths_at_once", "refuse_subsample"]
 
@@ -40,6 +41,35 @@ OF_TAILS = (
 """The advice for weights that mislead."""
 
 
+class WeighedGuide(Protocol):
+    """What is asked of a guide by a chain, as of ``ChainGuide``."""
+
+    loc: Tensor
+    latent_dim: int
+    chain: Chain
+    program_density: ProgramDensity
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def set_up(self, *args: object, **kwargs: object) -> None: ...
+
+    def latents(self) -> Iterable[tuple[str, Site]]: ...
+
+    def ratio(self, *args: object, **kwargs: object) -> Ratio: ...
+
+    def get_posterior(self, *args: object, **kwargs: object) -> TorchDistribution: ...
+
+    def of_all_rows(
+        self,
+        x: Tensor,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        *,
+        keep: bool = False,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 class Weighing:
     """The draws of a guide and their weights, for the arguments of its program.
 
@@ -50,7 +80,7 @@ class Weighing:
 
     def __init__(
         self,
-        guide: ChainGuide,
+        guide: WeighedGuide,
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> None:
@@ -211,7 +241,7 @@ class Weighing:
         return x, weights
 
 
-def paths_at_once(guide: ChainGuide, most: int, *, kept: bool = False) -> int:
+def paths_at_once(guide: WeighedGuide, most: int, *, kept: bool = False) -> int:
     """The number of paths, at most a given one, for which there is memory; MemoryError where there
     is none for one. For an update the graphs of all steps are kept."""
     free = OF_MEMORY * free_bytes(guide.loc.device)
@@ -225,7 +255,7 @@ def paths_at_once(guide: ChainGuide, most: int, *, kept: bool = False) -> int:
     return most if size == 0 else int(min(most, free // size))
 
 
-def refuse_subsample(guide: ChainGuide, what: str) -> None:
+def refuse_subsample(guide: WeighedGuide, what: str) -> None:
     """Raise NotImplementedError if a plate of the guide's program draws a subsample."""
     plate = getattr(getattr(guide, "program_density", None), "plate", None)
     if plate is not None:

@@ -516,7 +516,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 depends on sites that are not among them; given values of all parameters, of an
                 unknown site, of another shape or outside of their support; as for :meth:`data`.
         """
-        known = self._checked_given(given or {})
+        values_of_given = self._checked_given(given or {})
         particles = max(n, LEAST_PARTICLES) if particles is None else particles
         check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
         x = self.data(data)
@@ -525,7 +525,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 f"there are {max(map(len, x))} data, expected one; data along a plate are one "
                 "datum, of shape (*shape), and for others there is another call each"
             )
-        law = RemainingPrior(self._program, self.sites, known)
+        law = RemainingPrior(self._program, self.sites, values_of_given)
         in_group = 2 * math.ceil(particles / (2 * GROUPS))
         with seeded(seed), pyro.validation_enabled(False):
             u = law.sample(GROUPS * in_group)

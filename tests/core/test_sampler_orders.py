@@ -31,12 +31,11 @@ from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, Tolera
 from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, StochasticHeun
 from pyro_mdm.simulated.reference import TorchSDE, increments
 from pyro_mdm.support.progress import progress_bar
-from tests.core.test_samplers import TabulatedScore
+from tests.core.test_samplers import TabulatedScore, scalar
 from tests.diffusions import DIFFUSIONS, DISTINCT, TYPICAL, truncation
 from tests.mistakes import refused
 from tests.problems import ExactScore, generator, mixture, normal
 from tests.simulated.problems import Reversible
-from tests.simulated.test_sde import scalar
 
 Factory = Callable[[int], Sampler]
 SILENT = progress_bar(1, "", "", shown=False)

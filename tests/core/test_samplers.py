@@ -20,8 +20,7 @@ from pyro_mdm.samplers.stochastic import Ancestral, EulerMaruyama, Splitting, St
 from pyro_mdm.simulated.reference import TorchSDE
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
-from tests.problems import ExactScore, generator, learned, mixture
-from tests.simulated.test_sde import scalar
+from tests.problems import ExactScore, GaussianMixture, generator, learned, mixture
 
 CALLS: dict[str, tuple[Callable[[], Sampler], int]] = {
     "splitting of order 2": (lambda: Splitting(16, order=2), 2),
@@ -36,6 +35,11 @@ CALLS: dict[str, tuple[Callable[[], Sampler], int]] = {
     "stochastic exponential": (lambda: StochasticExponentialIntegrator(16), 1),
 }
 """Score calls of a step, by sampler."""
+
+
+def scalar(mean: float = 0.7, variance: float = 0.5) -> GaussianMixture:
+    m, v = (torch.tensor([x], dtype=torch.float64) for x in (mean, variance))
+    return GaussianMixture([1.0], m[None], v[None, None])
 
 
 class TabulatedScore:

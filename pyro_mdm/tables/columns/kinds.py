@@ -71,6 +71,7 @@ def register_kind(kind: type[C]) -> type[C]:
         TypeError: a class that is no subclass of :class:`Column`, or has no ``kind``.
 
     Example:
+        >>> from pyro_mdm.tables import Continuous
         >>> class Percent(Continuous):
         ...     kind = "percent"
         >>> register_kind(Percent) is KINDS.pop("percent")
