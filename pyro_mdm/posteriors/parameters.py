@@ -67,6 +67,8 @@ class Parameters:
         """The values of a batch as rows by site, (n, *shape), and the shape of the batch; errors as
         for :meth:`batch`."""
         values, batch = self.batch(theta)
+        if not batch.numel():
+            raise ValueError(f"theta has the batch shape {tuple(batch)}, expected some values")
         for site in self:
             value = values[site.name].expand(torch.Size([*batch, *site.shape]))
             values[site.name] = value.reshape(-1, *site.shape)

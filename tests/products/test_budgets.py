@@ -431,7 +431,7 @@ def test_more_simulations_are_learned_from_in_more_steps(monkeypatch: pytest.Mon
     """By default as the root of their number, or as the number above 10,000; given steps are taken
     as they are."""
     for module in (amortized, likelihoods):
-        monkeypatch.setitem(module.USUAL, "steps", 20)
+        monkeypatch.setattr(module, "USUAL", module.USUAL._replace(steps=20))
     for of_one in (of_posterior, of_likelihood):
         for n, number in ((100, 2), (400, 4), (20_000, 40)):
             outcomes = of_one(simulations=n)
