@@ -64,11 +64,17 @@ class Parameters:
             ) from None
 
     def rows(self, theta: Mapping[str, Tensor] | Tensor) -> tuple[Draws, torch.Size]:
-        """The values of a batch as rows by site, (n, *shape), and the shape of the batch; errors as
-        for :meth:`batch`."""
+        """The values of a batch as rows by site, (n, *shape), and the shape of the batch.
+
+        Raises:
+            ValueError: a batch without values; others as for :meth:`batch`.
+        """
         values, batch = self.batch(theta)
         if not batch.numel():
-            raise ValueError(f"theta has the batch shape {tuple(batch)}, expected some values")
+            raise ValueError(
+                f"theta has batches of shape {tuple(batch)}, expected at least one value of each "
+                "site; leave out the call where there is none"
+            )
         for site in self:
             value = values[site.name].expand(torch.Size([*batch, *site.shape]))
             values[site.name] = value.reshape(-1, *site.shape)
